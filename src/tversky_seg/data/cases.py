@@ -1,0 +1,560 @@
+"""Which files belong to which case: the manifest, what a user hands to `predict.py`, and the split by subject."""
+
+import csv
+import logging
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+logger = logging.getLogger("tversky_seg")
+
+SPLITS = ("train", "val", "test")
+NORMALIZATIONS = ("zscore", "robust", "none")
+_RESERVED = ("case_id", "subject_id", "brain_mask", "site", "session", "split", "fold")
+_LABEL_COLUMN = re.compile(r"label(_[2-9]|_[1-9]\d+)?")
+_SAFE_NAME = re.compile(r"\w([\w .=+@-]{0,126}[\w=+@-])?")
+_NIFTI = (".nii.gz", ".nii")
+
+
+class DataError(ValueError):
+    """Data or settings that nothing can be done with; the message is one line for the user.
+
+    It reads `<file or key>: <what was found>; <what was expected or to do>`. `faults` holds one such line for each
+    fault where several were found.
+    """
+
+    def __init__(self, message: str, *, faults: Sequence[str] = ()):
+        super().__init__(" ".join(message.split()))
+        self.faults = tuple(faults) or (str(self),)
+
+    @classmethod
+    def gather(cls, errors: Iterable["DataError"]) -> "DataError":
+        """One error for several: the first, and how many more there are."""
+        faults = [fault for error in errors for fault in error.faults]
+        more = f" (and {len(faults) - 1} more: run scripts/check_data.py)" if len(faults) > 1 else ""
+        return cls(faults[0] + more, faults=faults)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One examination of one subject: its image files, and its label where someone drew one.
+
+    Attributes:
+        case_id: Unique, and safe as part of a file name.
+        subject_id: Who was examined; splits never part the cases of one subject.
+        images: Modality name -> file, in the order of modalities of the cohort.
+        labels: The label to train on and judge by, then those of other raters; empty for a case that is predicted only.
+        brain_mask: Where the brain (or organ) is; None: the voxels that are not background.
+        site: Hospital or scanner.
+        session: Time point.
+        split: "train", "val", "test" or None.
+        fold: Which fold holds this case out, or None.
+    """
+
+    case_id: str
+    subject_id: str
+    images: Mapping[str, Path]
+    labels: tuple[Path, ...] = ()
+    brain_mask: Path | None = None
+    site: str | None = None
+    session: str | None = None
+    split: str | None = None
+    fold: int | None = None
+
+    @property
+    def label(self) -> Path | None:
+        """The label to train on and judge by, or None."""
+        return self.labels[0] if self.labels else None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The cases to train on, to choose checkpoint and threshold by, and to report on; no subject is in two."""
+
+    train: tuple[Case, ...]
+    val: tuple[Case, ...]
+    test: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A cohort as a user describes it: where the cases are listed, which channels and classes, how to split.
+
+    Attributes:
+        modalities: Input channels in order; empty: every modality column of the manifest.
+        classes: Class name -> label values that belong to it (values may be shared: nested classes). None:
+            `{"lesion": (1,)}`.
+        manifest: CSV that lists the cases; else `root` and `importer`.
+        root: Folder of a public data set as downloaded.
+        importer: `importer(root)` lists the cases of such a folder.
+        spacing_mm: Voxel size that the network sees, along R, A, S; None: that of most cases.
+        cache_dir: Where preprocessed cases are kept.
+        folds: Number of folds where neither a split nor a fold column decides.
+        fold: Which fold is held out for testing; None: the split column, else the first fold.
+        val_fraction: Share of the remaining subjects to validate on.
+        normalization: "zscore", "robust" or "none", see `preprocessing.Preprocessing`.
+
+    Raises:
+        DataError: A setting is out of range, or it is not said where the cases are.
+    """
+
+    modalities: tuple[str, ...] = ()
+    classes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"lesion": (1,)})
+    manifest: Path | None = None
+    root: Path | None = None
+    importer: Callable[[Path], list[Case]] | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+    cache_dir: Path = Path("data/cache")
+    folds: int = 5
+    fold: int | None = None
+    val_fraction: float = 0.2
+    normalization: str = "zscore"
+
+    def __post_init__(self) -> None:
+        plain = {
+            "modalities": check_modalities(self.modalities),
+            "classes": check_classes(self.classes),
+            "manifest": None if self.manifest is None else Path(self.manifest).expanduser(),
+            "root": None if self.root is None else Path(self.root).expanduser(),
+            "spacing_mm": check_spacing(self.spacing_mm),
+            "cache_dir": Path(self.cache_dir).expanduser(),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+        _require(self.folds >= 2, f"data.folds: {self.folds}; expected 2 or more")
+        _require(self.fold is None or self.fold >= 0, f"data.fold: {self.fold}; expected 0 or more")
+        _require(0 <= self.val_fraction < 1, f"data.val_fraction: {self.val_fraction}; expected 0 to below 1")
+        _require(
+            self.normalization in NORMALIZATIONS,
+            f"data.normalization: {self.normalization!r}; expected one of {', '.join(NORMALIZATIONS)}",
+        )
+        if self.importer is None:
+            _require(self.manifest is not None, "data.manifest: none given; expected a CSV file that lists the cases")
+        else:
+            _require(self.root is not None, "data.root: none given; expected the folder of the data set as downloaded")
+
+
+def check_modalities(modalities: Sequence[str] | None) -> tuple[str, ...]:
+    """Modality names as a tuple, after a check that they are distinct and can stand in file names."""
+    _require(not isinstance(modalities, str), f"data.modalities: {modalities!r}; expected a list as in [FLAIR,T1]")
+    names = tuple(str(name) for name in modalities or ())
+    for name in names:
+        _require(_is_safe(name), f"data.modalities: {name!r}; expected letters, digits and _ . = + @ -")
+        _require(not _is_reserved(name), f"data.modalities: {name!r} is a column with another meaning; rename it")
+    _require(len(set(names)) == len(names), f"data.modalities: {list(names)}; expected each name once")
+    return names
+
+
+def check_classes(classes: Mapping[str, Any] | None) -> dict[str, tuple[int, ...]]:
+    """Class name -> label values as tuples of int; None is `{"lesion": (1,)}`, a bare number a single value."""
+    if classes is None:
+        return {"lesion": (1,)}
+    _require(
+        isinstance(classes, Mapping) and len(classes) > 0, f"data.classes: {classes}; expected e.g. {{lesion: [1]}}"
+    )
+    checked = {}
+    for name, values in classes.items():
+        members = tuple(values) if isinstance(values, Sequence) and not isinstance(values, str) else (values,)
+        _require(_is_safe(str(name)), f"data.classes: {name!r}; expected letters, digits and _ . = + @ -")
+        _require(
+            len(members) > 0 and all(type(value) is int and value != 0 for value in members),
+            f"data.classes.{name}: {values}; expected label values, whole numbers other than 0 (the background)",
+        )
+        checked[str(name)] = members
+    return checked
+
+
+def check_spacing(spacing_mm: Sequence[float] | float | None) -> tuple[float, float, float] | None:
+    """Three positive voxel sizes in mm; one number stands for all three axes, None for the files' own."""
+    if spacing_mm is None:
+        return None
+    try:
+        spacing = np.broadcast_to(np.asarray(spacing_mm, dtype=float), 3)
+        fine = bool(np.all(np.isfinite(spacing) & (spacing > 0)))
+    except (TypeError, ValueError):
+        fine = False
+    _require(fine, f"data.spacing_mm: {spacing_mm}; expected three positive numbers in mm, as in [1,1,1]")
+    return (float(spacing[0]), float(spacing[1]), float(spacing[2]))
+
+
+def find_cases(dataset: Dataset) -> list[Case]:
+    """The cases of a data set; of a downloaded one the incomplete are left out and named in one warning.
+
+    Incomplete is a case without one of `dataset.modalities`, and one without label outside the official test set.
+
+    Raises:
+        DataError: The manifest is at fault, or no case is complete.
+    """
+    if dataset.importer is None:
+        assert dataset.manifest is not None
+        return read_manifest(dataset.manifest, modalities=dataset.modalities or None)
+    assert dataset.root is not None
+    _require(dataset.root.is_dir(), f"{dataset.root}: no such folder; give the data set's own folder as data.root=")
+    cases = dataset.importer(dataset.root)
+    _require(len(cases) > 0, f"{dataset.root}: no case found; expected the folder of the data set as downloaded")
+    _check_cases(cases, source=str(dataset.root))
+    missing = {case.case_id: _what_is_missing(case, dataset.modalities) for case in cases}
+    complete = [_with_modalities(case, dataset.modalities) for case in cases if not missing[case.case_id]]
+    _say_incomplete(missing)
+    _require(len(complete) > 0, f"{dataset.root}: no case is complete, {cases[0].case_id} has no "
+             f"{missing[cases[0].case_id]}; download the files or name other data.modalities")  # fmt: skip
+    return complete
+
+
+def read_manifest(path: Path | str, *, modalities: Sequence[str] | None = None) -> list[Case]:
+    """The cases that a CSV lists, in its order.
+
+    Columns: `case_id, subject_id, <one per modality>, label[, label_2, …][, brain_mask][, site][, session]
+    [, split | fold]`; file names are relative to the manifest's folder. An empty label cell: predicted, not judged.
+
+    Args:
+        path: The CSV (comma, semicolon or tab).
+        modalities: Columns to read as images, in this order; None: every column that is none of the above.
+
+    Raises:
+        DataError: The file cannot be read, holds no case, lacks a column, a cell or a file, names a case twice or by
+            a name that is unsafe in a path, or puts a subject in two splits or folds.
+    """
+    path = Path(path).expanduser()
+    rows = _read_rows(path)
+    header = [name for name in rows[0] if name]
+    names = tuple(modalities) if modalities is not None else tuple(n for n in header if not _is_reserved(n))
+    _check_header(header, names, path=path)
+    faults: list[DataError] = []
+    cases = []
+    for number, row in enumerate(rows[1:], start=2):
+        try:
+            cases.append(_case_of(dict(zip(rows[0], row, strict=False)), names, where=f"{path} line {number}"))
+        except DataError as fault:
+            faults.append(fault)
+    if not faults:
+        _check_cases(cases, source=str(path))
+    files = [(case, file) for case in cases for file in _files(case)]
+    faults += [
+        DataError(f"{file}: no such file; {path} names it for case {case.case_id}")
+        for case, file in files
+        if not file.is_file()
+    ]
+    if faults:
+        raise DataError.gather(faults)
+    return cases
+
+
+def write_manifest(cases: Sequence[Case], path: Path | str, *, modalities: Sequence[str] | None = None) -> None:
+    """Write cases as the CSV that `read_manifest` reads; the file appears whole or not at all.
+
+    File names are relative where the file lies below the manifest's folder, else absolute.
+
+    Args:
+        cases: At least one.
+        path: The CSV to write; its folder is made.
+        modalities: Image columns; None: every modality that a case has.
+    """
+    path = Path(path)
+    _check_cases(cases, source=str(path))
+    names = tuple(modalities) if modalities is not None else tuple(dict.fromkeys(m for c in cases for m in c.images))
+    n_labels = max((len(case.labels) for case in cases), default=1)
+    rows = [
+        _row_of(case, names, n_labels=max(n_labels, 1), folder=Path(os.path.abspath(path.parent))) for case in cases
+    ]
+    header = [name for name in rows[0] if name in ("label", *names) or any(row[name] for row in rows)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid4().hex}")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, header, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(path)
+
+
+def split_cases(
+    cases: Sequence[Case], *, folds: int = 5, fold: int | None = None, val_fraction: float = 0.2, seed: int = 0
+) -> Split:
+    """Part cases into training, validation and test set, by subject.
+
+    With `fold` given: the fold column, else `folds` folds drawn over the subjects (as many as subjects where these
+    are fewer); that fold is the test set. Without: the split column, else as with the first fold. Where no validation
+    set is named, it is `val_fraction` of the remaining subjects, at least one when 4 or more remain, else none.
+    Cases without label are never trained or validated on: they join the test set unless their subject is elsewhere.
+
+    Args:
+        cases: The cohort.
+        folds: Number of folds, where they are drawn.
+        fold: The fold held out, or None.
+        val_fraction: In [0, 1); 0 is no validation set.
+        seed: Of the split, which should stay the same when the seed of training changes.
+
+    Raises:
+        DataError: No labelled case to train on, a fold that is not there, a labelled case without split or fold where
+            others have one, or a subject in two splits.
+    """
+    _check_cases(cases, source="data")
+    labelled = [case for case in cases if case.labels]
+    held_out = _column(labelled, "split") if fold is None else None
+    if held_out is None:
+        held_out = _held_out_by_fold(labelled, folds=folds, fold=fold, seed=seed)
+    if "val" not in held_out.values():
+        remaining = sorted({case.subject_id for case in labelled if held_out[case.subject_id] == "train"})
+        held_out |= dict.fromkeys(_draw_validation(remaining, val_fraction=val_fraction, seed=seed), "val")
+    parts: dict[str, list[Case]] = {name: [] for name in SPLITS}
+    left_out = []
+    for case in cases:
+        part = held_out.get(case.subject_id, "test")
+        if case.labels or part == "test":
+            parts[part].append(case)
+        else:
+            left_out.append(case.case_id)
+    if left_out:
+        logger.warning("without label, of subjects in training, left out: %s", ", ".join(left_out))
+    _require(len(parts["train"]) > 0, f"data: no labelled case to train on among {len(cases)} cases; "
+             "label some, or give them split=train")  # fmt: skip
+    return Split(*(tuple(parts[name]) for name in SPLITS))
+
+
+def cases_from_input(
+    input: Mapping[str, Path | str] | Path | str, *, modalities: Sequence[str], case_id: str | None = None
+) -> list[Case]:
+    """The cases that a user wants predicted.
+
+    Args:
+        input: One case as `{modality: file}` (also `brain_mask: file`), or the file alone where there is one modality;
+            a manifest CSV; or a folder of `<case_id>_<MODALITY>.nii[.gz]` or `<case_id>/<MODALITY>.nii[.gz]`, in which
+            a file for `brain_mask` is used too.
+        modalities: What the network was trained on, in order.
+        case_id: Names the one case (else the stem of its first file), or picks one out of several.
+
+    Raises:
+        DataError: A file or modality is missing, or nothing is found.
+    """
+    if isinstance(input, Mapping):
+        return [_case_of_files(input, modalities, case_id=case_id)]
+    path = Path(input).expanduser()
+    _require(path.exists(), f"{path}: no such file or folder; expected images, a manifest CSV or a folder of images")
+    if path.is_dir():
+        cases = _cases_in_folder(path, modalities)
+    elif path.name.endswith(_NIFTI):
+        _require(len(modalities) == 1, f"{path}: one image; expected one for each of {', '.join(modalities)}, as in "
+                 f"input={{{','.join(f'{m}: {m}.nii.gz' for m in modalities)}}}")  # fmt: skip
+        return [_case_of_files({modalities[0]: path}, modalities, case_id=case_id)]
+    else:
+        cases = read_manifest(path, modalities=modalities)
+    chosen = [case for case in cases if case_id in (None, case.case_id)]
+    _require(len(chosen) > 0, f"case_id: {case_id!r} is not in {path}; expected one of "
+             f"{', '.join(case.case_id for case in cases[:5])}")  # fmt: skip
+    return chosen
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise DataError(message)
+
+
+def _is_safe(name: str) -> bool:
+    """Whether a name can stand in a file name on any system: no separator, no leading dot, not empty."""
+    return _SAFE_NAME.fullmatch(name) is not None
+
+
+def _is_reserved(column: str) -> bool:
+    return column in _RESERVED or _LABEL_COLUMN.fullmatch(column) is not None
+
+
+def _read_rows(path: Path) -> list[list[str]]:
+    """Header and rows of a CSV, cells stripped, empty rows dropped."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}; expected a manifest CSV") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: is no CSV text; expected a manifest CSV in UTF-8") from error
+    rows = [row for row in rows if any(row)]
+    _require(len(rows) > 1, f"{path}: lists no case; expected a header line and a line for each case")
+    too_long = [row for row in rows[1:] if any(row[len(rows[0]) :])]
+    _require(not too_long, f"{path}: more cells than columns in the line of {(too_long or [['']])[0][0]!r}; "
+             f"expected {len(rows[0])}")  # fmt: skip
+    return rows
+
+
+def _check_header(header: Sequence[str], modalities: Sequence[str], *, path: Path) -> None:
+    twice = [name for name, count in Counter(header).items() if count > 1]
+    _require(not twice, f"{path}: column {', '.join(twice)} stands twice; expected each once")
+    for name in header:
+        plain = name.lower().replace(" ", "_")
+        _require(name == plain or not _is_reserved(plain), f"{path}: column {name!r}; write it as {plain!r}")
+    missing = [name for name in ("case_id", "subject_id", *modalities) if name not in header]
+    _require(not missing, f"{path}: no column {', '.join(missing)} among {', '.join(header)}; add it"
+             + (" or name other data.modalities" if set(missing) & set(modalities) else ""))  # fmt: skip
+    _require(len(modalities) > 0, f"{path}: no column of images among {', '.join(header)}; expected one per modality")
+
+
+def _case_of(row: Mapping[str, str], modalities: Sequence[str], *, where: str) -> Case:
+    """The case of one line of a manifest, with absolute file names."""
+    folder = Path(os.path.abspath(Path(where.rpartition(" line ")[0]).parent))
+    empty = [name for name in ("case_id", "subject_id", *modalities) if not row.get(name)]
+    _require(not empty, f"{where}: empty cell for {', '.join(empty)}; fill it, remove the line or name other "
+             "data.modalities")  # fmt: skip
+    files = {name: Path(os.path.abspath(folder / Path(cell).expanduser())) for name, cell in row.items() if cell}
+    labels = sorted((name for name in files if _LABEL_COLUMN.fullmatch(name)), key=lambda n: int(n[6:] or 1))
+    _require(not labels or labels[0] == "label", f"{where}: {labels[:1]} without label; fill the label cell first")
+    split, fold = row.get("split") or None, row.get("fold") or None
+    _require(split is None or split in SPLITS, f"{where}: split {split!r}; expected train, val or test")
+    _require(fold is None or fold.isdecimal(), f"{where}: fold {fold!r}; expected a whole number from 0")
+    return Case(
+        case_id=row["case_id"],
+        subject_id=row["subject_id"],
+        images={name: files[name] for name in modalities},
+        labels=tuple(files[name] for name in labels),
+        brain_mask=files.get("brain_mask"),
+        site=row.get("site") or None,
+        session=row.get("session") or None,
+        split=split,
+        fold=None if fold is None else int(fold),
+    )
+
+
+def _row_of(case: Case, modalities: Sequence[str], *, n_labels: int, folder: Path) -> dict[str, str]:
+    """One line of a manifest, columns in their order."""
+    labels = dict(zip(["label", *(f"label_{i}" for i in range(2, n_labels + 1))], case.labels, strict=False))
+    row = {"case_id": case.case_id, "subject_id": case.subject_id}
+    row |= {name: _written(case.images.get(name), folder) for name in modalities}
+    row |= {
+        name: _written(labels.get(name), folder) for name in ["label", *(f"label_{i}" for i in range(2, n_labels + 1))]
+    }
+    row |= {"brain_mask": _written(case.brain_mask, folder), "site": case.site or "", "session": case.session or ""}
+    return row | {"split": case.split or "", "fold": "" if case.fold is None else str(case.fold)}
+
+
+def _written(file: Path | None, folder: Path) -> str:
+    if file is None:
+        return ""
+    absolute = Path(os.path.abspath(file))
+    return (absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute).as_posix()
+
+
+def _files(case: Case) -> list[Path]:
+    return [*case.images.values(), *case.labels, *([case.brain_mask] if case.brain_mask else [])]
+
+
+def _check_cases(cases: Sequence[Case], *, source: str) -> None:
+    """Refuse names that are unsafe or taken, and subjects in two splits or folds."""
+    seen: dict[str, str] = {}
+    for case in cases:
+        _require(_is_safe(case.case_id), f"{source}: case_id {case.case_id!r}; expected letters, digits and _ . = + @ -, "
+                 "since it becomes part of file names")  # fmt: skip
+        other = seen.setdefault(case.case_id.casefold(), case.case_id)
+        _require(other is case.case_id, f"{source}: case_id {case.case_id!r} stands twice"
+                 + (f" (as {other!r}, one file on some systems)" if other != case.case_id else "")
+                 + "; expected each case once")  # fmt: skip
+    for column in ("split", "fold"):
+        _column(cases, column)
+
+
+def _column(cases: Sequence[Case], column: str) -> dict[str, Any] | None:
+    """Subject -> its split or fold; None where no case has one."""
+    found: dict[str, set[Any]] = defaultdict(set)
+    for case in cases:
+        if (value := getattr(case, column)) is not None:
+            found[case.subject_id].add(value)
+    for subject, values in found.items():
+        _require(len(values) == 1, f"data: subject {subject!r} is in {column} {' and '.join(sorted(map(str, values)))}; "
+                 "expected all cases of a subject in one")  # fmt: skip
+    return {subject: values.pop() for subject, values in found.items()} or None
+
+
+def _held_out_by_fold(cases: Sequence[Case], *, folds: int, fold: int | None, seed: int) -> dict[str, Any]:
+    """Subject -> "test" where its fold is held out, else "train"."""
+    fold_of = _column(cases, "fold")
+    if fold_of is None:
+        subjects = sorted({case.subject_id for case in cases})
+        _require(len(subjects) > 1, f"data: {len(subjects)} labelled subjects; expected two or more to hold one out, or a "
+                 "split column in the manifest")  # fmt: skip
+        drawn = np.random.default_rng([seed, 0]).permutation(len(subjects))
+        fold_of = {subjects[s]: place % min(folds, len(subjects)) for place, s in enumerate(drawn)}
+    without = [case.case_id for case in cases if case.subject_id not in fold_of]
+    _require(not without, f"data: case {', '.join(without[:1])} has a label but no fold; expected one as others have")
+    held_out = min(fold_of.values()) if fold is None else fold
+    _require(held_out in fold_of.values(), f"data.fold: {held_out}; expected one of "
+             f"{', '.join(map(str, sorted(set(fold_of.values()))))}")  # fmt: skip
+    return {subject: "test" if number == held_out else "train" for subject, number in fold_of.items()}
+
+
+def _draw_validation(subjects: Sequence[str], *, val_fraction: float, seed: int) -> list[str]:
+    if len(subjects) < 4 or val_fraction == 0:
+        return []
+    n = min(max(1, round(val_fraction * len(subjects))), len(subjects) - 1)
+    return [subjects[i] for i in np.random.default_rng([seed, 1]).permutation(len(subjects))[:n]]
+
+
+def _case_of_files(files: Mapping[str, Path | str], modalities: Sequence[str], *, case_id: str | None) -> Case:
+    """One case from `{modality: file}`."""
+    paths = {name: Path(os.path.abspath(Path(file).expanduser())) for name, file in files.items()}
+    for name in modalities:
+        _require(name in paths, f"input: no file for modality {name}; expected one for each of {', '.join(modalities)}")
+    for name, path in paths.items():
+        _require(name in modalities or name == "brain_mask",
+                 f"input: {name} is no modality of this network; expected {', '.join(modalities)}")  # fmt: skip
+        _require(path.is_file(), f"{path}: no such file; expected the image of {name}")
+    name = _stem(paths[modalities[0]]) if case_id is None else case_id
+    _require(_is_safe(name), f"case_id: {name!r}; expected letters, digits and _ . = + @ -; set case_id=")
+    images = {modality: paths[modality] for modality in modalities}
+    return Case(case_id=name, subject_id=name, images=images, brain_mask=paths.get("brain_mask"))
+
+
+def _stem(path: Path) -> str:
+    return next((path.name.removesuffix(end) for end in _NIFTI if path.name.endswith(end)), path.stem)
+
+
+def _cases_in_folder(folder: Path, modalities: Sequence[str]) -> list[Case]:
+    """Cases of `<case_id>_<MODALITY>.nii[.gz]` and `<case_id>/<MODALITY>.nii[.gz]`, sorted by id."""
+    found: dict[str, dict[str, Path]] = defaultdict(dict)
+    for path in sorted([*folder.glob("*.nii*"), *folder.glob("*/*.nii*")]):
+        if not path.name.endswith(_NIFTI) or path.name.startswith("."):
+            continue
+        for name in sorted((*modalities, "brain_mask"), key=len, reverse=True):
+            if path.parent == folder and _stem(path).endswith(f"_{name}"):
+                case_id = _stem(path).removesuffix(f"_{name}")
+            elif path.parent != folder and _stem(path) == name:
+                case_id = path.parent.name
+            else:
+                continue
+            taken = found[case_id].setdefault(name, path)
+            _require(taken is path, f"{path}: a second {name} of case {case_id} beside {taken}; keep one of them")
+            break
+    ids = [case_id for case_id, files in sorted(found.items()) if set(files) != {"brain_mask"}]
+    _require(len(ids) > 0, f"{folder}: no image found; expected <case_id>_{modalities[0]}.nii.gz or "
+             f"<case_id>/{modalities[0]}.nii.gz")  # fmt: skip
+    faults = [DataError(f"{folder}: case {case_id} has no {name}; expected {case_id}_{name}.nii.gz")
+              for case_id in ids for name in modalities if name not in found[case_id]]  # fmt: skip
+    if faults:
+        raise DataError.gather(faults)
+    cases = [_case_of_files(found[case_id], modalities, case_id=case_id) for case_id in ids]
+    _check_cases(cases, source=str(folder))
+    return cases
+
+
+def _what_is_missing(case: Case, modalities: Sequence[str]) -> str:
+    missing = [name for name in modalities if name not in case.images]
+    return ", ".join(missing + ["label"] * (not case.labels and case.split != "test"))
+
+
+def _with_modalities(case: Case, modalities: Sequence[str]) -> Case:
+    return replace(case, images={name: case.images[name] for name in modalities or case.images})
+
+
+def _say_incomplete(missing: Mapping[str, str]) -> None:
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for case_id, reason in missing.items():
+        if reason:
+            by_reason[reason].append(case_id)
+    if by_reason:
+        lists = "; ".join(f"no {reason}: {', '.join(ids)}" for reason, ids in by_reason.items())
+        n_incomplete = sum(map(len, by_reason.values()))
+        logger.warning("%d of %d cases are incomplete and left out (%s)", n_incomplete, len(missing), lists)
