@@ -1,0 +1,119 @@
+"""Overlap of a prediction with its reference: counts first, rates from counts.
+
+`tversky_index` is the one rate that losses and reports share. Precision, sensitivity, Dice and every F measure are
+settings of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+Number = TypeVar("Number", float, Tensor)
+
+
+def tversky_index(tp: Number, fp: Number, fn: Number, *, alpha: float, beta: float, smooth: float = 0.0) -> Number:
+    """Share of true positives when false positives weigh alpha and misses weigh beta.
+
+    (tp + smooth) / (tp + alpha fp + beta fn + smooth): arXiv 1706.05721, eq. 2. alpha = beta = 0.5 is Dice,
+    alpha = beta = 1 the Jaccard index, (1, 0) precision, (0, 1) sensitivity.
+
+    Args:
+        tp: true positives in voxels, hard or soft; a number, or a tensor of any shape.
+        fp: false positives, as `tp`.
+        fn: false negatives (missed), as `tp`.
+        alpha: weight of a false positive, >= 0.
+        beta: weight of a false negative, >= 0.
+        smooth: added to numerator and denominator, in voxels.
+
+    Returns:
+        The index in [0, 1]; NaN where the denominator is 0 (nothing there and nothing claimed, with smooth = 0).
+    """
+    denominator = tp + alpha * fp + beta * fn + smooth
+    if not isinstance(denominator, Tensor) and not denominator:
+        return math.nan
+    return (tp + smooth) / denominator
+
+
+def f_weights(b: float) -> tuple[float, float]:
+    """The (alpha, beta) that make the Tversky index the F measure of `b`: sensitivity counts b times precision.
+
+    alpha = 1 / (1 + b^2), beta = b^2 / (1 + b^2): arXiv 1803.11078. b = 1 is Dice, b = 2 is (0.2, 0.8).
+    """
+    if not 0 <= b < math.inf:
+        raise ValueError(f"b must be >= 0 and finite, got b={b}")
+    return 1 / (1 + b * b), b * b / (1 + b * b)
+
+
+@dataclass(frozen=True)
+class OverlapCounts:
+    """Voxels found, invented, missed and rightly left out. Rates with an empty denominator are NaN."""
+
+    tp: int
+    fp: int
+    fn: int
+    tn: int
+
+    @property
+    def dice(self) -> float:
+        """Dice coefficient 2 tp / (2 tp + fp + fn); NaN where prediction and reference are both empty."""
+        return self.f(1)
+
+    @property
+    def sensitivity(self) -> float:
+        """Share of the reference that was found, tp / (tp + fn); NaN where the reference is empty."""
+        return tversky_index(float(self.tp), float(self.fp), float(self.fn), alpha=0, beta=1)
+
+    @property
+    def specificity(self) -> float:
+        """Share of the background left alone, tn / (tn + fp); NaN where the reference fills the image."""
+        return tversky_index(float(self.tn), float(self.fp), 0.0, alpha=1, beta=0)
+
+    @property
+    def precision(self) -> float:
+        """Share of the prediction that is right, tp / (tp + fp); NaN where the prediction is empty."""
+        return tversky_index(float(self.tp), float(self.fp), float(self.fn), alpha=1, beta=0)
+
+    def f(self, b: float) -> float:
+        """F measure, (1+b^2) tp / ((1+b^2) tp + b^2 fn + fp); b = 2 is F2. NaN where both masks are empty."""
+        alpha, beta = f_weights(b)
+        return tversky_index(float(self.tp), float(self.fp), float(self.fn), alpha=alpha, beta=beta)
+
+    def __add__(self, other: OverlapCounts) -> OverlapCounts:
+        """Counts of two cases pooled."""
+        return OverlapCounts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn)
+
+
+def overlap_counts(prediction: Any, reference: Any) -> OverlapCounts:
+    """Count the voxels in which two masks agree and differ.
+
+    Args:
+        prediction: mask of any shape, bool or 0/1; a numpy array or a torch tensor on the CPU.
+        reference: mask of the same shape.
+
+    Returns:
+        The four counts; they add up to the number of voxels.
+
+    Raises:
+        ValueError: shapes differ, or a mask holds anything but 0 and 1.
+    """
+    predicted, true = _as_mask(prediction, "prediction"), _as_mask(reference, "reference")
+    if predicted.shape != true.shape:
+        raise ValueError(f"prediction and reference must have one shape, got {predicted.shape} and {true.shape}")
+    tp = int(np.count_nonzero(predicted & true))
+    fp, fn = int(np.count_nonzero(predicted)) - tp, int(np.count_nonzero(true)) - tp
+    return OverlapCounts(tp=tp, fp=fp, fn=fn, tn=true.size - tp - fp - fn)
+
+
+def _as_mask(values: Any, name: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """The values as bool, or an error where they are no mask (a probability, a label map)."""
+    array = np.asarray(values.detach() if isinstance(values, Tensor) else values)
+    mask = array.astype(bool)
+    if array.dtype != bool and not np.array_equal(array, mask):
+        wrong = array[array != mask].ravel()[0]
+        raise ValueError(f"{name} must be a mask of 0 and 1, got the value {wrong}: threshold it first")
+    return mask
