@@ -1,0 +1,174 @@
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+
+from tversky_seg.data.augmentation import Augmentation
+
+GEOMETRY_ONLY = {f"{name}_probability": 0.0 for name in ("gamma", "contrast", "scale", "shift", "noise")}
+NOTHING = {**GEOMETRY_ONLY, "flip_axes": (), "rotation_axes": ()}
+INTENSITIES_ONLY = {"flip_axes": (), "rotation_axes": ()}
+
+
+def a_patch(shape: tuple[int, int, int] = (12, 12, 12), seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Noise in a ball with 0 around; target and components are functions of the image, to be held against it."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, side) for side in shape), indexing="ij"))
+    ball = (grid**2).sum(axis=0) < 0.9
+    image = np.where(ball, rng.standard_normal((2, *shape), dtype=np.float32), np.float32(0))
+    return image, (image[:1] > 1).astype(np.uint8), (image[:1] * 1000).astype(np.int32)
+
+
+def rngs(n: int = 60) -> list[np.random.Generator]:
+    return [np.random.default_rng([7, i]) for i in range(n)]
+
+
+def test_switched_off_it_changes_nothing() -> None:
+    patch = a_patch()
+    for before, after in zip(patch, Augmentation(**NOTHING)(*patch, np.random.default_rng(0)), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_target_and_components_follow_the_image() -> None:
+    patch = a_patch()
+    for rng in rngs():
+        image, target, components = Augmentation(**GEOMETRY_ONLY)(*patch, rng)
+        np.testing.assert_array_equal(target, image[:1] > 1)
+        np.testing.assert_array_equal(components, (image[:1] * 1000).astype(np.int32))
+        assert image.flags.c_contiguous
+
+
+def test_flips_and_quarter_turns_reach_all_48_symmetries_of_a_cube() -> None:
+    image, target, _ = a_patch((3, 3, 3))
+    seen = {Augmentation(**GEOMETRY_ONLY)(image, target, None, rng)[0].tobytes() for rng in rngs(1500)}
+    symmetries = {
+        np.ascontiguousarray(
+            np.flip(image.transpose(0, *axes), axis=[a + 1 for a in range(3) if mirrored[a]])
+        ).tobytes()
+        for axes in permutations((1, 2, 3))
+        for mirrored in product((False, True), repeat=3)
+    }
+    assert seen == symmetries
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing_mm"), [((8, 8, 8), (1.0, 1.0, 3.0)), ((8, 8, 6), (1.0, 1.0, 1.0)), ((8, 8, 6), (1.0, 1.0, 3.0))]
+)
+def test_only_square_planes_of_equal_spacing_are_turned_by_90_degrees(
+    shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]
+) -> None:
+    image, target, _ = a_patch(shape)
+    z = np.broadcast_to(np.arange(shape[2], dtype=np.float32), (1, *shape))
+    augmentation = Augmentation(**GEOMETRY_ONLY)
+    moved = [
+        augmentation(np.concatenate([image, z + 1]), target, None, rng, spacing_mm=spacing_mm)[0] for rng in rngs()
+    ]
+    assert all(m.shape[1:] == shape for m in moved)
+    assert all(len(np.unique(m[2, :, :, 0])) == 1 for m in moved), "the z axis stayed the z axis"
+    in_plane = {m[0].max(axis=2).tobytes() for m in moved}
+    assert len(in_plane) == 8, "the x-y plane took its 8 symmetries"
+
+
+def test_without_quarter_turns_only_180_degrees_remain() -> None:
+    image, target, _ = a_patch((4, 4, 4))
+    augmentation = Augmentation(**{**GEOMETRY_ONLY, "flip_axes": (), "quarter_turns": False})
+    seen = {augmentation(image, target, None, rng)[0].tobytes() for rng in rngs(200)}
+    pairs = [(), (1, 2), (1, 3), (2, 3)]
+    assert seen == {np.ascontiguousarray(np.flip(image, axis=pair)).tobytes() for pair in pairs}
+
+
+def test_only_the_axes_asked_for_are_mirrored() -> None:
+    image, target, _ = a_patch()
+    augmentation = Augmentation(**{**GEOMETRY_ONLY, "flip_axes": (0,), "rotation_axes": ()})
+    seen = {augmentation(image, target, None, rng)[0].tobytes() for rng in rngs()}
+    assert seen == {image.tobytes(), np.ascontiguousarray(image[:, ::-1]).tobytes()}
+
+
+def test_intensities_change_inside_the_brain_only() -> None:
+    patch = a_patch()
+    background = ~patch[0].any(axis=0)
+    changed = [Augmentation(**INTENSITIES_ONLY)(*patch, rng)[0] for rng in rngs()]
+    assert all((image[:, background] == 0).all() for image in changed)
+    assert all(image.dtype == np.float32 for image in changed)
+    assert sum(not np.array_equal(image, patch[0]) for image in changed) > 50
+
+
+def test_channels_change_independently() -> None:
+    image, target, _ = a_patch()
+    image[1] = image[0]
+    augmentation = Augmentation(**{**NOTHING, "scale": 0.5, "scale_probability": 1.0})
+    changed = augmentation(image, target, None, np.random.default_rng(0))[0]
+    assert not np.array_equal(changed[0], changed[1])
+
+
+def test_scale_and_shift_are_what_they_say() -> None:
+    image, target, _ = a_patch()
+    brain = image[0] != 0
+    for rng in rngs(20):
+        scaled = Augmentation(**{**NOTHING, "scale": 0.3, "scale_probability": 1.0})(image, target, None, rng)[0]
+        factor = scaled[0][brain] / image[0][brain]
+        assert np.ptp(factor) < 1e-5
+        assert 0.7 <= factor[0] <= 1.3
+        shifted = Augmentation(**{**NOTHING, "shift": 0.3, "shift_probability": 1.0})(image, target, None, rng)[0]
+        offset = shifted[0][brain] - image[0][brain]
+        assert np.ptp(offset) < 1e-5
+        assert abs(offset[0]) <= 0.3
+
+
+def test_noise_has_at_most_the_standard_deviation_asked_for() -> None:
+    image, target, _ = a_patch((32, 32, 32))
+    brain = image[0] != 0
+    augmentation = Augmentation(**{**NOTHING, "noise_sd": 0.2, "noise_probability": 1.0})
+    sds = [np.std((augmentation(image, target, None, rng)[0] - image)[0][brain]) for rng in rngs(40)]
+    assert max(sds) < 0.21
+    assert np.mean(sds) == pytest.approx(0.1, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "strongest", [{"gamma": 1.0, "gamma_probability": 1.0}, {"contrast": 1.0, "contrast_probability": 1.0}]
+)
+def test_gamma_and_contrast_keep_order_and_range(strongest: dict[str, float]) -> None:
+    image, target, _ = a_patch()
+    for rng in rngs(20):
+        bent = Augmentation(**{**NOTHING, **strongest})(image, target, None, rng)[0]
+        order = np.argsort(image[0], axis=None)
+        assert (np.diff(bent[0].ravel()[order][image[0].ravel()[order] != 0]) >= -1e-5).all()
+        np.testing.assert_allclose((bent.min(), bent.max()), (image.min(), image.max()), rtol=1e-5)
+
+
+def test_the_contrast_curve_by_hand() -> None:
+    image = np.array([0.0, 1, 2, 3, 4], np.float32).reshape(1, 5, 1, 1)
+    target = np.zeros((1, 5, 1, 1), np.uint8)
+    rng = np.random.default_rng(3)
+    bent = Augmentation(**{**NOTHING, "contrast": 1.0, "contrast_probability": 1.0})(image, target, None, rng)[0]
+    c = (bent[0, 1, 0, 0] / 4 - 0.25) / (0.25 * 0.75 * 0.5)
+    assert -1 <= c <= 1
+    np.testing.assert_allclose(bent.ravel(), [0, 1 + c * 0.375, 2, 3 - c * 0.375, 4], atol=1e-6)
+
+
+def test_blank_and_constant_patches_pass_through() -> None:
+    target = np.zeros((1, 8, 8, 8), np.uint8)
+    for rng in rngs(20):
+        blank = Augmentation()(np.zeros((2, 8, 8, 8), np.float32), target, None, rng)
+        assert not blank[0].any()
+        assert blank[2] is None
+        assert np.isfinite(Augmentation()(np.ones((2, 8, 8, 8), np.float32), target, None, rng)[0]).all()
+
+
+def test_what_comes_in_is_left_as_it_is_and_the_same_generator_gives_the_same_patch() -> None:
+    patch = a_patch()
+    copies = [array.copy() for array in patch]
+    first, second = (Augmentation()(*patch, np.random.default_rng(5)) for _ in range(2))
+    for array, copy, a, b in zip(patch, copies, first, second, strict=True):
+        np.testing.assert_array_equal(array, copy)
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"flip_axes": (3,)}, {"noise_probability": 1.2}, {"gamma": -0.1}, {"contrast": 1.5}, {"scale": 2.0}]
+)
+def test_bad_settings_are_refused_with_name_and_value(bad: dict) -> None:
+    (name, value), *_ = bad.items()
+    with pytest.raises(ValueError, match=name) as caught:
+        Augmentation(**bad)
+    assert str(value) in str(caught.value)
