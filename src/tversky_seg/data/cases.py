@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -261,9 +260,7 @@ def write_manifest(cases: Sequence[Case], path: Path | str, *, modalities: Seque
     _check_cases(cases, source=str(path))
     names = tuple(modalities) if modalities is not None else tuple(dict.fromkeys(m for c in cases for m in c.images))
     n_labels = max((len(case.labels) for case in cases), default=1)
-    rows = [
-        _row_of(case, names, n_labels=max(n_labels, 1), folder=Path(os.path.abspath(path.parent))) for case in cases
-    ]
+    rows = [_row_of(case, names, n_labels=max(n_labels, 1), folder=path.parent.absolute()) for case in cases]
     header = [name for name in rows[0] if name in ("label", *names) or any(row[name] for row in rows)]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid4().hex}")
@@ -300,6 +297,8 @@ def split_cases(
     held_out = _column(labelled, "split") if fold is None else None
     if held_out is None:
         held_out = _held_out_by_fold(labelled, folds=folds, fold=fold, seed=seed)
+    for case in labelled:
+        _require(case.subject_id in held_out, f"data: case {case.case_id} has a label but no split; fill the column")
     if "val" not in held_out.values():
         remaining = sorted({case.subject_id for case in labelled if held_out[case.subject_id] == "train"})
         held_out |= dict.fromkeys(_draw_validation(remaining, val_fraction=val_fraction, seed=seed), "val")
@@ -397,11 +396,11 @@ def _check_header(header: Sequence[str], modalities: Sequence[str], *, path: Pat
 
 def _case_of(row: Mapping[str, str], modalities: Sequence[str], *, where: str) -> Case:
     """The case of one line of a manifest, with absolute file names."""
-    folder = Path(os.path.abspath(Path(where.rpartition(" line ")[0]).parent))
+    folder = Path(where.rpartition(" line ")[0]).parent.absolute()
     empty = [name for name in ("case_id", "subject_id", *modalities) if not row.get(name)]
     _require(not empty, f"{where}: empty cell for {', '.join(empty)}; fill it, remove the line or name other "
              "data.modalities")  # fmt: skip
-    files = {name: Path(os.path.abspath(folder / Path(cell).expanduser())) for name, cell in row.items() if cell}
+    files = {name: folder / Path(cell).expanduser() for name, cell in row.items() if cell}
     labels = sorted((name for name in files if _LABEL_COLUMN.fullmatch(name)), key=lambda n: int(n[6:] or 1))
     _require(not labels or labels[0] == "label", f"{where}: {labels[:1]} without label; fill the label cell first")
     split, fold = row.get("split") or None, row.get("fold") or None
@@ -435,7 +434,7 @@ def _row_of(case: Case, modalities: Sequence[str], *, n_labels: int, folder: Pat
 def _written(file: Path | None, folder: Path) -> str:
     if file is None:
         return ""
-    absolute = Path(os.path.abspath(file))
+    absolute = file.absolute()
     return (absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute).as_posix()
 
 
@@ -447,8 +446,8 @@ def _check_cases(cases: Sequence[Case], *, source: str) -> None:
     """Refuse names that are unsafe or taken, and subjects in two splits or folds."""
     seen: dict[str, str] = {}
     for case in cases:
-        _require(_is_safe(case.case_id), f"{source}: case_id {case.case_id!r}; expected letters, digits and _ . = + @ -, "
-                 "since it becomes part of file names")  # fmt: skip
+        _require(_is_safe(case.case_id), f"{source}: case_id {case.case_id!r}; expected letters, digits and "
+                 "_ . = + @ -, since it becomes part of file names")  # fmt: skip
         other = seen.setdefault(case.case_id.casefold(), case.case_id)
         _require(other is case.case_id, f"{source}: case_id {case.case_id!r} stands twice"
                  + (f" (as {other!r}, one file on some systems)" if other != case.case_id else "")
@@ -464,8 +463,8 @@ def _column(cases: Sequence[Case], column: str) -> dict[str, Any] | None:
         if (value := getattr(case, column)) is not None:
             found[case.subject_id].add(value)
     for subject, values in found.items():
-        _require(len(values) == 1, f"data: subject {subject!r} is in {column} {' and '.join(sorted(map(str, values)))}; "
-                 "expected all cases of a subject in one")  # fmt: skip
+        _require(len(values) == 1, f"data: subject {subject!r} is in {column} "
+                 f"{' and '.join(sorted(map(str, values)))}; expected all cases of a subject in one")  # fmt: skip
     return {subject: values.pop() for subject, values in found.items()} or None
 
 
@@ -474,12 +473,12 @@ def _held_out_by_fold(cases: Sequence[Case], *, folds: int, fold: int | None, se
     fold_of = _column(cases, "fold")
     if fold_of is None:
         subjects = sorted({case.subject_id for case in cases})
-        _require(len(subjects) > 1, f"data: {len(subjects)} labelled subjects; expected two or more to hold one out, or a "
-                 "split column in the manifest")  # fmt: skip
+        _require(len(subjects) > 1, f"data: {len(subjects)} labelled subjects; expected two or more to hold one out, "
+                 "or a split column in the manifest")  # fmt: skip
         drawn = np.random.default_rng([seed, 0]).permutation(len(subjects))
         fold_of = {subjects[s]: place % min(folds, len(subjects)) for place, s in enumerate(drawn)}
-    without = [case.case_id for case in cases if case.subject_id not in fold_of]
-    _require(not without, f"data: case {', '.join(without[:1])} has a label but no fold; expected one as others have")
+    for case in cases:
+        _require(case.subject_id in fold_of, f"data: case {case.case_id} has a label but no fold; fill the column")
     held_out = min(fold_of.values()) if fold is None else fold
     _require(held_out in fold_of.values(), f"data.fold: {held_out}; expected one of "
              f"{', '.join(map(str, sorted(set(fold_of.values()))))}")  # fmt: skip
@@ -495,7 +494,7 @@ def _draw_validation(subjects: Sequence[str], *, val_fraction: float, seed: int)
 
 def _case_of_files(files: Mapping[str, Path | str], modalities: Sequence[str], *, case_id: str | None) -> Case:
     """One case from `{modality: file}`."""
-    paths = {name: Path(os.path.abspath(Path(file).expanduser())) for name, file in files.items()}
+    paths = {name: Path(file).expanduser().absolute() for name, file in files.items()}
     for name in modalities:
         _require(name in paths, f"input: no file for modality {name}; expected one for each of {', '.join(modalities)}")
     for name, path in paths.items():
