@@ -1,5 +1,5 @@
 # GPU by default:  docker build -t tversky-seg .
-# CPU only:        docker build -t tversky-seg:cpu --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .
+# CPU only:        docker build -t tversky-seg:cpu --build-arg TORCH_INDEX=<PyTorch's index of CPU builds> .
 # Train:           docker run --gpus all --shm-size 2g -v "$PWD/data:/app/data" -v "$PWD/runs:/app/runs" tversky-seg
 FROM python:3.11-slim
 
