@@ -1,0 +1,181 @@
+"""Lesions found, missed and invented: masks drawn by hand and scipy as the independent implementation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from tversky_seg.lesions import LesionCounts, find_lesions, lesion_counts, match_lesions, remove_small_lesions
+
+RANK = {6: 1, 18: 2, 26: 3}
+UNIT = (1.0, 1.0, 1.0)
+
+
+def draw(*boxes, shape=(12, 12, 12)):
+    """A mask of boxes, each given as three slices or indices."""
+    mask = np.zeros(shape, bool)
+    for box in boxes:
+        mask[box] = True
+    return mask
+
+
+def random_masks(seed, shape=(20, 16, 12)):
+    rng = np.random.default_rng(seed)
+    smooth = ndimage.gaussian_filter(rng.normal(size=(2, *shape)), (0, 1, 1, 1))
+    shared = ndimage.gaussian_filter(rng.normal(size=shape), 1)
+    return [noise + shared > 0.25 for noise in smooth]
+
+
+def brute_force(prediction, reference, *, connectivity=26, min_overlap=0.0):
+    structure = ndimage.generate_binary_structure(3, RANK[connectivity])
+    (predicted, n_predicted), (referred, n_reference) = (ndimage.label(m, structure) for m in (prediction, reference))
+    return LesionCounts(
+        n_reference=n_reference,
+        n_detected=sum(prediction[referred == i].mean() > min_overlap for i in range(1, n_reference + 1)),
+        n_predicted=n_predicted,
+        n_unmatched=sum(not reference[predicted == i].any() for i in range(1, n_predicted + 1)),
+    )
+
+
+@pytest.mark.parametrize("connectivity", [6, 18, 26])
+@pytest.mark.parametrize("min_overlap", [0.0, 0.3])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_counts_equal_brute_force(connectivity, min_overlap, order):
+    prediction, reference = (np.asarray(mask, order=order) for mask in random_masks(1))
+    rule = {"connectivity": connectivity, "min_overlap": min_overlap}
+    counts = lesion_counts(prediction, reference, spacing_mm=UNIT, **rule)
+    assert counts == brute_force(prediction, reference, **rule)
+    assert 0 < counts.n_detected < counts.n_reference
+    assert 0 < counts.n_unmatched < counts.n_predicted
+
+
+def test_rates_worked_by_hand():
+    reference = draw(np.s_[1:3, 1:3, 1], np.s_[5, 5, 5], np.s_[9:11, 9, 9])  # three lesions
+    prediction = draw(np.s_[2, 2, 1], np.s_[5, 5, 5:8], np.s_[0, 10, 0], np.s_[0, 10, 6], np.s_[3, 10, 3])
+    counts = lesion_counts(prediction, reference, spacing_mm=UNIT)
+    assert counts == LesionCounts(n_reference=3, n_detected=2, n_predicted=5, n_unmatched=3)
+    assert (counts.tpr, counts.fpr) == (2 / 3, 3 / 5)
+    assert counts.f1 == pytest.approx(2 * (2 / 3) * (2 / 5) / (2 / 3 + 2 / 5))
+
+
+def test_prediction_and_reference_swapped_swap_misses_and_inventions():
+    prediction, reference = random_masks(2)
+    counts = lesion_counts(prediction, reference, spacing_mm=UNIT)
+    swapped = lesion_counts(reference, prediction, spacing_mm=UNIT)
+    assert swapped.n_unmatched == counts.n_reference - counts.n_detected
+    assert swapped.f1 == pytest.approx(counts.f1)
+
+
+def test_diagonal_neighbours_are_one_lesion_or_several_by_connectivity():
+    corner = draw(np.s_[2, 2, 2], np.s_[3, 3, 3])
+    edge = draw(np.s_[2, 2, 2], np.s_[3, 3, 2])
+    found = {n: [len(find_lesions(mask, spacing_mm=UNIT, connectivity=n)) for mask in (corner, edge)] for n in RANK}
+    assert found == {6: [2, 2], 18: [2, 1], 26: [1, 1]}
+
+
+def test_overlap_must_be_strictly_more_than_the_minimum():
+    reference, prediction = draw(np.s_[2:6, 2, 2]), draw(np.s_[2, 2, 2])  # one voxel of four
+    rule = {"spacing_mm": UNIT}
+    assert lesion_counts(prediction, reference, min_overlap=0.25, **rule).n_detected == 0
+    assert lesion_counts(prediction, reference, min_overlap=0.24, **rule).n_detected == 1
+    assert lesion_counts(prediction, reference, min_overlap=0.25, **rule).n_unmatched == 0
+
+
+def test_small_lesions_are_dropped_from_both_masks():
+    reference, prediction = draw(np.s_[1, 1, 1], np.s_[5:8, 5, 5]), draw(np.s_[1, 1, 1:4], np.s_[10, 10, 10])
+    rule = {"spacing_mm": (1, 1, 2), "min_volume_mm3": 6.0}  # three voxels of 2 mm3
+    counts = lesion_counts(prediction, reference, **rule)
+    assert counts == LesionCounts(n_reference=1, n_detected=0, n_predicted=1, n_unmatched=1)
+
+
+def test_a_lesion_of_just_the_minimum_volume_stays():
+    mask = draw(np.s_[1, 1, 1:4], np.s_[8, 8, 1:3])
+    spacing_mm = tuple(np.float32([0.1, 0.9, 0.7]))  # rounded, as an affine in float32 holds it
+    kept = remove_small_lesions(mask, spacing_mm=spacing_mm, min_volume_mm3=3 * 0.1 * 0.9 * 0.7)
+    np.testing.assert_array_equal(kept, draw(np.s_[1, 1, 1:4]))
+    assert remove_small_lesions(mask, spacing_mm=spacing_mm, min_volume_mm3=0).sum() == 5
+    assert not remove_small_lesions(mask, spacing_mm=spacing_mm, min_volume_mm3=math.inf).any()
+    assert mask.sum() == 5
+
+
+def test_empty_masks_leave_rates_undefined_and_never_perfect():
+    empty, lesion = draw(), draw(np.s_[3, 3, 3])
+    nothing_predicted = lesion_counts(empty, lesion, spacing_mm=UNIT)
+    assert (nothing_predicted.tpr, nothing_predicted.f1) == (0, 0)
+    assert math.isnan(nothing_predicted.fpr)
+    nothing_there = lesion_counts(lesion, empty, spacing_mm=UNIT)
+    assert (nothing_there.fpr, nothing_there.f1) == (1, 0)
+    assert math.isnan(nothing_there.tpr)
+    both = lesion_counts(empty, empty, spacing_mm=UNIT)
+    assert all(math.isnan(rate) for rate in (both.tpr, both.fpr, both.f1))
+
+
+def test_nothing_in_common_is_an_f1_of_zero():
+    assert lesion_counts(draw(np.s_[1, 1, 1]), draw(np.s_[9, 9, 9]), spacing_mm=UNIT).f1 == 0
+
+
+def test_counts_of_cases_add_up():
+    total = LesionCounts(3, 2, 5, 1) + LesionCounts(1, 1, 2, 2)
+    assert total == LesionCounts(n_reference=4, n_detected=3, n_predicted=7, n_unmatched=3)
+
+
+def test_table_gives_volume_centre_and_covered_share_of_each_lesion():
+    reference = draw(np.s_[1:3, 4, 4], np.s_[8, 8, 7:11])
+    prediction = draw(np.s_[8, 8, 7], np.s_[8, 8, 10])
+    predicted, referred = match_lesions(prediction, reference, spacing_mm=(1, 2, 3))
+    order = np.argsort(referred.volume_mm3)
+    np.testing.assert_allclose(referred.volume_mm3[order], [12, 24])
+    np.testing.assert_allclose(referred.centre[order], [[1.5, 4, 4], [8, 8, 8.5]])
+    np.testing.assert_allclose(referred.overlap[order], [0, 0.5])
+    np.testing.assert_allclose(predicted.overlap, [1, 1])
+
+
+def test_table_equals_scipy_centres_of_mass():
+    mask = random_masks(3)[0]
+    labels, n = ndimage.label(mask, np.ones((3, 3, 3)))
+    expected = np.array(ndimage.center_of_mass(mask, labels, range(1, n + 1)))
+    found = find_lesions(mask, spacing_mm=UNIT).centre
+    np.testing.assert_allclose(found[np.lexsort(found.T)], expected[np.lexsort(expected.T)])
+
+
+def test_table_of_an_empty_mask_has_no_rows():
+    table = find_lesions(draw(), spacing_mm=UNIT)
+    assert (len(table), table.centre.shape) == (0, (0, 3))
+    assert len(find_lesions(np.zeros((0, 3, 3), bool), spacing_mm=UNIT)) == 0
+
+
+def test_flat_images_and_tensors_are_taken():
+    flat = np.zeros((6, 6), np.uint8)
+    flat[[1, 2], [1, 2]] = 1
+    counts = [lesion_counts(flat, flat, spacing_mm=(1, 1), connectivity=n).n_reference for n in (6, 26)]
+    assert counts == [2, 1]
+    prediction, reference = random_masks(4)
+    expected = lesion_counts(prediction, reference, spacing_mm=UNIT)
+    tensors = (torch.from_numpy(mask).float() for mask in (prediction, reference))
+    assert lesion_counts(*tensors, spacing_mm=UNIT) == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"connectivity": 8}, "got 8"),
+        ({"min_overlap": 1.0}, "got 1.0"),
+        ({"min_overlap": -0.1}, "got -0.1"),
+        ({"min_volume_mm3": -3}, "got -3"),
+        ({"min_volume_mm3": math.nan}, "got nan"),
+        ({"spacing_mm": (1, 1)}, r"got \(1, 1\)"),
+        ({"spacing_mm": (1, 1, 0)}, r"got \(1, 1, 0\)"),
+    ],
+)
+def test_settings_out_of_range_are_named(rule, message):
+    with pytest.raises(ValueError, match=message):
+        lesion_counts(draw(), draw(), **{"spacing_mm": UNIT, **rule})
+
+
+def test_masks_of_other_values_or_shapes_are_errors():
+    with pytest.raises(ValueError, match="prediction must be a mask of 0 and 1, got the value"):
+        lesion_counts(np.full((2, 2, 2), 0.5), np.zeros((2, 2, 2)), spacing_mm=UNIT)
+    with pytest.raises(ValueError, match=r"\(2, 2, 2\) and \(2, 2, 3\)"):
+        lesion_counts(np.zeros((2, 2, 2)), np.zeros((2, 2, 3)), spacing_mm=UNIT)

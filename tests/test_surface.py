@@ -1,0 +1,112 @@
+"""Surface distances against brute force, MONAI and masks drawn by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from scipy.spatial.distance import cdist
+
+from tversky_seg.surface import surface, surface_distances
+
+SPACINGS = [(1.0, 1.0, 1.0), (0.8, 0.47, 3.0)]
+
+
+def blobs(seed, shape=(22, 18, 15)):
+    """Two overlapping blobs that touch the border of the volume."""
+    rng = np.random.default_rng(seed)
+    shared, *own = ndimage.gaussian_filter(rng.normal(size=(3, *shape)), (0, 2, 2, 2))
+    return [shared + noise > 0.05 for noise in own]
+
+
+def brute_force(prediction, reference, spacing_mm):
+    cross = ndimage.generate_binary_structure(prediction.ndim, 1)
+    points = [np.argwhere(m & ~ndimage.binary_erosion(m, cross)) * spacing_mm for m in (prediction, reference)]
+    distances = cdist(*points)
+    there, back = distances.min(1), distances.min(0)
+    assd_mm = (there.sum() + back.sum()) / (len(there) + len(back))
+    return assd_mm, max(np.percentile(there, 95), np.percentile(back, 95))
+
+
+@pytest.mark.parametrize("spacing_mm", SPACINGS)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_distances_equal_brute_force(seed, spacing_mm):
+    prediction, reference = blobs(seed)
+    found = surface_distances(prediction, reference, spacing_mm=spacing_mm)
+    expected = brute_force(prediction, reference, spacing_mm)
+    assert (found.assd_mm, found.hd95_mm) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")
+def test_distances_equal_monai():
+    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+
+    prediction, reference = blobs(6)
+    tensors = [torch.from_numpy(mask)[None, None].float() for mask in (prediction, reference)]
+    settings = {"include_background": True, "spacing": SPACINGS[1]}
+    hd95 = compute_hausdorff_distance(*tensors, percentile=95, **settings)
+    directed = [float(compute_average_surface_distance(*pair, **settings)) for pair in (tensors, tensors[::-1])]
+    found = surface_distances(prediction, reference, spacing_mm=SPACINGS[1])
+    assert found.hd95_mm == pytest.approx(float(hd95), abs=1e-5)
+    weights = [surface(mask).sum() for mask in (prediction, reference)]
+    assert found.assd_mm == pytest.approx(np.average(directed, weights=weights), abs=1e-5)
+
+
+def test_single_voxels_are_as_far_apart_as_their_centres():
+    prediction, reference = np.zeros((2, 8, 8, 8), bool)
+    prediction[1, 2, 3] = reference[1, 2, 5] = True
+    found = surface_distances(prediction, reference, spacing_mm=(3, 2, 1.5))
+    assert (found.assd_mm, found.hd95_mm) == (3, 3)
+
+
+def test_distances_worked_by_hand():
+    prediction, reference = np.zeros((2, 1, 1, 6), bool)
+    reference[0, 0, 1:4] = prediction[0, 0, 1:5] = True  # lines: every voxel is surface
+    found = surface_distances(prediction, reference, spacing_mm=(1, 1, 2))
+    assert found.assd_mm == pytest.approx(2 / 7)  # one of seven surface voxels is 2 mm away
+    assert found.hd95_mm == pytest.approx(np.percentile([0, 0, 0, 2], 95))
+
+
+def test_identical_masks_are_zero_apart_and_order_does_not_matter():
+    prediction, reference = blobs(3)
+    same = surface_distances(reference, reference, spacing_mm=(1, 1, 1))
+    assert (same.assd_mm, same.hd95_mm) == (0, 0)
+    forth, back = (
+        surface_distances(*pair, spacing_mm=(1, 2, 3)) for pair in ((prediction, reference), (reference, prediction))
+    )
+    assert (forth.assd_mm, forth.hd95_mm) == pytest.approx((back.assd_mm, back.hd95_mm))
+
+
+def test_distances_scale_with_the_spacing():
+    masks = blobs(4)
+    once, twice = (surface_distances(*masks, spacing_mm=(s, s, s)) for s in (1, 2))
+    assert (2 * once.assd_mm, 2 * once.hd95_mm) == pytest.approx((twice.assd_mm, twice.hd95_mm))
+
+
+@pytest.mark.parametrize("empty", [(True, False), (False, True), (True, True)])
+def test_distances_to_an_empty_mask_are_nan(empty):
+    masks = [np.zeros((4, 4, 4), bool) if is_empty else np.ones((4, 4, 4), bool) for is_empty in empty]
+    found = surface_distances(*masks, spacing_mm=(1, 1, 1))
+    assert math.isnan(found.assd_mm)
+    assert math.isnan(found.hd95_mm)
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 7), (9, 8), (1, 5, 5), (3, 3, 3)])
+def test_surface_is_the_mask_minus_its_erosion(shape):
+    mask = np.random.default_rng(0).random(shape) < 0.8
+    eroded = ndimage.binary_erosion(mask, ndimage.generate_binary_structure(len(shape), 1))
+    np.testing.assert_array_equal(surface(mask), mask & ~eroded)
+    np.testing.assert_array_equal(surface(np.asfortranarray(mask)), mask & ~eroded)
+
+
+def test_inputs_are_left_as_they_were():
+    masks = blobs(5)
+    copies = [mask.copy() for mask in masks]
+    surface_distances(*masks, spacing_mm=(1, 1, 1))
+    np.testing.assert_array_equal(masks, copies)
+
+
+def test_a_spacing_that_is_no_spacing_is_an_error():
+    with pytest.raises(ValueError, match=r"spacing_mm must be 3 positive numbers, got \(1, 1, -1\)"):
+        surface_distances(*blobs(0), spacing_mm=(1, 1, -1))
