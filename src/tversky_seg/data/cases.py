@@ -350,6 +350,14 @@ def cases_from_input(
     return chosen
 
 
+def check_case_id(case_id: str, *, source: str = "data") -> None:
+    """Refuse a name that cannot be part of a file name: empty, with a slash, with a leading dot."""
+    _require(
+        _is_safe(case_id),
+        f"{source}: case_id {case_id!r}; expected letters, digits and _ . = + @ -, since it becomes part of file names",
+    )
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise DataError(message)
@@ -446,12 +454,12 @@ def _check_cases(cases: Sequence[Case], *, source: str) -> None:
     """Refuse names that are unsafe or taken, and subjects in two splits or folds."""
     seen: dict[str, str] = {}
     for case in cases:
-        _require(_is_safe(case.case_id), f"{source}: case_id {case.case_id!r}; expected letters, digits and "
-                 "_ . = + @ -, since it becomes part of file names")  # fmt: skip
-        other = seen.setdefault(case.case_id.casefold(), case.case_id)
-        _require(other is case.case_id, f"{source}: case_id {case.case_id!r} stands twice"
+        check_case_id(case.case_id, source=source)
+        other = seen.get(case.case_id.casefold())
+        _require(other is None, f"{source}: case_id {case.case_id!r} stands twice"
                  + (f" (as {other!r}, one file on some systems)" if other != case.case_id else "")
                  + "; expected each case once")  # fmt: skip
+        seen[case.case_id.casefold()] = case.case_id
     for column in ("split", "fold"):
         _column(cases, column)
 

@@ -1,0 +1,200 @@
+"""One file of a case at a time onto the network's grid: checked, resampled, normalised, its lesions listed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cc3d
+import numpy as np
+from numpy.typing import NDArray
+
+from tversky_seg.data.cases import DataError
+from tversky_seg.data.grids import Affine, Bools, Floats, Shape, is_coarser, resample
+from tversky_seg.data.volumes import Volume, affine_shift_voxels, read_label, read_volume
+
+FINE_SHIFT = 0.01  # voxels between two affines of one grid: rounding
+TOLERATED_SHIFT = 0.6  # voxels: half-voxel conventions; said, not corrected
+MAX_DEVIATIONS = 20.0  # normalised intensities are cut here, so that one hot voxel does not coarsen the int16 steps
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where the volumes of a case have to go.
+
+    Attributes:
+        modality: The first, whose grid the label shares and the predictions come back on.
+        input_shape: Of its file.
+        input_affine: (4, 4) of its file.
+        shape: Of the network's grid before the crop.
+        affine: (4, 4) of that.
+    """
+
+    modality: str
+    input_shape: Shape
+    input_affine: Affine
+    shape: Shape
+    affine: Affine
+
+    def resampled(self, volume: Volume, *, fill: float = 0) -> NDArray[Any]:
+        """The volume on the network's grid."""
+        return resample(volume.data, volume.affine, self.affine, self.shape, fill=fill)
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One modality on the network's grid before the crop.
+
+    Attributes:
+        values: (X, Y, Z) int16; `values * scale` are the normalised intensities, also outside the foreground.
+        scale: As said.
+        foreground: (X, Y, Z) the voxels that are not background.
+    """
+
+    values: NDArray[np.int16]
+    scale: float
+    foreground: Bools
+
+
+def read_channel(
+    path: Path, modality: str, reference: Reference, brain: Bools | None, normalization: str, notes: list[str]
+) -> Channel:
+    """Read, resample, normalise and quantise one modality, so that one float volume is held at a time."""
+    volume = read_volume(path)
+    volume = _on_grid(volume, modality, path, reference, notes, strict=False)
+    own = _own_foreground(volume, path)
+    values = reference.resampled(volume, fill=np.nan)
+    if own is None:
+        foreground = np.isfinite(values)
+    else:
+        foreground = reference.resampled(Volume(own, volume.affine)) > 0.5
+    measured = foreground if brain is None else (foreground & brain)
+    if not measured.any():
+        raise DataError(
+            f"{path}: no voxel of {modality} in the brain of {reference.modality}; expected images that overlap"
+        )
+    values = _normalised(values, values[measured], normalization, path)
+    scale = max(float(np.abs(values).max()), 1e-6) / 32767
+    return Channel(np.rint(values / np.float32(scale)).astype(np.int16), scale, foreground)
+
+
+def _on_grid(volume: Volume, name: str, path: Path, reference: Reference, notes: list[str], *, strict: bool) -> Volume:
+    """The volume with the affine to go by: the reference's where both mean the same grid, else (not strict) its own."""
+    if volume.shape == reference.input_shape:
+        shift = affine_shift_voxels(reference.input_affine, volume.affine, volume.shape)
+        if FINE_SHIFT < shift <= TOLERATED_SHIFT:
+            notes.append(
+                f"the affine of {name} is up to half a voxel off that of {reference.modality}; voxels taken to agree"
+            )
+        if shift <= TOLERATED_SHIFT:
+            return Volume(volume.data, reference.input_affine)
+        found = f"its affine puts voxels up to {shift:.3g} voxels from those of {reference.modality}"
+    else:
+        found = f"has shape {volume.shape}, {reference.modality} has {reference.input_shape}"
+    if strict:
+        raise DataError(f"{path}: {found}; expected {name} on the grid of {reference.modality}")
+    notes.append(f"{name} lies on another grid than {reference.modality}; resampled to it by its affine")
+    return volume
+
+
+def read_brain(path: Path, reference: Reference, notes: list[str]) -> Bools:
+    """A brain mask (X, Y, Z) on the network's grid: what is above 0.5 in the file."""
+    volume = _on_grid(read_volume(path), "brain mask", path, reference, notes, strict=True)
+    brain = reference.resampled(Volume(volume.data > 0.5, volume.affine)) > 0.5
+    if not brain.any():
+        raise DataError(f"{path}: holds no voxel above 0.5; expected a mask of the brain")
+    return np.asarray(brain)
+
+
+def _own_foreground(volume: Volume, path: Path) -> Bools | None:
+    """Voxels that differ from the constant around the brain; None where the border of the image is not constant.
+
+    The constant is the value of more than half of the voxels on the six faces: 0 or any other, as -1024 in CT.
+    """
+    data = volume.data
+    faces = np.concatenate([data.take(i, axis=axis).ravel() for axis in range(3) for i in (0, -1)])
+    values, counts = np.unique(faces, return_counts=True)
+    if counts.max() * 2 <= len(faces):
+        return None
+    foreground = data != values[counts.argmax()]
+    if not foreground.any():
+        raise DataError(f"{path}: every voxel is {values[0]:g}; expected an image")
+    return np.asarray(foreground)
+
+
+def _normalised(values: Floats, brain: Floats, normalization: str, path: Path) -> Floats:
+    """Centre and scale by the brain's voxels (n,), in place; 0 where there is no value."""
+    centre, width = 0.0, 1.0
+    if normalization == "zscore":
+        centre, width = float(brain.mean(dtype=np.float64)), float(brain.std(dtype=np.float64))
+    if normalization == "robust":
+        low, centre, high = np.percentile(brain, (25, 50, 75)).tolist()
+        width = (high - low) / 1.349
+    if not width > 1e-6 * max(abs(centre), 1e-30):
+        raise DataError(f"{path}: is constant ({centre:g}) over most of the brain; expected an image with contrast")
+    values -= np.float32(centre)
+    values /= np.float32(width)
+    if normalization != "none":
+        np.clip(values, -MAX_DEVIATIONS, MAX_DEVIATIONS, out=values)
+    values[np.isnan(values)] = 0
+    return values
+
+
+def read_target(path: Path, reference: Reference, classes: Mapping[str, Sequence[int]], notes: list[str]) -> Bools:
+    """The classes (K, X, Y, Z) on the network's grid; no lesion is lost, a value without class refused."""
+    label = _on_grid(read_label(path), "label", path, reference, notes, strict=True)
+    named = {value for values in classes.values() for value in values}
+    unnamed = sorted(set(np.unique(label.data[label.data != 0]).tolist()) - named)
+    if unnamed:
+        described = ", ".join(f"{name}: {list(values)}" for name, values in classes.items())
+        raise DataError(
+            f"{path}: holds the label values {', '.join(map(str, unnamed[:5]))} that no class names; "
+            f"expected {{{described}}} and 0, or other data.classes"
+        )
+    return np.stack([_class_mask(np.isin(label.data, values), reference) for values in classes.values()])
+
+
+def _class_mask(mask: Bools, reference: Reference) -> Bools:
+    """A mask on the network's full grid, on which no lesion is lost.
+
+    Where an axis gets coarser a voxel belongs to the class if more than half of it does; where none does, it takes the
+    value of the nearest voxel, for interpolation would round off small lesions. A lesion of which nothing is left
+    keeps the one voxel that it fills most.
+    """
+    coarser = is_coarser(reference.input_affine, reference.affine)
+    share = resample(mask, reference.input_affine, reference.affine, reference.shape, order=int(coarser))
+    if share.dtype == bool:
+        return share
+    kept: Bools = share > 0.5
+    lesions = cc3d.connected_components(mask, connectivity=26)
+    voxels = np.argwhere(lesions)
+    to_network = np.linalg.solve(reference.affine, reference.input_affine)
+    places = np.rint(voxels @ to_network[:3, :3].T + to_network[:3, 3]).astype(int)
+    places = np.clip(places, 0, np.array(reference.shape) - 1)
+    lesion_of, share_at = lesions[tuple(voxels.T)], share[tuple(places.T)]
+    lost = ~np.isin(lesion_of, lesion_of[kept[tuple(places.T)]])
+    order = np.lexsort((share_at[lost], lesion_of[lost]))
+    last_of_lesion = np.flatnonzero(np.diff(lesion_of[lost][order], append=0))
+    kept[tuple(places[lost][order[last_of_lesion]].T)] = True
+    return kept
+
+
+def lesion_arrays(target: Bools | None) -> tuple[dict[str, NDArray[Any]], tuple[int, ...]]:
+    """Target, components and the lists of lesion voxels of a target (K, X, Y, Z); the number of lesions per class."""
+    if target is None:
+        return {"lesion_voxels": np.zeros(0, np.int32), "lesion_offsets": np.zeros(1, np.int64)}, ()
+    components = np.zeros(target.shape, dtype=np.int32)
+    voxels, sizes = [], []
+    for mask, component in zip(target, components, strict=True):
+        component[...] = cc3d.connected_components(mask, connectivity=26, out_dtype=np.uint32)
+        inside = np.flatnonzero(component)
+        number = component.reshape(-1)[inside]
+        voxels.append(inside[np.argsort(number, kind="stable")])
+        sizes.append(np.bincount(number)[1:])
+    arrays: dict[str, NDArray[Any]] = {
+        "target": target.astype(np.uint8),
+        "components": components,
+        "lesion_voxels": np.concatenate(voxels).astype(np.int32),
+        "lesion_offsets": np.concatenate([[0], *sizes]).cumsum(dtype=np.int64),
+    }
+    return arrays, tuple(len(of_class) for of_class in sizes)

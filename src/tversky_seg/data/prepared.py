@@ -1,0 +1,110 @@
+"""A case ready to train on: arrays that are opened when touched, and the patches cut from them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tversky_seg.data.grids import Bools, Floats, Geometry, Shape, window
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """One case as the network sees it: RAS axes, network spacing, cropped to the brain and the label.
+
+    Arrays of a cached case are memory-mapped when touched, and few are held open at a time, so that thousands of cases
+    cost no memory; the case itself travels between processes by its path.
+
+    Attributes:
+        case_id: Of the case.
+        subject_id: Of the case.
+        geometry: The way back to the file's grid.
+        n_lesions: Number of connected components of each class; empty without label.
+        notes: What was odd about the files and how it was taken.
+        folder: The cache entry, or None for a case in memory.
+        arrays: The arrays of a case in memory.
+    """
+
+    case_id: str
+    subject_id: str
+    geometry: Geometry
+    image_scale: Floats = field(repr=False)
+    n_lesions: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    folder: Path | None = None
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
+
+    @property
+    def image(self) -> NDArray[np.int16]:
+        """(C, X, Y, Z); `image * image_scale` are the normalised intensities, 0 outside the foreground."""
+        return self._array("image")
+
+    @property
+    def target(self) -> NDArray[np.uint8] | None:
+        """(K, X, Y, Z) 0 or 1, one channel per class; None without label."""
+        return self._array("target") if self.n_lesions else None
+
+    @property
+    def components(self) -> NDArray[np.int32] | None:
+        """(K, X, Y, Z) 26-connected components of the whole volume, per class from 1 on, 0 background; or None."""
+        return self._array("components") if self.n_lesions else None
+
+    @property
+    def lesion_voxels(self) -> NDArray[np.int32]:
+        """Linear indices (C order, into X, Y, Z) of all lesion voxels, lesion by lesion, class by class."""
+        return self._array("lesion_voxels")
+
+    @property
+    def lesion_offsets(self) -> NDArray[np.int64]:
+        """(n_lesions + 1,): lesion i is `lesion_voxels[offsets[i]:offsets[i + 1]]`."""
+        return self._array("lesion_offsets")
+
+    @property
+    def foreground_voxels(self) -> NDArray[np.int32]:
+        """Linear indices (C order, into X, Y, Z) of the voxels of the brain, ascending."""
+        return self._array("foreground_voxels")
+
+    @property
+    def foreground(self) -> Bools:
+        """(X, Y, Z): the brain."""
+        mask = np.zeros(self.geometry.shape, dtype=bool)
+        mask.reshape(-1)[self.foreground_voxels] = True
+        return mask
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along R, A, S."""
+        return self.geometry.spacing_mm
+
+    def patch(self, start: Shape, size: Shape) -> tuple[Floats, NDArray[np.uint8], NDArray[np.int32]]:
+        """Image (C, *size) float32, target (K, *size) and components (K, *size) of a box, 0 where it overhangs.
+
+        Args:
+            start: First voxel, may be negative.
+            size: Sides in voxels.
+
+        Raises:
+            ValueError: The case has no label.
+        """
+        if self.target is None or self.components is None:
+            raise ValueError(f"{self.case_id} has no label; patches to train on need one")
+        image = window(self.image, start, size) * self.image_scale[:, None, None, None]
+        return image, window(self.target, start, size), window(self.components, start, size)
+
+    def _array(self, name: str) -> NDArray[Any]:
+        return self.arrays[name] if self.folder is None else _opened(f"{self.folder}/{name}.npy")
+
+
+@lru_cache(maxsize=256)  # each holds a file descriptor, of which a process has 1024 or so
+def _opened(path: str) -> NDArray[Any]:
+    opened: NDArray[Any] = np.load(path, mmap_mode="r")
+    return opened
+
+
+def forget_opened() -> None:
+    """Let go of all open files, after one of them was replaced."""
+    _opened.cache_clear()

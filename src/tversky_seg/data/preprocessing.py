@@ -1,0 +1,346 @@
+"""From files to what training reads: RAS, one voxel size, cropped to the brain, normalised, lesions listed; cached."""
+
+import logging
+import math
+import multiprocessing
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tversky_seg.data.cache import fingerprint, read_entry, write_entry
+from tversky_seg.data.cases import (
+    NORMALIZATIONS,
+    Case,
+    DataError,
+    check_case_id,
+    check_classes,
+    check_modalities,
+    check_spacing,
+)
+from tversky_seg.data.channels import Reference, lesion_arrays, read_brain, read_channel, read_target
+from tversky_seg.data.grids import Bools, Geometry, network_grid, to_input_grid
+from tversky_seg.data.prepared import PreparedCase, forget_opened
+from tversky_seg.data.volumes import MAX_VOXELS, ras_grid, read_grid, spacing_of
+from tversky_seg.progress import Reporter
+
+__all__ = [
+    "Geometry",
+    "PreparedCase",
+    "Preprocessing",
+    "common_spacing",
+    "prepare",
+    "prepare_all",
+    "preprocess",
+    "require_lesions",
+    "to_input_grid",
+]
+
+logger = logging.getLogger("tversky_seg")
+
+FORMAT_VERSION = 1  # of the cache: raise it when the same files and settings give other arrays
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to every case, in training and in prediction.
+
+    Attributes:
+        modalities: Channels in order.
+        classes: Class name -> label values that belong to it.
+        spacing_mm: Voxel size along R, A, S; None: the file's own.
+        normalization: "zscore": mean 0, standard deviation 1 in the brain. "robust": median 0, interquartile range
+            1.349 (as of a normal distribution of standard deviation 1), which large lesion loads move less. "none".
+
+    Raises:
+        DataError: A setting is out of range.
+    """
+
+    modalities: tuple[str, ...]
+    classes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"lesion": (1,)})
+    spacing_mm: tuple[float, float, float] | None = None
+    normalization: str = "zscore"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "modalities", check_modalities(self.modalities))
+        object.__setattr__(self, "classes", check_classes(self.classes))
+        object.__setattr__(self, "spacing_mm", check_spacing(self.spacing_mm))
+        if not self.modalities or self.normalization not in NORMALIZATIONS:
+            raise DataError(
+                f"preprocessing: modalities {list(self.modalities)}, normalization {self.normalization!r}; expected "
+                f"at least one modality and one of {', '.join(NORMALIZATIONS)}"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for checkpoints and keys."""
+        return {
+            "modalities": list(self.modalities),
+            "classes": {name: list(values) for name, values in self.classes.items()},
+            "spacing_mm": None if self.spacing_mm is None else list(self.spacing_mm),
+            "normalization": self.normalization,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
+        """The inverse of `as_dict`."""
+        return cls(**values)
+
+
+def preprocess(case: Case, settings: Preprocessing) -> PreparedCase:
+    """Prepare one case in memory; without label it can be predicted.
+
+    Oddities of the files that were put right are logged, once in a process.
+
+    Raises:
+        DataError: A fault of a file, or files that do not fit each other or the settings.
+    """
+    prepared = _preprocess(case, settings)
+    for note in prepared.notes:
+        _say_once(note)
+    return prepared
+
+
+def prepare(case: Case, settings: Preprocessing, *, cache_dir: Path) -> PreparedCase:
+    """Prepare one case, or take it from the cache if its files and the settings are as they were.
+
+    An entry is a directory that appears whole under its final name; one that is damaged is built anew.
+
+    Raises:
+        DataError: As `preprocess`, or the cache cannot be written.
+    """
+    prepared = _prepare(case, settings, cache_dir)
+    for note in prepared.notes:
+        _say_once(note)
+    return prepared
+
+
+def prepare_all(
+    cases: Sequence[Case], settings: Preprocessing, *, cache_dir: Path, n_workers: int | None = None
+) -> list[PreparedCase]:
+    """Prepare cases in parallel, with progress; what is cached is only checked.
+
+    Args:
+        cases: The cohort.
+        settings: The same for all.
+        cache_dir: Where prepared cases are kept.
+        n_workers: Processes; None: one per core and per case that is not cached, at most 8. 1 works in this process.
+
+    Returns:
+        The prepared cases, in the order of `cases`.
+
+    Raises:
+        DataError: The faults of all cases in one; what could be prepared is in the cache.
+    """
+    prepared: dict[str, PreparedCase] = {}
+    faults: dict[str, DataError] = {}
+    for case in cases:
+        try:
+            if (cached := _cached(_entry(case, settings, cache_dir), case)) is not None:
+                prepared[case.case_id] = cached
+        except DataError as fault:
+            faults[case.case_id] = fault
+    missing = [case for case in cases if case.case_id not in prepared and case.case_id not in faults]
+    n_workers = min(n_workers or min(_n_cores(), 8), len(missing))
+    with Reporter("preprocessing", total=len(missing)) as reporter:
+        for case_id, result in _prepare_missing(missing, settings, cache_dir, n_workers=n_workers):
+            reporter.advance(case_id)
+            if isinstance(result, DataError):
+                faults[case_id] = result
+            else:
+                prepared[case_id] = result
+    if faults:
+        raise DataError.gather([faults[case.case_id] for case in cases if case.case_id in faults])
+    _say_notes(list(prepared.values()))
+    return [prepared[case.case_id] for case in cases]
+
+
+def require_lesions(cases: Sequence[PreparedCase]) -> None:
+    """Refuse cases to train on of which none holds a lesion.
+
+    Raises:
+        DataError: No voxel of any class in any case.
+    """
+    if not any(sum(case.n_lesions) for case in cases):
+        raise DataError(f"training set: no lesion in any of {len(cases)} cases; expected a label that is not empty")
+
+
+def common_spacing(cases: Sequence[Case]) -> tuple[float, float, float]:
+    """The voxel size of most cases, along R, A, S in mm, from the headers of their first modality.
+
+    Sizes that agree to 0.01 mm count as one; among equally frequent ones the first seen is taken.
+
+    Raises:
+        DataError: A header cannot be read.
+    """
+    found: dict[str, tuple[float, ...]] = {}
+    faults = []
+    for case in cases:
+        try:
+            found[case.case_id] = spacing_of(ras_grid(*read_grid(next(iter(case.images.values()))))[1])
+        except DataError as fault:
+            faults.append(fault)
+    if faults or not found:
+        raise DataError.gather(faults or [DataError("data: no case; expected at least one")])
+    groups = Counter(tuple(np.round(spacing, 2)) for spacing in found.values())
+    most = groups.most_common(1)[0][0]
+    x, y, z = next(np.round(spacing, 4).tolist() for spacing in found.values() if tuple(np.round(spacing, 2)) == most)
+    return (x, y, z)
+
+
+def _preprocess(case: Case, settings: Preprocessing) -> PreparedCase:
+    _sources(case, settings)
+    notes: list[str] = []
+    reference = _reference(case, settings)
+    brain = None if case.brain_mask is None else read_brain(case.brain_mask, reference, notes)
+    channels = [
+        read_channel(case.images[name], name, reference, brain, settings.normalization, notes)
+        for name in settings.modalities
+    ]
+    foreground = brain if brain is not None else np.logical_or.reduce([channel.foreground for channel in channels])
+    target = None if case.label is None else read_target(case.label, reference, settings.classes, notes)
+    box = _bounding_box(foreground if target is None else foreground | target.any(axis=0))
+    inside = np.ascontiguousarray(foreground[box])
+    image = np.stack([channel.values[box] * inside for channel in channels])
+    if target is not None:
+        target = np.ascontiguousarray(target[:, *box])
+        if (target.any(axis=0) & ~inside).any():
+            notes.append("lesion voxels outside the brain (kept)")
+    lesions, n_lesions = lesion_arrays(target)
+    start = (box[0].start, box[1].start, box[2].start)
+    return PreparedCase(
+        case_id=case.case_id,
+        subject_id=case.subject_id,
+        geometry=Geometry(
+            reference.input_shape, reference.input_affine, reference.shape, reference.affine, start, image.shape[1:]
+        ),
+        image_scale=np.array([channel.scale for channel in channels], dtype=np.float32),
+        n_lesions=n_lesions,
+        notes=tuple(notes),
+        arrays={"image": image, "foreground_voxels": np.flatnonzero(inside).astype(np.int32), **lesions},
+    )
+
+
+def _reference(case: Case, settings: Preprocessing) -> Reference:
+    first = settings.modalities[0]
+    input_shape, input_affine = read_grid(case.images[first])
+    shape, affine = network_grid(input_shape, input_affine, spacing_mm=settings.spacing_mm)
+    if math.prod(shape) > MAX_VOXELS:
+        raise DataError(
+            f"data.spacing_mm: {settings.spacing_mm} makes {shape} voxels of {case.images[first]}; "
+            f"expected at most {MAX_VOXELS}"
+        )
+    return Reference(first, input_shape, input_affine, shape, affine)
+
+
+def _bounding_box(mask: Bools) -> tuple[slice, slice, slice]:
+    found = [np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    x, y, z = (slice(int(along[0]), int(along[-1]) + 1) for along in found)
+    return x, y, z
+
+
+def _sources(case: Case, settings: Preprocessing) -> list[Path]:
+    missing = [name for name in settings.modalities if name not in case.images]
+    if missing:
+        raise DataError(f"{case.case_id}: has no {', '.join(missing)}; expected {', '.join(settings.modalities)}")
+    optional = [path for path in (case.label, case.brain_mask) if path is not None]
+    return [*(case.images[name] for name in settings.modalities), *optional]
+
+
+def _entry(case: Case, settings: Preprocessing, cache_dir: Path) -> Path:
+    check_case_id(case.case_id)
+    key = fingerprint({"format": FORMAT_VERSION, **settings.as_dict()}, _sources(case, settings))
+    return Path(cache_dir) / f"{case.case_id}-{key}"
+
+
+def _cached(entry: Path, case: Case) -> PreparedCase | None:
+    facts = read_entry(entry)
+    if facts is None:
+        return None
+    return PreparedCase(
+        case_id=case.case_id,
+        subject_id=case.subject_id,
+        geometry=Geometry.from_dict(facts["geometry"]),
+        image_scale=np.array(facts["image_scale"], dtype=np.float32),
+        n_lesions=tuple(facts["n_lesions"]),
+        notes=tuple(facts["notes"]),
+        folder=entry,
+    )
+
+
+def _prepare(case: Case, settings: Preprocessing, cache_dir: Path) -> PreparedCase:
+    entry = _entry(case, settings, cache_dir)
+    prepared = _cached(entry, case)
+    if prepared is None:
+        built = _preprocess(case, settings)
+        facts = {
+            "geometry": built.geometry.as_dict(),
+            "image_scale": built.image_scale.tolist(),
+            "n_lesions": built.n_lesions,
+            "notes": built.notes,
+        }
+        write_entry(entry, built.arrays, facts)
+        forget_opened()
+        prepared = _cached(entry, case)
+    if prepared is None:
+        raise DataError(f"{entry}: changed while it was written; expected no other program to write to the cache")
+    return prepared
+
+
+def _prepared_or_fault(case: Case, settings: Preprocessing, cache_dir: Path) -> PreparedCase | DataError:
+    """As `_prepare`, with a fault of the data as a value, so that one case does not stop the others."""
+    try:
+        return _prepare(case, settings, cache_dir)
+    except DataError as fault:
+        return fault
+
+
+def _prepare_missing(
+    cases: Sequence[Case], settings: Preprocessing, cache_dir: Path, *, n_workers: int
+) -> Iterator[tuple[str, PreparedCase | DataError]]:
+    """Case id and prepared case or fault, as they get ready."""
+    if n_workers <= 1:
+        for case in cases:
+            yield case.case_id, _prepared_or_fault(case, settings, cache_dir)
+        return
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    pool = ProcessPoolExecutor(n_workers, mp_context=context)
+    try:
+        pending = {pool.submit(_prepared_or_fault, case, settings, cache_dir): case.case_id for case in cases}
+        for future in as_completed(pending):
+            yield pending[future], future.result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            "preprocessing: a worker process died, out of memory or for a script without `if __name__ == '__main__':`; "
+            "try n_workers=1"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _say_notes(cases: Sequence[PreparedCase]) -> None:
+    """One warning for each oddity, with the cases that have it."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for case in cases:
+        for note in case.notes:
+            found[note].append(case.case_id)
+    for note, ids in found.items():
+        logger.warning(
+            "%s in %d of %d cases: %s%s", note, len(ids), len(cases), ", ".join(ids[:5]), ", …" * (len(ids) > 5)
+        )
+
+
+@cache
+def _say_once(note: str) -> None:
+    logger.warning("%s", note)
