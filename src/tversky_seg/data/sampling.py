@@ -36,16 +36,20 @@ class LesionSampler:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
-        if len(self.sides) != 3 or min(self.sides) < 1:
+        sides = (self.patch_size,) * 3 if isinstance(self.patch_size, int) else self.patch_size
+        if len(sides) != 3 or min(sides) < 1:
             raise ValueError(f"patch_size must be one or three numbers >= 1, got {self.patch_size}")
         for name, share in (("lesion_probability", self.lesion_probability), ("jitter", self.jitter)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {name}={share}")
 
     @property
-    def sides(self) -> tuple[int, ...]:
+    def sides(self) -> tuple[int, int, int]:
         """The three sides of a patch in voxels."""
-        return (self.patch_size,) * 3 if isinstance(self.patch_size, int) else tuple(self.patch_size)
+        if isinstance(self.patch_size, int):
+            return self.patch_size, self.patch_size, self.patch_size
+        x, y, z = self.patch_size
+        return x, y, z
 
     def draw(self, cases: Sequence[PreparedCase], rng: np.random.Generator) -> tuple[int, tuple[int, int, int]]:
         """Draw one patch.
