@@ -1,0 +1,414 @@
+import csv
+import itertools
+import json
+import logging
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.inferers import sliding_window_inference
+from scipy import ndimage
+from scipy.signal.windows import triang
+from torch import Tensor, nn
+
+from tversky_seg.data.cases import Case, DataError
+from tversky_seg.data.preprocessing import Preprocessing, preprocess
+from tversky_seg.data.volumes import read_volume
+from tversky_seg.inference import (
+    Inference,
+    gaussian_window,
+    predict_case,
+    predict_cases,
+    predict_volume,
+    prediction_files,
+    spline_window,
+    write_prediction,
+)
+
+
+class Constant(nn.Module):
+    """The same probability everywhere, and a record of what came in."""
+
+    def __init__(self, probability: float = 0.3) -> None:
+        super().__init__()
+        self.logit = nn.Parameter(torch.logit(torch.tensor(probability)))
+        self.n_windows, self.modes = 0, set[bool]()
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.n_windows += len(image)
+        self.modes.add(self.training)
+        return self.logit.expand(len(image), 1, *image.shape[2:])
+
+
+class Local(nn.Module):
+    """Logit of each voxel = its first channel, times a place-dependent factor, so that windows disagree."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        ramp = torch.linspace(0.5, 1.5, image.shape[2])[:, None, None]
+        return torch.cat([image[:, :1] * ramp, image[:, :1] * ramp.flip(0)], dim=1)
+
+
+class FirstChannel(nn.Module):
+    """Logit = first channel, so that a prediction can be held against the image."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image[:, :1]
+
+
+def an_image(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_spline_windows_add_up_to_one_at_half_overlap() -> None:
+    for n, order in itertools.product((16, 64, 90), (1, 2, 3)):
+        window = spline_window(n, order=order)
+        np.testing.assert_allclose(window[: n // 2] + window[n // 2 :], 1, atol=1e-12)
+        assert (window > 0).all()
+
+
+def test_the_spline_window_is_that_of_the_released_code_up_to_its_scale() -> None:
+    for n in (8, 64, 96):
+        t = triang(n)
+        outer, inner = (2 * t) ** 2 / 2, 1 - (2 * (t - 1)) ** 2 / 2
+        released = np.where((np.arange(n) < n // 4) | (np.arange(n) >= n - n // 4), outer, inner)
+        np.testing.assert_allclose(spline_window(n), released, atol=1e-12)
+    np.testing.assert_allclose(spline_window(4), [1 / 8, 7 / 8, 7 / 8, 1 / 8])
+
+
+@pytest.mark.parametrize("window", ["bspline", "gaussian", "uniform"])
+@pytest.mark.parametrize("shape", [(16, 16, 16), (37, 20, 29), (5, 40, 16)])
+def test_a_constant_network_gives_its_constant_everywhere(window: str, shape: tuple[int, int, int]) -> None:
+    probability = predict_volume(Constant(0.3), torch.zeros(1, *shape), patch_size=16, window=window)
+    assert probability.shape == (1, *shape)
+    torch.testing.assert_close(probability, torch.full_like(probability, 0.3), atol=1e-6, rtol=0)
+
+
+def test_it_equals_a_loop_over_all_windows_in_float64() -> None:
+    image, side, step = an_image(2, 21, 16, 26), 8, 4
+    weight = np.einsum("x,y,z->xyz", *[spline_window(side)] * 3)
+    total, weights = np.zeros((2, 21, 16, 26)), np.zeros((21, 16, 26))
+    for corner in itertools.product(*(sorted({*range(0, n - side, step), n - side}) for n in image.shape[1:])):
+        box = tuple(slice(c, c + side) for c in corner)
+        total[:, *box] += Local()(image[None, :, *box]).sigmoid()[0].double().numpy() * weight
+        weights[box] += weight
+    probability = predict_volume(Local(), image, patch_size=side)
+    np.testing.assert_allclose(probability, total / weights, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("window", "one_side"), [("bspline", spline_window), ("gaussian", gaussian_window), ("uniform", np.ones)]
+)
+@pytest.mark.parametrize(
+    ("shape", "overlap"), [((30, 25, 41), 0.5), ((30, 25, 41), 0.25), ((10, 40, 16), 0.7), ((16, 16, 16), 0.0)]
+)
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_it_equals_monais_sliding_window(
+    window: str, one_side: object, shape: tuple[int, int, int], overlap: float, batch_size: int
+) -> None:
+    image = an_image(1, *shape)
+    weight = torch.from_numpy(np.einsum("x,y,z->xyz", *[one_side(16)] * 3)).float()  # type: ignore[operator]
+    expected = sliding_window_inference(
+        image[None],
+        16,
+        4,
+        lambda windows: Local()(windows).sigmoid(),
+        overlap=overlap,
+        roi_weight_map=weight[None, None],
+    )[0]
+    settings = {"patch_size": 16, "overlap": overlap, "batch_size": batch_size}
+    probability = predict_volume(Local(), image, window=window, **settings)  # type: ignore[arg-type]
+    torch.testing.assert_close(probability, expected, atol=1e-5, rtol=0)
+
+
+def test_a_window_may_be_a_function_or_an_array() -> None:
+    image = an_image(1, 20, 20, 20)
+    expected = predict_volume(Local(), image, patch_size=(8, 10, 12))
+    by_function = predict_volume(Local(), image, patch_size=(8, 10, 12), window=spline_window)
+    array = np.einsum("x,y,z->xyz", *map(spline_window, (8, 10, 12)))
+    assert torch.equal(by_function, expected)
+    torch.testing.assert_close(predict_volume(Local(), image, patch_size=(8, 10, 12), window=array), expected)
+
+
+@pytest.mark.parametrize("shape", [(40, 40, 40), (40, 12, 40)])
+def test_skipping_windows_without_foreground_changes_nothing_inside_it(shape: tuple[int, int, int]) -> None:
+    foreground = np.zeros(shape, bool)
+    foreground[3:10, 2:9, 22:30] = True
+    image = an_image(1, *shape)
+    network, all_windows = Constant(), Constant()
+    predict_volume(all_windows, image, patch_size=16)
+    predict_volume(network, image, patch_size=16, foreground=foreground)
+    assert 0 < network.n_windows < all_windows.n_windows
+    skipped = predict_volume(Local(), image, patch_size=16, foreground=foreground)
+    complete = predict_volume(Local(), image, patch_size=16)
+    assert torch.equal(skipped[:, foreground], complete[:, foreground])
+    assert skipped.min() == 0, "no window went to the far corner"
+
+
+def test_without_any_foreground_there_is_still_a_result_of_the_right_shape() -> None:
+    nothing = np.zeros((40, 40, 40), bool)
+    probability = predict_volume(Local(), an_image(1, 40, 40, 40), patch_size=16, foreground=nothing)
+    assert probability.shape == (2, 40, 40, 40)
+
+
+def test_window_batches_change_nothing_but_rounding() -> None:
+    image = an_image(1, 40, 30, 20)
+    torch.testing.assert_close(
+        predict_volume(Local(), image, patch_size=16, batch_size=7), predict_volume(Local(), image, patch_size=16)
+    )
+
+
+def test_each_module_is_evaluated_and_gets_its_mode_back() -> None:
+    network = nn.Sequential(Constant(), nn.Dropout3d(0.9))
+    network[0].train()
+    network[1].eval()
+    predict_volume(network, torch.zeros(1, 8, 8, 8), patch_size=8)
+    assert network[0].modes == {False}
+    assert (network.training, network[0].training, network[1].training) == (True, True, False)
+    with pytest.raises(ValueError):
+        predict_volume(network, torch.zeros(8, 8, 8), patch_size=8)
+    assert network.training
+
+
+def test_the_result_is_plain_float32_on_the_cpu_and_the_image_is_left_as_it_is() -> None:
+    image = an_image(1, 12, 12, 12).numpy()
+    image.flags.writeable = False
+    probability = predict_volume(Local().half(), image[:, ::-1], patch_size=8, precision="bf16")
+    assert (probability.dtype, probability.device.type) == (torch.float32, "cpu")
+    assert 0 <= probability.min() <= probability.max() <= 1
+    probability *= 2
+
+
+def test_when_memory_runs_out_fewer_windows_are_taken_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Hungry(Local):
+        def forward(self, image: Tensor) -> Tensor:
+            if len(image) > 2:
+                raise torch.OutOfMemoryError
+            return super().forward(image)
+
+    image = an_image(1, 24, 24, 24)
+    probability = predict_volume(Hungry(), image, patch_size=8, batch_size=16)
+    torch.testing.assert_close(probability, predict_volume(Local(), image, patch_size=8, batch_size=2))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_bad_arguments_are_refused_with_what_was_given() -> None:
+    image = torch.zeros(1, 8, 8, 8)
+    wrong = [
+        ({"patch_size": 0}, "patch_size.*0"),
+        ({"patch_size": (8, 8)}, r"patch_size.*\(8, 8\)"),
+        ({"overlap": 1.0}, "overlap.*1.0"),
+        ({"window": "hann"}, "bspline, gaussian, uniform.*hann"),
+        ({"window": np.zeros((8, 8, 8))}, "positive"),
+        ({"window": np.ones((4, 4, 4))}, r"\(8, 8, 8\).*\(4, 4, 4\)"),
+        ({"batch_size": 0}, "batch_size.*0"),
+        ({"foreground": np.ones((4, 4, 4))}, r"\(8, 8, 8\).*\(4, 4, 4\)"),
+        ({"precision": "fp8"}, "precision.*fp8"),
+    ]
+    for arguments, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            predict_volume(Local(), image, **({"patch_size": 8} | arguments))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"\(C, X, Y, Z\)"):
+        predict_volume(Local(), image[0], patch_size=8)
+    with pytest.raises(ValueError, match="NaN"):
+        predict_volume(Local(), image * torch.nan, patch_size=8)
+    with pytest.raises(ValueError, match="equal sides"):
+        predict_volume(nn.AvgPool3d(2), image, patch_size=8)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"threshold": 1.5}, {"threshold": {"liver": -1}}, {"min_volume_mm3": -1}, {"overlap": 1}, {"window": "x"}]
+)
+def test_bad_settings_are_refused(bad: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Inference(**bad)
+
+
+def test_a_class_without_a_threshold_of_its_own_takes_a_half() -> None:
+    assert Inference().threshold_of("lesion") == 0.5
+    assert Inference(threshold=0.2).threshold_of("lesion") == 0.2
+    assert [Inference(threshold={"liver": 0.3}).threshold_of(name) for name in ("liver", "tumour")] == [0.3, 0.5]
+
+
+OBLIQUE = np.array([[0.0, -2.0, 0.1, 10.0], [1.0, 0.1, 0.0, -20.0], [0.0, 0.2, 3.0, 5.0], [0, 0, 0, 1.0]])
+
+
+def a_case(folder: Path, name: str = "a", shape: tuple[int, int, int] = (20, 14, 9), seed: int = 0) -> Case:
+    """A file with an oblique affine, permuted axes and a background of 0 around a brain of noise."""
+    data = np.random.default_rng(seed).normal(100, 20, shape).astype(np.float32)
+    brain = np.zeros(shape, bool)
+    brain[3:-3, 2:-2, 2:-2] = True
+    path = folder / f"{name}_FLAIR.nii.gz"
+    nib.save(nib.Nifti1Image(np.where(brain, data, 0), OBLIQUE), path)
+    return Case(case_id=name, subject_id=name, images={"FLAIR": path})
+
+
+FLAIR = Preprocessing(modalities=("FLAIR",))
+SETTINGS = Inference(patch_size=8, threshold=0.7)
+
+
+def test_a_prediction_comes_back_on_the_grid_of_the_file(tmp_path: Path) -> None:
+    case = a_case(tmp_path)
+    image = read_volume(case.images["FLAIR"]).data
+    probability = predict_case(FirstChannel(), preprocess(case, FLAIR), patch_size=8)
+    assert probability.shape == (1, *image.shape)
+    brain = image != 0
+    zscore = (image[brain] - image[brain].mean()) / image[brain].std()
+    np.testing.assert_allclose(probability[0][brain], 1 / (1 + np.exp(-zscore)), atol=2e-3)
+
+
+def test_predicted_files_have_the_inputs_shape_and_affine(tmp_path: Path) -> None:
+    case = a_case(tmp_path)
+    assert predict_cases(FirstChannel(), [case], FLAIR, tmp_path / "p", inference=SETTINGS, checksum="c") == {}
+    for kind, dtype in (("probability", np.uint16), ("mask", np.uint8)):
+        image = nib.load(tmp_path / "p" / f"a_{kind}.nii.gz")
+        assert image.shape == (20, 14, 9)
+        assert image.get_data_dtype() == dtype
+        np.testing.assert_allclose(image.affine, OBLIQUE, atol=1e-5)
+
+
+def test_the_mask_is_the_stored_probability_at_the_threshold(tmp_path: Path) -> None:
+    levels = (np.arange(65536) / 65535).reshape(64, 32, 32).astype(np.float32)
+    for threshold in (0.0, 1 / 3, 0.5, float(np.float32(20000 / 65535)), 0.99999, 1.0):
+        write_prediction(tmp_path, "a", levels[None], np.eye(4), threshold=threshold)
+        stored, mask = (read_volume(tmp_path / f"a_{kind}.nii.gz").data for kind in ("probability", "mask"))
+        np.testing.assert_array_equal(mask, stored >= np.float32(threshold))
+        np.testing.assert_allclose(stored, levels, atol=1e-5)
+
+
+def test_the_lesion_table_by_hand(tmp_path: Path) -> None:
+    probability = np.zeros((1, 10, 10, 10), np.float32)
+    probability[0, 1:4, 2, 2] = 0.6, 0.9, 0.6
+    probability[0, 7, 7, 7] = probability[0, 8, 8, 8] = 0.8  # joined over the corner
+    probability[0, 1, 8, 8] = 1.0
+    affine = np.diag([-1.0, 2.0, 3.0, 1.0])
+    affine[:3, 3] = 100, -50, 7
+    rows = write_prediction(tmp_path, "a", probability, affine, threshold=0.5, min_volume_mm3=12.0)
+    assert rows == [
+        {"case_id": "a", "lesion": 1, "volume_mm3": 18, "x_mm": 98, "y_mm": -46, "z_mm": 13, "mean_probability": 0.7},
+        {
+            "case_id": "a",
+            "lesion": 2,
+            "volume_mm3": 12,
+            "x_mm": 92.5,
+            "y_mm": -35,
+            "z_mm": 29.5,
+            "mean_probability": 0.8,
+        },
+    ]
+    assert read_volume(tmp_path / "a_mask.nii.gz").data.sum() == 5, "the lesion of 6 mm3 is gone"
+    assert read_volume(tmp_path / "a_probability.nii.gz").data[1, 8, 8] == 1, "its probability stays"
+
+
+def test_lesions_are_those_of_scipy(tmp_path: Path) -> None:
+    probability = ndimage.gaussian_filter(np.random.default_rng(1).random((30, 30, 30)), 1.5).astype(np.float32)
+    threshold = float(np.quantile(probability, 0.9))
+    rows = write_prediction(tmp_path, "a", probability[None], OBLIQUE, threshold=threshold)
+    mask = read_volume(tmp_path / "a_mask.nii.gz").data > 0
+    labels, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+    sizes = np.sort(np.bincount(labels.ravel())[1:])[::-1] * abs(np.linalg.det(OBLIQUE[:3, :3]))
+    np.testing.assert_allclose([row["volume_mm3"] for row in rows], sizes, atol=1e-3)
+    largest = 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    centre = OBLIQUE[:3, :3] @ ndimage.center_of_mass(labels == largest) + OBLIQUE[:3, 3]
+    np.testing.assert_allclose([rows[0][f"{axis}_mm"] for axis in "xyz"], centre, atol=1e-3)
+
+
+def test_an_empty_prediction_is_written_and_has_no_rows(tmp_path: Path) -> None:
+    assert write_prediction(tmp_path, "a", np.zeros((1, 5, 5, 5), np.float32), np.eye(4)) == []
+    assert not read_volume(tmp_path / "a_mask.nii.gz").data.any()
+
+
+def test_several_classes_have_files_rows_and_thresholds_of_their_own(tmp_path: Path) -> None:
+    probability = np.full((2, 4, 4, 4), 0.4, np.float32)
+    classes = ("liver", "tumour")
+    rows = write_prediction(
+        tmp_path, "a", probability, np.eye(4), classes=classes, threshold={"liver": 0.3, "tumour": 0.5}
+    )
+    assert [(row["class"], row["volume_mm3"]) for row in rows] == [("liver", 64)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        path.name for pair in prediction_files(tmp_path, "a", classes).values() for path in pair
+    )
+    assert (tmp_path / "a_tumour_mask.nii.gz").is_file()
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_resuming_computes_what_is_missing_and_completes_the_table(tmp_path: Path) -> None:
+    cases = [a_case(tmp_path, name, seed=seed) for seed, name in enumerate("abc")]
+    once, resumed = tmp_path / "once", tmp_path / "resumed"
+    predict_cases(FirstChannel(), cases, FLAIR, once, inference=SETTINGS, checksum="c")
+    predict_cases(FirstChannel(), cases[:2], FLAIR, resumed, inference=SETTINGS, checksum="c")
+    (resumed / "lesions.csv").unlink()
+    (resumed / "b_mask.nii.gz").unlink()
+    before = (resumed / "a_mask.nii.gz").stat().st_mtime_ns
+    assert predict_cases(FirstChannel(), cases, FLAIR, resumed, inference=SETTINGS, checksum="c") == {}
+    assert (resumed / "a_mask.nii.gz").stat().st_mtime_ns == before
+    assert (resumed / "lesions.csv").read_text() == (once / "lesions.csv").read_text()
+    assert {row["case_id"] for row in read_rows(once / "lesions.csv")} == {"a", "b", "c"}
+    predict_cases(FirstChannel(), cases[2:], FLAIR, resumed, inference=SETTINGS, checksum="c")
+    assert (resumed / "lesions.csv").read_text() == (once / "lesions.csv").read_text(), "other cases' rows stay"
+
+
+def test_one_bad_case_does_not_stop_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bad = Case(case_id="bad", subject_id="bad", images={"FLAIR": tmp_path / "none.nii.gz"})
+    with caplog.at_level(logging.ERROR):
+        faults = predict_cases(
+            FirstChannel(), [bad, a_case(tmp_path)], FLAIR, tmp_path / "p", inference=SETTINGS, checksum="c"
+        )
+    assert list(faults) == ["bad"]
+    assert "none.nii.gz" in faults["bad"]
+    assert "\n" not in faults["bad"]
+    assert faults["bad"] in caplog.text
+    assert (tmp_path / "p" / "a_mask.nii.gz").is_file()
+
+
+def test_labels_are_not_read(tmp_path: Path) -> None:
+    case = a_case(tmp_path)
+    labelled = Case(case_id="a", subject_id="a", images=case.images, labels=(tmp_path / "gone.nii.gz",))
+    assert predict_cases(FirstChannel(), [labelled], FLAIR, tmp_path / "p", inference=SETTINGS, checksum="c") == {}
+
+
+def test_a_folder_says_how_it_was_predicted_and_refuses_other_settings(tmp_path: Path) -> None:
+    predict_cases(FirstChannel(), [], FLAIR, tmp_path / "p", inference=SETTINGS, checksum="abc")
+    assert json.loads((tmp_path / "p" / "predictions.json").read_text()) == {
+        "checkpoint": "abc",
+        "classes": {"lesion": [1]},
+        "threshold": 0.7,
+        "min_volume_mm3": 0.0,
+        "window": "bspline",
+        "overlap": 0.5,
+        "patch_size": 8,
+    }
+    other = Inference(patch_size=8, threshold=0.5)
+    with pytest.raises(DataError, match=r"predictions\.json.*threshold=0\.7.*threshold=0\.5"):
+        predict_cases(FirstChannel(), [], FLAIR, tmp_path / "p", inference=other, checksum="abc")
+    (tmp_path / "p" / "predictions.json").write_text("{}")
+    with pytest.raises(DataError, match="another output_dir"):
+        predict_cases(FirstChannel(), [], FLAIR, tmp_path / "p", inference=SETTINGS, checksum="abc")
+
+
+def test_an_unwritable_folder_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "p").write_text("a file")
+    with pytest.raises(DataError, match=r"p.*cannot be written"):
+        predict_cases(FirstChannel(), [], FLAIR, tmp_path / "p", inference=SETTINGS, checksum="c")
+
+
+def test_a_real_case_comes_back_on_its_grid(real_data: Path, tmp_path: Path) -> None:
+    folder = real_data / "open_ms_data" / "cross_sectional" / "MNI" / "patient07"
+    path = next(folder.glob("FLAIR*.nii.gz"))
+    case = Case(case_id="patient07", subject_id="patient07", images={"FLAIR": path})
+    assert (
+        predict_cases(
+            FirstChannel(), [case], FLAIR, tmp_path, inference=Inference(patch_size=96, overlap=0), checksum="c"
+        )
+        == {}
+    )
+    probability, image = read_volume(tmp_path / "patient07_probability.nii.gz"), read_volume(path)
+    np.testing.assert_allclose(probability.affine, image.affine, atol=1e-5)
+    brain = image.data != 0
+    order = np.argsort(image.data[brain])
+    assert (np.diff(probability.data[brain][order]) > -2e-3).all(), "brighter voxels are more probable"
