@@ -1,0 +1,72 @@
+"""A task of the Medical Segmentation Decathlon (Antonelli et al. 2022, doi 10.1038/s41467-022-30695-9)."""
+
+import json
+import logging
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tversky_seg.data.cases import Case, DataError
+
+logger = logging.getLogger("tversky_seg")
+
+
+def find_decathlon(root: Path) -> list[Case]:
+    """List the cases of a task with one modality, which is called as in `dataset.json`.
+
+    The official test images have no labels: they are predicted, not judged.
+
+    Args:
+        root: The folder of one task, which holds `dataset.json`, `imagesTr` and `labelsTr`.
+
+    Raises:
+        DataError: There is no readable `dataset.json`, none of its images is there, or the task keeps several
+            modalities in one 4D file.
+    """
+    root = Path(root)
+    listing = _read_listing(root / "dataset.json")
+    modalities = list(listing["modality"].values())
+    if len(modalities) != 1:
+        raise DataError(
+            f"{root / 'dataset.json'}: {len(modalities)} modalities in one 4D file ({', '.join(map(str, modalities))});"
+            " expected one, so write them as 3D files and list these in a manifest"
+        )
+    names = [(entry["image"], entry.get("label")) for entry in listing["training"]]
+    names += [(entry["image"] if isinstance(entry, dict) else entry, None) for entry in listing.get("test", [])]
+    cases = [_case(root, image, label, modality=str(modalities[0])) for image, label in names]
+    there = [case for case in cases if all(file.is_file() for file in (*case.images.values(), *case.labels))]
+    if not there:
+        raise DataError(
+            f"{root}: none of the {len(cases)} images in dataset.json is there; expected imagesTr, labelsTr"
+        )
+    if len(there) < len(cases):
+        absent = [case.case_id for case in cases if case not in there]
+        logger.warning("%d of %d cases in dataset.json have no file: %s", len(absent), len(cases), ", ".join(absent))
+    return there
+
+
+def _case(root: Path, image: str, label: str | None, *, modality: str) -> Case:
+    case_id = PurePosixPath(image).name.removesuffix(".gz").removesuffix(".nii")
+    return Case(
+        case_id=case_id,
+        subject_id=case_id,
+        images={modality: root / image},
+        labels=(root / label,) if label else (),
+        split=None if label else "test",
+    )
+
+
+def _read_listing(path: Path) -> dict[str, Any]:
+    """`dataset.json`, after a check that it lists what is needed."""
+    try:
+        listing = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; expected the folder of one Decathlon task, as Task04") from error
+    except ValueError as error:
+        raise DataError(f"{path}: is no JSON; expected that of a Decathlon task") from error
+    try:
+        fine = bool(listing["modality"].values()) and all("image" in entry for entry in listing["training"])
+    except (AttributeError, KeyError, TypeError):
+        fine = False
+    if not fine:
+        raise DataError(f"{path}: lists no modality or no training images; expected those of a Decathlon task")
+    return dict(listing)
