@@ -30,14 +30,15 @@ def fingerprint(settings: Mapping[str, Any], sources: Sequence[Path]) -> str:
         except OSError as error:
             raise DataError(f"{source}: {error.strerror or error}; expected an image") from error
         files.append([str(source.resolve()), status.st_size, status.st_mtime_ns])
-    return hashlib.sha256(json.dumps([settings, files], sort_keys=True).encode()).hexdigest()[:16]
+    return _digest(settings, files)
 
 
 def read_entry(entry: Path) -> dict[str, Any] | None:
     """The facts stored with an entry; None where it is missing, incomplete or changed since it was written."""
     try:
         meta = json.loads((entry / "meta.json").read_bytes())
-        intact = all(_seal(entry / name) == seal for name, seal in meta["files"].items())
+        intact = meta["digest"] == _digest(meta["facts"], meta["files"])
+        intact = intact and all(_seal(entry / name) == seal for name, seal in meta["files"].items())
         return dict(meta["facts"]) if intact else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -55,7 +56,8 @@ def write_entry(entry: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[
         for name, array in arrays.items():
             np.save(partial / f"{name}.npy", array)
         files = {f"{name}.npy": _seal(partial / f"{name}.npy", new=True) for name in arrays}
-        (partial / "meta.json").write_text(json.dumps({"files": files, "facts": facts}))
+        meta = {"files": files, "facts": facts, "digest": _digest(facts, files)}
+        (partial / "meta.json").write_text(json.dumps(meta))
         _put_in_place(partial, entry)
     except OSError as error:
         raise DataError(
@@ -63,6 +65,10 @@ def write_entry(entry: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _digest(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _seal(path: Path, *, new: bool = False) -> list[int]:

@@ -222,15 +222,15 @@ def read_manifest(path: Path | str, *, modalities: Sequence[str] | None = None) 
             a name that is unsafe in a path, or puts a subject in two splits or folds.
     """
     path = Path(path).expanduser()
-    rows = _read_rows(path)
-    header = [name for name in rows[0] if name]
+    columns, rows = _read_rows(path)
+    header = [name for name in columns if name]
     names = tuple(modalities) if modalities is not None else tuple(n for n in header if not _is_reserved(n))
     _check_header(header, names, path=path)
     faults: list[DataError] = []
     cases = []
-    for number, row in enumerate(rows[1:], start=2):
+    for number, row in rows:
         try:
-            cases.append(_case_of(dict(zip(rows[0], row, strict=False)), names, where=f"{path} line {number}"))
+            cases.append(_case_of(dict(zip(columns, row, strict=False)), names, path=path, number=number))
         except DataError as fault:
             faults.append(fault)
     if not faults:
@@ -372,22 +372,25 @@ def _is_reserved(column: str) -> bool:
     return column in _RESERVED or _LABEL_COLUMN.fullmatch(column) is not None
 
 
-def _read_rows(path: Path) -> list[list[str]]:
-    """Header and rows of a CSV, cells stripped, empty rows dropped."""
+def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Header and rows of a CSV with their line numbers, cells stripped, empty rows dropped."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         delimiter = max(",;\t", key=text.partition("\n")[0].count)
-        rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
+        reader = csv.reader(text.splitlines(), delimiter=delimiter, strict=True)
+        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}; expected a manifest CSV") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: is no CSV text; expected a manifest CSV in UTF-8") from error
-    rows = [row for row in rows if any(row)]
     _require(len(rows) > 1, f"{path}: lists no case; expected a header line and a line for each case")
-    too_long = [row for row in rows[1:] if any(row[len(rows[0]) :])]
-    _require(not too_long, f"{path}: more cells than columns in the line of {(too_long or [['']])[0][0]!r}; "
-             f"expected {len(rows[0])}")  # fmt: skip
-    return rows
+    header = rows[0][1]
+    for number, row in rows[1:]:
+        _require(
+            not any(row[len(header) :]),
+            f"{path} line {number}: {len(row)} cells; expected {len(header)}, one for each column",
+        )
+    return header, rows[1:]
 
 
 def _check_header(header: Sequence[str], modalities: Sequence[str], *, path: Path) -> None:
@@ -402,9 +405,9 @@ def _check_header(header: Sequence[str], modalities: Sequence[str], *, path: Pat
     _require(len(modalities) > 0, f"{path}: no column of images among {', '.join(header)}; expected one per modality")
 
 
-def _case_of(row: Mapping[str, str], modalities: Sequence[str], *, where: str) -> Case:
+def _case_of(row: Mapping[str, str], modalities: Sequence[str], *, path: Path, number: int) -> Case:
     """The case of one line of a manifest, with absolute file names."""
-    folder = Path(where.rpartition(" line ")[0]).parent.absolute()
+    where, folder = f"{path} line {number}", path.parent.absolute()
     empty = [name for name in ("case_id", "subject_id", *modalities) if not row.get(name)]
     _require(not empty, f"{where}: empty cell for {', '.join(empty)}; fill it, remove the line or name other "
              "data.modalities")  # fmt: skip
@@ -461,17 +464,17 @@ def _check_cases(cases: Sequence[Case], *, source: str) -> None:
                  + "; expected each case once")  # fmt: skip
         seen[case.case_id.casefold()] = case.case_id
     for column in ("split", "fold"):
-        _column(cases, column)
+        _column(cases, column, source=source)
 
 
-def _column(cases: Sequence[Case], column: str) -> dict[str, Any] | None:
+def _column(cases: Sequence[Case], column: str, *, source: str = "data") -> dict[str, Any] | None:
     """Subject -> its split or fold; None where no case has one."""
     found: dict[str, set[Any]] = defaultdict(set)
     for case in cases:
         if (value := getattr(case, column)) is not None:
             found[case.subject_id].add(value)
     for subject, values in found.items():
-        _require(len(values) == 1, f"data: subject {subject!r} is in {column} "
+        _require(len(values) == 1, f"{source}: subject {subject!r} is in {column} "
                  f"{' and '.join(sorted(map(str, values)))}; expected all cases of a subject in one")  # fmt: skip
     return {subject: values.pop() for subject, values in found.items()} or None
 

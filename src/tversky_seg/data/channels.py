@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tversky_seg.data.cases import DataError
-from tversky_seg.data.grids import Affine, Bools, Floats, Shape, is_coarser, resample
+from tversky_seg.data.grids import Affine, Bools, Floats, Shape, is_coarser, resample, window
 from tversky_seg.data.volumes import Volume, affine_shift_voxels, read_label, read_volume
 
 FINE_SHIFT = 0.01  # voxels between two affines of one grid: rounding
@@ -43,39 +43,63 @@ class Reference:
 
 @dataclass(frozen=True)
 class Channel:
-    """One modality on the network's grid before the crop.
+    """One modality on the network's grid, where it is not background.
 
     Attributes:
-        values: (X, Y, Z) int16; `values * scale` are the normalised intensities, also outside the foreground.
+        values: (X, Y, Z) int16 in the box around the foreground; `values * scale` are the normalised intensities.
+        start: First voxel of the box.
+        outside: The value beyond the box.
         scale: As said.
-        foreground: (X, Y, Z) the voxels that are not background.
+        foreground: The voxels that are not background, in the whole grid.
     """
 
     values: NDArray[np.int16]
+    start: Shape
+    outside: int
     scale: float
     foreground: Bools
+
+    def within(self, box: tuple[slice, ...]) -> NDArray[np.int16]:
+        """The values in another box of the grid."""
+        (x, y, z), shape = (
+            (side.start - first for side, first in zip(box, self.start, strict=True)),
+            self.foreground[box].shape,
+        )
+        return window(self.values, (x, y, z), shape, fill=self.outside)
 
 
 def read_channel(
     path: Path, modality: str, reference: Reference, brain: Bools | None, normalization: str, notes: list[str]
 ) -> Channel:
-    """Read, resample, normalise and quantise one modality, so that one float volume is held at a time."""
-    volume = read_volume(path)
-    volume = _on_grid(volume, modality, path, reference, notes, strict=False)
-    own = _own_foreground(volume, path)
-    values = reference.resampled(volume, fill=np.nan)
-    if own is None:
-        foreground = np.isfinite(values)
+    """Read, resample, normalise and quantise one modality, so that few float volumes are held at a time.
+
+    Intensities are measured inside the brain mask, else where the image differs from its background.
+    """
+    volume = _on_grid(read_volume(path), modality, path, reference, notes, strict=False)
+    background = _background(volume.data) if brain is None else None
+    values = reference.resampled(volume, fill=np.nan if background is None else background)
+    if background is None:
+        foreground = np.isfinite(values) if brain is None else brain & np.isfinite(values)
     else:
-        foreground = reference.resampled(Volume(own, volume.affine)) > 0.5
-    measured = foreground if brain is None else (foreground & brain)
-    if not measured.any():
-        raise DataError(
-            f"{path}: no voxel of {modality} in the brain of {reference.modality}; expected images that overlap"
-        )
-    values = _normalised(values, values[measured], normalization, path)
-    scale = max(float(np.abs(values).max()), 1e-6) / 32767
-    return Channel(np.rint(values / np.float32(scale)).astype(np.int16), scale, foreground)
+        foreground = reference.resampled(Volume(volume.data != background, volume.affine)) > 0.5
+    if not foreground.any():
+        found = f"holds nothing but {background:g}" if background is not None else "shows nothing of the brain"
+        raise DataError(f"{path}: {found}; expected {modality} of the body part that {reference.modality} shows")
+    box = bounding_box(foreground)
+    centre, width = _centre_and_width(values[foreground], normalization, path)
+    values = np.append(values[box].ravel(), np.nan if background is None else background)
+    values = _normalised(values, centre, width, cut=normalization != "none")
+    scale = max(float(values.max()), -float(values.min()), 1e-6) / 32767
+    values = np.rint(values / np.float32(scale)).astype(np.int16)
+    start = (box[0].start, box[1].start, box[2].start)
+    return Channel(values[:-1].reshape(foreground[box].shape), start, int(values[-1]), scale, foreground)
+
+
+def bounding_box(mask: Bools) -> tuple[slice, slice, slice]:
+    """The smallest box (X, Y, Z) around the true voxels, of which there is one at least."""
+    found = [np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    x, y, z = (slice(int(along[0]), int(along[-1]) + 1) for along in found)
+    return x, y, z
 
 
 def _on_grid(volume: Volume, name: str, path: Path, reference: Reference, notes: list[str], *, strict: bool) -> Volume:
@@ -106,35 +130,31 @@ def read_brain(path: Path, reference: Reference, notes: list[str]) -> Bools:
     return np.asarray(brain)
 
 
-def _own_foreground(volume: Volume, path: Path) -> Bools | None:
-    """Voxels that differ from the constant around the brain; None where the border of the image is not constant.
-
-    The constant is the value of more than half of the voxels on the six faces: 0 or any other, as -1024 in CT.
-    """
-    data = volume.data
-    faces = np.concatenate([data.take(i, axis=axis).ravel() for axis in range(3) for i in (0, -1)])
+def _background(data: Floats) -> float | None:
+    """The constant around the body: the value of more than half of the voxels on the six faces, 0 or any other."""
+    faces = np.concatenate([np.moveaxis(data, axis, 0)[i].ravel() for axis in range(3) for i in (0, -1)])
     values, counts = np.unique(faces, return_counts=True)
-    if counts.max() * 2 <= len(faces):
-        return None
-    foreground = data != values[counts.argmax()]
-    if not foreground.any():
-        raise DataError(f"{path}: every voxel is {values[0]:g}; expected an image")
-    return np.asarray(foreground)
+    return float(values[counts.argmax()]) if counts.max() * 2 > len(faces) else None
 
 
-def _normalised(values: Floats, brain: Floats, normalization: str, path: Path) -> Floats:
-    """Centre and scale by the brain's voxels (n,), in place; 0 where there is no value."""
-    centre, width = 0.0, 1.0
-    if normalization == "zscore":
-        centre, width = float(brain.mean(dtype=np.float64)), float(brain.std(dtype=np.float64))
+def _centre_and_width(brain: Floats, normalization: str, path: Path) -> tuple[float, float]:
+    """What is subtracted from the intensities and what they are divided by, from those of the brain (n,)."""
+    if normalization == "none":
+        return 0.0, 1.0
+    centre, width = float(brain.mean(dtype=np.float64)), float(brain.std(dtype=np.float64))
     if normalization == "robust":
         low, centre, high = np.percentile(brain, (25, 50, 75)).tolist()
         width = (high - low) / 1.349
-    if not width > 1e-6 * max(abs(centre), 1e-30):
-        raise DataError(f"{path}: is constant ({centre:g}) over most of the brain; expected an image with contrast")
+    if not width > 1e-6 * abs(centre):
+        raise DataError(f"{path}: is {centre:g} over most of the brain; expected an image with contrast")
+    return centre, width
+
+
+def _normalised(values: Floats, centre: float, width: float, *, cut: bool) -> Floats:
+    """In place; 0 where there is no value."""
     values -= np.float32(centre)
     values /= np.float32(width)
-    if normalization != "none":
+    if cut:
         np.clip(values, -MAX_DEVIATIONS, MAX_DEVIATIONS, out=values)
     values[np.isnan(values)] = 0
     return values

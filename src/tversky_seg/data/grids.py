@@ -116,8 +116,10 @@ def resample(
     if _is_shift(matrix, shape):
         x, y, z = np.rint(matrix[:3, 3]).astype(int).tolist()
         return window(data, (x, y, z), shape, fill=fill)
-    smooth = _antialiased(data, matrix)
-    padded = np.pad(smooth, 1, mode="edge")  # the outer voxels reach beyond their centres
+    padded = np.pad(data, 1, mode="edge").astype(np.float32, copy=False)  # outer voxels reach beyond their centres
+    sigma = np.sqrt(np.maximum(_steps(matrix) ** 2 - 1, 0)) / _FWHM_PER_SIGMA
+    if sigma.max() > 0.1:
+        ndimage.gaussian_filter(padded, sigma, output=padded, mode="nearest", truncate=3.0)
     linear, offset = matrix[:3, :3], matrix[:3, 3] + 1
     if np.abs(linear - np.diag(np.diag(linear))).sum(axis=1) @ np.ones(3) * max(shape) < SAME_PLACE:
         linear = np.diag(linear)  # scipy is faster along separate axes
@@ -173,14 +175,6 @@ def _is_shift(matrix: Affine, shape: Shape) -> bool:
     corners = np.array([*itertools.product(*((0, n - 1) for n in shape))])
     exact = corners + np.rint(matrix[:3, 3])
     return bool(np.abs(corners @ matrix[:3, :3].T + matrix[:3, 3] - exact).max() <= SAME_PLACE)
-
-
-def _antialiased(data: NDArray[Any], matrix: Affine) -> Floats:
-    sigma = np.sqrt(np.maximum(_steps(matrix) ** 2 - 1, 0)) / _FWHM_PER_SIGMA
-    values = data.astype(np.float32)
-    if np.any(sigma > 0.1):
-        ndimage.gaussian_filter(values, sigma, output=values, mode="nearest", truncate=3.0)
-    return values
 
 
 def _steps(matrix: Affine) -> Affine:

@@ -4,6 +4,8 @@ import logging
 import math
 import multiprocessing
 import os
+import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -25,8 +27,8 @@ from tversky_seg.data.cases import (
     check_modalities,
     check_spacing,
 )
-from tversky_seg.data.channels import Reference, lesion_arrays, read_brain, read_channel, read_target
-from tversky_seg.data.grids import Bools, Geometry, network_grid, to_input_grid
+from tversky_seg.data.channels import Reference, bounding_box, lesion_arrays, read_brain, read_channel, read_target
+from tversky_seg.data.grids import Geometry, network_grid, to_input_grid
 from tversky_seg.data.prepared import PreparedCase, forget_opened
 from tversky_seg.data.volumes import MAX_VOXELS, ras_grid, read_grid, spacing_of
 from tversky_seg.progress import Reporter
@@ -46,6 +48,7 @@ __all__ = [
 logger = logging.getLogger("tversky_seg")
 
 FORMAT_VERSION = 1  # of the cache: raise it when the same files and settings give other arrays
+SECONDS_WORTH_WORKERS = 10.0
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,8 @@ def prepare_all(
         cases: The cohort.
         settings: The same for all.
         cache_dir: Where prepared cases are kept.
-        n_workers: Processes; None: one per core and per case that is not cached, at most 8. 1 works in this process.
+        n_workers: Processes; 1 works in this one; None: one per core, at most 8, if the work takes longer than their
+            start.
 
     Returns:
         The prepared cases, in the order of `cases`.
@@ -147,14 +151,11 @@ def prepare_all(
         except DataError as fault:
             faults[case.case_id] = fault
     missing = [case for case in cases if case.case_id not in prepared and case.case_id not in faults]
-    n_workers = min(n_workers or min(_n_cores(), 8), len(missing))
-    with Reporter("preprocessing", total=len(missing)) as reporter:
-        for case_id, result in _prepare_missing(missing, settings, cache_dir, n_workers=n_workers):
-            reporter.advance(case_id)
-            if isinstance(result, DataError):
-                faults[case_id] = result
-            else:
-                prepared[case_id] = result
+    for case_id, result in _with_progress(_as_they_get_ready(missing, settings, cache_dir, n_workers), len(missing)):
+        if isinstance(result, DataError):
+            faults[case_id] = result
+        else:
+            prepared[case_id] = result
     if faults:
         raise DataError.gather([faults[case.case_id] for case in cases if case.case_id in faults])
     _say_notes(list(prepared.values()))
@@ -203,11 +204,11 @@ def _preprocess(case: Case, settings: Preprocessing) -> PreparedCase:
         read_channel(case.images[name], name, reference, brain, settings.normalization, notes)
         for name in settings.modalities
     ]
-    foreground = brain if brain is not None else np.logical_or.reduce([channel.foreground for channel in channels])
+    foreground = np.logical_or.reduce([channel.foreground for channel in channels]) if brain is None else brain
     target = None if case.label is None else read_target(case.label, reference, settings.classes, notes)
-    box = _bounding_box(foreground if target is None else foreground | target.any(axis=0))
+    box = bounding_box(foreground if target is None else foreground | target.any(axis=0))
     inside = np.ascontiguousarray(foreground[box])
-    image = np.stack([channel.values[box] * inside for channel in channels])
+    image = np.stack([channel.within(box) * inside for channel in channels])
     if target is not None:
         target = np.ascontiguousarray(target[:, *box])
         if (target.any(axis=0) & ~inside).any():
@@ -237,12 +238,6 @@ def _reference(case: Case, settings: Preprocessing) -> Reference:
             f"expected at most {MAX_VOXELS}"
         )
     return Reference(first, input_shape, input_affine, shape, affine)
-
-
-def _bounding_box(mask: Bools) -> tuple[slice, slice, slice]:
-    found = [np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-    x, y, z = (slice(int(along[0]), int(along[-1]) + 1) for along in found)
-    return x, y, z
 
 
 def _sources(case: Case, settings: Preprocessing) -> list[Path]:
@@ -299,18 +294,32 @@ def _prepared_or_fault(case: Case, settings: Preprocessing, cache_dir: Path) -> 
         return _prepare(case, settings, cache_dir)
     except DataError as fault:
         return fault
+    except Exception as error:
+        error.add_note(f"while preprocessing case {case.case_id}")
+        raise
 
 
-def _prepare_missing(
-    cases: Sequence[Case], settings: Preprocessing, cache_dir: Path, *, n_workers: int
+def _as_they_get_ready(
+    cases: Sequence[Case], settings: Preprocessing, cache_dir: Path, n_workers: int | None
 ) -> Iterator[tuple[str, PreparedCase | DataError]]:
-    """Case id and prepared case or fault, as they get ready."""
-    if n_workers <= 1:
-        for case in cases:
-            yield case.case_id, _prepared_or_fault(case, settings, cache_dir)
-        return
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    """Case id and prepared case or fault; in other processes if told to, or if that saves more than their start."""
+    start = time.monotonic()
+    for n_done, case in enumerate(cases):
+        left = len(cases) - n_done
+        seconds_left = (time.monotonic() - start) / max(n_done, 1) * left
+        if left > 1 and ((n_workers or 1) > 1 or (n_workers is None and seconds_left > SECONDS_WORTH_WORKERS)):
+            yield from _in_workers(cases[n_done:], settings, cache_dir, min(n_workers or min(_n_cores(), 8), left))
+            return
+        yield case.case_id, _prepared_or_fault(case, settings, cache_dir)
+
+
+def _in_workers(
+    cases: Sequence[Case], settings: Preprocessing, cache_dir: Path, n_workers: int
+) -> Iterator[tuple[str, PreparedCase | DataError]]:
+    forkserver = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if forkserver else "spawn")
+    if forkserver:  # import once what every worker needs, also for the script that it finds itself in
+        context.set_forkserver_preload([name for name in ("torch", __name__) if name in sys.modules])
     pool = ProcessPoolExecutor(n_workers, mp_context=context)
     try:
         pending = {pool.submit(_prepared_or_fault, case, settings, cache_dir): case.case_id for case in cases}
@@ -318,11 +327,21 @@ def _prepare_missing(
             yield pending[future], future.result()
     except BrokenProcessPool as error:
         raise DataError(
-            "preprocessing: a worker process died, out of memory or for a script without `if __name__ == '__main__':`; "
-            "try n_workers=1"
+            "preprocessing: a worker process died, out of memory or because the script starts work outside "
+            "`if __name__ == '__main__':`; try n_workers=1"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _with_progress(
+    results: Iterator[tuple[str, PreparedCase | DataError]], n_cases: int
+) -> Iterator[tuple[str, PreparedCase | DataError]]:
+    if n_cases:
+        with Reporter("preprocessing", total=n_cases) as reporter:
+            for case_id, result in results:
+                reporter.advance(case_id)
+                yield case_id, result
 
 
 def _n_cores() -> int:
