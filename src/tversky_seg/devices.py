@@ -1,0 +1,44 @@
+"""Where the arithmetic runs, and how wide its numbers are."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a setting names: `auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: For another name, or for CUDA on a machine without it.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda") and not name.startswith("cuda:"):
+        raise ValueError(f"device: {name}; expected auto, cpu or cuda")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"device: {name}, but torch finds no CUDA device here; use device=cpu or auto")
+    return torch.device(name)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a network runs in fp32, bf16 or fp16; weights stay in float32.
+
+    Raises:
+        ValueError: For another precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: {precision}; expected {', '.join(PRECISIONS)}")
+    return torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "fp32")
+
+
+def use_threads(n_threads: int | None) -> None:
+    """Use that many CPU threads; None leaves OMP_NUM_THREADS, or torch's own choice, in force."""
+    if n_threads is not None:
+        if n_threads < 1:
+            raise ValueError(f"threads must be >= 1, got {n_threads}")
+        os.environ["OMP_NUM_THREADS"] = str(n_threads)
+        torch.set_num_threads(n_threads)

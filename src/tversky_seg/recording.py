@@ -1,0 +1,139 @@
+"""What a run leaves to read: metrics.csv (numbers only), timings.csv, TensorBoard, environment.json."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+VERSIONED = ("torch", "monai", "numpy", "scipy", "nibabel", "hydra-core", "scikit-image", "connected-components-3d")
+
+
+class Recorder:
+    """Writes scalars as rows `step,name,value`, and the same scalars and pictures for TensorBoard.
+
+    Args:
+        output_dir: The run directory.
+        from_step: Rows of later steps, left by a run that was stopped after its last checkpoint, are dropped, and
+            TensorBoard's events are written again from what remains: no step appears twice.
+    """
+
+    def __init__(self, output_dir: Path, *, from_step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._metrics, self._timings = output_dir / "metrics.csv", output_dir / "timings.csv"
+        kept = [_cut(path, from_step) for path in (self._metrics, self._timings)]
+        shutil.rmtree(output_dir / "tensorboard", ignore_errors=True)
+        self._events = SummaryWriter(str(output_dir / "tensorboard"))
+        for step, name, value in (row for rows in kept for row in rows):
+            self._events.add_scalar(name, float(value), int(step))
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers that a rerun repeats exactly."""
+        self._write(self._metrics, step, values)
+
+    def timings(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers that depend on the clock."""
+        self._write(self._timings, step, values)
+
+    def pictures(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        """Pictures as uint8 arrays (height, width, 3)."""
+        for name, picture in values.items():
+            self._events.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush what TensorBoard still holds."""
+        self._events.close()
+
+    def _write(self, path: Path, step: int, values: Mapping[str, float]) -> None:
+        _append(path, ((step, name, repr(float(value))) for name, value in values.items()))
+        for name, value in values.items():
+            self._events.add_scalar(name, float(value), step)
+
+
+class Stopwatch:
+    """Adds up where the time between two rows of timings.csv went."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Count the time since the last lap under this name."""
+        now = time.perf_counter()
+        self._seconds[name] = self._seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def read(self) -> dict[str, float]:
+        """Seconds by name since the last reading."""
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+
+def environment() -> dict[str, Any]:
+    """What a rerun needs to know: versions, device, threads, git commit, command."""
+    return {
+        "command": [sys.executable, *sys.argv],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: importlib.metadata.version(name) for name in ("tversky-seg", *VERSIONED)},
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON beside and rename, so that the file is whole or absent."""
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.write_text(json.dumps(content, indent=2) + "\n")
+    scratch.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file."""
+    return json.loads(path.read_text())
+
+
+def _append(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([("step", "name", "value")] if is_new else [])
+        writer.writerows(rows)
+
+
+def _cut(path: Path, last_step: int) -> list[list[str]]:
+    """Keep the whole rows up to a step; a row that a kill cut short belongs to a later step than the checkpoint."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows = [row for row in csv.reader(file) if len(row) == 3 and row[0].isdigit() and int(row[0]) <= last_step]
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.unlink(missing_ok=True)
+    _append(scratch, rows)
+    scratch.replace(path)
+    return rows
+
+
+def _git(*words: str) -> str | None:
+    folder = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

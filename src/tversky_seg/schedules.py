@@ -1,0 +1,39 @@
+"""Learning-rate schedules: pure functions of the step, so that a resumed run needs no state."""
+
+from __future__ import annotations
+
+import math
+
+
+def cosine(step: int, max_steps: int, *, warmup_steps: int = 50, final: float = 0.0) -> float:
+    """Factor on the learning rate: a linear warm-up, then half a cosine down to `final`.
+
+    Args:
+        step: Steps done, 0 <= step < max_steps.
+        max_steps: Steps in all; a warm-up longer than that is cut.
+        warmup_steps: Steps of the linear rise.
+        final: Factor at the end, in [0, 1].
+    """
+    factor = _warmup(step, max_steps, warmup_steps)
+    progress = _progress(step, max_steps, warmup_steps)
+    return factor * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def poly(step: int, max_steps: int, *, warmup_steps: int = 0, power: float = 0.9) -> float:
+    """Factor on the learning rate: a linear warm-up, then (1 - progress)^power, as in nnU-Net (power 0.9)."""
+    left = 1 - _progress(step, max_steps, warmup_steps)
+    return _warmup(step, max_steps, warmup_steps) * math.pow(left, power)
+
+
+def steps(step: int, max_steps: int, *, every: int = 1000, factor: float = 0.9) -> float:
+    """Factor on the learning rate: times `factor` every `every` steps (Salehi 2017, section 2.3: 0.9 every 1000)."""
+    return math.pow(factor, step // every)
+
+
+def _warmup(step: int, max_steps: int, warmup_steps: int) -> float:
+    return min(1.0, (step + 1) / max(1, min(warmup_steps, max_steps)))
+
+
+def _progress(step: int, max_steps: int, warmup_steps: int) -> float:
+    start = min(warmup_steps, max_steps)
+    return min(1.0, max(0.0, (step - start) / max(1, max_steps - start)))

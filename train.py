@@ -1,0 +1,105 @@
+"""Train a network, predict the test cases, judge the predictions. `python train.py --help` says what can be set."""
+
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+
+from tversky_seg import config
+from tversky_seg.checkpoints import checksum, load_checkpoint
+from tversky_seg.data.cases import Dataset, Split, find_cases, split_cases, write_manifest
+from tversky_seg.data.loaders import PatchBatches
+from tversky_seg.data.preprocessing import Preprocessing, common_spacing, prepare_all, require_lesions
+from tversky_seg.inference import predict_cases
+from tversky_seg.recording import environment, read_json, write_json
+from tversky_seg.report import metrics_table
+from tversky_seg.validation import validate
+
+
+@config.verb("train")
+def train(cfg: DictConfig) -> int:
+    """Build every part, then train, predict and judge; what an earlier call has done is kept."""
+    config.check_config(cfg, config_name="train")
+    data, sampler, augmentation, inference = (
+        config.build(cfg, key) for key in ("data", "sampler", "augmentation", "inference")
+    )
+    loss, weighting, optimizer, schedule, evaluate = (
+        config.build(cfg, key) for key in ("loss", "weighting", "optimizer", "schedule", "evaluation")
+    )
+    data = with_modalities(data)
+    inference = replace(inference, patch_size=inference.patch_size or sampler.patch_size)
+    torch.manual_seed(cfg.seed)
+    model = config.build(cfg, "model", in_channels=len(data.modalities), out_channels=len(data.classes))
+    parts = {"loss": loss, "weighting": weighting, "optimizer": optimizer, "schedule": schedule}
+    trainer = config.build(cfg, "trainer", model=model, seed=cfg.seed, **parts)
+
+    output_dir = config.open_run(cfg)
+    if (output_dir / "evaluation" / "metrics.json").exists():
+        return show(read_json(output_dir / "evaluation" / "metrics.json"), f"{output_dir}, finished before")
+    write_json(output_dir / "environment.json", environment())
+
+    split = split_of(data, output_dir)
+    preprocessing = Preprocessing(
+        modalities=data.modalities,
+        classes=data.classes,
+        spacing_mm=data.spacing_mm or common_spacing(split.train),
+        normalization=data.normalization,
+    )
+    prepared = prepare_all([*split.train, *split.val], preprocessing, cache_dir=data.cache_dir)
+    training, validation = prepared[: len(split.train)], prepared[len(split.train) :]
+    require_lesions(training)
+
+    batches = PatchBatches(
+        training,
+        sampler,
+        augmentation,
+        batch_size=trainer.batch_size,
+        seed=cfg.seed,
+        with_components=weighting is not None,
+    )
+    judge = partial(validate, cases=validation, classes=tuple(data.classes), inference=inference)
+    keep = {"config": config.plain(cfg), "preprocessing": preprocessing.as_dict(), "inference": asdict(inference)}
+    best = trainer.fit(batches, output_dir, validate=judge if validation else None, keep=keep)
+
+    checkpoint = load_checkpoint(best)
+    model.load_state_dict(checkpoint["model"])
+    if inference.threshold is None:
+        inference = replace(inference, threshold=checkpoint["threshold"])
+    predictions = output_dir / "predictions"
+    faults = predict_cases(model, split.test, preprocessing, predictions, inference=inference, checksum=checksum(best))
+    if not any(case.labels for case in split.test):
+        return 1 if faults else 0
+    metrics = evaluate(predictions, split.test, output_dir=output_dir / "evaluation")
+    return show(metrics, str(output_dir))
+
+
+def with_modalities(data: Dataset) -> Dataset:
+    """The data set with its modalities named: those of its first case where the user names none."""
+    return data if data.modalities else replace(data, modalities=tuple(find_cases(data)[0].images))
+
+
+def split_of(data: Dataset, output_dir: Path) -> Split:
+    """Part the cases by subject, and keep the result as the run's manifest."""
+    cases = find_cases(data)
+    split = split_cases(cases, folds=data.folds, fold=data.fold, val_fraction=data.val_fraction)
+    parts = {"train": split.train, "val": split.val, "test": split.test}
+    rows = [replace(case, split=name, fold=None) for name, part in parts.items() for case in part]
+    write_manifest(rows, output_dir / "manifest.csv", modalities=data.modalities)
+    config.logger.info("%s", ", ".join(f"{len(part)} {name}" for name, part in parts.items()) + " cases")
+    return split
+
+
+def show(metrics: dict[str, Any], title: str) -> int:
+    """Print the table; the exit status says whether all cases could be judged."""
+    console = Console()
+    console.print(metrics_table(metrics))
+    console.print(title)
+    return 1 if metrics.get("faults") else 0
+
+
+if __name__ == "__main__":
+    train()
