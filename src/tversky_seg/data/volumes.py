@@ -159,7 +159,7 @@ def _open(path: Path) -> Any:
         image = nib.load(path)
         shape, dtype = image.shape, image.get_data_dtype()
     except _UNREADABLE as error:
-        raise DataError(f"{path}: cannot be read ({error}); expected a NIfTI image") from error
+        raise DataError(f"{path}: cannot be read ({_said(error, path)}); expected a NIfTI image") from error
     if len(shape) < 3 or min(shape) < 1 or max(shape[3:], default=1) > 1:
         raise DataError(f"{path}: has shape {_times(shape)}; expected one 3D volume")
     if dtype.kind not in "iuf":
@@ -207,8 +207,12 @@ def _voxels(image: Any, path: Path, *, dtype: DTypeLike | None) -> NDArray[Any]:
         with np.errstate(all="ignore"):
             data = np.asarray(image.dataobj, dtype=dtype)
     except _UNREADABLE as error:
-        raise DataError(f"{path}: is cut off or damaged ({error}); fetch it anew") from error
+        raise DataError(f"{path}: is cut off or damaged ({_said(error, path)}); fetch it anew") from error
     return data.reshape(data.shape[:3], order="F")
+
+
+def _said(error: Exception, path: Path) -> str:
+    return str(error).replace(str(path), path.name)
 
 
 def _refuse_non_finite(data: NDArray[Any], path: Path | str) -> None:

@@ -1,0 +1,244 @@
+import gzip
+import struct
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tversky_seg.data.cases import DataError
+from tversky_seg.data.volumes import (
+    PROBABILITY_SCALE,
+    affine_shift_voxels,
+    ras_grid,
+    read_grid,
+    read_label,
+    read_volume,
+    spacing_of,
+    write_volume,
+)
+
+OBLIQUE = np.array([[0, 0.2, -3, 40], [1.1, 0, 0.1, -20], [0, 0.9, 0.4, 7], [0, 0, 0, 1]])
+VOXELS = np.arange(120, dtype=np.int16).reshape(4, 5, 6)
+
+
+def save(path: Path, data: np.ndarray, *, affine: np.ndarray | None = None, slope: float | None = None) -> Path:
+    image = nib.Nifti1Image(data, np.eye(4) if affine is None else affine)
+    if slope is not None:
+        image.header.set_slope_inter(slope, 0)
+    nib.save(image, path)
+    return path
+
+
+def raw_header(shape: tuple[int, ...]) -> bytes:
+    """The header of a NIfTI of float64 voxels, without voxels."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.float64)
+    header.set_data_shape(shape)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    return header.binaryblock + bytes(4)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, np.float64, ">i2"])
+def test_any_number_type_is_read_as_float32(tmp_path: Path, dtype: str, ending: str) -> None:
+    path = save(tmp_path / f"a{ending}", VOXELS.astype(dtype), affine=OBLIQUE)
+    volume = read_volume(path)
+    assert volume.data.dtype == np.float32
+    assert np.array_equal(volume.data, VOXELS)
+    assert np.allclose(volume.affine, OBLIQUE)
+    assert volume.shape == (4, 5, 6)
+    assert volume.spacing_mm == pytest.approx(np.sqrt([1.1**2, 0.04 + 0.81, 9 + 0.01 + 0.16]))
+    shape, affine = read_grid(path)
+    assert shape == (4, 5, 6)
+    assert np.array_equal(affine, volume.affine)
+
+
+def test_the_scale_factor_is_applied_and_one_frame_is_a_volume(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", VOXELS[..., None], slope=0.5)
+    assert np.array_equal(read_volume(path).data, VOXELS / 2)
+    assert read_grid(path)[0] == (4, 5, 6)
+
+
+def test_a_mask_that_decodes_to_almost_one_is_a_mask(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", np.array([[[0, 255]]], dtype=np.uint8), slope=1 / 255.00001)
+    assert nib.load(path).get_fdata().max() != 1
+    label = read_label(path)
+    assert label.data.dtype == np.uint8
+    assert label.data.tolist() == [[[0, 1]]]
+
+
+@pytest.mark.parametrize("values", [[0, 2], [0.0, 2.0], [-3, 70_000]])
+def test_labels_are_whole_numbers_of_any_stored_type(tmp_path: Path, values: list[float]) -> None:
+    stored = np.array([[values]]).astype(np.float32 if isinstance(values[0], float) else np.int32)
+    label = read_label(save(tmp_path / "a.nii", stored))
+    assert label.data.dtype.kind in "iu"
+    assert label.data.ravel().tolist() == values
+
+
+def test_a_fractional_label_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a.nii: 1 voxels are no whole numbers, as 0.5; expected label values"):
+        read_label(save(tmp_path / "a.nii", np.array([[[0, 0.5, 1]]], dtype=np.float32)))
+
+
+@pytest.mark.parametrize("reader", [read_volume, read_label])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_voxels_that_are_no_numbers_are_counted_and_refused(tmp_path: Path, value: float, reader: object) -> None:
+    data = np.zeros((3, 3, 3), dtype=np.float32)
+    data[1, 1] = value
+    with pytest.raises(DataError, match=r"a.nii: 3 voxels are NaN or infinite; expected finite"):
+        reader(save(tmp_path / "a.nii", data))
+
+
+def test_values_beyond_float32_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1 voxels are NaN or infinite"):
+        read_volume(save(tmp_path / "a.nii", np.array([[[0, 1e300]]])))
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file or directory; expected a NIfTI image"),
+        (b"", "is empty"),
+        (LFS_POINTER, "is a Git LFS pointer, not the image; fetch it by `git lfs pull`"),
+        (b"<!DOCTYPE html><html><body>404</body></html>", "is a web page, not an image"),
+        (b"\n<HTML>", "is a web page"),
+        (b"patient,age\n1,40\n", "is text, not an image"),
+        (bytes(range(256)) * 4, "is not gzipped though its name says so"),
+        (gzip.compress(b"hello" * 200), "cannot be read"),
+        (gzip.compress(bytes(1000)), "cannot be read"),
+        (gzip.compress(raw_header((4, 5, 6)))[:100], "is cut off or damaged"),
+        (gzip.compress(raw_header((4, 5, 6))), "is cut off or damaged"),
+        (gzip.compress(raw_header((4, 5, 6)) + np.random.default_rng(0).bytes(960))[:-200], "is cut off or damaged"),
+        (gzip.compress(raw_header((9000, 9000, 9000))), "the header declares 9000 x 9000 x 9000 voxels of 8 bytes"),
+        (gzip.compress(raw_header((1000, 1000, 1000))), "the header declares 1000 x 1000 x 1000 voxels"),
+        (gzip.compress(raw_header((4, 5, 6, 2)) + bytes(1920)), "has shape 4 x 5 x 6 x 2; expected one 3D volume"),
+        (gzip.compress(raw_header((4, 5)) + bytes(160)), "has shape 4 x 5; expected one 3D volume"),
+    ],
+)
+def test_each_fault_of_a_file_is_one_clear_line(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "a.nii.gz"
+    if content is not None:
+        path.write_bytes(content)
+    for reader in (read_volume, read_label):
+        with pytest.raises(DataError) as error:
+            reader(path)
+        assert str(error.value).startswith(f"{path}: ")
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_a_cut_off_nii_a_folder_and_a_dead_link_are_named(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", VOXELS)
+    path.write_bytes(path.read_bytes()[:-10])
+    (tmp_path / "b.nii").mkdir()
+    (tmp_path / "c.nii").symlink_to(tmp_path / "nowhere")
+    for name, message in [
+        ("a", "is cut off or damaged"),
+        ("b", "is a folder"),
+        ("c", "a link to a file that is"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            read_volume(tmp_path / f"{name}.nii")
+
+
+def test_colours_are_refused(tmp_path: Path) -> None:
+    colours = np.zeros((2, 2, 2), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    with pytest.raises(DataError, match="expected one number per voxel"):
+        read_volume(save(tmp_path / "a.nii", colours))
+
+
+def test_an_affine_that_maps_nowhere_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", VOXELS)
+    content = bytearray(path.read_bytes())
+    content[252:256] = struct.pack("<hh", 0, 1)  # sform only
+    for row, message in [((0.0,) * 4, "is no map to space"), ((float("nan"),) * 4, "is no map to space")]:
+        content[280:296] = struct.pack("<4f", *row)
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            read_volume(path)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_probabilities_come_back_within_half_a_step(tmp_path: Path, ending: str) -> None:
+    probability = np.random.default_rng(0).random((4, 5, 6), dtype=np.float32)
+    probability[0, 0, :2] = 0, 1
+    path = tmp_path / "new" / f"a{ending}"
+    write_volume(path, probability, OBLIQUE, scale=PROBABILITY_SCALE)
+    image = nib.load(path)
+    assert image.get_data_dtype() == np.uint16
+    assert np.allclose(image.affine, OBLIQUE)
+    assert np.allclose(image.get_sform(), OBLIQUE)
+    assert np.abs(image.get_fdata() - probability).max() <= 0.5001 / 65535
+    assert np.array_equal(np.asanyarray(image.dataobj.get_unscaled()), np.rint(probability.astype(float) * 65535))
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [(bool, "u1"), (np.int64, "u1"), (np.uint8, "u1"), (np.float64, "f4")])
+def test_values_are_written_as_they_are(tmp_path: Path, dtype: type, stored: str) -> None:
+    data = np.array([[[0, 1, 1]]]).astype(dtype)
+    write_volume(tmp_path / "a.nii.gz", data, np.eye(4))
+    image = nib.load(tmp_path / "a.nii.gz")
+    assert image.get_data_dtype() == stored
+    assert np.array_equal(image.get_fdata(), data)
+
+
+def test_the_same_volume_is_the_same_file_and_nothing_else_is_left(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_volume(tmp_path / f"{name}.nii.gz", VOXELS, OBLIQUE)
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.nii.gz", "b.nii.gz"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(image: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    write_volume(tmp_path / "a.nii", VOXELS, np.eye(4))
+    monkeypatch.setattr(nib, "save", full)
+    with pytest.raises(DataError, match=r"a.nii: cannot be written \(No space left on device\)"):
+        write_volume(tmp_path / "a.nii", VOXELS + 1, np.eye(4))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nii"]
+    assert np.array_equal(read_volume(tmp_path / "a.nii").data, VOXELS)
+
+
+@pytest.mark.parametrize("value", [1.001, -0.001, np.nan])
+def test_what_is_no_probability_is_not_written_as_one(tmp_path: Path, value: float) -> None:
+    with pytest.raises(ValueError, match=r"expected values in \[0, 1\], got"):
+        write_volume(tmp_path / "a.nii", np.array([[[0.5, value]]]), np.eye(4), scale=PROBABILITY_SCALE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_shift_of_an_affine_is_that_of_the_farthest_corner() -> None:
+    shape = (11, 21, 31)
+    moved = OBLIQUE.copy()
+    moved[:3, 3] += 0.5 * OBLIQUE[:3, 1]
+    assert affine_shift_voxels(OBLIQUE, OBLIQUE, shape) == pytest.approx(0, abs=1e-9)
+    assert affine_shift_voxels(OBLIQUE, moved, shape) == pytest.approx(0.5)
+    stretched = OBLIQUE @ np.diag([1, 1, 1.01, 1])
+    assert affine_shift_voxels(OBLIQUE, stretched, shape) == pytest.approx(0.3)
+    flipped = OBLIQUE @ np.diag([-1, 1, 1, 1])
+    flipped[:3, 3] += 10 * OBLIQUE[:3, 0]
+    assert affine_shift_voxels(OBLIQUE, flipped, shape) == pytest.approx(10)
+
+
+def test_the_ras_grid_is_nibabels_closest_canonical() -> None:
+    for affine in (OBLIQUE, np.diag([-1, -2, 3, 1.0]), np.eye(4)[[2, 0, 1, 3]]):
+        expected = nib.as_closest_canonical(nib.Nifti1Image(VOXELS, affine))
+        shape, found = ras_grid(VOXELS.shape, affine)
+        assert shape == expected.shape
+        assert np.allclose(found, expected.affine)
+        assert sorted(spacing_of(found)) == pytest.approx(sorted(spacing_of(affine)))
+
+
+def test_real_volumes_are_read(real_data: Path) -> None:
+    (flair,) = (real_data / "open_ms_data/cross_sectional/MNI/patient07").glob("FLAIR*")
+    (mask,) = flair.parent.glob("GOLD_STANDARD*")
+    volume, label = read_volume(flair), read_label(mask)
+    assert volume.shape == label.shape == (182, 218, 182)
+    assert volume.data.min() < 0 < volume.data.max()
+    assert np.unique(label.data).tolist() == [0, 1]
+    assert label.data.sum() == 1300
