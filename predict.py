@@ -9,7 +9,7 @@ from tversky_seg import config
 from tversky_seg.checkpoints import CheckpointError, checksum, load_checkpoint
 from tversky_seg.data.cases import DataError, cases_from_input
 from tversky_seg.data.preprocessing import Preprocessing
-from tversky_seg.devices import pick_device, use_threads
+from tversky_seg.devices import pick_device, place, use_threads
 from tversky_seg.inference import Inference, predict_cases
 
 
@@ -31,6 +31,7 @@ def predict(cfg: DictConfig) -> int:
     preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
     network = config.build_network(checkpoint["config"], preprocessing=preprocessing, trust=settings["trust"])
     network.load_state_dict(checkpoint["model"])
+    network = place(network, device)
     inference = replace(Inference(**checkpoint["inference"]), threshold=checkpoint["threshold"])
     asked = {name: value for name, value in settings["inference"].items() if value is not None}
     inference = replace(inference, **asked)

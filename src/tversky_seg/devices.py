@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
+from contextlib import suppress
 
 import torch
+from torch import nn
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -24,6 +29,18 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def place(network: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network to a device, laid out as its convolutions run fastest there; numbers differ by rounding only.
+
+    On two CPU cores a training step of the default U-Net at 64^3 takes 0.6 of the time: a third is channels_last_3d
+    weights, the rest that freed activations are kept by the process (docs/benchmarks/networks.md).
+    """
+    if device.type != "cpu":
+        return network.to(device)
+    _keep_freed_memory()
+    return network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which a network runs in fp32, bf16 or fp16; weights stay in float32.
 
@@ -33,6 +50,15 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     if precision not in PRECISIONS:
         raise ValueError(f"precision: {precision}; expected {', '.join(PRECISIONS)}")
     return torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "fp32")
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to reuse freed blocks of any size instead of returning them and faulting each page in again."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            allocator = ctypes.CDLL(None)
+            allocator.mallopt(M_MMAP_MAX, 0)
+            allocator.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def use_threads(n_threads: int | None) -> None:

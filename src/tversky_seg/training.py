@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tversky_seg.checkpoints import load_checkpoint, save_checkpoint
 from tversky_seg.data.loaders import PatchBatches, load_batches
-from tversky_seg.devices import autocast, pick_device, use_threads
+from tversky_seg.devices import autocast, pick_device, place, use_threads
 from tversky_seg.progress import Reporter
 from tversky_seg.recording import Recorder, Stopwatch
 
@@ -85,7 +85,7 @@ class Trainer:
                 raise ValueError(f"{name} must be >= 1, got {locals()[name]}")
         use_threads(threads)
         self.device, self.precision = pick_device(device), precision
-        self.model, self.loss, self.weighting = model.to(self.device), loss.to(self.device), weighting
+        self.model, self.loss, self.weighting = place(model, self.device), loss.to(self.device), weighting
         self.optimizer, self.schedule, self.clip_norm = optimizer(model.parameters()), schedule, clip_norm
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
