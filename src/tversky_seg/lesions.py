@@ -99,11 +99,16 @@ def lesion_counts(
     Raises:
         ValueError: for shapes that differ, other values than 0 and 1, or a setting out of range.
     """
-    if not 0 <= min_overlap < 1:
-        raise ValueError(f"min_overlap must lie in [0, 1), got {min_overlap}")
     predicted, referred = match_lesions(
         prediction, reference, spacing_mm=spacing_mm, connectivity=connectivity, min_volume_mm3=min_volume_mm3
     )
+    return count_lesions(predicted, referred, min_overlap=min_overlap)
+
+
+def count_lesions(predicted: Lesions, referred: Lesions, *, min_overlap: float = 0.0) -> LesionCounts:
+    """The counts of lesions that `match_lesions` compared; `min_overlap` as for `lesion_counts`."""
+    if not 0 <= min_overlap < 1:
+        raise ValueError(f"min_overlap must lie in [0, 1), got {min_overlap}")
     return LesionCounts(
         n_reference=len(referred),
         n_detected=int((referred.overlap > min_overlap).sum()),

@@ -1,0 +1,594 @@
+"""Judging saved predictions: what is measured, what is written, and what is said of files that cannot be judged."""
+
+import csv
+import io
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import yaml
+from hydra.utils import instantiate
+from rich.console import Console
+from scipy import ndimage
+from sklearn.metrics import average_precision_score
+
+from tversky_seg.data.cases import Case, DataError
+from tversky_seg.evaluation import METRICS, LesionRule, case_measures, evaluate, validation_measures
+from tversky_seg.lesions import lesion_counts
+from tversky_seg.overlap import overlap_counts
+from tversky_seg.predictions import open_predictions
+from tversky_seg.report import metrics_table, outline, slice_pictures
+from tversky_seg.surface import surface_distances
+
+SHAPE, SPACING = (24, 20, 14), (0.9, 1.1, 2.5)
+OUTPUTS = {"metrics.json", "cases.csv", "lesions.csv", "pr_curve.csv", "pr_curve.png", "report.html"}
+
+
+def oblique_affine(spacing=SPACING):
+    """Turned by 20 degrees about x, first axis pointing left."""
+    turn = np.array([[1, 0, 0], [0, math.cos(0.35), -math.sin(0.35)], [0, math.sin(0.35), math.cos(0.35)]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag(spacing) @ np.diag([-1, 1, 1])
+    affine[:3, 3] = (12, -8, 5)
+    return affine
+
+
+def lesions_and_map(seed, *, shape=SHAPE):
+    """A reference with several lesions, and a probability map that finds some of them."""
+    rng = np.random.default_rng(seed)
+    field = ndimage.gaussian_filter(rng.normal(size=(2, *shape)), (0, 1.5, 1.5, 1))
+    field /= field.std()
+    reference = field[0] > 1.4
+    probability = 1 / (1 + np.exp(-(3 * field[0] + field[1] - 4)))
+    return reference, probability
+
+
+def save(path, data, *, affine=None, scale=None):
+    data = np.asarray(data)
+    stored = (
+        np.rint(data / scale).astype(np.uint16)
+        if scale
+        else data.astype(np.uint8 if data.dtype == bool else data.dtype)
+    )
+    image = nib.Nifti1Image(stored, oblique_affine() if affine is None else affine)
+    image.header.set_slope_inter(scale or 1, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(image, path)
+    return path
+
+
+class Cohort:
+    """Files of labelled and predicted cases below one folder."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.predictions, self.output_dir = folder, folder / "predictions", folder / "evaluation"
+        self.predictions.mkdir()
+        self.cases: list[Case] = []
+
+    def add(self, seed, *, subject=None, reference=None, probability=None, predicted=True):
+        drawn_reference, drawn_probability = lesions_and_map(seed)
+        reference = drawn_reference if reference is None else reference
+        probability = drawn_probability if probability is None else probability
+        name = f"case{seed}"
+        image = save(self.folder / f"{name}_FLAIR.nii.gz", np.int16(1000) * (reference > 0) + np.int16(seed))
+        label = save(self.folder / f"{name}_label.nii.gz", np.asarray(reference).astype(np.uint8))
+        if predicted:
+            save(self.predictions / f"{name}_probability.nii.gz", probability, scale=1 / 65535)
+        self.cases.append(Case(name, subject or f"subject{seed}", {"FLAIR": image}, labels=(label,)))
+        return reference, np.rint(probability * 65535) / 65535
+
+    def settings(self, **values):
+        (self.predictions / "predictions.json").write_text(json.dumps(values))
+
+    def evaluate(self, **settings):
+        return evaluate(self.predictions, self.cases, output_dir=self.output_dir, **{"n_bootstrap": 200, **settings})
+
+    def rows(self, name):
+        with (self.output_dir / name).open(newline="") as file:
+            return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def drawing_cohort(tmp_path):
+    """A cohort whose evaluation draws its figures."""
+    return Cohort(tmp_path)
+
+
+@pytest.fixture
+def cohort(drawing_cohort, monkeypatch):
+    """A cohort whose evaluation leaves the figures blank, which is faster."""
+    monkeypatch.setattr("tversky_seg.evaluation.curve_figure", lambda curves: np.zeros((2, 2, 3), np.uint8))
+    monkeypatch.setattr("tversky_seg.evaluation._panels", lambda cohort, source: [])
+    return drawing_cohort
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_metrics_json_has_the_published_structure(drawing_cohort):
+    cohort = drawing_cohort
+    for seed in range(3):
+        cohort.add(seed)
+    metrics = cohort.evaluate()
+    assert read(cohort.output_dir / "metrics.json") == metrics
+    assert list(metrics) == ["n_cases", "threshold", "lesion_rule", "mean", "ci95", "pooled", "undefined", "cases"]
+    assert (metrics["n_cases"], metrics["threshold"]) == (3, 0.5)
+    assert metrics["lesion_rule"]["connectivity"] == 26
+    for part in ("mean", "ci95", "pooled", "undefined"):
+        assert tuple(metrics[part]) == METRICS
+    assert [case["case_id"] for case in metrics["cases"]] == ["case0", "case1", "case2"]
+    assert set(METRICS) < set(metrics["cases"][0])
+    assert {path.name for path in cohort.output_dir.iterdir()} == OUTPUTS
+
+
+def test_saved_files_give_the_numbers_of_the_arrays(cohort):
+    pairs = [cohort.add(seed) for seed in range(2)]
+    metrics = cohort.evaluate(threshold=0.3, rule=LesionRule(connectivity=6, min_overlap=0.2))
+    for (reference, probability), found in zip(pairs, metrics["cases"], strict=True):
+        mask = probability >= 0.3
+        overlap, voxel_mm3 = overlap_counts(mask, reference), np.prod(SPACING)
+        lesions = lesion_counts(mask, reference, spacing_mm=SPACING, connectivity=6, min_overlap=0.2)
+        distances = surface_distances(mask, reference, spacing_mm=SPACING)
+        expected = {
+            "dice": overlap.dice,
+            "sensitivity": overlap.sensitivity,
+            "specificity": overlap.specificity,
+            "precision": overlap.precision,
+            "f2": overlap.f(2),
+            "pr_auc": average_precision_score(reference.ravel(), probability.ravel()),
+            "lesion_tpr": lesions.tpr,
+            "lesion_fpr": lesions.fpr,
+            "lesion_f1": lesions.f1,
+            "assd_mm": distances.assd_mm,
+            "hd95_mm": distances.hd95_mm,
+            "volume_difference": abs(mask.sum() - reference.sum()) / reference.sum(),
+            "reference_volume_mm3": reference.sum() * voxel_mm3,
+            "predicted_volume_mm3": mask.sum() * voxel_mm3,
+            "n_reference_lesions": lesions.n_reference,
+            "n_predicted_lesions": lesions.n_predicted,
+        }
+        assert {name: found[name] for name in METRICS} == pytest.approx(expected, rel=1e-6)
+    for name in METRICS:
+        assert metrics["mean"][name] == pytest.approx(np.mean([case[name] for case in metrics["cases"]]))
+
+
+def test_pooled_values_are_those_of_all_voxels_and_lesions_together(cohort):
+    pairs = [cohort.add(seed) for seed in range(3)]
+    pooled = cohort.evaluate()["pooled"]
+    reference, probability = (np.concatenate([pair[i] for pair in pairs]) for i in (0, 1))
+    overlap = overlap_counts(probability >= 0.5, reference)
+    assert pooled["pr_auc"] == pytest.approx(average_precision_score(reference.ravel(), probability.ravel()), abs=1e-9)
+    assert (pooled["dice"], pooled["f2"], pooled["specificity"]) == (overlap.dice, overlap.f(2), overlap.specificity)
+    counts = [lesion_counts(p >= 0.5, r, spacing_mm=SPACING) for r, p in pairs]
+    assert pooled["lesion_tpr"] == sum(c.n_detected for c in counts) / sum(c.n_reference for c in counts)
+    assert (pooled["assd_mm"], pooled["hd95_mm"]) == (None, None)
+
+
+def test_pr_curve_file_has_the_pooled_area(cohort):
+    for seed in range(2):
+        cohort.add(seed)
+    metrics = cohort.evaluate()
+    rows = cohort.rows("pr_curve.csv")
+    precision, recall = (np.array([float(row[name]) for row in rows]) for name in ("precision", "recall"))
+    assert -np.sum(np.diff(np.append(recall, 0)) * precision) == pytest.approx(metrics["pooled"]["pr_auc"], abs=1e-7)
+
+
+def test_cases_without_a_reference_lesion_are_counted_as_undefined_not_as_zero_or_one(cohort):
+    cohort.add(0)
+    cohort.add(1, reference=np.zeros(SHAPE, bool))
+    metrics = cohort.evaluate()
+    empty = metrics["cases"][1]
+    undefined = ("sensitivity", "pr_auc", "lesion_tpr", "assd_mm", "hd95_mm", "volume_difference")
+    assert all(empty[name] is None and metrics["undefined"][name] == 1 for name in undefined)
+    assert all(metrics["mean"][name] == metrics["cases"][0][name] for name in undefined)
+    assert (empty["dice"], empty["lesion_fpr"], metrics["undefined"]["dice"]) == (0, 1, 0)
+    assert cohort.rows("cases.csv")[1]["sensitivity"] == ""
+
+
+def test_an_all_empty_prediction_is_judged(drawing_cohort):
+    cohort = drawing_cohort
+    for seed in range(2):
+        cohort.add(seed, probability=np.zeros(SHAPE))
+    metrics = cohort.evaluate()
+    assert (metrics["mean"]["dice"], metrics["mean"]["lesion_tpr"], metrics["mean"]["volume_difference"]) == (0, 0, 1)
+    assert (metrics["mean"]["precision"], metrics["ci95"]["precision"]) == (None, [None, None])
+    assert metrics["undefined"]["precision"] == 2
+    assert {path.name for path in cohort.output_dir.iterdir()} == OUTPUTS
+
+
+def test_empty_references_and_predictions_everywhere_are_judged(drawing_cohort):
+    cohort = drawing_cohort
+    cohort.add(0, reference=np.zeros(SHAPE, bool), probability=np.zeros(SHAPE))
+    metrics = cohort.evaluate()
+    defined = {name for name, value in metrics["mean"].items() if value is not None}
+    volumes = {"reference_volume_mm3", "predicted_volume_mm3", "n_reference_lesions", "n_predicted_lesions"}
+    assert defined == {"specificity", *volumes}
+    assert (cohort.output_dir / "report.html").exists()
+
+
+def test_threshold_and_minimum_volume_come_from_predictions_json_unless_given(cohort):
+    reference, probability = cohort.add(0)
+    cohort.settings(threshold=0.7, min_volume_mm3=30.0)
+    metrics = cohort.evaluate()
+    assert (metrics["threshold"], metrics["lesion_rule"]["prediction_min_volume_mm3"]) == (0.7, 30)
+    expected = case_measures(probability, reference, spacing_mm=SPACING, threshold=0.7, min_volume_mm3=30)
+    assert {name: metrics["cases"][0][name] for name in METRICS} == pytest.approx(expected, rel=1e-6)
+    assert metrics["mean"]["predicted_volume_mm3"] < (probability >= 0.7).sum() * np.prod(SPACING)
+    given = cohort.evaluate(threshold=0.2, min_volume_mm3=0)
+    assert given["threshold"] == 0.2
+    assert given["mean"]["sensitivity"] == overlap_counts(probability >= 0.2, reference).sensitivity
+
+
+def test_the_saved_mask_is_judged_unless_another_threshold_is_asked_for(cohort):
+    reference, probability = cohort.add(0)
+    edited = reference.copy()
+    edited[:12] = False
+    save(cohort.predictions / "case0_mask.nii.gz", edited)
+    cohort.settings(threshold=0.5, min_volume_mm3=0.0)
+    metrics = cohort.evaluate()
+    assert metrics["mean"]["precision"] == 1
+    assert metrics["mean"]["pr_auc"] == pytest.approx(average_precision_score(reference.ravel(), probability.ravel()))
+    assert cohort.evaluate(threshold=0.5)["mean"]["dice"] == overlap_counts(probability >= 0.5, reference).dice
+
+
+def test_masks_of_another_tool_are_judged_without_ranking(drawing_cohort):
+    cohort = drawing_cohort
+    reference, _ = cohort.add(0, predicted=False)
+    save(cohort.predictions / "tool" / "case0_seg.nii.gz", reference.astype(np.float32))
+    metrics = cohort.evaluate(pattern="tool/{case_id}_seg.nii.gz")
+    assert (metrics["mean"]["dice"], metrics["mean"]["hd95_mm"]) == (1, 0)
+    assert (metrics["mean"]["pr_auc"], metrics["pooled"]["pr_auc"], metrics["threshold"]) == (None, None, None)
+    assert {path.name for path in cohort.output_dir.iterdir()} == OUTPUTS
+    assert cohort.rows("pr_curve.csv") == []
+
+
+def test_a_folder_of_own_masks_without_probabilities_is_judged_as_it_is(cohort):
+    reference, _ = cohort.add(0, predicted=False)
+    save(cohort.predictions / "case0_mask.nii.gz", reference)
+    assert (cohort.evaluate()["mean"]["dice"], cohort.evaluate()["threshold"]) == (1, None)
+    with pytest.raises(DataError, match="holds masks only"):
+        cohort.evaluate(threshold=0.3)
+
+
+def test_several_classes_are_judged_each_under_its_name(drawing_cohort):
+    cohort = drawing_cohort
+    reference, probability = cohort.add(0)
+    nested = reference & (probability > 0.8)
+    save(cohort.cases[0].label, reference.astype(np.uint8) + nested)
+    for name, data in {"organ": probability, "tumour": nested.astype(float)}.items():
+        save(cohort.predictions / f"case0_{name}_probability.nii.gz", data, scale=1 / 65535)
+    cohort.settings(threshold={"organ": 0.4, "tumour": 0.5}, classes={"organ": [1, 2], "tumour": [2]})
+    metrics = cohort.evaluate()
+    assert metrics["threshold"] == {"organ": 0.4, "tumour": 0.5}
+    for part in (metrics["mean"], metrics["ci95"], metrics["pooled"], metrics["undefined"], metrics["cases"][0]):
+        assert set(part) - {"case_id", "subject_id"} == {"organ", "tumour"}
+    assert metrics["mean"]["tumour"]["dice"] == 1
+    assert metrics["cases"][0]["organ"]["dice"] == overlap_counts(probability >= 0.4, reference).dice
+    assert [row["class"] for row in cohort.rows("cases.csv")] == ["organ", "tumour"]
+    metrics_table(metrics)
+
+
+def test_a_foreign_label_map_is_split_into_classes(cohort):
+    reference, _ = cohort.add(0, predicted=False)
+    labels = reference.astype(np.uint8)
+    labels[:12] *= 2
+    save(cohort.cases[0].label, labels)
+    save(cohort.predictions / "case0.nii.gz", labels.astype(np.float64))
+    metrics = cohort.evaluate(pattern="{case_id}.nii.gz", classes={"left": [2], "right": [1]})
+    assert [metrics["mean"][name]["dice"] for name in ("left", "right")] == [1, 1]
+
+
+def test_every_lesion_has_a_row_with_its_place_in_mm(cohort):
+    reference, prediction = np.zeros((2, *SHAPE), bool)
+    reference[4:6, 5, 5] = reference[15, 15, 8] = True
+    prediction[4, 5, 5] = prediction[20, 3, 2] = True
+    cohort.add(0, reference=reference, probability=prediction.astype(float))
+    cohort.evaluate()
+    rows = cohort.rows("lesions.csv")
+    found = {(row["mask"], row["matched"], round(float(row["overlap"]), 2)) for row in rows}
+    assert found == {("reference", "1", 0.5), ("reference", "0", 0), ("prediction", "1", 1), ("prediction", "0", 0)}
+    (row,) = (row for row in rows if row["mask"] == "reference" and row["matched"] == "1")
+    centre_mm = [float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")]
+    np.testing.assert_allclose(centre_mm, (oblique_affine() @ (4.5, 5, 5, 1))[:3], atol=0.01)
+    assert float(row["volume_mm3"]) == pytest.approx(2 * np.prod(SPACING), abs=0.001)
+
+
+def test_missing_predictions_are_listed_and_the_rest_is_judged(cohort):
+    cohort.add(0)
+    cohort.add(1, predicted=False)
+    metrics = cohort.evaluate()
+    assert metrics["n_cases"] == 1
+    (fault,) = metrics["faults"]
+    assert "case1_probability.nii.gz: no such file" in fault
+    assert "case1_probability.nii.gz" in (cohort.output_dir / "report.html").read_text()
+
+
+def test_nothing_to_judge_is_an_error(cohort):
+    with pytest.raises(DataError, match="no case has a label"):
+        cohort.evaluate()
+    cohort.add(0, predicted=False)
+    cohort.add(1, predicted=False)
+    with pytest.raises(DataError, match=r"case0_probability.nii.gz: no such file.*and 1 more"):
+        cohort.evaluate()
+    assert not (cohort.output_dir / "metrics.json").exists()
+    assert list(cohort.output_dir.iterdir()) == []
+
+
+def test_unlabelled_cases_are_not_judged(cohort):
+    cohort.add(0)
+    cohort.cases.append(Case("other", "other", {}))
+    assert [case["case_id"] for case in cohort.evaluate()["cases"]] == ["case0"]
+
+
+def spoil_shape(path):
+    save(path, np.zeros((3, 4, 5)), scale=1 / 65535)
+
+
+def spoil_affine(path):
+    save(path, np.zeros(SHAPE), affine=np.diag([1, 1, 1, 1]))
+
+
+def spoil_range(path):
+    save(path, np.full(SHAPE, 1.5, np.float32))
+
+
+def spoil_sign(path):
+    save(path, np.full(SHAPE, -0.25, np.float32))
+
+
+def spoil_bytes(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def spoil_numbers(path):
+    save(path, np.full(SHAPE, np.nan, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_shape, r"shape \(3, 4, 5\).*expected the reference's shape \(24, 20, 14\), affine"),
+        (spoil_affine, r"affine \[\[1.0, 0.0.*expected the reference's shape \(24, 20, 14\), affine \[\[-0.9"),
+        (spoil_range, "values from 1.5 to 1.5; expected probabilities from 0 to 1"),
+        (spoil_sign, "values from -0.25"),
+        (spoil_bytes, "damaged|cannot be read"),
+        (spoil_numbers, "NaN"),
+    ],
+)
+def test_a_spoilt_prediction_is_a_fault_of_its_case_alone(cohort, spoil, message):
+    for seed in range(2):
+        cohort.add(seed)
+    spoil(cohort.predictions / "case0_probability.nii.gz")
+    metrics = cohort.evaluate()
+    assert [case["case_id"] for case in metrics["cases"]] == ["case1"]
+    (fault,) = metrics["faults"]
+    assert fault.startswith(str(cohort.predictions / "case0_probability.nii.gz"))
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(fault)
+
+
+def test_a_mask_of_other_values_is_a_fault(cohort):
+    reference, _ = cohort.add(0, predicted=False)
+    save(cohort.predictions / "case0.nii.gz", reference.astype(np.uint8) * 255)
+    with pytest.raises(DataError, match=r"other values, as 255; expected a mask of 0 and 1"):
+        cohort.evaluate(pattern="{case_id}.nii.gz")
+
+
+def test_label_values_that_no_class_names_are_a_fault(cohort):
+    cohort.add(0, reference=np.full(SHAPE, 3, np.uint8))
+    with pytest.raises(DataError, match=r"label values \[3\] belong to no class; data.classes names {lesion: \[1\]}"):
+        cohort.evaluate()
+
+
+def test_half_a_voxel_off_is_judged_with_one_warning(cohort, caplog):
+    for seed in range(2):
+        _, probability = cohort.add(seed)
+        off = oblique_affine()
+        off[:3, 3] += off[:3, :3] @ (0.5, 0.5, 0)
+        save(cohort.predictions / f"case{seed}_probability.nii.gz", probability, affine=off, scale=1 / 65535)
+    cohort.evaluate()
+    (record,) = (record for record in caplog.records if "off their reference" in record.message)
+    assert "case0, case1" in record.message
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"threshold": 1.5}, "threshold: 1.5 for class lesion"),
+        ({"threshold": {"tumour": 0.5}}, "threshold: None for class lesion"),
+        ({"min_volume_mm3": -1}, "min_volume_mm3: -1"),
+        ({"pattern": "{case}.nii.gz"}, "expected a name with {case_id}"),
+        ({"pattern": "mask.nii.gz"}, "one file for all cases"),
+        ({"n_bootstrap": 0}, "n_bootstrap: 0"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_named(cohort, settings, message):
+    cohort.add(0)
+    with pytest.raises(DataError, match=message):
+        cohort.evaluate(**settings)
+
+
+def test_folders_that_cannot_be_used_are_named(cohort):
+    cohort.add(0)
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        evaluate(cohort.folder / "nowhere", cohort.cases, output_dir=cohort.output_dir)
+    with pytest.raises(DataError, match="holds the predictions"):
+        evaluate(cohort.predictions, cohort.cases, output_dir=cohort.predictions)
+    (cohort.folder / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        evaluate(cohort.predictions, cohort.cases, output_dir=cohort.folder / "file" / "evaluation")
+    (cohort.predictions / "predictions.json").write_text("{")
+    with pytest.raises(DataError, match=r"predictions.json: cannot be read"):
+        cohort.evaluate()
+
+
+def test_a_case_given_twice_is_an_error(cohort):
+    cohort.add(0)
+    cohort.cases *= 2
+    with pytest.raises(DataError, match="'case0' stands twice"):
+        cohort.evaluate()
+
+
+def test_an_interrupted_evaluation_leaves_the_earlier_files(cohort, monkeypatch):
+    cohort.add(0)
+    cohort.evaluate()
+    before = {path.name: path.read_bytes() for path in cohort.output_dir.iterdir()}
+    monkeypatch.setattr("tversky_seg.evaluation.write_report", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cohort.evaluate(threshold=0.1)
+    assert {path.name: path.read_bytes() for path in cohort.output_dir.iterdir()} == before
+
+
+def test_the_same_predictions_give_the_same_files(drawing_cohort):
+    cohort = drawing_cohort
+    for seed in range(3):
+        cohort.add(seed)
+    cohort.evaluate()
+    before = {path.name: path.read_bytes() for path in cohort.output_dir.iterdir()}
+    cohort.evaluate()
+    assert {path.name: path.read_bytes() for path in cohort.output_dir.iterdir()} == before
+
+
+def test_intervals_resample_subjects_not_cases(cohort):
+    for seed in range(4):
+        cohort.add(seed, subject="a" if seed < 3 else "b")
+    metrics = cohort.evaluate(n_bootstrap=2000)
+    dice = [case["dice"] for case in metrics["cases"]]
+    extremes = sorted([np.mean(dice[:3]), dice[3]])  # both draws are the same subject: a quarter of the time each
+    assert metrics["ci95"]["dice"] == pytest.approx(extremes)
+    assert metrics["mean"]["dice"] == pytest.approx(np.mean(dice))
+
+
+def test_one_subject_has_no_interval(cohort):
+    for seed in range(2):
+        cohort.add(seed, subject="a")
+    assert cohort.evaluate()["ci95"]["dice"] == [None, None]
+
+
+def test_report_is_one_page_without_references_to_elsewhere(drawing_cohort):
+    cohort = drawing_cohort
+    cohort.add(0)
+    cohort.add(1)
+    cohort.evaluate()
+    page = (cohort.output_dir / "report.html").read_text()
+    sources: list[str] = []
+
+    class Links(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            sources.extend(value for name, value in attrs if name in ("src", "href"))
+
+    Links().feed(page)
+    assert len(sources) >= 3
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "Highest Dice" in page
+    assert "26-connected" in page
+
+
+def test_terminal_table_shows_mean_interval_and_pooled_value(cohort):
+    for seed in range(2):
+        cohort.add(seed)
+    metrics = cohort.evaluate()
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(metrics_table(metrics))
+    text = console.export_text()
+    (line,) = (line for line in text.splitlines() if line.split() and "Dice" in line.split())
+    low, high = metrics["ci95"]["dice"]
+    for value in (metrics["mean"]["dice"], low, high, metrics["pooled"]["dice"]):
+        assert f"{value:.3f}" in line
+
+
+def test_pictures_show_slices_of_misses_and_inventions():
+    image = np.random.default_rng(0).random((20, 16, 9))
+    prediction, reference = np.zeros((2, 1, 20, 16, 9), bool)
+    reference[0, 3:8, 3:8, 2] = prediction[0, 10:13, 10:13, 6] = True
+    pictures = slice_pictures(image, prediction, reference, spacing_mm=(1, 1, 3))
+    assert list(pictures) == ["slice 2: most reference, most missed", "slice 6: most invented"]
+    assert all(picture.dtype == np.uint8 and picture.shape[2] == 3 for picture in pictures.values())
+
+
+def test_outlines_lie_where_the_masks_are_with_y_upwards():
+    prediction, reference = np.zeros((2, 1, 10, 20), bool)
+    reference[0, 2, 17] = True
+    picture = outline(np.zeros((10, 20)), prediction, reference)
+    height, width = picture.shape[:2]
+    rows, columns = np.nonzero(picture.any(axis=2))
+    assert (rows.max() < height / 4, columns.max() < width / 3) == (True, True)
+
+
+def test_measures_of_one_case_take_probabilities_or_masks():
+    reference, probability = lesions_and_map(0)
+    scored = case_measures(probability, reference, spacing_mm=SPACING)
+    masked = case_measures(probability >= 0.5, reference, spacing_mm=SPACING)
+    assert tuple(scored) == METRICS
+    assert math.isnan(masked["pr_auc"])
+    assert scored["pr_auc"] == pytest.approx(average_precision_score(reference.ravel(), probability.ravel()), abs=1e-9)
+    assert {**scored, "pr_auc": 0} == {**masked, "pr_auc": 0}
+    with pytest.raises(ValueError, match="probability must lie in"):
+        case_measures(probability + 1, reference, spacing_mm=SPACING)
+
+
+def test_validation_tunes_the_threshold_and_measures_at_it():
+    pairs = [(p[None], r[None], SPACING) for r, p in map(lesions_and_map, range(3))]
+    means, threshold = validation_measures(pairs)
+    rows = [case_measures(p[0], r[0], spacing_mm=SPACING, threshold=threshold) for p, r, _ in pairs]
+    for name in set(METRICS) - {"assd_mm", "hd95_mm"}:
+        assert means[name] == pytest.approx(np.mean([row[name] for row in rows]), abs=1e-4)
+    fixed = np.mean([overlap_counts(p >= 0.5, r).dice for p, r, _ in pairs])
+    assert means["dice"] > fixed
+    assert validation_measures(pairs, goal="f2")[1] < threshold
+
+
+def test_validation_of_several_classes_names_each():
+    pairs = [(np.stack([p, p**2]), np.stack([r, r]), SPACING) for r, p in map(lesions_and_map, range(2))]
+    means, thresholds = validation_measures(iter(pairs), classes=("a", "b"))
+    assert set(thresholds) == {"a", "b"}
+    assert means["dice"] == pytest.approx((means["a/dice"] + means["b/dice"]) / 2)
+
+
+def test_validation_without_any_lesion_is_undefined_at_one_half():
+    empty = np.zeros((1, *SHAPE))
+    means, threshold = validation_measures([(empty, empty, SPACING)])
+    assert threshold == 0.5
+    assert math.isnan(means["dice"])
+
+
+@pytest.mark.parametrize("wrong", [{"connectivity": 8}, {"min_overlap": 1}, {"min_volume_mm3": -1}])
+def test_a_lesion_rule_out_of_range_is_an_error(wrong):
+    with pytest.raises(ValueError, match=str(*wrong.values())):
+        LesionRule(**wrong)
+
+
+def test_the_config_file_builds_the_default_evaluation(cohort):
+    cohort.add(0)
+    settings = yaml.safe_load((Path(__file__).parents[1] / "configs/evaluation/default.yaml").read_text())
+    judge = instantiate(settings, _convert_="all")
+    expected = evaluate(cohort.predictions, cohort.cases, output_dir=cohort.folder / "plain")
+    assert judge(cohort.predictions, cohort.cases, output_dir=cohort.output_dir) == expected
+
+
+def test_settings_of_predictions_are_settled_without_reading_volumes(cohort):
+    cohort.settings(threshold=0.3, min_volume_mm3=5)
+    (cohort.predictions / "x_probability.nii.gz").write_bytes(b"")
+    assert open_predictions(cohort.predictions).threshold == {"lesion": 0.3}
+    assert open_predictions(cohort.predictions).uses_masks
+    assert not open_predictions(cohort.predictions, threshold=0.4).uses_masks
+
+
+def test_real_lesions_are_judged_on_their_own_grid(real_data, tmp_path):
+    (label,) = (real_data / "open_ms_data/cross_sectional/MNI/patient07").glob("GOLD_STANDARD*.nii.gz")
+    file = nib.load(label)
+    reference = np.asarray(file.dataobj) > 0.5
+    probability = np.clip(ndimage.gaussian_filter(reference.astype(np.float32), 0.7), 0, 1)
+    save(tmp_path / "in" / "p07_probability.nii.gz", probability, affine=file.affine, scale=1 / 65535)
+    metrics = evaluate(
+        tmp_path / "in", [Case("p07", "p07", {}, labels=(label,))], output_dir=tmp_path / "out", n_bootstrap=10
+    )
+    found = metrics["cases"][0]
+    assert (found["n_reference_lesions"], found["reference_volume_mm3"]) == (37, pytest.approx(1300, abs=1))
+    saved = np.rint(probability * 65535) / 65535
+    assert found["pr_auc"] == pytest.approx(average_precision_score(reference.ravel(), saved.ravel()), abs=1e-9)
