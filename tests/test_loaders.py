@@ -1,47 +1,49 @@
 import os
 import signal
-from dataclasses import dataclass
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from tversky_seg.data.augmentation import Augmentation
-from tversky_seg.data.cases import DataError
+from tversky_seg.data.cases import Case, DataError
+from tversky_seg.data.channels import lesion_arrays
+from tversky_seg.data.grids import Geometry
 from tversky_seg.data.loaders import PatchBatches, load_batches
+from tversky_seg.data.prepared import PreparedCase
+from tversky_seg.data.preprocessing import Preprocessing, prepare, preprocess
 from tversky_seg.data.sampling import LesionSampler
+from tversky_seg.data.volumes import write_volume
 
 
-@dataclass(frozen=True)
-class CaseInMemory:
-    """What the loader reads of a PreparedCase: every voxel tells where it lies."""
-
-    case_id: str
-    shape: tuple[int, int, int] = (40, 36, 32)
-    error: Exception | None = None
-    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
-
-    @property
-    def image(self) -> np.ndarray:
-        return np.arange(np.prod(self.shape), dtype=np.int16).reshape(1, *self.shape)
-
-    lesion_voxels = np.array([5000, 20000], np.int32)
-    lesion_offsets = np.array([0, 1, 2])
-    foreground_voxels = np.arange(40 * 36 * 32, dtype=np.int32)
-
-    def patch(
-        self, start: tuple[int, int, int], size: tuple[int, int, int]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if self.error:
-            raise self.error
-        window = tuple(slice(a, a + b) for a, b in zip(start, size, strict=True))
-        image = self.image[(slice(None), *window)].astype(np.float32)
-        return image, (image % 7 == 0).astype(np.uint8), image.astype(np.int32) % 5
+def a_case(case_id: str, *, seed: int = 0) -> PreparedCase:
+    """A case in memory: noise, two lesions, a brain that is everything."""
+    shape = (40, 36, 32)
+    image = np.random.default_rng(seed).integers(-9999, 9999, (2, *shape), dtype=np.int16)
+    target = np.zeros((1, *shape), bool)
+    target[0, 5:9, 5:9, 5:9] = target[0, 30, 30, 30] = True
+    lesions, n_lesions = lesion_arrays(target)
+    return PreparedCase(
+        case_id=case_id,
+        subject_id=case_id,
+        geometry=Geometry(shape, np.eye(4), shape, np.eye(4), (0, 0, 0), shape),
+        image_scale=np.array([1e-3, 2e-3], np.float32),
+        n_lesions=n_lesions,
+        arrays={"image": image, "foreground_voxels": np.arange(image[0].size, dtype=np.int32), **lesions},
+    )
 
 
 def some_batches(**settings: object) -> PatchBatches:
-    defaults = {"sampler": LesionSampler(patch_size=16), "augmentation": Augmentation(), "batch_size": 3, "seed": 11}
-    return PatchBatches([CaseInMemory(f"case{i}") for i in range(4)], **(defaults | settings))
+    defaults = {
+        "cases": [a_case(f"case{i}", seed=i) for i in range(4)],
+        "sampler": LesionSampler(patch_size=16),
+        "augmentation": Augmentation(),
+        "batch_size": 3,
+        "seed": 11,
+    }
+    return PatchBatches(**(defaults | settings))
 
 
 def as_bytes(batch: dict) -> bytes:
@@ -50,7 +52,8 @@ def as_bytes(batch: dict) -> bytes:
 
 def test_a_batch_has_the_shapes_and_types_of_the_contract() -> None:
     batch = some_batches(with_components=True)[5]
-    assert batch["image"].shape == batch["target"].shape == batch["components"].shape == (3, 1, 16, 16, 16)
+    assert batch["image"].shape == (3, 2, 16, 16, 16)
+    assert batch["target"].shape == batch["components"].shape == (3, 1, 16, 16, 16)
     assert (batch["image"].dtype, batch["target"].dtype) == (torch.float32, torch.float32)
     assert batch["components"].dtype == torch.int32
     assert len(batch["case_ids"]) == len(batch["starts"]) == 3
@@ -94,25 +97,51 @@ def test_loading_leaves_torchs_random_stream_alone() -> None:
     assert torch.rand(1) == expected
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+def test_cases_in_the_cache_give_the_same_batches_as_in_memory(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).normal(100, 20, (30, 28, 26)).astype(np.float32)
+    label = np.zeros(data.shape, np.uint8)
+    label[10:13, 10:13, 10:13] = 1
+    for name, voxels in (("image", data), ("label", label)):
+        write_volume(tmp_path / f"{name}.nii.gz", voxels, np.diag([1.0, 1.0, 2.0, 1.0]))
+    case = Case("a", "a", images={"T1": tmp_path / "image.nii.gz"}, labels=(tmp_path / "label.nii.gz",))
+    settings = Preprocessing(modalities=("T1",))
+    in_memory = some_batches(cases=[preprocess(case, settings)])
+    in_cache = some_batches(cases=[prepare(case, settings, cache_dir=tmp_path / "cache")])
+    expected = [as_bytes(in_memory[step]) for step in range(3)]
+    for n_workers in (0, 3):
+        assert [as_bytes(b) for b in load_batches(in_cache, start=0, stop=3, n_workers=n_workers)] == expected
+
+
+def no_file(*_: object, **__: object) -> None:
+    raise OSError("gone")
+
+
+def bug(*_: object, **__: object) -> None:
+    raise KeyError("a bug")
+
+
 @pytest.mark.parametrize("n_workers", [0, 2])
-@pytest.mark.parametrize(("error", "kind"), [(OSError("gone"), DataError), (KeyError("a bug"), RuntimeError)])
-def test_errors_carry_case_and_step_in_one_line(n_workers: int, error: Exception, kind: type[Exception]) -> None:
-    batches = PatchBatches([CaseInMemory("patient07", error=error)], LesionSampler(patch_size=8), batch_size=1)
+@pytest.mark.parametrize(
+    ("augmentation", "kind", "says"), [(no_file, DataError, "OSError"), (bug, RuntimeError, "KeyError")]
+)
+def test_errors_carry_case_and_step_in_one_line(
+    n_workers: int, augmentation: Callable, kind: type[Exception], says: str
+) -> None:
+    batches = PatchBatches([a_case("patient07")], LesionSampler(patch_size=8), augmentation, batch_size=1)
     with pytest.raises(kind) as caught:
         list(load_batches(batches, start=4, stop=8, n_workers=n_workers))
     message = str(caught.value)
-    assert message.startswith(f"patient07: {type(error).__name__} at step 4, sample 0: {error}")
+    assert message.startswith(f"patient07: {says} at step 4, sample 0: ")
     assert "\n" not in message
     assert "Traceback" in caught.value.__notes__[0]
 
 
 def test_a_killed_worker_is_named_with_its_step() -> None:
-    @dataclass(frozen=True)
-    class Deadly(CaseInMemory):
-        def patch(self, start: tuple, size: tuple) -> tuple:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def deadly(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    batches = PatchBatches([Deadly("heavy")], LesionSampler(patch_size=8), batch_size=1)
+    batches = PatchBatches([a_case("heavy")], LesionSampler(patch_size=8), deadly, batch_size=1)
     with pytest.raises(RuntimeError, match=r"worker died at step 0.*n_workers=0"):
         list(load_batches(batches, start=0, stop=2, n_workers=1))
 

@@ -1,21 +1,25 @@
-from types import SimpleNamespace
+from dataclasses import replace
 
-import cc3d
 import numpy as np
 import pytest
 
+from tversky_seg.data.channels import lesion_arrays
+from tversky_seg.data.grids import Geometry
+from tversky_seg.data.prepared import PreparedCase
 from tversky_seg.data.sampling import LesionSampler
 
 
-def a_case(target: np.ndarray, brain: np.ndarray | None = None) -> SimpleNamespace:
-    """What the sampler reads of a PreparedCase, made from one class's mask (X, Y, Z)."""
-    components, n_lesions = cc3d.connected_components(target, connectivity=26, return_N=True)
-    voxels = [np.flatnonzero(components == lesion) for lesion in range(1, n_lesions + 1)]
-    return SimpleNamespace(
-        image=np.zeros((1, *target.shape), np.int16),
-        lesion_voxels=np.concatenate([*voxels, np.zeros(0, int)]).astype(np.int32),
-        lesion_offsets=np.cumsum([0, *map(len, voxels)]),
-        foreground_voxels=np.flatnonzero(np.ones(target.shape) if brain is None else brain).astype(np.int32),
+def a_case(target: np.ndarray, brain: np.ndarray | None = None) -> PreparedCase:
+    """A case in memory, made from one class's mask (X, Y, Z)."""
+    arrays, n_lesions = lesion_arrays(target[None] > 0)
+    brain = np.ones(target.shape) if brain is None else brain
+    return PreparedCase(
+        case_id="a",
+        subject_id="a",
+        geometry=Geometry(target.shape, np.eye(4), target.shape, np.eye(4), (0, 0, 0), target.shape),
+        image_scale=np.ones(1, np.float32),
+        n_lesions=n_lesions,
+        arrays={"foreground_voxels": np.flatnonzero(brain).astype(np.int32), **arrays},
     )
 
 
@@ -34,6 +38,16 @@ def draws(sampler: LesionSampler, cases: list, n: int = 2000) -> tuple[np.ndarra
 def test_a_one_voxel_lesion_is_drawn_as_often_as_one_of_a_thousand_voxels() -> None:
     _, starts = draws(LesionSampler(patch_size=1, lesion_probability=1, jitter=0), [a_case(two_lesions())])
     assert np.mean((starts == (30, 25, 20)).all(axis=1)) == pytest.approx(0.5, abs=0.04)
+
+
+def test_lesions_of_all_classes_are_drawn_alike() -> None:
+    nested = np.zeros((2, 30, 30, 30), bool)
+    nested[0, 5:25, 5:25, 5:25] = nested[1, 10, 10, 10] = nested[1, 20, 20, 20] = True
+    arrays, n_lesions = lesion_arrays(nested)
+    case = a_case(np.zeros((30, 30, 30), np.uint8))
+    case = replace(case, n_lesions=n_lesions, arrays={**case.arrays, **arrays})
+    _, starts = draws(LesionSampler(patch_size=1, lesion_probability=1, jitter=0), [case])
+    assert np.mean([(start == 10).all() or (start == 20).all() for start in starts]) == pytest.approx(2 / 3, abs=0.04)
 
 
 def test_voxels_of_a_lesion_are_drawn_uniformly() -> None:

@@ -72,7 +72,7 @@ class LesionSampler:
         else:
             index = int(rng.integers(len(cases)))
             voxel = _brain_voxel(cases[index], rng)
-        return index, self._start(voxel, cases[index].image.shape[1:], rng)
+        return index, self._start(voxel, cases[index].geometry.shape, rng)
 
     def _start(self, voxel: Sequence[int], shape: Sequence[int], rng: np.random.Generator) -> tuple[int, int, int]:
         sides = np.array(self.sides)
@@ -84,8 +84,9 @@ class LesionSampler:
 
 
 def _case_with_lesions(cases: Sequence[PreparedCase], rng: np.random.Generator) -> int | None:
-    """Uniform among the cases with lesions; looks into no more cases than needed, None where no case has any."""
-    return next((int(i) for i in rng.permutation(len(cases)) if len(cases[i].lesion_offsets) > 1), None)
+    """Uniform among the cases with lesions; None where no case has any."""
+    with_lesions = [index for index, case in enumerate(cases) if any(case.n_lesions)]
+    return with_lesions[rng.integers(len(with_lesions))] if with_lesions else None
 
 
 def _lesion_voxel(case: PreparedCase, rng: np.random.Generator) -> tuple[int, ...]:
@@ -97,9 +98,9 @@ def _lesion_voxel(case: PreparedCase, rng: np.random.Generator) -> tuple[int, ..
 def _brain_voxel(case: PreparedCase, rng: np.random.Generator) -> tuple[int, ...]:
     n_voxels = len(case.foreground_voxels)
     if n_voxels == 0:  # a blank scan still gives a patch
-        return tuple(rng.integers(case.image.shape[1:]).tolist())
+        return tuple(rng.integers(case.geometry.shape).tolist())
     return _position(case.foreground_voxels[rng.integers(n_voxels)], case)
 
 
 def _position(linear: np.int32, case: PreparedCase) -> tuple[int, ...]:
-    return tuple(int(i) for i in np.unravel_index(int(linear), case.image.shape[1:]))
+    return tuple(int(i) for i in np.unravel_index(int(linear), case.geometry.shape))
