@@ -77,9 +77,9 @@ LESION_SIZES = {
     ),
 }
 # Ranges that one subject's value is drawn from; intensities are relative to white matter = 1, of the real pair.
-GREY_MATTER = {"FLAIR": (1.12, 1.21), "T1": (0.61, 0.71), "T2": (1.34, 1.57)}
+GREY_MATTER = {"FLAIR": (1.10, 1.19), "T1": (0.61, 0.71), "T2": (1.34, 1.57)}
 CSF = {"FLAIR": (0.20, 0.40), "T1": (0.09, 0.11), "T2": (2.85, 3.40)}
-LESION_CONTRAST = {"FLAIR": (0.46, 0.62), "T1": (-0.45, -0.28), "T2": (0.60, 1.15)}  # lesion minus white matter
+LESION_CONTRAST = {"FLAIR": (0.46, 0.57), "T1": (-0.45, -0.28), "T2": (0.60, 1.15)}  # lesion minus white matter
 NOISE_2MM = {"FLAIR": (0.018, 0.038), "T1": (0.010, 0.020), "T2": (0.020, 0.042)}  # standard deviation
 TEXTURE = {"FLAIR": (0.05, 0.09), "T1": (0.03, 0.06), "T2": (0.08, 0.12)}  # standard deviation, smooth
 # fmt: on
@@ -481,7 +481,7 @@ def _paint(
     """Where lesion replaces tissue, in [0, 1] with graded borders, and how severe each lesion is (about 1)."""
     share = np.zeros(shape, dtype=np.float32)
     severity = np.ones(shape, dtype=np.float32)
-    for lesion, strength in [*((one, 1.0) for one in lesions), *((one, 0.5) for one in faint)]:
+    for lesion, strength in [*((one, 1.0) for one in lesions), *((one, 0.7) for one in faint)]:
         low = np.maximum(lesion.seen.min(0) - 3, 0)
         box = tuple(slice(a, b) for a, b in zip(low, lesion.seen.max(0) + 4, strict=True))
         inside = np.zeros(share[box].shape, dtype=np.float32)
@@ -499,7 +499,7 @@ def _add_scanner(image: Array, head: _Head, *, name: str, rng: np.random.Generat
     uneven = 0.7 * _noise(shape, rng, sigma_mm=3, spacing_mm=spacing)
     uneven += 0.7 * _noise(shape, rng, sigma_mm=9, spacing_mm=spacing)
     bias = 0.04 * _noise(shape, rng, sigma_mm=45, spacing_mm=spacing)
-    clean = image * np.exp(rng.uniform(*TEXTURE[name]) * uneven * (1 + 0.6 * head.tissue[0]) + bias)
+    clean = image * np.exp(rng.uniform(*TEXTURE[name]) * uneven * (1 + 0.25 * head.tissue[0]) + bias)
     sd = rng.uniform(*NOISE_2MM[name]) * (2 / spacing) ** 0.7  # from 2 mm to 1 mm as measured: less than white noise
     real, imaginary = rng.standard_normal((2, *shape), dtype=np.float32) * np.float32(sd)
     return np.asarray(rng.uniform(0.6, 1.6) * WHITE_MATTER_LEVEL * np.hypot(clean + real, imaginary))
