@@ -1,5 +1,7 @@
 """One file of a case at a time onto the network's grid: checked, resampled, normalised, its lesions listed."""
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tversky_seg.data.cases import DataError
-from tversky_seg.data.grids import Affine, Bools, Floats, Shape, is_coarser, resample, window
+from tversky_seg.data.grids import Affine, Bools, Floats, Shape, resample, shift, steps, window
 from tversky_seg.data.volumes import Volume, affine_shift_voxels, read_label, read_volume
 
 FINE_SHIFT = 0.01  # voxels between two affines of one grid: rounding
@@ -175,28 +177,41 @@ def read_target(path: Path, reference: Reference, classes: Mapping[str, Sequence
 
 
 def _class_mask(mask: Bools, reference: Reference) -> Bools:
-    """A mask on the network's full grid, on which no lesion is lost.
+    """A mask on the network's grid, on which every lesion keeps its volume.
 
-    Where an axis gets coarser a voxel belongs to the class if more than half of it does; where none does, it takes the
-    value of the nearest voxel, for interpolation would round off small lesions. A lesion of which nothing is left
-    keeps the one voxel that it fills most.
+    Other than a threshold at one half, which halves the volume of small lesions and loses the smallest, this gives each
+    lesion as many voxels as make up its volume, at least one: those that it fills most.
     """
-    coarser = is_coarser(reference.input_affine, reference.affine)
-    share = resample(mask, reference.input_affine, reference.affine, reference.shape, order=int(coarser))
-    if share.dtype == bool:
-        return share
-    kept: Bools = share > 0.5
+    step = steps(reference.input_affine, reference.affine)
+    if np.allclose(step, 1):
+        return np.asarray(reference.resampled(Volume(mask, reference.input_affine)))
+    kept = np.zeros(reference.shape, dtype=bool)
     lesions = cc3d.connected_components(mask, connectivity=26)
-    voxels = np.argwhere(lesions)
-    to_network = np.linalg.solve(reference.affine, reference.input_affine)
-    places = np.rint(voxels @ to_network[:3, :3].T + to_network[:3, 3]).astype(int)
-    places = np.clip(places, 0, np.array(reference.shape) - 1)
-    lesion_of, share_at = lesions[tuple(voxels.T)], share[tuple(places.T)]
-    lost = ~np.isin(lesion_of, lesion_of[kept[tuple(places.T)]])
-    order = np.lexsort((share_at[lost], lesion_of[lost]))
-    last_of_lesion = np.flatnonzero(np.diff(lesion_of[lost][order], append=0))
-    kept[tuple(places[lost][order[last_of_lesion]].T)] = True
+    found = cc3d.statistics(lesions)
+    boxes, sizes = found["bounding_boxes"][1:], found["voxel_counts"][1:]
+    for number, (box, size) in enumerate(zip(boxes, sizes, strict=True), start=1):
+        share, place = _share(lesions[box] == number, tuple(side.start for side in box), step, reference)
+        n_voxels = min(max(1, round(size / math.prod(step))), np.count_nonzero(share))
+        fullest = np.argpartition(share, -n_voxels, axis=None)[-n_voxels:]
+        kept[place] |= np.bincount(fullest, minlength=share.size).reshape(share.shape) > 0
     return kept
+
+
+def _share(lesion: Bools, start: Shape, step: Affine, reference: Reference) -> tuple[Floats, tuple[slice, ...]]:
+    """How much of each voxel of the network's grid around it a lesion fills, and where this box of the grid is.
+
+    The lesion is cut out of the file's grid from voxel `start` on.
+    """
+    margin = np.ceil(2 * step).astype(int)
+    padded = np.pad(lesion, margin[:, None])
+    affine = reference.input_affine @ shift(np.subtract(start, margin))
+    corners = np.array([*itertools.product(*((0, n - 1) for n in padded.shape), (1,))])
+    places = corners @ np.linalg.solve(reference.affine, affine).T
+    low = np.clip(np.floor(places.min(axis=0)[:3]).astype(int), 0, np.subtract(reference.shape, 1))
+    high = np.clip(np.ceil(places.max(axis=0)[:3]).astype(int) + 1, low + 1, reference.shape)
+    x, y, z = (high - low).tolist()
+    share = resample(padded, affine, reference.affine @ shift(low), (x, y, z))
+    return share, tuple(map(slice, low.tolist(), high.tolist()))
 
 
 def lesion_arrays(target: Bools | None) -> tuple[dict[str, NDArray[Any]], tuple[int, ...]]:

@@ -45,9 +45,7 @@ class Geometry:
     @property
     def network_affine(self) -> Affine:
         """(4, 4) of the crop."""
-        shift = np.eye(4)
-        shift[:3, 3] = self.crop_start
-        return self.full_affine @ shift
+        return self.full_affine @ shift(self.crop_start)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -137,9 +135,14 @@ def to_input_grid(volume: Floats, geometry: Geometry) -> Floats:
     return resample(volume, geometry.network_affine, geometry.input_affine, geometry.input_shape)
 
 
-def is_coarser(source_affine: ArrayLike, affine: ArrayLike) -> bool:
-    """Whether any axis loses voxels from the first grid to the second."""
-    return bool(np.any(_steps(np.linalg.solve(np.asarray(source_affine), np.asarray(affine))) > 1 + SAME_SPACING))
+def steps(source_affine: ArrayLike, affine: ArrayLike) -> Affine:
+    """Voxels of the first grid per voxel of the second, along each axis of the first."""
+    return _steps(np.linalg.solve(np.asarray(source_affine, dtype=np.float64), np.asarray(affine, dtype=np.float64)))
+
+
+def shift(voxels: ArrayLike) -> Affine:
+    """(4, 4): on the right of an affine it makes that of an array that starts at this voxel."""
+    return _homogeneous(np.eye(3), np.asarray(voxels))
 
 
 def window(data: NDArray[Any], start: Shape, shape: Shape, *, fill: float = 0) -> NDArray[Any]:

@@ -47,7 +47,7 @@ __all__ = [
 
 logger = logging.getLogger("tversky_seg")
 
-FORMAT_VERSION = 1  # of the cache: raise it when the same files and settings give other arrays
+FORMAT_VERSION = 2  # of the cache: raise it when the same files and settings give other arrays
 SECONDS_WORTH_WORKERS = 10.0
 
 

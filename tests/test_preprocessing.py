@@ -1,0 +1,591 @@
+import itertools
+import json
+import logging
+import multiprocessing
+import pickle
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from tversky_seg.data import preprocessing
+from tversky_seg.data.cases import Case, DataError
+from tversky_seg.data.preprocessing import (
+    PreparedCase,
+    Preprocessing,
+    common_spacing,
+    prepare,
+    prepare_all,
+    preprocess,
+    require_lesions,
+    to_input_grid,
+)
+
+SHAPE = (24, 28, 20)
+OBLIQUE = np.array([[0.9, 0.2, -0.1, 40], [-0.2, 1.1, 0.1, -20], [0.1, -0.1, 2.8, 7], [0, 0, 0, 1]])
+FLAIR = Preprocessing(("FLAIR",))
+
+
+def distance(shape: tuple[int, ...], centre: tuple[float, ...]) -> np.ndarray:
+    grids = np.meshgrid(*(np.arange(n) - c for n, c in zip(shape, centre, strict=True)), indexing="ij")
+    return np.sqrt(sum(grid**2 for grid in grids))
+
+
+def brain_of(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    return distance(shape, tuple((n - 1) / 2 for n in shape)) < min(shape) / 2 - 2
+
+
+def image_of(brain: np.ndarray, *, seed: int = 0, background: float = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(100, 15, brain.shape)
+    return np.where(brain, noise, background).astype(np.float32)
+
+
+def label_of(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    """Two lesions: a ball and one voxel."""
+    label = (distance(shape, tuple(n / 2 for n in shape)) < 4).astype(np.uint8)
+    label[tuple(n // 2 - 4 for n in shape)] = 1
+    return label
+
+
+def save(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    nib.save(nib.Nifti1Image(data, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+def a_case(
+    folder: Path,
+    images: Mapping[str, np.ndarray] | None = None,
+    *,
+    label: np.ndarray | None = None,
+    brain: np.ndarray | None = None,
+    affine: np.ndarray | None = None,
+    case_id: str = "a",
+) -> Case:
+    def stored(name: str, data: np.ndarray | None) -> Path | None:
+        return None if data is None else save(folder / f"{case_id}_{name}.nii.gz", data, affine)
+
+    images = {"FLAIR": image_of(brain_of())} if images is None else images
+    paths = {name: stored(name, image) for name, image in images.items()}
+    mask = stored("label", label)
+    return Case(case_id, case_id, paths, (mask,) if mask else (), stored("brain", brain))
+
+
+def values_of(prepared: PreparedCase) -> np.ndarray:
+    return prepared.image * prepared.image_scale[:, None, None, None]
+
+
+def test_a_case_is_cropped_normalised_and_listed(tmp_path: Path) -> None:
+    brain, label = brain_of(), label_of()
+    image = image_of(brain)
+    case = preprocess(a_case(tmp_path, {"FLAIR": image, "T1": 3 * image + 7 * brain}, label=label),
+                      Preprocessing(("FLAIR", "T1")))  # fmt: skip
+    box = ndimage.find_objects(brain.astype(int))[0]
+    start = tuple(side.start for side in box)
+    assert case.geometry.crop_start == start
+    assert np.array_equal(case.foreground, brain[box])
+    assert np.array_equal(case.target, label[box][None])
+    inside = values_of(case)[:, brain[box]]
+    assert np.allclose(inside.mean(axis=1), 0, atol=1e-4)
+    assert np.allclose(inside.std(axis=1), 1, atol=1e-4)
+    assert np.allclose(inside[0], inside[1], atol=1e-3)
+    expected = (image[box] - image[brain].mean()) / image[brain].std()
+    assert np.abs(values_of(case)[0] - expected * brain[box]).max() <= case.image_scale[0] / 2 + 1e-5
+    assert not case.image[:, ~brain[box]].any()
+    assert (case.image.dtype, case.target.dtype, case.components.dtype) == (np.int16, np.uint8, np.int32)
+    assert case.n_lesions == (2,)
+    assert case.notes == ()
+
+
+def test_components_and_voxel_lists_agree_with_scipy(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    label = (rng.random(SHAPE) < 0.02).astype(np.uint8) + 2 * (rng.random(SHAPE) < 0.01).astype(np.uint8)
+    settings = Preprocessing(("FLAIR",), classes={"any": [1, 2, 3], "two": [2], "none": [4]})
+    case = preprocess(a_case(tmp_path, label=label), settings)
+    masks = [label > 0, label == 2, label == 4]
+    counts = [ndimage.label(mask, np.ones((3, 3, 3)))[1] for mask in masks]
+    assert case.n_lesions == tuple(counts)
+    assert counts[0] > 50
+    assert len(case.lesion_offsets) == sum(counts) + 1
+    assert np.array_equal(case.target, [mask[box_of(case)] for mask in masks])
+    lesion = 0
+    for k, count in enumerate(counts):
+        for number in range(1, count + 1):
+            first, end = case.lesion_offsets[lesion : lesion + 2]
+            listed = case.lesion_voxels[first:end]
+            assert np.array_equal(np.flatnonzero(case.components[k] == number), listed)
+            lesion += 1
+        assert np.array_equal(ndimage.label(case.target[k], np.ones((3, 3, 3)))[0] > 0, case.components[k] > 0)
+    assert (case.lesion_voxels.dtype, case.lesion_offsets.dtype) == (np.int32, np.int64)
+
+
+def box_of(case: PreparedCase) -> tuple[slice, ...]:
+    start, shape = case.geometry.crop_start, case.geometry.shape
+    return tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
+
+
+def test_the_orientation_of_the_file_changes_nothing(tmp_path: Path) -> None:
+    image, label = nib.Nifti1Image(image_of(brain_of()), OBLIQUE), nib.Nifti1Image(label_of(), OBLIQUE)
+    cases = []
+    for i, codes in enumerate(("RAS", "LPS", "SRA", "PIR")):
+        turn = nib.orientations.axcodes2ornt(codes)
+        paths = [tmp_path / f"{i}_{name}.nii" for name in ("image", "label")]
+        for path, volume in zip(paths, (image, label), strict=True):
+            nib.save(volume.as_reoriented(turn), path)
+        cases.append(preprocess(Case(str(i), str(i), {"FLAIR": paths[0]}, (paths[1],)), FLAIR))
+        back = to_input_grid(cases[-1].target[0].astype(np.float32), cases[-1].geometry)
+        assert np.array_equal(back, nib.load(paths[1]).get_fdata())
+    for case in cases[1:]:
+        assert np.array_equal(case.image, cases[0].image)
+        assert np.array_equal(case.components, cases[0].components)
+        assert np.allclose(case.geometry.network_affine, cases[0].geometry.network_affine, atol=1e-5)
+        assert case.spacing_mm == pytest.approx(cases[0].spacing_mm)
+
+
+@pytest.mark.parametrize("spacing", [(1.5, 1.5, 1.5), (0.8, 0.8, 1.0), (1, 1, 3), (2, 1, 1)])
+@pytest.mark.parametrize("codes", ["RAS", "PIL"])
+def test_a_label_comes_back_through_resampling(tmp_path: Path, spacing: tuple[float, ...], codes: str) -> None:
+    shape = (48, 44, 20)
+    label = np.zeros(shape, dtype=np.uint8)
+    for centre in ((15, 15, 6), (30, 28, 12)):
+        voxels = np.moveaxis(np.indices(shape), 0, -1) - centre
+        label[np.linalg.norm(voxels @ OBLIQUE[:3, :3].T, axis=-1) < 9] = 1
+    paths = [tmp_path / "image.nii", tmp_path / "label.nii"]
+    for path, data in zip(paths, (image_of(np.ones(shape, dtype=bool)), label), strict=True):
+        nib.save(nib.Nifti1Image(data, OBLIQUE).as_reoriented(nib.orientations.axcodes2ornt(codes)), path)
+    case = preprocess(Case("a", "a", {"FLAIR": paths[0]}, (paths[1],)), Preprocessing(("FLAIR",), spacing_mm=spacing))
+    assert case.spacing_mm == pytest.approx(spacing, rel=0.011)
+    assert case.n_lesions == (2,)
+    stored = nib.load(paths[1]).get_fdata()
+    back = to_input_grid(case.target[0].astype(np.float32), case.geometry)
+    assert back.shape == stored.shape
+    assert 2 * ((back > 0.5) & (stored > 0)).sum() / ((back > 0.5).sum() + stored.sum()) > 0.9
+
+
+@pytest.mark.parametrize("spacing", [(3, 3, 3), (1.6, 1.6, 1.6), (0.6, 0.6, 0.6), (0.5, 0.5, 3)])
+def test_no_lesion_is_lost_to_another_spacing(tmp_path: Path, spacing: tuple[float, ...]) -> None:
+    label = np.zeros((40, 40, 40), dtype=np.uint8)
+    label[4:36:8, 4:36:8, 4:36:8] = 1  # 64 lesions of one voxel
+    label[18:22, 18:22, 18:22] = 1
+    case = preprocess(
+        a_case(tmp_path, {"FLAIR": image_of(label < 2)}, label=label), Preprocessing(("FLAIR",), spacing_mm=spacing)
+    )
+    assert case.n_lesions == (ndimage.label(label, np.ones((3, 3, 3)))[1],)
+    kept = np.bincount(case.components.ravel())[1:] * np.prod(spacing)
+    assert kept.max() == pytest.approx(64, rel=0.25)
+    assert abs(np.median(kept) - 1) <= max(np.prod(spacing) / 2, np.prod(spacing) - 1)
+
+
+def test_spacing_within_one_percent_is_left_alone(tmp_path: Path) -> None:
+    case = a_case(tmp_path, affine=np.diag([1.005, 0.995, 1, 1]))
+    asked = preprocess(case, Preprocessing(("FLAIR",), spacing_mm=(1, 1, 1)))
+    assert np.array_equal(asked.image, preprocess(case, FLAIR).image)
+
+
+def test_modalities_on_other_grids_are_brought_to_the_first(tmp_path: Path) -> None:
+    def place(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+        voxels = np.moveaxis(np.indices(shape), 0, -1)
+        return ((voxels @ affine[:3, :3].T + affine[:3, 3]) @ [1, 2, 3]).astype(np.float32)
+
+    thick = np.array([[0, 0, -3, 40], [1.5, 0, 0, -10], [0, 1.5, 0, -10], [0, 0, 0, 1]])
+    thick[:3, 3] += (OBLIQUE @ [25, 25, 25, 1] - thick @ [15, 15, 10, 1])[:3]
+    flair = save(tmp_path / "flair.nii", place((30, 30, 20), thick), thick)
+    t1 = save(tmp_path / "t1.nii", place((50, 50, 50), OBLIQUE), OBLIQUE)
+    settings = Preprocessing(("T1", "FLAIR"), normalization="none")
+    case = preprocess(Case("a", "a", {"T1": t1, "FLAIR": flair}), settings)
+    assert case.notes == ("FLAIR lies on another grid than T1; resampled to it by its affine",)
+    values, seen = values_of(case), ndimage.binary_erosion(case.image[1] != 0, iterations=3)
+    assert case.geometry.input_shape == (50, 50, 50)
+    assert seen.sum() > 1000
+    assert np.allclose(values[0][seen], values[1][seen], atol=2 * case.image_scale.max())
+    assert to_input_grid(values[1], case.geometry).shape == (50, 50, 50)
+
+
+def test_images_that_do_not_overlap_are_refused(tmp_path: Path) -> None:
+    away = np.eye(4)
+    away[:3, 3] = 500
+    images = {
+        "FLAIR": save(tmp_path / "f.nii", image_of(brain_of())),
+        "T1": save(tmp_path / "t.nii", image_of(brain_of()), away),
+    }
+    with pytest.raises(DataError, match=r"t.nii: holds nothing but 0; expected T1 of the body part that FLAIR shows"):
+        preprocess(Case("a", "a", images), Preprocessing(("FLAIR", "T1")))
+
+
+@pytest.mark.parametrize("kind", ["label", "brain mask"])
+@pytest.mark.parametrize(
+    ("shift", "verdict"),
+    [(0.005, None), (0.5, "is up to half a voxel off that of FLAIR"), (0.7, "0.7 voxels from those")],
+)
+def test_rounding_is_fine_half_a_voxel_said_and_more_an_error(
+    tmp_path: Path, shift: float, verdict: str | None, kind: str
+) -> None:
+    moved = OBLIQUE.copy()
+    moved[:3, 3] += shift * OBLIQUE[:3, 1]
+    image = save(tmp_path / "image.nii", image_of(brain_of()), OBLIQUE)
+    mask = save(tmp_path / "mask.nii", label_of(), moved)
+    case = Case("a", "a", {"FLAIR": image}, (mask,) if kind == "label" else (), mask if kind != "label" else None)
+    if shift > 0.6:
+        with pytest.raises(
+            DataError, match=f"mask.nii: its affine puts voxels up to {verdict} of FLAIR; expected {kind}"
+        ):
+            preprocess(case, FLAIR)
+        return
+    prepared = preprocess(case, FLAIR)
+    assert [note for note in prepared.notes if verdict is None or verdict not in note] == []
+    found = prepared.target[0] if kind == "label" else prepared.foreground
+    assert np.array_equal(found, label_of()[box_of(prepared)])
+
+
+def test_a_flipped_label_is_an_error(tmp_path: Path) -> None:
+    flipped = np.diag([-1.0, 1, 1, 1])
+    flipped[0, 3] = SHAPE[0] - 1
+    case = a_case(tmp_path)
+    label = save(tmp_path / "label.nii", label_of(), flipped)
+    with pytest.raises(DataError, match=r"label.nii: its affine puts voxels up to 23 voxels from those of FLAIR"):
+        preprocess(Case("a", "a", case.images, (label,)), FLAIR)
+
+
+@pytest.mark.parametrize("background", [0, -1, -1024, 5])
+def test_the_background_may_be_any_constant(tmp_path: Path, background: float) -> None:
+    brain = brain_of()
+    case = preprocess(a_case(tmp_path, {"FLAIR": image_of(brain, background=background)}), FLAIR)
+    assert np.array_equal(case.foreground, brain[box_of(case)])
+    assert np.allclose(values_of(case)[0][case.foreground].mean(), 0, atol=1e-4)
+
+
+def test_without_a_constant_around_it_everything_is_foreground(tmp_path: Path) -> None:
+    case = preprocess(a_case(tmp_path, {"FLAIR": image_of(np.ones(SHAPE, dtype=bool))}), FLAIR)
+    assert case.geometry.shape == SHAPE
+    assert case.foreground.all()
+
+
+def test_zeros_and_negative_values_inside_the_brain_are_brain(tmp_path: Path) -> None:
+    brain = brain_of()
+    image = image_of(brain)
+    image[12, 14, 10], image[12, 14, 11] = -40, 0
+    settings = Preprocessing(("FLAIR", "T1"))
+    case = preprocess(a_case(tmp_path, {"FLAIR": image, "T1": image_of(brain, seed=1)}), settings)
+    assert np.array_equal(case.foreground, brain[box_of(case)])
+    place = tuple(np.array([12, 14, 11]) - case.geometry.crop_start)
+    assert values_of(case)[(0, *place)] == pytest.approx(-100 / 15, rel=0.05)
+
+
+def test_a_brain_mask_decides_and_lesions_outside_it_are_kept(tmp_path: Path) -> None:
+    brain, label = brain_of(), label_of()
+    label[1, 1, 1] = 1
+    image = image_of(np.ones(SHAPE, dtype=bool))
+    case = preprocess(a_case(tmp_path, {"FLAIR": image}, label=label, brain=brain.astype(np.float32)), FLAIR)
+    full = np.zeros(SHAPE, dtype=bool)
+    full[box_of(case)] = case.foreground
+    assert np.array_equal(full, brain)
+    assert case.target.sum() == label.sum()
+    assert case.n_lesions == (3,)
+    assert not case.image[:, ~case.foreground].any()
+    assert values_of(case)[0][case.foreground].std() == pytest.approx(1, abs=1e-3)
+    assert case.notes == ("lesion voxels outside the brain (kept)",)
+
+
+def test_robust_normalisation_is_moved_less_by_lesions(tmp_path: Path) -> None:
+    brain = brain_of()
+    clean = image_of(brain)
+    sick = np.where(brain & (distance(SHAPE, (12, 14, 10)) < 5), 400, clean).astype(np.float32)
+    moved = {}
+    for name in ("zscore", "robust"):
+        settings = Preprocessing(("FLAIR",), normalization=name)
+        cases = [
+            preprocess(a_case(tmp_path, {"FLAIR": image}, case_id=i), settings)
+            for i, image in (("c", clean), ("s", sick))
+        ]
+        healthy = cases[0].image[0] != 0
+        healthy &= distance(SHAPE, (12, 14, 10))[box_of(cases[0])] >= 5
+        moved[name] = np.abs(values_of(cases[0])[0] - values_of(cases[1])[0])[healthy].mean()
+    assert moved["robust"] < 0.5 * moved["zscore"]
+    inside = values_of(cases[0])[0][cases[0].foreground]
+    low, middle, high = np.percentile(inside, (25, 50, 75))
+    assert middle == pytest.approx(0, abs=1e-3)
+    assert high - low == pytest.approx(1.349, abs=1e-3)
+
+
+def test_without_normalisation_the_files_values_stay(tmp_path: Path) -> None:
+    image = image_of(brain_of())
+    case = preprocess(a_case(tmp_path, {"FLAIR": image}), Preprocessing(("FLAIR",), normalization="none"))
+    assert np.abs(values_of(case)[0] - image[box_of(case)]).max() <= case.image_scale[0] / 2 + 1e-5
+
+
+def test_a_hot_voxel_does_not_coarsen_the_rest(tmp_path: Path) -> None:
+    image = image_of(brain_of())
+    image[12, 14, 10] = 1e6
+    case = preprocess(a_case(tmp_path, {"FLAIR": image}), Preprocessing(("FLAIR",), normalization="robust"))
+    assert case.image_scale[0] < 0.001
+    assert values_of(case).max() == pytest.approx(20)
+
+
+def test_a_case_without_label_can_be_prepared(tmp_path: Path) -> None:
+    case = preprocess(a_case(tmp_path), FLAIR)
+    assert (case.target, case.components, case.n_lesions) == (None, None, ())
+    assert (len(case.lesion_voxels), case.lesion_offsets.tolist()) == (0, [0])
+    with pytest.raises(ValueError, match="a has no label"):
+        case.patch((0, 0, 0), (4, 4, 4))
+
+
+def test_an_empty_label_is_a_case_without_lesions(tmp_path: Path) -> None:
+    empty = preprocess(a_case(tmp_path, label=np.zeros(SHAPE, dtype=np.uint8)), FLAIR)
+    full = preprocess(a_case(tmp_path, label=label_of()), FLAIR)
+    assert (empty.n_lesions, empty.lesion_offsets.tolist(), empty.target.max()) == ((0,), [0], 0)
+    require_lesions([empty, full])
+    with pytest.raises(DataError, match="training set: no lesion in any of 2 cases"):
+        require_lesions([empty, empty])
+
+
+@pytest.mark.parametrize("stored", [np.uint8, np.int16, np.float32, np.float64])
+def test_any_number_type_gives_the_same_target(tmp_path: Path, stored: type) -> None:
+    case = preprocess(a_case(tmp_path, label=label_of().astype(stored)), FLAIR)
+    assert case.target.sum() == label_of().sum()
+
+
+def test_patches_are_boxes_padded_with_zero(tmp_path: Path) -> None:
+    case = prepare(a_case(tmp_path, label=label_of()), FLAIR, cache_dir=tmp_path / "cache")
+    arrays = [values_of(case), case.target, case.components]
+    padded = [np.pad(array, ((0, 0), *[(40, 40)] * 3)) for array in arrays]
+    for start, size in itertools.product(
+        [(0, 0, 0), (3, 2, 1), (-5, 2, -30), (10, 12, 8), (39, 0, 0)], [(4, 5, 6), (32, 32, 32)]
+    ):
+        box = tuple(slice(40 + first, 40 + first + n) for first, n in zip(start, size, strict=True))
+        for found, whole in zip(case.patch(start, size), padded, strict=True):
+            expected = np.zeros((1, *size))
+            expected[tuple(map(slice, whole[(slice(None), *box)].shape))] = whole[(slice(None), *box)]
+            assert np.array_equal(found, expected)
+    assert [array.dtype for array in case.patch((0, 0, 0), (2, 2, 2))] == [np.float32, np.uint8, np.int32]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": np.ones((5, 5, 5), np.uint8)}, r"a_label.nii.gz: has shape \(5, 5, 5\), FLAIR has"),
+        ({"brain": np.ones((5, 5, 5), np.uint8)}, r"a_brain.nii.gz: has shape \(5, 5, 5\), FLAIR has"),
+        (
+            {"label": 2 * label_of()},
+            r"a_label.nii.gz: holds the label values 2 that no class names; expected {lesion: \[1\]}",
+        ),
+        ({"label": label_of() * 0.5}, "a_label.nii.gz: 252 voxels are no whole numbers"),
+        ({"images": {"FLAIR": np.zeros(SHAPE, np.float32)}}, "a_FLAIR.nii.gz: holds nothing but 0"),
+        ({"images": {"FLAIR": np.full(SHAPE, np.nan, np.float32)}}, "a_FLAIR.nii.gz: 13440 voxels are NaN"),
+        ({"images": {"FLAIR": brain_of().astype(np.float32)}}, "a_FLAIR.nii.gz: is 1 over most of the brain"),
+        ({"brain": np.zeros(SHAPE, np.uint8)}, "a_brain.nii.gz: holds no voxel above 0.5"),
+        ({"images": {"T1": image_of(brain_of())}}, "a: has no FLAIR; expected FLAIR"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, change: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message) as error:
+        preprocess(a_case(tmp_path, **change), FLAIR)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_survive_a_checkpoint() -> None:
+    settings = Preprocessing(("FLAIR", "T1"), {"liver": (1, 2), "tumour": (2,)}, (1, 1, 3), "robust")
+    plain = json.loads(json.dumps(settings.as_dict()))
+    assert Preprocessing.from_dict(plain) == settings
+    for wrong in ({"modalities": ()}, {"modalities": ("T1",), "normalization": "max"}):
+        with pytest.raises(DataError, match="preprocessing: modalities"):
+            Preprocessing(**wrong)
+
+
+def test_a_spacing_that_makes_too_many_voxels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data.spacing_mm: \(0.01, 0.01, 0.01\) makes"):
+        preprocess(a_case(tmp_path), Preprocessing(("FLAIR",), spacing_mm=(0.01, 0.01, 0.01)))
+
+
+def test_a_cached_case_is_the_case_and_is_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = a_case(tmp_path, label=label_of())
+    cached, direct = prepare(case, FLAIR, cache_dir=tmp_path / "cache"), preprocess(case, FLAIR)
+    for name, array in direct.arrays.items():
+        found = getattr(cached, name)
+        assert isinstance(found, np.memmap)
+        assert found.dtype == array.dtype
+        assert np.array_equal(found, array)
+    assert cached.geometry.as_dict() == direct.geometry.as_dict()
+    assert np.array_equal(cached.image_scale, direct.image_scale)
+    assert np.array_equal(cached.foreground, direct.foreground)
+    monkeypatch.setattr(preprocessing, "_preprocess", None)
+    again = prepare(case, FLAIR, cache_dir=tmp_path / "cache")
+    assert np.array_equal(again.image, cached.image)
+    assert len(pickle.dumps(again)) < 3000
+    assert np.array_equal(pickle.loads(pickle.dumps(again)).target, cached.target)
+
+
+def test_changed_files_and_settings_make_other_entries(tmp_path: Path) -> None:
+    case, cache_dir = a_case(tmp_path, label=label_of()), tmp_path / "cache"
+    first = prepare(case, FLAIR, cache_dir=cache_dir)
+    assert prepare(case, Preprocessing(("FLAIR",), normalization="robust"), cache_dir=cache_dir).folder != first.folder
+    save(case.labels[0], 0 * label_of())
+    changed = prepare(case, FLAIR, cache_dir=cache_dir)
+    assert changed.n_lesions == (0,)
+    assert changed.folder != first.folder
+    assert len(list(cache_dir.iterdir())) == 3
+
+
+@pytest.mark.parametrize("name", ["image.npy", "target.npy", "lesion_voxels.npy", "meta.json"])
+@pytest.mark.parametrize("damage", ["cut", "emptied", "removed", "overwritten"])
+def test_a_damaged_entry_is_built_anew(tmp_path: Path, name: str, damage: str) -> None:
+    case = a_case(tmp_path, label=label_of())
+    entry = prepare(case, FLAIR, cache_dir=tmp_path / "cache").folder
+    expected = preprocess(case, FLAIR)
+    content = (entry / name).read_bytes()
+    time.sleep(0.01)
+    damaged = {"cut": content[:-1], "emptied": b"", "overwritten": content.replace(b"0", b"1") + b"", "removed": None}[
+        damage
+    ]
+    if damaged is None:
+        (entry / name).unlink()
+    else:
+        (entry / name).write_bytes(damaged)
+    again = prepare(case, FLAIR, cache_dir=tmp_path / "cache")
+    assert again.folder == entry
+    for array in expected.arrays:
+        assert np.array_equal(getattr(again, array), expected.arrays[array])
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [entry.name]
+
+
+def test_what_a_killed_run_left_is_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = a_case(tmp_path, label=label_of())
+
+    def killed(path: Path, array: np.ndarray) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(case, FLAIR, cache_dir=tmp_path / "cache")
+    assert prepare(case, FLAIR, cache_dir=tmp_path / "cache").target.sum() == label_of().sum()
+
+
+def test_two_processes_share_a_cache(tmp_path: Path) -> None:
+    case = a_case(tmp_path, label=label_of())
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        results = [pool.apply_async(prepare, (case, FLAIR), {"cache_dir": tmp_path / "cache"}) for _ in range(6)]
+        folders = {result.get().folder for result in results}
+    assert list((tmp_path / "cache").iterdir()) == list(folders)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    with pytest.raises(DataError, match="cache: cannot be written"):
+        prepare(a_case(tmp_path), FLAIR, cache_dir=tmp_path / "cache")
+
+
+def test_an_unsafe_case_id_never_becomes_a_path(tmp_path: Path) -> None:
+    case = a_case(tmp_path)
+    with pytest.raises(DataError, match=r"case_id '\.\./a'"):
+        prepare(Case("../a", "a", case.images), FLAIR, cache_dir=tmp_path / "cache")
+
+
+def test_workers_prepare_what_one_process_does(tmp_path: Path) -> None:
+    cases = [a_case(tmp_path, label=label_of(), case_id=f"c{i}") for i in range(3)]
+    there = prepare_all(cases, FLAIR, cache_dir=tmp_path / "there", n_workers=2)
+    here = prepare_all(cases, FLAIR, cache_dir=tmp_path / "here", n_workers=1)
+    assert [case.case_id for case in there] == ["c0", "c1", "c2"]
+    for a, b in zip(there, here, strict=True):
+        files = sorted(path.name for path in a.folder.glob("*.npy"))
+        assert len(files) == 6
+        assert all((a.folder / name).read_bytes() == (b.folder / name).read_bytes() for name in files)
+
+
+def test_faults_of_all_cases_are_gathered_and_the_others_cached(tmp_path: Path) -> None:
+    cases = [a_case(tmp_path, label=label_of() * (i + 1), case_id=f"c{i}") for i in range(3)]
+    cases.append(Case("c3", "c3", {"FLAIR": tmp_path / "none.nii"}))
+    with pytest.raises(DataError, match=r"c1_label.nii.gz: .* \(and 2 more: run scripts/check_data.py\)") as error:
+        prepare_all(cases, FLAIR, cache_dir=tmp_path / "cache", n_workers=1)
+    assert ["c1_label" in error.value.faults[0], "c2_label" in error.value.faults[1]] == [True, True]
+    assert "none.nii: No such file" in error.value.faults[2]
+    assert [path.name[:2] for path in (tmp_path / "cache").iterdir()] == ["c0"]
+
+
+def test_oddities_are_said_once_for_the_cohort(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    outside = label_of()
+    outside[0, 0, 0] = 1
+    cases = [a_case(tmp_path, label=outside if i else label_of(), case_id=f"c{i}") for i in range(3)]
+    with caplog.at_level(logging.WARNING, logger="tversky_seg"):
+        prepare_all(cases, FLAIR, cache_dir=tmp_path / "cache", n_workers=1)
+    assert [record.message for record in caplog.records] == [
+        "lesion voxels outside the brain (kept) in 2 of 3 cases: c1, c2"
+    ]
+
+
+def test_a_warm_cache_is_only_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = a_case(tmp_path, label=label_of())
+    cases = [Case(f"c{i}", "a", case.images, case.labels) for i in range(16)]
+    prepare_all(cases, FLAIR, cache_dir=tmp_path / "cache", n_workers=1)
+    monkeypatch.setattr(preprocessing, "_preprocess", None)
+    start = time.process_time()
+    assert len(prepare_all(cases, FLAIR, cache_dir=tmp_path / "cache")) == 16
+    assert time.process_time() - start < 0.3
+
+
+def test_many_cases_need_few_open_files(tmp_path: Path) -> None:
+    case = a_case(tmp_path, label=label_of())
+    cases = [Case(f"c{i}", "a", case.images, case.labels) for i in range(80)]
+    prepared = prepare_all(cases, FLAIR, cache_dir=tmp_path / "cache", n_workers=1)
+    for each in prepared:
+        each.patch((0, 0, 0), (4, 4, 4))
+        assert len(each.lesion_voxels)
+    descriptors = Path("/proc/self/fd")
+    if descriptors.is_dir():
+        assert sum("/cache/" in str(link.resolve()) for link in descriptors.iterdir()) <= 256
+
+
+def test_the_common_spacing_is_that_of_most_cases_along_ras(tmp_path: Path) -> None:
+    affines = [
+        np.diag([1.0, 1, 3, 1]),
+        np.array([[0, 0, -1.001, 0], [1, 0, 0, 0], [0, -3, 0, 0], [0, 0, 0, 1.0]]),
+        np.eye(4),
+    ]
+    cases = [a_case(tmp_path, affine=affine, case_id=f"c{i}") for i, affine in enumerate(affines)]
+    assert common_spacing(cases[::-1]) == pytest.approx((1, 1, 3), abs=0.002)
+    assert common_spacing(cases[2:]) == (1, 1, 1)
+    with pytest.raises(DataError, match=r"none.nii: no such file"):
+        common_spacing([*cases, Case("x", "x", {"FLAIR": tmp_path / "none.nii"})])
+
+
+def real_case(real_data: Path, patient: str) -> Case:
+    folder = real_data / "open_ms_data" / "cross_sectional" / "MNI" / patient
+    images = {name: next(folder.glob(f"{name}_*")) for name in ("FLAIR", "T1", "T2")}
+    return Case(patient, patient, images, (next(folder.glob("GOLD_STANDARD*")),))
+
+
+@pytest.mark.parametrize(("patient", "n_lesions", "n_voxels"), [("patient07", 37, 1300), ("patient19", 98, 49769)])
+def test_real_patients_keep_every_lesion_and_come_back(
+    real_data: Path, patient: str, n_lesions: int, n_voxels: int
+) -> None:
+    case = real_case(real_data, patient)
+    prepared = preprocess(case, Preprocessing(("FLAIR", "T1", "T2")))
+    assert prepared.n_lesions == (n_lesions,)
+    assert len(prepared.lesion_voxels) == n_voxels
+    assert np.allclose(values_of(prepared)[:, prepared.foreground].std(axis=1), 1, atol=0.01)
+    back = to_input_grid(prepared.target[0].astype(np.float32), prepared.geometry)
+    assert np.array_equal(back, nib.load(case.label).get_fdata())
+
+
+def test_a_real_patient_at_two_millimetres_keeps_every_lesion(real_data: Path) -> None:
+    case = real_case(real_data, "patient07")
+    one = Case("a", "a", {"FLAIR": case.images["FLAIR"]}, case.labels)
+    prepared = preprocess(one, Preprocessing(("FLAIR",), spacing_mm=(2, 2, 2)))
+    label = nib.load(case.label).get_fdata() > 0
+    found = to_input_grid(prepared.target[0].astype(np.float32), prepared.geometry) > 0.1
+    lesions, count = ndimage.label(label, np.ones((3, 3, 3)))
+    assert np.unique(lesions[found & label]).tolist() == list(range(1, count + 1))
+    assert 8 * int(prepared.target.sum()) == pytest.approx(1300, rel=0.1)
+
+
+def test_two_organs_without_background_are_two_classes(real_data: Path) -> None:
+    folder = real_data / "Task04_Hippocampus"
+    settings = Preprocessing(("MRI",), classes={"anterior": (1,), "posterior": (2,)})
+    for image in sorted((folder / "imagesTr").glob("*.nii.gz"))[:6]:
+        prepared = preprocess(Case("a", "a", {"MRI": image}, (folder / "labelsTr" / image.name,)), settings)
+        assert prepared.target.sum(axis=(1, 2, 3)).min() > 100
+        assert prepared.geometry.shape == prepared.geometry.input_shape
+        assert np.abs(values_of(prepared)).max() <= 20.001
