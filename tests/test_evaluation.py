@@ -592,3 +592,23 @@ def test_real_lesions_are_judged_on_their_own_grid(real_data, tmp_path):
     assert (found["n_reference_lesions"], found["reference_volume_mm3"]) == (37, pytest.approx(1300, abs=1))
     saved = np.rint(probability * 65535) / 65535
     assert found["pr_auc"] == pytest.approx(average_precision_score(reference.ravel(), saved.ravel()), abs=1e-9)
+
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("predicted", "there", "expected"),
+    [  # dice, sensitivity, specificity, precision, f2, pr_auc, lesion tpr, fpr, f1, assd, hd95, volume difference
+        (False, True, (0, 0, 1, NAN, 0, 0.001, 0, NAN, 0, NAN, NAN, 1)),
+        (True, False, (0, NAN, 0.999, 0, 0, NAN, NAN, 1, 0, NAN, NAN, NAN)),
+        (False, False, (NAN, NAN, 1, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN)),
+    ],
+)
+def test_empty_masks_give_what_the_documentation_says(predicted, there, expected):
+    probability, reference = np.zeros((2, 10, 10, 10))
+    probability[5, 5, 5], reference[2, 2, 2] = predicted, there
+    found = case_measures(probability, reference, spacing_mm=(1, 1, 1))
+    assert list(found.values()) == pytest.approx(
+        [*expected, *map(float, (there, predicted, there, predicted))], nan_ok=True
+    )

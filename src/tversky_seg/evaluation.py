@@ -307,6 +307,7 @@ def _writing_into(output_dir: Path) -> Iterator[Path]:
         output_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".evaluation_", dir=output_dir) as scratch:
             yield Path(scratch)
+            (output_dir / "metrics.json").unlink(missing_ok=True)  # of an earlier evaluation, whose other files go now
             for path in sorted(Path(scratch).iterdir(), key=lambda file: file.name == "metrics.json"):
                 path.replace(output_dir / path.name)
     except OSError as fault:
