@@ -195,7 +195,6 @@ def find_cases(dataset: Dataset) -> list[Case]:
         assert dataset.manifest is not None
         return read_manifest(dataset.manifest, modalities=dataset.modalities or None)
     assert dataset.root is not None
-    _require(dataset.root.is_dir(), f"{dataset.root}: no such folder; give the data set's own folder as data.root=")
     cases = dataset.importer(dataset.root)
     _require(len(cases) > 0, f"{dataset.root}: no case found; expected the folder of the data set as downloaded")
     _check_cases(cases, source=str(dataset.root))
