@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from tversky_seg.models.layers import Norm, initialize, normalization, padded
+from tversky_seg.models.layers import Norm, initialize, normalization, pad_and_crop, require_statistics, set_prior
 
 
 class ConvBlock(nn.Module):
@@ -17,7 +17,7 @@ class ConvBlock(nn.Module):
         self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=bias)
         self.norm2 = normalization(norm, out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
         self.shortcut = nn.Conv3d(in_channels, out_channels, 1, bias=bias) if residual else None
 
     def forward(self, features: Tensor) -> Tensor:
@@ -44,7 +44,10 @@ class UNet3D(nn.Module):
         norm: "instance", "batch", "group" or None, after every 3^3 convolution (which then has no bias).
         dropout: share of features zeroed after each level's second convolution, in [0, 1).
         residual: add a 1^3 convolution of a level's input to its output.
-        prior: foreground probability of the untrained network, in (0, 1); None is 0.5. See `initialize`.
+        prior: foreground probability of the untrained network, in (0, 1); None is about 0.5.
+
+    Raises:
+        ValueError: for n_levels or width below 1, an unknown norm, a prior outside (0, 1).
     """
 
     def __init__(
@@ -67,17 +70,20 @@ class UNet3D(nn.Module):
         def block(before: int, after: int) -> ConvBlock:
             return ConvBlock(before, after, norm=norm, dropout=dropout, residual=residual)
 
+        self.norm = norm
         self.multiple = 2 ** (n_levels - 1)
         self.encoder = nn.ModuleList(block(*pair) for pair in zip([in_channels, *widths], widths, strict=False))
         self.upsample = nn.ModuleList(nn.ConvTranspose3d(2 * w, w, 2, stride=2) for w in reversed(widths[:-1]))
         self.decoder = nn.ModuleList(block(2 * w, w) for w in reversed(widths[:-1]))
         self.pool = nn.MaxPool3d(2)
         self.head = nn.Conv3d(width, out_channels, 1)
-        initialize(self, head=self.head, prior=prior)
+        initialize(self)
+        set_prior(self.head, prior)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, K, X, Y, Z) of an image (B, C, X, Y, Z) of any size."""
-        return padded(self._logits, image, multiple=self.multiple)
+        require_statistics(image, norm=self.norm, multiple=self.multiple, training=self.training)
+        return pad_and_crop(self._logits, image, multiple=self.multiple)
 
     def _logits(self, features: Tensor) -> Tensor:
         skips = []
