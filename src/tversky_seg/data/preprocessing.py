@@ -27,8 +27,16 @@ from tversky_seg.data.cases import (
     check_modalities,
     check_spacing,
 )
-from tversky_seg.data.channels import Reference, bounding_box, lesion_arrays, read_brain, read_channel, read_target
-from tversky_seg.data.grids import Geometry, network_grid, to_input_grid
+from tversky_seg.data.channels import (
+    Channel,
+    Reference,
+    bounding_box,
+    lesion_arrays,
+    read_brain,
+    read_channel,
+    read_target,
+)
+from tversky_seg.data.grids import Bools, Geometry, Shape, network_grid, to_input_grid
 from tversky_seg.data.prepared import PreparedCase, forget_opened
 from tversky_seg.data.volumes import MAX_VOXELS, ras_grid, read_grid, spacing_of
 from tversky_seg.progress import Reporter
@@ -204,7 +212,7 @@ def _preprocess(case: Case, settings: Preprocessing) -> PreparedCase:
         read_channel(case.images[name], name, reference, brain, settings.normalization, notes)
         for name in settings.modalities
     ]
-    foreground = np.logical_or.reduce([channel.foreground for channel in channels]) if brain is None else brain
+    foreground = _union(channels, reference.shape) if brain is None else brain
     target = None if case.label is None else read_target(case.label, reference, settings.classes, notes)
     box = bounding_box(foreground if target is None else foreground | target.any(axis=0))
     inside = np.ascontiguousarray(foreground[box])
@@ -238,6 +246,14 @@ def _reference(case: Case, settings: Preprocessing) -> Reference:
             f"expected at most {MAX_VOXELS}"
         )
     return Reference(first, input_shape, input_affine, shape, affine)
+
+
+def _union(channels: Sequence[Channel], shape: Shape) -> Bools:
+    """What is foreground in any channel."""
+    foreground = np.zeros(shape, dtype=bool)
+    for channel in channels:
+        foreground[channel.box] |= channel.foreground
+    return foreground
 
 
 def _sources(case: Case, settings: Preprocessing) -> list[Path]:
