@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from tversky_seg.soft_counts import check_arguments, mean_over_batch
-
-_CHUNK = 2**17  # voxels worked on at a time on the CPU, so that temporaries stay in its cache
+from tversky_seg.soft_counts import check_arguments, in_chunks, mean_over_batch
 
 
 class BCELoss(nn.Module):
@@ -97,21 +95,23 @@ class _FocalSum(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, alpha: float | None, gamma: float
     ) -> Tensor:
-        n = _CHUNK if logits.device.type == "cpu" else logits.numel()
         wide = torch.promote_types(logits.dtype, torch.float32)
-        x, g, w = logits.reshape(-1), target.reshape(-1), None if weight is None else weight.reshape(-1)
-        gradient, totals = torch.empty(x.shape, dtype=wide, device=x.device), []
-        for span in (slice(start, start + n) for start in range(0, len(x), n)):
-            part = (x[span].to(wide), g[span].to(wide), None if w is None else w[span])
-            totals.append(_focal_chunk(*part, alpha=alpha, gamma=gamma, gradient=gradient[span]))
-        ctx.save_for_backward(gradient.view(logits.shape).to(logits.dtype))
+        gradient = torch.empty(logits.shape, dtype=wide, device=logits.device)
+        chunks = [in_chunks(values.reshape(-1)) for values in (logits, target, gradient)]
+        weights = [None] * len(chunks[0]) if weight is None else in_chunks(weight.reshape(-1))
+        totals = [
+            _focal_chunk(x.to(wide), g.to(wide), w, alpha=alpha, gamma=gamma, gradient=d)
+            for x, g, d, w in zip(*chunks, weights, strict=True)
+        ]
+        ctx.save_for_backward(gradient)
+        ctx.dtype = logits.dtype
         return torch.stack(totals).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * d_total, None, None, None, None
+        return (gradient * d_total).to(ctx.dtype), None, None, None, None
 
 
 def _focal_chunk(

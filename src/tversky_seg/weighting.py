@@ -1,6 +1,12 @@
-"""Per-voxel weights that make small lesions count as much as large ones: connected components in, weights out."""
+"""Per-voxel weights that make small lesions count as much as large ones: connected components in, weights out.
+
+`components` are those of the whole volume (0 is the background), cut to the patch; sizes are counted inside the patch,
+for each sample and class by itself. Any loss takes the weights as its third argument.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -9,36 +15,65 @@ from torch import Tensor
 def inverse_weights(components: Tensor, *, w_min: float = 1.0, w_max: float = 2e5) -> Tensor:
     """Weigh each voxel by the inverse size of its lesion (arXiv 2007.10033).
 
-    In every patch and class, w = N / ((K + 1) |L_k|) for the voxels of component k, with N voxels and K lesions in the
-    patch and k = 0 the background; then clipped to [w_min, w_max]. Unclipped (w_min=0, w_max=inf), each lesion and the
-    background have the same total weight and the mean weight is 1. The default clip is that of the released code: it
-    lifts the background to weight 1.
+    w = N / ((K + 1) |L_k|) for the voxels of component k, with N voxels and K lesions in the patch and k = 0 the
+    background; then clipped to [w_min, w_max]. Unclipped (w_min=0, w_max=inf), each lesion and the background weigh the
+    same in total and the mean weight is 1. The default clip is the released code's: it lifts the background to 1.
 
     Args:
-        components: integer components of the whole volume cut to the patch, (B, C, X, Y, Z) or (X, Y, Z): 0 is the
-            background, sizes are counted inside the patch.
+        components: integers, (B, C, X, Y, Z) or (X, Y, Z).
         w_min: smallest weight, >= 0.
         w_max: largest weight, may be infinite.
 
     Returns:
-        float32 weights of the same shape; all 1 in a patch without lesions (whatever the clip, if it contains 1).
+        float32 weights of the same shape; all 1 (clipped) in a patch without lesions.
 
     Raises:
-        ValueError: components are no integers, or the limits are not 0 <= w_min <= w_max.
+        ValueError: components that are no integers >= 0 of 3 or 5 axes, or limits that are not 0 <= w_min <= w_max.
     """
-    if not 0 <= w_min <= w_max:
+    return size_tempered_weights(components, t=1.0, w_min=w_min, w_max=w_max)
+
+
+def size_tempered_weights(components: Tensor, *, t: float = 0.5, w_min: float = 1.0, w_max: float = 2e5) -> Tensor:
+    """Weigh each voxel by its lesion's size to the power -t: between no weights (t = 0) and inverse weights (t = 1).
+
+    w = N |L_k|^-t / sum_j |L_j|^(1 - t) over the background and all lesions j of the patch, which has mean 1; then
+    clipped to [w_min, w_max].
+
+    Args:
+        components: as in `inverse_weights`.
+        t: in [0, 1]; a lesion's total weight grows as its size to the power 1 - t.
+        w_min: smallest weight, >= 0.
+        w_max: largest weight, may be infinite.
+
+    Returns:
+        float32 weights of the same shape; all 1 (clipped) in a patch without lesions.
+
+    Raises:
+        ValueError: as `inverse_weights`, or t outside [0, 1].
+    """
+    if not 0 <= t <= 1:
+        raise ValueError(f"t must lie in [0, 1], got t={t}")
+    if not 0 <= w_min <= w_max or w_min == math.inf:
         raise ValueError(f"weights need 0 <= w_min <= w_max, got w_min={w_min}, w_max={w_max}")
-    if components.is_floating_point() or components.is_complex() or components.ndim not in (3, 5):
+    if components.is_floating_point() or components.dtype == torch.bool or components.ndim not in (3, 5):
         found = f"{components.dtype} {tuple(components.shape)}"
         raise ValueError(f"components must be integers (X, Y, Z) or (B, C, X, Y, Z), got {found}")
-    weights = [
-        _patch_weights(patch, w_min=w_min, w_max=w_max) for patch in components.reshape(-1, *components.shape[-3:])
-    ]
-    return torch.stack(weights).reshape(components.shape) if weights else torch.ones(components.shape)
+    weights = torch.empty(components.shape, dtype=torch.float32, device=components.device)
+    patches = components.reshape(-1, math.prod(components.shape[-3:]))
+    for patch, patch_weights in zip(patches, weights.view(patches.shape), strict=True):
+        _weigh(patch, patch_weights, t=t, w_min=w_min, w_max=w_max)
+    return weights
 
 
-def _patch_weights(patch: Tensor, *, w_min: float, w_max: float) -> Tensor:
-    sizes = torch.bincount(patch.flatten())
-    n_components = torch.count_nonzero(sizes[1:]) + 1
-    table = (patch.numel() / (n_components * sizes)).clamp(w_min, w_max).float()
-    return table[patch.long()]
+def _weigh(patch: Tensor, weights: Tensor, *, t: float, w_min: float, w_max: float) -> None:
+    """Write the weights of one patch, (N,). Lesions are few voxels: only theirs are counted and looked up."""
+    voxels = patch.nonzero()[:, 0]
+    labels = patch[voxels]
+    if len(labels) and labels.min() < 0:
+        raise ValueError(f"components must be >= 0, got {int(labels.min())}")
+    sizes = torch.bincount(labels.long(), minlength=1).double()
+    sizes[0] = len(patch) - len(voxels)
+    total = sizes[sizes > 0].pow(1 - t).sum()
+    by_component = (len(patch) / total * sizes.pow(-t)).clamp(w_min, w_max).float()
+    weights.fill_(by_component[0])
+    weights[voxels] = by_component[labels.long()]
