@@ -2,92 +2,112 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
-import json
 import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from torch import nn
+from torch.func import functional_call
 
 from tversky_seg.data.preprocessing import Preprocessing
+from tversky_seg.settings import (
+    ConfigError,
+    check_arguments,
+    check_type,
+    differences,
+    fingerprint,
+    flatten,
+    is_free,
+    nearest,
+    nodes_with_target,
+)
+
+__all__ = ["ConfigError"]
 
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
 ALLOWED_PACKAGES = ("tversky_seg", "torch.nn", "torch.optim", "monai.networks", "monai.losses")
-FREE_KEYS = ("output_dir", "data.cache_dir", "trainer.device", "trainer.n_workers", "trainer.threads", "trust")
+KINDS: Mapping[str, type] = {"model": nn.Module, "loss": nn.Module, "optimizer": torch.optim.Optimizer}
+TYPES = {"seed": int, "trust": list, "classes": dict, "inference": dict, "threads": int | None}
 logger = logging.getLogger("tversky_seg")
-
-
-def _sweep_directory(output_dir: str | None) -> str:
-    return output_dir or "runs/sweep"
-
-
-def _name_of_setting(overrides: str) -> str:
-    """A directory's name for what a sweep's job sets: slashes replaced, hashed if long."""
-    name = re.sub(r"[^\w.,=+-]+", "_", overrides) or "default"
-    return name if len(name) <= 120 else f"{name[:100]}_{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
-
-
-OmegaConf.register_new_resolver("tversky_seg_sweep_dir", _sweep_directory, replace=True)
-OmegaConf.register_new_resolver("tversky_seg_setting", _name_of_setting, replace=True)
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message is one line: `<key>: <what was found>; <what was expected>`."""
+logging.getLogger("hydra").addHandler(logging.NullHandler())  # what it says is said again, in one line
 
 
 def verb(name: str) -> Callable[[Callable[[DictConfig], int]], Callable[[], None]]:
     """Make a function of a composed config a command: `configs/<name>.yaml`, one-line errors, exit status.
 
-    The function returns its exit status (0 done, 1 some cases failed). Whatever it raises becomes one line on stderr
-    and status 2; the traceback is shown only when the user sets HYDRA_FULL_ERROR=1.
+    The config is checked first. The function returns its exit status (0 done, 1 some cases failed). Whatever it raises
+    becomes one line on stderr and status 2; the traceback is shown only when the user sets HYDRA_FULL_ERROR=1.
     """
 
     def decorate(function: Callable[[DictConfig], int]) -> Callable[[], None]:
         def command() -> None:
-            wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints several lines and exits with 1
-            logging.getLogger("hydra").addHandler(logging.NullHandler())
             statuses: list[int] = []
 
             def job(cfg: DictConfig) -> None:
+                log_to_terminal()
                 try:
+                    check_config(cfg, config_name=name)
                     statuses.append(function(cfg))
                 except Exception as fault:  # of one job; the others of a sweep go on
                     if wants_traceback:
                         raise
-                    statuses.append(2)
-                    print(f"error: {one_line(fault, config_name=name)}", file=sys.stderr)
+                    statuses.append(_say(fault, config_name=name))
 
             job.__module__, job.__qualname__ = function.__module__, function.__qualname__
             run = hydra.main(config_path=str(CONFIG_DIR), config_name=name, version_base="1.3")(job)
-            try:
-                run()
-            except KeyboardInterrupt:
-                sys.exit(130)
-            except Exception as fault:
-                if wants_traceback:
-                    raise
-                print(f"error: {one_line(fault, config_name=name)}", file=sys.stderr)
-                sys.exit(2)
+            with _exceptions_from_hydra() as wants_traceback:
+                try:
+                    run()
+                except KeyboardInterrupt:
+                    sys.exit(130)
+                except Exception as fault:
+                    if wants_traceback:
+                        raise
+                    sys.exit(_say(fault, config_name=name))
             sys.exit(_overall(statuses))
 
         return command
 
     return decorate
+
+
+@contextmanager
+def _exceptions_from_hydra() -> Iterator[bool]:
+    """Have Hydra raise what it otherwise prints in several lines; gives whether the user asked for a traceback."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield before == "1"
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        os.environ.update({} if before is None else {"HYDRA_FULL_ERROR": before})
+
+
+def _say(fault: Exception, *, config_name: str) -> int:
+    print(f"error: {one_line(fault, config_name=config_name)}", file=sys.stderr)
+    return 2
 
 
 def _overall(statuses: list[int]) -> int:
@@ -97,19 +117,22 @@ def _overall(statuses: list[int]) -> int:
 
 
 def check_config(cfg: DictConfig, *, config_name: str) -> None:
-    """Refuse keys that no object takes, values that are missing, and targets outside the allowed packages.
+    """Refuse keys that no object takes, values of another type, missing values, and targets that are not allowed.
 
     Raises:
         ConfigError: naming the key and, for a misspelt one, the nearest right key.
     """
-    known = _known_top_level_keys(config_name)
+    known = {key.split(".")[0] for key in _keys(config_name)}
     for key in map(str, cfg):
-        if key not in known:
-            raise ConfigError(f"{key}: no such key; {_nearest(key, known)}")
+        if key not in known - {"experiment"}:
+            raise ConfigError(f"{key}: no such key; {nearest(key, known)}")
     settings = plain(cfg)
-    for key, node in _nodes_with_target(settings):
-        check_target(key, node["_target_"], trust=settings.get("trust") or ())
-        _check_arguments(key, node)
+    if settings.get("trust") and not any(word.startswith("trust=") for word in HydraConfig.get().overrides.task):
+        raise ConfigError(f"trust: {settings['trust']} in a file; expected it on the command line, as trust=[package]")
+    for key in TYPES.keys() & settings.keys():
+        check_type(key, settings[key], TYPES[key])
+    for key, node in nodes_with_target(settings):
+        check_arguments(key, node, check_target(key, node, trust=settings.get("trust") or ()))
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -123,19 +146,36 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in settings.items()}
 
 
-def check_target(key: str, target: str, *, trust: Sequence[str] = (), kind: type | None = None) -> None:
-    """Refuse a `_target_` that is not a class or function defined in an allowed package.
+def check_target(
+    key: str, node: Mapping[str, Any], *, trust: Sequence[str] = (), kind: type | None = None
+) -> Callable[..., Any]:
+    """The class or function that a node names by `_target_`, if it may be built.
 
-    The name's beginning is checked before anything is imported, and the module that defines the object afterwards,
-    since an allowed module may import others (`torch.nn.modules.module.torch.hub.load`).
+    It must be defined in an allowed package: the name's beginning is checked before anything is imported, and the
+    module that defines the object afterwards, since an allowed module may import others
+    (`torch.nn.modules.module.torch.hub.load`). It must be a class of the kind that the group holds; a function only
+    where it is handed on uncalled (`_partial_: true`).
+
+    Raises:
+        ConfigError: naming the target and what was expected.
     """
-    allowed = (*ALLOWED_PACKAGES, *trust)
-    found = get_object(target) if _lies_in(target, allowed) else None
-    is_code = inspect.isclass(found) or inspect.isfunction(found) or inspect.ismethod(found)
-    is_kind = kind is None or (inspect.isclass(found) and issubclass(found, kind))
-    if found is None or not is_code or not is_kind or not _lies_in(getattr(found, "__module__", ""), allowed):
-        expected, what = ", ".join(allowed), f"{kind.__name__} class" if kind else "class or function"
-        raise ConfigError(f"{key}._target_: {target} is no {what} of {expected}; trust=[package] adds a package")
+    target, allowed = str(node["_target_"]), (*ALLOWED_PACKAGES, *trust)
+    kind = kind or KINDS.get(re.split(r"[.\[]", key)[0])
+    found = _found(target) if _lies_in(target, allowed) else None
+    is_defined_there = _lies_in(getattr(found, "__module__", None) or "", allowed)
+    if inspect.isclass(found) and is_defined_there and issubclass(found, kind or object):
+        return found
+    if (
+        (inspect.isfunction(found) or inspect.ismethod(found))
+        and is_defined_there
+        and not kind
+        and node.get("_partial_")
+    ):
+        return found
+    what = f"{kind.__name__} class" if kind else "class"
+    raise ConfigError(
+        f"{key}._target_: {target}; expected a {what} defined in one of {', '.join(allowed)} (trust=[package] adds one)"
+    )
 
 
 def build(cfg: DictConfig, key: str, **parts: Any) -> Any:
@@ -149,13 +189,20 @@ def build(cfg: DictConfig, key: str, **parts: Any) -> Any:
     node = cfg[key]
     if node is None:
         return None
+    if not OmegaConf.is_dict(node) or "_target_" not in node:
+        raise ConfigError(f"{key}: {node}; expected one of {', '.join(_choices(key))}")
+    taken = [name for name in parts if name in node]
+    if taken:
+        raise ConfigError(f"{key}.{taken[0]}: {node[taken[0]]}; expected no such key, it follows from other settings")
     try:
         make = instantiate(node, _convert_="all", _partial_=True)
         return make if node.get("_partial_") and not parts else make(**parts)
-    except InstantiationException as fault:
-        raise ConfigError(_with_key(key, _first_line(fault.__cause__ or fault))) from fault
+    except InstantiationException as fault:  # of a part within
+        part = re.search(r"full_key: (\S+)", str(fault))
+        where = part[1] if part else key
+        raise ConfigError(_reworded(_first_line(fault.__cause__ or fault), where)) from fault
     except (ValueError, TypeError) as fault:
-        raise ConfigError(_with_key(key, _first_line(fault))) from fault
+        raise ConfigError(_reworded(_first_line(fault), key)) from fault
 
 
 def build_network(settings: Mapping[str, Any], *, preprocessing: Preprocessing, trust: Sequence[str] = ()) -> nn.Module:
@@ -170,96 +217,119 @@ def build_network(settings: Mapping[str, Any], *, preprocessing: Preprocessing, 
         ConfigError: when the config names anything but classes of networks and their parts.
     """
     cfg = OmegaConf.create({"model": settings.get("model")})
-    for key, node in _nodes_with_target(plain(cfg)):
-        check_target(key, node["_target_"], trust=tuple(trust), kind=nn.Module)
+    for key, node in nodes_with_target(plain(cfg)):
+        check_arguments(key, node, check_target(key, node, trust=tuple(trust), kind=nn.Module))
     channels = {"in_channels": len(preprocessing.modalities), "out_channels": len(preprocessing.classes)}
     network: nn.Module = build(cfg, "model", **channels)
     return network
 
 
-def open_run(cfg: DictConfig, *, default_name: str | None = None) -> Path:
+def check_network(network: nn.Module, *shapes: Sequence[int], n_classes: int) -> None:
+    """Refuse a network that cannot take the patches that were asked for, before any data are read.
+
+    Only shapes are computed, on torch's meta device: it costs neither memory nor time.
+
+    Args:
+        network: (B, C, X, Y, Z) -> logits (B, K, X, Y, Z).
+        shapes: (B, C, X, Y, Z) of a training batch, and others.
+        n_classes: K.
+
+    Raises:
+        ConfigError: with what the network says of such a batch.
+    """
+    state = {name: tensor.to("meta") for name, tensor in network.state_dict().items()}
+    for shape in shapes:
+        try:
+            with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+                logits = functional_call(network, state, torch.empty(*shape, device="meta"))
+        except (ValueError, RuntimeError, TypeError) as fault:
+            raise ConfigError(f"model: {_first_line(fault)} (for a batch of {tuple(shape)})") from fault
+        if logits.shape != (shape[0], n_classes, *shape[2:]):
+            raise ConfigError(
+                f"model: makes {tuple(logits.shape)} of {tuple(shape)}; expected {n_classes} channels of the same sides"
+            )
+
+
+def open_run(cfg: DictConfig) -> Path:
     """Make or reopen the run directory that the settings ask for, and write config.yaml into it.
 
     Raises:
         ConfigError: when the directory holds a run with other settings (the keys are named) or cannot be written.
     """
-    settings = plain(cfg)
-    output_dir = run_directory(cfg, default_name=default_name)
-    settings["output_dir"] = str(output_dir)
+    output_dir = run_directory(cfg)
+    settings = plain(cfg) | {"output_dir": str(output_dir)}
     saved = output_dir / "config.yaml"
-    if saved.exists():
-        _refuse_other_settings(yaml.safe_load(saved.read_text()), settings, output_dir)
     try:
+        if saved.exists():
+            _refuse_other_settings(saved, settings)
         output_dir.mkdir(parents=True, exist_ok=True)
         scratch = saved.with_suffix(".tmp")
         scratch.write_text(yaml.safe_dump(settings, sort_keys=False))
         scratch.replace(saved)
+        _log_to(output_dir / "train.log")
     except OSError as fault:
         raise ConfigError(f"output_dir: {output_dir} cannot be written ({fault.strerror}); choose another") from fault
-    _log_to(output_dir / "train.log")
     return output_dir
 
 
-def run_directory(cfg: DictConfig, *, default_name: str | None = None) -> Path:
+def run_directory(cfg: DictConfig) -> Path:
     """The directory of this run: Hydra's in a sweep, else `output_dir`, else a name made from the settings."""
     hydra_config = HydraConfig.get()
     if hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN":
         return Path(hydra_config.runtime.output_dir)
     if cfg.output_dir is not None:
-        return Path(cfg.output_dir)
+        return Path(str(cfg.output_dir)).expanduser()
     choices = hydra_config.runtime.choices
-    name = default_name or f"{choices['data']}_{choices['model']}_{choices['loss']}"
-    return Path("runs") / f"{name}_{fingerprint(plain(cfg))}"
+    return Path("runs") / f"{choices['data']}_{choices['model']}_{choices['loss']}_{fingerprint(plain(cfg))}"
 
 
-def fingerprint(settings: dict[str, Any]) -> str:
-    """Eight hexadecimal digits of the settings that decide the numbers."""
-    deciding = {key: value for key, value in flatten(settings) if not _is_free(key)}
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
+class _Terminal(logging.Handler):
+    """Plain lines on standard output, which stands above a progress bar; standard error is kept for the last word."""
 
-
-def flatten(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each plain value with its dotted key."""
-    if isinstance(settings, dict) and settings:
-        for key, value in settings.items():
-            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, settings
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
 
 
 def log_to_terminal() -> None:
     """Send the library's messages to the terminal, as plain lines."""
     if not logger.handlers:
-        logger.addHandler(logging.StreamHandler())
-        logger.handlers[0].setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(_Terminal())
     logger.setLevel(logging.INFO)
     logger.propagate = False
 
 
-def one_line(fault: BaseException, *, config_name: str) -> str:
-    """What the user did wrong, in one line."""
-    if isinstance(fault, MissingConfigException):
-        return _missing_choice(fault)
-    if isinstance(fault, ConfigCompositionException) and isinstance(fault.__cause__, OmegaConfBaseException):
-        key = fault.__cause__.full_key or str(fault.__cause__.key)
-        return f"{key}: no such key; {_nearest(key, _composable_keys(config_name))}"
-    if isinstance(fault, (ValueError, OSError, hydra.errors.HydraException, OmegaConfBaseException)):
-        return _first_line(fault)
-    return f"{type(fault).__name__}: {_first_line(fault)}; HYDRA_FULL_ERROR=1 shows where"
-
-
 def _log_to(path: Path) -> None:
     log_to_terminal()
-    for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
-        logger.removeHandler(handler)
-        handler.close()
+    for old in [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]:
+        logger.removeHandler(old)
+        old.close()
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger.addHandler(handler)
 
 
-def _with_key(key: str, message: str) -> str:
-    return message if message.startswith(f"{key}.") else f"{key}: {message}"
+def one_line(fault: BaseException, *, config_name: str) -> str:
+    """What the user did wrong, in one line: `<file or key>: <what was found>; <what was expected or to do>`."""
+    if isinstance(fault, MissingConfigException):
+        return _missing_choice(fault)
+    if isinstance(fault, OverrideParseException):
+        return f"{fault.override}: cannot be read; expected key=value (quote it where it has spaces or brackets)"
+    if isinstance(fault, ConfigCompositionException) and isinstance(fault.__cause__, OmegaConfBaseException):
+        key, known = fault.__cause__.full_key or str(fault.__cause__.key), _keys(config_name)
+        return f"{key}: no such key; {nearest(key, known)}" if key not in known else f"{key}: not set; write +{key}=…"
+    if isinstance(fault, OmegaConfBaseException):
+        return f"{fault.full_key or 'settings'}: {_first_line(fault)}; --cfg job shows the settings"
+    if isinstance(fault, HydraException):
+        return f"settings: {_first_line(fault)}; --help shows what can be set"
+    if isinstance(fault, yaml.MarkedYAMLError) and fault.problem_mark:
+        return f"{fault.problem_mark.name}: {fault.problem} in line {fault.problem_mark.line + 1}; expected YAML"
+    if isinstance(fault, torch.OutOfMemoryError | MemoryError):
+        return "trainer.batch_size: out of memory; lower it, sampler.patch_size, inference.patch_size or model.width"
+    if isinstance(fault, OSError) and fault.filename:
+        return f"{fault.filename}: {fault.strerror}; expected a file or folder that can be read and written"
+    if isinstance(fault, ValueError | FloatingPointError):
+        return _reworded(_first_line(fault))
+    return f"{type(fault).__name__}: {_first_line(fault)}; HYDRA_FULL_ERROR=1 shows where"
 
 
 def _first_line(fault: BaseException) -> str:
@@ -267,67 +337,84 @@ def _first_line(fault: BaseException) -> str:
     return lines[0] if lines else type(fault).__name__
 
 
-def _refuse_other_settings(before: dict[str, Any], now: dict[str, Any], output_dir: Path) -> None:
-    old, new = dict(flatten(before)), dict(flatten(now))
-    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and not _is_free(key)]
+def _reworded(message: str, key: str = "") -> str:
+    """An object's word on its arguments as a line about a key: `a must be b, got c` -> `key.a: got c; a must be b`."""
+    expected, got, found = message.rpartition(", got ")
+    if not got:
+        return message if not key or message.startswith(key) else f"{key}: {message}; --help shows what can be set"
+    words = [key] * bool(key) + re.findall(r"^[a-z_]\w*", expected)
+    where = ".".join(words) or "settings"
+    return f"{where}: got {found}; {expected}"
+
+
+def _refuse_other_settings(saved: Path, settings: dict[str, Any]) -> None:
+    try:
+        before = yaml.safe_load(saved.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        before = None
+    if not isinstance(before, dict):
+        raise ConfigError(f"{saved}: holds no settings; restore it or choose another output_dir")
+    changed = differences(before, settings)
     if changed:
-        shown = ", ".join(f"{key} was {old.get(key)}, now {new.get(key)}" for key in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise ConfigError(f"output_dir: {output_dir} holds a run with other settings ({shown}{more}); choose another")
+        shown = ", ".join(changed[:3]) + more
+        raise ConfigError(f"output_dir: {saved.parent} holds a run with other settings ({shown}); choose another")
 
 
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
+def _found(target: str) -> Any:
+    """The object of that name, or None."""
+    try:
+        return get_object(target)
+    except (ImportError, AttributeError, ValueError):
+        return None
 
 
 def _lies_in(name: str, packages: tuple[str, ...]) -> bool:
     return any(name == package or name.startswith(package + ".") for package in packages)
 
 
-def _nodes_with_target(node: Any, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield prefix, node
-        for key, value in node.items():
-            yield from _nodes_with_target(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(node, list):
-        for position, value in enumerate(node):
-            yield from _nodes_with_target(value, f"{prefix}[{position}]")
-
-
-def _check_arguments(key: str, node: dict[str, Any]) -> None:
-    parameters = inspect.signature(get_object(node["_target_"])).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    for name in node:
-        if not name.startswith("_") and name not in parameters:
-            known = [f"{key}.{parameter}" for parameter in parameters]
-            raise ConfigError(f"{key}.{name}: no such key; {_nearest(f'{key}.{name}', known)}")
-
-
-def _known_top_level_keys(config_name: str) -> set[str]:
+def _keys(config_name: str) -> set[str]:
+    """All keys that a verb knows: those of its file, of the groups' files, and of the signatures that these name."""
     content = yaml.safe_load((CONFIG_DIR / f"{config_name}.yaml").read_text())
-    groups = {group.split()[-1] for entry in content["defaults"] if isinstance(entry, dict) for group in entry}
-    return {key for key in {*content, *groups} if "/" not in key} - {"defaults", "hydra", "experiment"}
+    groups = {word for entry in content.pop("defaults") if isinstance(entry, dict) for word in entry}
+    groups = {group for group in groups if not group.startswith("override ")}
+    content.pop("hydra")
+    keys = {*groups, *(key for key, _ in flatten(content)), *content}
+    for file in [file for group in groups for file in (CONFIG_DIR / group).glob("*.yaml")]:
+        text = file.read_text()
+        settings = yaml.safe_load(text) or {}
+        settings.pop("defaults", None)
+        settings = settings if text.startswith("# @package _global_") else {file.parent.name: settings}
+        keys |= {key for key, _ in flatten(settings)}
+        for key, node in nodes_with_target(settings):
+            keys |= {f"{key}.{name}" for name in inspect.signature(_found(node["_target_"])).parameters}
+    return keys
 
 
-def _composable_keys(config_name: str) -> list[str]:
-    groups = [word for word in sys.argv[1:] if (CONFIG_DIR / word.split("=")[0].lstrip("+~")).is_dir()]
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg = hydra.compose(config_name, overrides=[word for word in groups if "." not in word.split("=")[0]])
-    return [key for key, _ in flatten(OmegaConf.to_container(cfg))]
-
-
-def _nearest(key: str, known: Any) -> str:
-    candidates = {re.sub(r"\._target_$", "", name) for name in known}
-    matches = difflib.get_close_matches(key, candidates, n=1, cutoff=0.5)
-    return f"did you mean {matches[0]}?" if matches else f"known are {', '.join(sorted(candidates)[:12])}"
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
 
 
 def _missing_choice(fault: MissingConfigException) -> str:
-    missing = (fault.missing_cfg_file or "").split("/")
-    group, choice = "/".join(missing[:-1]), missing[-1]
-    options = sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml")) if group else []
-    if not options:
-        return _first_line(fault)
-    return f"{group}: no choice named {choice}; choose one of {', '.join(options)}"
+    group, _, choice = (fault.missing_cfg_file or "").rpartition("/")
+    choices = _choices(group) if group else []
+    if not choices:
+        return f"{group or 'settings'}: no choice named {choice}; there is none in {CONFIG_DIR / group}"
+    hint = nearest(choice, choices)
+    return f"{group}: no choice named {choice!r}; {hint}" + f" ({', '.join(choices)})" * hint.startswith("did")
+
+
+def _name_of_sweep(output_dir: str | None) -> str:
+    return str(output_dir or "runs/sweep")
+
+
+def _name_of_setting(overrides: Sequence[str]) -> str:
+    """A directory's name for what a sweep's job sets: slashes replaced, paths last, hashed if long."""
+    deciding = [word for word in overrides if not is_free(word.lstrip("+~").split("=")[0])]
+    words = ",".join(sorted(deciding, key=lambda word: ("/" in word, word)))
+    name = re.sub(r"[^\w.,=+-]+", "_", words) or "default"
+    return name if len(name) <= 200 else f"{name[:190]}_{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+
+
+OmegaConf.register_new_resolver("tversky_seg_sweep_dir", _name_of_sweep, replace=True)
+OmegaConf.register_new_resolver("tversky_seg_setting", _name_of_setting, replace=True)

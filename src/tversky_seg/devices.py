@@ -23,9 +23,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda") and not name.startswith("cuda:"):
-        raise ValueError(f"device: {name}; expected auto, cpu or cuda")
+        raise ValueError(f"device must be auto, cpu or cuda, got {name}")
     if name != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"device: {name}, but torch finds no CUDA device here; use device=cpu or auto")
+        raise ValueError(f"device must be cpu or auto where torch finds no CUDA device, got {name}")
     return torch.device(name)
 
 
@@ -48,7 +48,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
         ValueError: For another precision.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision: {precision}; expected {', '.join(PRECISIONS)}")
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision}")
     return torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "fp32")
 
 

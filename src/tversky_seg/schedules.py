@@ -27,6 +27,8 @@ def poly(step: int, max_steps: int, *, warmup_steps: int = 0, power: float = 0.9
 
 def steps(step: int, max_steps: int, *, every: int = 1000, factor: float = 0.9) -> float:
     """Factor on the learning rate: times `factor` every `every` steps (Salehi 2017, section 2.3: 0.9 every 1000)."""
+    if every < 1:
+        raise ValueError(f"every must be >= 1, got {every}")
     return math.pow(factor, step // every)
 
 
