@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+logger = logging.getLogger("tversky_seg")
 VERSIONED = ("torch", "monai", "numpy", "scipy", "nibabel", "hydra-core", "scikit-image", "connected-components-3d")
 
 
@@ -80,6 +82,19 @@ class Stopwatch:
         """Seconds by name since the last reading."""
         seconds, self._seconds = self._seconds, {}
         return seconds
+
+
+def record_environment(path: Path) -> None:
+    """Write environment.json; where a run goes on with other threads or another torch, warn that its bits may vary."""
+    now = environment()
+    if path.exists():
+        before = read_json(path)
+        facts = {name: [before.get(name), now[name]] for name in ("threads", "device")}
+        facts["torch"] = [(before.get("versions") or {}).get("torch"), now["versions"]["torch"]]
+        changed = [f"{name} was {old}, now {new}" for name, (old, new) in facts.items() if old != new]
+        if changed:
+            logger.warning("the numbers may differ from those of an uninterrupted run: %s", ", ".join(changed))
+    write_json(path, now)
 
 
 def environment() -> dict[str, Any]:

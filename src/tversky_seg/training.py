@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tversky_seg.checkpoints import load_checkpoint, save_checkpoint
+from tversky_seg.checkpoints import load_newest, save_checkpoint
 from tversky_seg.data.loaders import PatchBatches, load_batches
 from tversky_seg.devices import autocast, pick_device, place, use_threads
 from tversky_seg.progress import Reporter
@@ -80,18 +81,24 @@ class Trainer:
         threads: int | None = None,
         seed: int = 0,
     ) -> None:
-        for name in ("max_steps", "batch_size", "validate_every", "checkpoint_every", "log_every", "max_skipped"):
-            if locals()[name] < 1:
-                raise ValueError(f"{name} must be >= 1, got {locals()[name]}")
+        counts = ("max_steps", "batch_size", "validate_every", "checkpoint_every", "log_every", "max_skipped")
+        for name, least in {**dict.fromkeys(counts, 1), "n_workers": 0, "seed": 0}.items():
+            if locals()[name] < least:
+                raise ValueError(f"{name} must be >= {least}, got {locals()[name]}")
+        if not clip_norm > 0:
+            raise ValueError(f"clip_norm must be > 0, got {clip_norm}")
         use_threads(threads)
         self.device, self.precision = pick_device(device), precision
+        autocast(self.device, precision)  # refuses another precision, and the schedule its arguments,
+        schedule(0, max_steps)  # before any data are read
         self.model, self.loss, self.weighting = place(model, self.device), loss.to(self.device), weighting
         self.optimizer, self.schedule, self.clip_norm = optimizer(model.parameters()), schedule, clip_norm
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.max_steps, self.batch_size, self.seed, self.n_workers = max_steps, batch_size, seed, n_workers
         self.validate_every, self.checkpoint_every, self.log_every = validate_every, checkpoint_every, log_every
-        self.monitor, self.max_skipped, self.n_skipped = monitor, max_skipped, 0
+        self.monitor, self.max_skipped = monitor, max_skipped
+        self.n_skipped = self.n_skipped_in_a_row = 0
         self.best: float = -math.inf
         self.threshold: float | dict[str, float] = 0.5
 
@@ -117,13 +124,18 @@ class Trainer:
         Raises:
             FloatingPointError: After `max_skipped` steps in a row without a finite gradient.
         """
-        last, best = (output_dir / "checkpoints" / name for name in ("last.pt", "best.pt"))
-        start = self._resume(last)
-        recorder, watch, losses = Recorder(output_dir, from_step=start), Stopwatch(), list[float]()
+        last, previous, best = (output_dir / "checkpoints" / f"{name}.pt" for name in ("last", "previous", "best"))
+        start = self._resume(last, previous)
+        if start == self.max_steps and best.exists():
+            return best
+        if not validate:
+            logger.info("no validation cases: the best checkpoint is the last, the threshold 0.5")
+        watch, losses = Stopwatch(), list[float]()
         loader = load_batches(
             batches, start=start, stop=self.max_steps, n_workers=self.n_workers, pin_memory=self.device.type == "cuda"
         )
-        with Reporter("train", total=self.max_steps, done=start) as progress:
+        recording = closing(Recorder(output_dir, from_step=start))
+        with recording as recorder, Reporter("train", total=self.max_steps, done=start) as progress:
             for step, batch in enumerate(loader, start + 1):
                 watch.lap("data_wait_s")
                 losses.append(self._step(step, batch))
@@ -140,9 +152,8 @@ class Trainer:
                 if validate and self._is_due(step, self.validate_every) and self._is_best(validate, recorder, step):
                     save_checkpoint(best, self._state(step, keep))
                 if is_checkpoint:
-                    save_checkpoint(last, self._state(step, keep))
+                    save_checkpoint(last, self._state(step, keep), previous=previous)
                 watch.lap("validation_s")
-        recorder.close()
         if not validate:
             save_checkpoint(best, self._state(self.max_steps, keep))
         return best
@@ -162,22 +173,25 @@ class Trainer:
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        self._count_skipped(bool(torch.isfinite(norm)), step, batch)
-        if not self.n_skipped:
+        if self._is_finite(norm, step, batch):
             self.scaler.step(self.optimizer)
         self.scaler.update()
-        return loss.item()
+        return float(loss)
 
-    def _count_skipped(self, is_finite: bool, step: int, batch: Mapping[str, Any]) -> None:
-        self.n_skipped = 0 if is_finite else self.n_skipped + 1
-        if self.n_skipped >= self.max_skipped:
+    def _is_finite(self, norm: Tensor, step: int, batch: Mapping[str, Any]) -> bool:
+        """Whether this step's gradient can be used; counts the steps that are skipped."""
+        is_finite = bool(torch.isfinite(norm))
+        self.n_skipped += not is_finite
+        self.n_skipped_in_a_row = 0 if is_finite else self.n_skipped_in_a_row + 1
+        if self.n_skipped_in_a_row >= self.max_skipped:
             patches = ", ".join(
                 f"{case} at {start}" for case, start in zip(batch["case_ids"], batch["starts"], strict=True)
             )
             raise FloatingPointError(
-                f"step {step}: no finite gradient in {self.n_skipped} steps in a row (patches: {patches}); "
+                f"step {step}: no finite gradient in {self.n_skipped_in_a_row} steps in a row (patches: {patches}); "
                 "lower optimizer.lr or use trainer.precision=fp32"
             )
+        return is_finite
 
     def _is_best(self, validate: Callable[[nn.Module], Validation], recorder: Recorder, step: int) -> bool:
         """Judge the network on whole volumes, keep the threshold, and say whether it is the best so far."""
@@ -205,18 +219,19 @@ class Trainer:
             "step": step,
             "best": self.best,
             "threshold": self.threshold,
-            "n_skipped": self.n_skipped,
+            "n_skipped": [self.n_skipped, self.n_skipped_in_a_row],
             **(keep or {}),
         }
 
-    def _resume(self, last: Path) -> int:
-        """Go back to where the last checkpoint was written; 0 without one."""
-        if not last.exists():
+    def _resume(self, *checkpoints: Path) -> int:
+        """Go back to where the newest readable checkpoint was written; 0 without one."""
+        state = load_newest(*checkpoints)
+        if state is None:
             return 0
-        state = load_checkpoint(last)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.best, self.threshold, self.n_skipped = state["best"], state["threshold"], state["n_skipped"]
+        self.best, self.threshold = state["best"], state["threshold"]
+        self.n_skipped, self.n_skipped_in_a_row = state["n_skipped"]
         logger.info("going on from step %d of %d", state["step"], self.max_steps)
         return int(state["step"])

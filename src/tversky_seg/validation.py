@@ -14,6 +14,19 @@ from tversky_seg.inference import Inference, predict_volume
 from tversky_seg.report import slice_pictures
 from tversky_seg.training import Validation
 
+MONITORED = ("dice", "sensitivity", "specificity", "precision", "f2", "pr_auc", "lesion_tpr", "lesion_f1")
+
+
+def check_monitor(monitor: str, *, classes: Sequence[str]) -> None:
+    """Refuse a measure that validation does not give, or of which more is worse.
+
+    Raises:
+        ValueError: naming those that can be monitored.
+    """
+    by_class = [f"{name}/{measure}" for name in classes for measure in MONITORED] if len(classes) > 1 else []
+    if monitor not in (*MONITORED, *by_class):
+        raise ValueError(f"trainer.monitor: {monitor}; expected one of {', '.join((*MONITORED, *by_class))}")
+
 
 def validate(
     network: nn.Module,
