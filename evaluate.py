@@ -6,25 +6,31 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from tversky_seg import config
-from tversky_seg.data.cases import read_manifest
+from tversky_seg.data.cases import Case, DataError, read_manifest
 from tversky_seg.report import metrics_table
 
 
 @config.verb("evaluate")
 def evaluate(cfg: DictConfig) -> int:
     """Read the saved files, measure, and write the report. Of a manifest with a test set, that set is judged."""
-    config.check_config(cfg, config_name="evaluate")
-    config.log_to_terminal()
     judge = config.build(cfg, "evaluation")
-    cases = read_manifest(Path(cfg.manifest), modalities=())
+    settings = config.plain(cfg)
+    predictions, manifest, output_dir = (Path(str(settings[key])) for key in ("predictions", "manifest", "output_dir"))
+    cases = labelled_cases(manifest)
     tested = [case for case in cases if case.split == "test"] or cases
-    metrics = judge(
-        Path(cfg.predictions), tested, output_dir=Path(cfg.output_dir), classes=config.plain(cfg)["classes"]
-    )
+    metrics = judge(predictions, tested, output_dir=output_dir, classes=settings["classes"])
     console = Console()
     console.print(metrics_table(metrics))
-    console.print(str(cfg.output_dir))
+    console.print(str(output_dir))
     return 1 if metrics.get("faults") else 0
+
+
+def labelled_cases(manifest: Path) -> list[Case]:
+    """The cases of a manifest, with their images for the report's pictures where all of them are there."""
+    try:
+        return read_manifest(manifest)
+    except DataError:
+        return read_manifest(manifest, modalities=())
 
 
 if __name__ == "__main__":

@@ -11,19 +11,18 @@ from rich.console import Console
 
 from tversky_seg import config
 from tversky_seg.checkpoints import checksum, load_checkpoint
-from tversky_seg.data.cases import Dataset, Split, find_cases, split_cases, write_manifest
+from tversky_seg.data.cases import DataError, Dataset, Split, find_cases, split_cases, with_modalities, write_manifest
 from tversky_seg.data.loaders import PatchBatches
 from tversky_seg.data.preprocessing import Preprocessing, common_spacing, prepare_all, require_lesions
 from tversky_seg.inference import predict_cases
-from tversky_seg.recording import environment, read_json, write_json
+from tversky_seg.recording import read_json, record_environment
 from tversky_seg.report import metrics_table
-from tversky_seg.validation import validate
+from tversky_seg.validation import check_monitor, validate
 
 
 @config.verb("train")
 def train(cfg: DictConfig) -> int:
     """Build every part, then train, predict and judge; what an earlier call has done is kept."""
-    config.check_config(cfg, config_name="train")
     data, sampler, augmentation, inference = (
         config.build(cfg, key) for key in ("data", "sampler", "augmentation", "inference")
     )
@@ -36,11 +35,14 @@ def train(cfg: DictConfig) -> int:
     model = config.build(cfg, "model", in_channels=len(data.modalities), out_channels=len(data.classes))
     parts = {"loss": loss, "weighting": weighting, "optimizer": optimizer, "schedule": schedule}
     trainer = config.build(cfg, "trainer", model=model, seed=cfg.seed, **parts)
+    check_monitor(trainer.monitor, classes=tuple(data.classes))
+    patch = (trainer.batch_size, len(data.modalities), *sampler.sides)
+    config.check_network(model, patch, n_classes=len(data.classes))
 
     output_dir = config.open_run(cfg)
     if (output_dir / "evaluation" / "metrics.json").exists():
         return show(read_json(output_dir / "evaluation" / "metrics.json"), f"{output_dir}, finished before")
-    write_json(output_dir / "environment.json", environment())
+    record_environment(output_dir / "environment.json")
 
     split = split_of(data, output_dir)
     preprocessing = Preprocessing(
@@ -49,8 +51,9 @@ def train(cfg: DictConfig) -> int:
         spacing_mm=data.spacing_mm or common_spacing(split.train),
         normalization=data.normalization,
     )
-    prepared = prepare_all([*split.train, *split.val], preprocessing, cache_dir=data.cache_dir)
-    training, validation = prepared[: len(split.train)], prepared[len(split.train) :]
+    cases = [*split.train, *split.val, *split.test]  # the test cases too: a fault in them is better known before
+    prepared = prepare_all(cases, preprocessing, cache_dir=data.cache_dir)
+    training, validation = prepared[: len(split.train)], prepared[len(split.train) : -len(split.test) or None]
     require_lesions(training)
 
     batches = PatchBatches(
@@ -71,24 +74,25 @@ def train(cfg: DictConfig) -> int:
         inference = replace(inference, threshold=checkpoint["threshold"])
     predictions = output_dir / "predictions"
     faults = predict_cases(model, split.test, preprocessing, predictions, inference=inference, checksum=checksum(best))
+    if len(faults) == len(split.test) > 0:
+        raise DataError.gather(map(DataError, faults.values()))
     if not any(case.labels for case in split.test):
+        config.logger.info("no test case has a label: nothing to judge in %s", output_dir)
         return 1 if faults else 0
     metrics = evaluate(predictions, split.test, output_dir=output_dir / "evaluation")
     return show(metrics, str(output_dir))
 
 
-def with_modalities(data: Dataset) -> Dataset:
-    """The data set with its modalities named: those of its first case where the user names none."""
-    return data if data.modalities else replace(data, modalities=tuple(find_cases(data)[0].images))
-
-
 def split_of(data: Dataset, output_dir: Path) -> Split:
     """Part the cases by subject, and keep the result as the run's manifest."""
+    manifest = output_dir / "manifest.csv"
+    if data.manifest and data.manifest.resolve() == manifest.resolve():
+        raise DataError(f"output_dir: {output_dir} holds data.manifest, which a run would replace; choose another")
     cases = find_cases(data)
     split = split_cases(cases, folds=data.folds, fold=data.fold, val_fraction=data.val_fraction)
     parts = {"train": split.train, "val": split.val, "test": split.test}
     rows = [replace(case, split=name, fold=None) for name, part in parts.items() for case in part]
-    write_manifest(rows, output_dir / "manifest.csv", modalities=data.modalities)
+    write_manifest(rows, manifest, modalities=data.modalities)
     config.logger.info("%s", ", ".join(f"{len(part)} {name}" for name, part in parts.items()) + " cases")
     return split
 

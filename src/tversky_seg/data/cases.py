@@ -183,6 +183,17 @@ def check_spacing(spacing_mm: Sequence[float] | float | None) -> tuple[float, fl
     return (float(spacing[0]), float(spacing[1]), float(spacing[2]))
 
 
+def with_modalities(dataset: Dataset) -> Dataset:
+    """The data set with its modalities named: where the user names none, those of the case that has most.
+
+    Raises:
+        DataError: The manifest or the folder is at fault.
+    """
+    if dataset.modalities:
+        return dataset
+    return replace(dataset, modalities=max((tuple(case.images) for case in _list_cases(dataset)), key=len))
+
+
 def find_cases(dataset: Dataset) -> list[Case]:
     """The cases of a data set; of a downloaded one the incomplete are left out and named in one warning.
 
@@ -191,12 +202,9 @@ def find_cases(dataset: Dataset) -> list[Case]:
     Raises:
         DataError: The manifest is at fault, or no case is complete.
     """
+    cases = _list_cases(dataset)
     if dataset.importer is None:
-        assert dataset.manifest is not None
-        return read_manifest(dataset.manifest, modalities=dataset.modalities or None)
-    assert dataset.root is not None
-    cases = dataset.importer(dataset.root)
-    _require(len(cases) > 0, f"{dataset.root}: no case found; expected the folder of the data set as downloaded")
+        return cases
     _check_cases(cases, source=str(dataset.root))
     missing = {case.case_id: _what_is_missing(case, dataset.modalities) for case in cases}
     complete = [_with_modalities(case, dataset.modalities) for case in cases if not missing[case.case_id]]
@@ -204,6 +212,16 @@ def find_cases(dataset: Dataset) -> list[Case]:
     _require(len(complete) > 0, f"{dataset.root}: no case is complete, {cases[0].case_id} has no "
              f"{missing[cases[0].case_id]}; download the files or name other data.modalities")  # fmt: skip
     return complete
+
+
+def _list_cases(dataset: Dataset) -> list[Case]:
+    if dataset.importer is None:
+        assert dataset.manifest is not None
+        return read_manifest(dataset.manifest, modalities=dataset.modalities or None)
+    assert dataset.root is not None
+    cases = dataset.importer(dataset.root)
+    _require(len(cases) > 0, f"{dataset.root}: no case found; expected the folder of the data set as downloaded")
+    return cases
 
 
 def read_manifest(path: Path | str, *, modalities: Sequence[str] | None = None) -> list[Case]:
@@ -214,7 +232,7 @@ def read_manifest(path: Path | str, *, modalities: Sequence[str] | None = None) 
 
     Args:
         path: The CSV (comma, semicolon or tab).
-        modalities: Columns to read as images, in this order; None: every column that is none of the above.
+        modalities: Columns to read as images, in this order; None: every column that is none of the above; () none.
 
     Raises:
         DataError: The file cannot be read, holds no case, lacks a column, a cell or a file, names a case twice or by
@@ -225,6 +243,8 @@ def read_manifest(path: Path | str, *, modalities: Sequence[str] | None = None) 
     header = [name for name in columns if name]
     names = tuple(modalities) if modalities is not None else tuple(n for n in header if not _is_reserved(n))
     _check_header(header, names, path=path)
+    _require(bool(names) or modalities is not None, f"{path}: no column of images among {', '.join(header)}; expected one "
+             "per modality")  # fmt: skip
     faults: list[DataError] = []
     cases = []
     for number, row in rows:
@@ -401,7 +421,6 @@ def _check_header(header: Sequence[str], modalities: Sequence[str], *, path: Pat
     missing = [name for name in ("case_id", "subject_id", *modalities) if name not in header]
     _require(not missing, f"{path}: no column {', '.join(missing)} among {', '.join(header)}; add it"
              + (" or name other data.modalities" if set(missing) & set(modalities) else ""))  # fmt: skip
-    _require(len(modalities) > 0, f"{path}: no column of images among {', '.join(header)}; expected one per modality")
 
 
 def _case_of(row: Mapping[str, str], modalities: Sequence[str], *, path: Path, number: int) -> Case:
