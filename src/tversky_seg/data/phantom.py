@@ -28,7 +28,7 @@ from tversky_seg.progress import track
 
 logger = logging.getLogger("tversky_seg")
 
-VERSION = 1  # of what the same settings make; raise it when the images change
+VERSION = 2  # of what the same settings make; raise it when the images change
 CENTRES = ("01", "07", "08")
 MODALITIES = ("FLAIR", "T1", "T2")
 WHITE_MATTER_LEVEL = 300.0  # intensity of white matter in the int16 files, before the subject's own gain
@@ -79,9 +79,9 @@ LESION_SIZES = {
 # Ranges that one subject's value is drawn from; intensities are relative to white matter = 1, of the real pair.
 GREY_MATTER = {"FLAIR": (1.10, 1.19), "T1": (0.61, 0.71), "T2": (1.34, 1.57)}
 CSF = {"FLAIR": (0.20, 0.40), "T1": (0.09, 0.11), "T2": (2.85, 3.40)}
-LESION_CONTRAST = {"FLAIR": (0.46, 0.57), "T1": (-0.45, -0.28), "T2": (0.60, 1.15)}  # lesion minus white matter
-NOISE_2MM = {"FLAIR": (0.018, 0.038), "T1": (0.010, 0.020), "T2": (0.020, 0.042)}  # standard deviation
-TEXTURE = {"FLAIR": (0.05, 0.09), "T1": (0.03, 0.06), "T2": (0.08, 0.12)}  # standard deviation, smooth
+LESION_CONTRAST = {"FLAIR": (0.46, 0.57), "T1": (-0.45, -0.28), "T2": (0.70, 1.25)}  # lesion minus white matter
+NOISE_2MM = {"FLAIR": (0.018, 0.040), "T1": (0.010, 0.020), "T2": (0.020, 0.044)}  # standard deviation
+TEXTURE = {"FLAIR": (0.05, 0.10), "T1": (0.03, 0.06), "T2": (0.08, 0.12)}  # standard deviation, smooth
 # fmt: on
 
 
@@ -198,7 +198,7 @@ def load_anatomy() -> Anatomy:
     centre = np.array([axis.start for axis in box]) + (np.array(brain.shape) - 1) / 2
     return Anatomy(
         tissue=tissue,
-        ventricle_mm=_distance_to_ventricles(tissue[2] > 0.5, brain),
+        ventricle_mm=_distance_to_ventricles(tissue[2] > 0.5),
         centre_mm=maps[0].affine[:3, :3] @ centre + maps[0].affine[:3, 3],
     )
 
@@ -328,12 +328,12 @@ def _n_processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _distance_to_ventricles(csf: Mask, brain: Mask) -> Array:
-    """Distance in voxels to the part of the CSF that lies deepest in the brain."""
+def _distance_to_ventricles(csf: Mask) -> Array:
+    """Distance in voxels to the second largest connected part of the CSF; the largest is around the brain."""
     parts, _ = ndimage.label(csf)
-    deep = parts[ndimage.distance_transform_edt(brain) > 25]
-    ventricles = parts == 1 + np.argmax(np.bincount(deep)[1:])
-    return np.asarray(ndimage.distance_transform_edt(~ventricles), dtype=np.float32)
+    outside = parts != 1 + np.argsort(np.bincount(parts.ravel())[1:])[-2]
+    distance = 2 * ndimage.distance_transform_edt(outside[::2, ::2, ::2]).astype(np.float32)
+    return _upsample(distance, 2, shape=csf.shape) * outside
 
 
 def _draw_head(anatomy: Anatomy, *, spacing_mm: float, rng: np.random.Generator) -> _Head:
@@ -386,7 +386,12 @@ def _noise(shape: Sequence[int], rng: np.random.Generator, *, sigma_mm: float, s
     field = rng.standard_normal([n // step + 2 for n in shape], dtype=np.float32)
     field = ndimage.gaussian_filter(field, sigma / step)
     field /= field.std()
-    for axis in range(3):  # linear interpolation
+    return _upsample(field, step, shape=shape)
+
+
+def _upsample(field: Array, step: int, *, shape: Sequence[int]) -> Array:
+    """Linear interpolation to a grid `step` times as fine, cut to `shape`."""
+    for axis in range(3):
         field = ndimage.uniform_filter1d(np.repeat(field, step, axis=axis), step, axis=axis)
     return np.asarray(field[tuple(slice(n) for n in shape)])
 
@@ -489,7 +494,7 @@ def _paint(
         soft = ndimage.gaussian_filter(inside, rng.uniform(0.45, 0.7))
         share[box] = np.maximum(share[box], soft)
         n = len(lesion.seen)
-        severity[box][soft > 0.02] = (0.55 + 0.45 * n / (n + 10)) * np.exp(rng.normal(0, 0.25))
+        severity[box][soft > 0.02] = (0.65 + 0.35 * n / (n + 10)) * np.exp(rng.normal(0, 0.25))
     return np.minimum(share, 1.0), severity
 
 
