@@ -2,6 +2,7 @@ import itertools
 import json
 import logging
 import multiprocessing
+import os
 import pickle
 import time
 from collections.abc import Mapping
@@ -493,6 +494,20 @@ def test_workers_prepare_what_one_process_does(tmp_path: Path) -> None:
         files = sorted(path.name for path in a.folder.glob("*.npy"))
         assert len(files) == 6
         assert all((a.folder / name).read_bytes() == (b.folder / name).read_bytes() for name in files)
+
+
+class Deadly:
+    """Ends the process that unpickles it, as the kernel does with one that takes too much memory."""
+
+    def __reduce__(self) -> tuple:
+        return os._exit, (9,)
+
+
+def test_a_worker_that_dies_is_one_clear_line(tmp_path: Path) -> None:
+    cases = [a_case(tmp_path, case_id=f"c{i}") for i in range(2)]
+    cases[1].images["other"] = Deadly()
+    with pytest.raises(DataError, match=r"preprocessing: a worker process died, out of memory .*; try n_workers=1"):
+        prepare_all(cases, FLAIR, cache_dir=tmp_path / "cache", n_workers=2)
 
 
 def test_faults_of_all_cases_are_gathered_and_the_others_cached(tmp_path: Path) -> None:

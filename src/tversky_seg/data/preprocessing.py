@@ -267,7 +267,7 @@ def _sources(case: Case, settings: Preprocessing) -> list[Path]:
 def _entry(case: Case, settings: Preprocessing, cache_dir: Path) -> Path:
     check_case_id(case.case_id)
     key = fingerprint({"format": FORMAT_VERSION, **settings.as_dict()}, _sources(case, settings))
-    return Path(cache_dir) / f"{case.case_id}-{key}"
+    return Path(cache_dir).absolute() / f"{case.case_id}-{key}"
 
 
 def _cached(entry: Path, case: Case) -> PreparedCase | None:
