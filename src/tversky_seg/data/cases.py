@@ -243,8 +243,8 @@ def read_manifest(path: Path | str, *, modalities: Sequence[str] | None = None) 
     header = [name for name in columns if name]
     names = tuple(modalities) if modalities is not None else tuple(n for n in header if not _is_reserved(n))
     _check_header(header, names, path=path)
-    _require(bool(names) or modalities is not None, f"{path}: no column of images among {', '.join(header)}; expected one "
-             "per modality")  # fmt: skip
+    _require(len(names) > 0 or modalities is not None, f"{path}: no column of images among {', '.join(header)}; "
+             "expected one per modality")  # fmt: skip
     faults: list[DataError] = []
     cases = []
     for number, row in rows:
