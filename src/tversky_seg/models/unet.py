@@ -57,10 +57,10 @@ class UNet3D(nn.Module):
         out_channels: int,
         n_levels: int = 4,
         width: int = 16,
-        norm: Norm | None = "instance",
+        norm: Norm | None = "group",
         dropout: float = 0.0,
         residual: bool = False,
-        prior: float | None = None,
+        prior: float | None = 0.01,
     ):
         super().__init__()
         if n_levels < 1 or width < 1:
