@@ -49,6 +49,7 @@ __all__ = ["ConfigError"]
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
 ALLOWED_PACKAGES = ("tversky_seg", "torch.nn", "torch.optim", "monai.networks", "monai.losses")
 KINDS: Mapping[str, type] = {"model": nn.Module, "loss": nn.Module, "optimizer": torch.optim.Optimizer}
+PATHS = ("checkpoint", "input", "predictions", "manifest", "output_dir", "data.manifest", "data.root", "data.cache_dir")
 TYPES = {"seed": int, "trust": list, "classes": dict, "inference": dict, "threads": int | None}
 logger = logging.getLogger("tversky_seg")
 logging.getLogger("hydra").addHandler(logging.NullHandler())  # what it says is said again, in one line
@@ -79,6 +80,7 @@ def verb(name: str) -> Callable[[Callable[[DictConfig], int]], Callable[[], None
             run = hydra.main(config_path=str(CONFIG_DIR), config_name=name, version_base="1.3")(job)
             with _exceptions_from_hydra() as wants_traceback:
                 try:
+                    sys.argv[1:] = _with_quoted_paths(sys.argv[1:])
                     run()
                 except KeyboardInterrupt:
                     sys.exit(130)
@@ -91,6 +93,18 @@ def verb(name: str) -> Callable[[Callable[[DictConfig], int]], Callable[[], None
         return command
 
     return decorate
+
+
+def _with_quoted_paths(words: Sequence[str]) -> list[str]:
+    """The command line with quotes around paths that Hydra's grammar would trip over, as those of a sweep's runs."""
+    is_sweep = bool({"-m", "--multirun"} & {*words})
+    plain_path = re.compile(r"[\w./:@%+~ -]*" if not is_sweep else r"[\w./:@%+~ ,-]*", re.ASCII)
+    quoted = []
+    for word in words:
+        key, _, path = word.partition("=")
+        is_free = key in PATHS and not plain_path.fullmatch(path) and path[0] not in "'\"{[" and "${" not in path
+        quoted.append(f"{key}='{path.replace(chr(39), chr(92) + chr(39))}'" if is_free else word)
+    return quoted
 
 
 @contextmanager

@@ -176,7 +176,7 @@ class Trainer:
         if self._is_finite(norm, step, batch):
             self.scaler.step(self.optimizer)
         self.scaler.update()
-        return float(loss)
+        return float(loss.item())
 
     def _is_finite(self, norm: Tensor, step: int, batch: Mapping[str, Any]) -> bool:
         """Whether this step's gradient can be used; counts the steps that are skipped."""
