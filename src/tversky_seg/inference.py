@@ -1,18 +1,13 @@
-"""From a trained network to masks: volumes by overlapping windows, cases on their own grid, files, lesion tables."""
+"""From a trained network to masks: volumes by overlapping windows, cases on their own grid, many cases."""
 
-import csv
-import io
 import itertools
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import cc3d
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -21,8 +16,8 @@ from torch.nn.functional import pad
 
 from tversky_seg.data.cases import Case, DataError
 from tversky_seg.data.preprocessing import PreparedCase, Preprocessing, preprocess, to_input_grid
-from tversky_seg.data.volumes import PROBABILITY_SCALE, read_volume, write_volume
 from tversky_seg.devices import autocast
+from tversky_seg.predictions import claim_folder, prediction_files, read_lesions, write_lesions, write_prediction
 from tversky_seg.progress import Reporter
 
 logger = logging.getLogger("tversky_seg")
@@ -77,7 +72,7 @@ class Inference:
     patch_size: int | Sequence[int] | None = None
     overlap: float = 0.5
     window: str = "bspline"
-    batch_size: int = 1
+    batch_size: int = 2
     threshold: float | Mapping[str, float] | None = None
     min_volume_mm3: float = 0.0
 
@@ -190,64 +185,10 @@ def predict_case(
         device=device,
         precision=precision,
     )
-    on_input_grid = [to_input_grid(of_class, prepared.geometry) for of_class in probability.numpy()]
-    clipped: NDArray[np.float32] = np.clip(np.stack(on_input_grid), 0, 1, dtype=np.float32)
-    return clipped
-
-
-def prediction_files(output_dir: Path, case_id: str, classes: Sequence[str]) -> dict[str, tuple[Path, Path]]:
-    """Class name -> its probability file and its mask file; with one class its name is not in the file names."""
-    stems = {name: f"{case_id}_{name}" if len(classes) > 1 else case_id for name in classes}
-    return {
-        name: (output_dir / f"{stem}_probability.nii.gz", output_dir / f"{stem}_mask.nii.gz")
-        for name, stem in stems.items()
-    }
-
-
-def write_prediction(
-    output_dir: Path,
-    case_id: str,
-    probability: NDArray[np.float32],
-    affine: ArrayLike,
-    *,
-    classes: Sequence[str] = ("lesion",),
-    threshold: float | Mapping[str, float] = 0.5,
-    min_volume_mm3: float = 0.0,
-) -> list[dict[str, Any]]:
-    """Write a case's probability and mask for each class, and list its lesions.
-
-    The mask is where the probability **as stored** (65,536 steps) reaches the threshold, without lesions (26-connected)
-    smaller than `min_volume_mm3`: whoever reads the files finds the same mask.
-
-    Args:
-        output_dir: Where to write; see `prediction_files`.
-        case_id: Of the case.
-        probability: (K, X, Y, Z) in [0, 1], on the grid of the input.
-        affine: (4, 4) of that grid.
-        classes: K names.
-        threshold: One for all classes, or one for each.
-        min_volume_mm3: Smaller lesions are taken out of the mask.
-
-    Returns:
-        A row for each lesion, class by class, the largest first: case_id, class (where there are several), lesion,
-        volume_mm3, x_mm, y_mm, z_mm (centre, the mean of its voxels in the file's world space, RAS+), mean_probability.
-        None without lesions.
-
-    Raises:
-        DataError: A file cannot be written.
-        ValueError: Names and channels differ in number, or a probability lies outside [0, 1].
-    """
-    rows = []
-    files = prediction_files(output_dir, case_id, classes)
-    for name, of_class in zip(classes, probability, strict=True):
-        lowest = threshold[name] if isinstance(threshold, Mapping) else threshold
-        write_volume(files[name][0], of_class, affine, scale=PROBABILITY_SCALE)
-        stored = np.rint(of_class.astype(np.float64) / PROBABILITY_SCALE).astype(np.float32)
-        stored *= np.float32(PROBABILITY_SCALE)  # as it will be read
-        lesions = _lesions(stored >= np.float32(lowest), affine, min_volume_mm3=min_volume_mm3)
-        write_volume(files[name][1], lesions > 0, affine)
-        rows += _lesion_rows(lesions, stored, affine, names=_names(case_id, name, classes))
-    return rows
+    on_input_grid = np.empty((len(probability), *prepared.geometry.input_shape), dtype=np.float32)
+    for of_class, from_network in zip(on_input_grid, probability.numpy(), strict=True):
+        np.clip(to_input_grid(from_network, prepared.geometry), 0, 1, out=of_class)
+    return on_input_grid
 
 
 def predict_cases(
@@ -287,12 +228,12 @@ def predict_cases(
         raise ValueError("inference.patch_size must be set to predict, got None")
     classes = tuple(preprocessing.classes)
     threshold = {name: inference.threshold_of(name) for name in classes}
-    _claim(output_dir, _settings(inference, preprocessing, threshold, checksum))
+    resumes = claim_folder(output_dir, _settings(inference, preprocessing, threshold, checksum))
 
     def predict(case: Case) -> list[dict[str, Any]]:
-        files = prediction_files(output_dir, case.case_id, classes)
-        if all(path.is_file() for pair in files.values() for path in pair):
-            return _rows_of_files(files, case.case_id)
+        files = itertools.chain(*prediction_files(output_dir, case.case_id, classes).values())
+        if resumes and all(map(Path.is_file, files)):
+            return read_lesions(output_dir, case.case_id, classes=classes)
         prepared = preprocess(replace(case, labels=()), preprocessing)
         return write_prediction(
             output_dir,
@@ -315,7 +256,8 @@ def predict_cases(
                 faults[case.case_id] = " ".join(f"{case.case_id}: {kind}{error}".split())
                 logger.error("%s", faults[case.case_id], exc_info=logger.isEnabledFor(logging.DEBUG))
             reporter.advance(case.case_id)
-    _write_lesions(output_dir / "lesions.csv", rows, cases, classes)
+    case_ids = [case.case_id for case in cases]
+    write_lesions(output_dir / "lesions.csv", rows, case_ids=case_ids, n_classes=len(classes))
     return faults
 
 
@@ -451,59 +393,6 @@ def _box(corner: Sides, sides: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(start, start + side) for start, side in zip(corner, sides, strict=True))
 
 
-def _lesions(mask: NDArray[np.bool_], affine: ArrayLike, *, min_volume_mm3: float = 0.0) -> NDArray[Any]:
-    """Number the 26-connected lesions of a mask (X, Y, Z), the largest 1; smaller ones than asked for get 0."""
-    components, n = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26, return_N=True)
-    counts = np.bincount(components[components > 0], minlength=n + 1)[1:]
-    order = np.argsort(-counts, kind="stable")
-    order = order[counts[order] * _voxel_volume_mm3(affine) >= min_volume_mm3 - 1e-6]
-    numbers = np.zeros(n + 1, dtype=np.uint32)
-    numbers[order + 1] = np.arange(1, len(order) + 1)
-    lesions: NDArray[np.uint32] = numbers[components]
-    return lesions
-
-
-def _lesion_rows(
-    lesions: NDArray[Any], probability: NDArray[np.float32], affine: ArrayLike, *, names: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """One row for each numbered lesion."""
-    voxels = np.argwhere(lesions)
-    number = lesions[tuple(voxels.T)]
-    counts = np.bincount(number)[1:]
-    sums = [np.bincount(number, weights=w)[1:] for w in (*voxels.T, probability[tuple(voxels.T)])]
-    *centres, mean_probability = np.array(sums).reshape(4, -1) / counts
-    affine = np.asarray(affine, dtype=np.float64)
-    centres_mm = np.transpose(centres) @ affine[:3, :3].T + affine[:3, 3]
-    return [
-        {
-            **names,
-            "lesion": lesion,
-            "volume_mm3": round(float(n * _voxel_volume_mm3(affine)), 3),
-            **{f"{axis}_mm": round(float(mm), 3) for axis, mm in zip("xyz", centre, strict=True)},
-            "mean_probability": round(float(mean), 5),
-        }
-        for lesion, (n, centre, mean) in enumerate(zip(counts, centres_mm, mean_probability, strict=True), 1)
-    ]
-
-
-def _rows_of_files(files: Mapping[str, tuple[Path, Path]], case_id: str) -> list[dict[str, Any]]:
-    """The lesion table of a case that was written before."""
-    rows = []
-    for name, (probability, mask) in files.items():
-        stored = read_volume(probability)
-        lesions = _lesions(read_volume(mask).data > 0, stored.affine)
-        rows += _lesion_rows(lesions, stored.data, stored.affine, names=_names(case_id, name, files))
-    return rows
-
-
-def _names(case_id: str, class_name: str, classes: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:
-    return {"case_id": case_id, "class": class_name} if len(classes) > 1 else {"case_id": case_id}
-
-
-def _voxel_volume_mm3(affine: ArrayLike) -> float:
-    return float(abs(np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3])))
-
-
 def _settings(
     inference: Inference, preprocessing: Preprocessing, threshold: Mapping[str, float], checksum: str
 ) -> dict[str, Any]:
@@ -518,49 +407,3 @@ def _settings(
         "overlap": inference.overlap,
         "patch_size": patch_size if isinstance(patch_size, int) or patch_size is None else list(patch_size),
     }
-
-
-def _claim(output_dir: Path, settings: Mapping[str, Any]) -> None:
-    """Write predictions.json, or make sure that the one there says the same."""
-    path = output_dir / "predictions.json"
-    if not path.is_file():
-        return _write_text(path, json.dumps(settings, indent=2) + "\n")
-    try:
-        found = json.loads(path.read_text())
-        differing = [key for key, value in settings.items() if found[key] != value]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path}: no settings of a prediction ({error}); name another output_dir") from error
-    if differing:
-        there = ", ".join(f"{key}={found[key]}" for key in differing)
-        here = ", ".join(f"{key}={settings[key]}" for key in differing)
-        raise DataError(f"{path}: the predictions there have {there}, these {here}; name another output_dir")
-    return None
-
-
-def _write_lesions(path: Path, rows: list[dict[str, Any]], cases: Sequence[Case], classes: Sequence[str]) -> None:
-    """Write lesions.csv; rows of cases of an earlier call into the same folder stay."""
-    of_class = ["class"] if len(classes) > 1 else []
-    columns = ["case_id", *of_class, "lesion", "volume_mm3", "x_mm", "y_mm", "z_mm", "mean_probability"]
-    renewed = {case.case_id for case in cases}
-    earlier = []
-    if path.is_file():
-        with path.open(newline="") as file:
-            earlier = [row for row in csv.DictReader(file) if row.get("case_id") not in renewed]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows([*earlier, *rows])
-    _write_text(path, text.getvalue())
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a text file so that it appears whole or not at all."""
-    partial = path.with_name(f".{uuid4().hex}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text)
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); name a folder with room") from error
