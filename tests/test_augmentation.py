@@ -172,3 +172,17 @@ def test_bad_settings_are_refused_with_name_and_value(bad: dict) -> None:
     with pytest.raises(ValueError, match=name) as caught:
         Augmentation(**bad)
     assert str(value) in str(caught.value)
+
+
+def test_channels_drop_out_but_never_all() -> None:
+    image = np.ones((3, 4, 4, 4), dtype=np.float32)
+    target = np.zeros((1, 4, 4, 4), dtype=np.uint8)
+    settings = Augmentation(
+        gamma_probability=0, contrast_probability=0, scale_probability=0, shift_probability=0, noise_probability=0,
+        dropout_probability=0.5,
+    )  # fmt: skip
+    kept = [
+        settings(image, target, None, np.random.default_rng(seed))[0].any(axis=(1, 2, 3)).sum() for seed in range(400)
+    ]
+    shares = [kept.count(n) / 400 for n in range(4)]
+    np.testing.assert_allclose(shares, [0, 3 / 8, 3 / 8, 2 / 8], atol=0.08)  # where none would be left, all are

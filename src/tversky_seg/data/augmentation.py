@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-N_PIECES = 16  # of half a standard deviation: from 4 below to 4 above the mean
 Patch = tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.int32] | None]
 
 
@@ -21,9 +20,7 @@ class Augmentation:
     with its own probability: gamma and contrast (monotone curves that keep the patch's smallest and largest value),
     scale, shift, noise.
 
-    `curve` changes what a network must not rely on between scanners: how much brighter grey matter or a lesion is than white matter. A
-    monotone curve of straight pieces, half a standard deviation long, each with a random slope, goes over the channel. `dropout` blanks
-    whole channels, so that no modality alone decides.
+    `dropout_probability` blanks whole channels, so that no modality alone decides.
 
     Intensities change inside the brain only: the background is 0 after normalisation and stays 0, as in prediction, so
     that the network meets no other background than it was trained on. The brain is where any channel differs from 0.
@@ -39,8 +36,6 @@ class Augmentation:
         contrast: t -> t + c t(1-t)(1-2t), c uniform in [-contrast, contrast]: a smooth S-curve, steeper (c < 0) or
             flatter in the middle; at most 1, so that it stays monotone.
         contrast_probability: For each channel.
-        curve: Logarithm of the slopes uniform in [-curve, curve]; 1 is slopes from 0.37 to 2.7.
-        curve_probability: For each channel.
         scale: Factor uniform in [1 - scale, 1 + scale].
         scale_probability: For each channel.
         shift: Offset uniform in [-shift, shift], in units of the normalised image (standard deviations of the brain).
@@ -62,8 +57,6 @@ class Augmentation:
     gamma_probability: float = 0.2
     contrast: float = 0.8
     contrast_probability: float = 0.3
-    curve: float = 0.0
-    curve_probability: float = 0.0
     scale: float = 0.2
     scale_probability: float = 0.5
     shift: float = 0.2
@@ -79,7 +72,7 @@ class Augmentation:
             if field.name.endswith("_axes"):
                 if not set(value) <= {0, 1, 2}:
                     raise ValueError(f"{field.name} must be axes out of 0, 1, 2, got {value}")
-            elif value < 0 or (value > 1 and not field.name.startswith(("gamma", "curve", "shift", "noise_sd"))):
+            elif value < 0 or (value > 1 and not field.name.startswith(("gamma", "shift", "noise_sd"))):
                 raise ValueError(f"{field.name} is out of range, got {field.name}={value}")
 
     def __call__(
@@ -125,15 +118,13 @@ class Augmentation:
         """Change the patch's own copy, channel by channel, then put the background back to 0."""
         brain = (image != 0).any(axis=0)
         for channel in image:
-            self._change_channel(channel, brain, rng)
+            self._change_channel(channel, rng)
         if self.dropout_probability:
             dropped = rng.random(len(image)) < self.dropout_probability
             image[dropped & ~dropped.all()] = 0
         image *= brain
 
-    def _change_channel(self, channel: NDArray[np.float32], brain: NDArray[np.bool_], rng: np.random.Generator) -> None:
-        if self.curve_probability and rng.random() < self.curve_probability and brain.any():
-            _remap(channel, channel[brain], slopes=np.exp(rng.uniform(-self.curve, self.curve, N_PIECES)))
+    def _change_channel(self, channel: NDArray[np.float32], rng: np.random.Generator) -> None:
         if rng.random() < self.gamma_probability:
             _bend(channel, exponent=np.exp(rng.uniform(-self.gamma, self.gamma)))
         if rng.random() < self.contrast_probability:
@@ -146,15 +137,6 @@ class Augmentation:
             noise = rng.standard_normal(channel.shape, dtype=np.float32)
             noise *= np.float32(rng.uniform(0, self.noise_sd))
             channel += noise
-
-
-def _remap(channel: NDArray[np.float32], brain: NDArray[np.float32], *, slopes: NDArray[np.float64]) -> None:
-    """Send the values through a monotone curve of straight pieces around the brain's mean, which stays, in place."""
-    knots = (np.arange(N_PIECES + 1) - N_PIECES // 2) * 0.5
-    curve = np.concatenate([[0], np.cumsum(slopes) * 0.5])
-    curve -= curve[N_PIECES // 2]
-    mean, sd = brain.mean(dtype=np.float64), max(brain.std(dtype=np.float64), 1e-6)
-    channel[...] = np.interp(channel, mean + sd * knots, mean + sd * curve)
 
 
 def _bend(channel: NDArray[np.float32], *, exponent: float = 1.0, s_curve: float = 0.0) -> None:
