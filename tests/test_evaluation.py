@@ -20,8 +20,8 @@ from tversky_seg.data.cases import Case, DataError
 from tversky_seg.evaluation import METRICS, LesionRule, case_measures, evaluate, validation_measures
 from tversky_seg.lesions import lesion_counts
 from tversky_seg.overlap import overlap_counts
-from tversky_seg.predictions import open_predictions
 from tversky_seg.report import metrics_table, outline, slice_pictures
+from tversky_seg.saved_predictions import open_predictions
 from tversky_seg.surface import surface_distances
 
 SHAPE, SPACING = (24, 20, 14), (0.9, 1.1, 2.5)

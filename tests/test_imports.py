@@ -12,7 +12,7 @@ LAYERS = (  # each imports from itself and from those above it
     ("masks", "overlap", "lesions", "surface", "ranking", "soft_counts", "losses", "overlap_losses", "voxel_losses",
      "weighting", "devices", "progress", "schedules", "settings"),
     ("data", "models", "checkpoints", "recording"),
-    ("predictions", "inference", "config"),
+    ("predictions", "saved_predictions", "inference", "config"),
     ("measures", "report", "evaluation", "training"),
     ("validation",),
 )  # fmt: skip

@@ -38,10 +38,10 @@ from tversky_seg.measures import (
     mean_measures,
     validation_measures,
 )
-from tversky_seg.predictions import Prediction, Predictions, open_predictions
 from tversky_seg.progress import track
 from tversky_seg.ranking import ScoreHistogram, levels_histogram, to_levels
 from tversky_seg.report import Curve, Panel, curve_figure, png, slice_pictures, write_report
+from tversky_seg.saved_predictions import Prediction, Predictions, open_predictions
 
 __all__ = ["METRICS", "LesionRule", "case_measures", "evaluate", "validation_measures"]
 
