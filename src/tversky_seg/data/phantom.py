@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -145,7 +146,7 @@ class _Task:
 def make_phantom(
     root: Path,
     *,
-    n_train: int = 11,
+    n_train: int = 15,
     n_test: int = 4,
     spacing_mm: float = 2.0,
     seed: int = 0,
@@ -165,14 +166,17 @@ def make_phantom(
         n_workers: Processes to make subjects in; 0 or 1: in this one. None: as many as there are processors.
 
     Raises:
-        ValueError: A number is out of range.
-        DataError: `root` cannot be written.
+        DataError: A number is out of range, or `root` cannot be written.
     """
-    if n_train < 1 or n_test < 0 or not 1 <= spacing_mm <= 6 or seed < 0:
-        raise ValueError(
-            "phantom: expected n_train >= 1, n_test >= 0, spacing_mm from 1 to 6, seed >= 0; "
-            f"got n_train={n_train}, n_test={n_test}, spacing_mm={spacing_mm}, seed={seed}"
-        )
+    for name, value, low, high in (
+        ("n_train", n_train, 1, np.inf),
+        ("n_test", n_test, 0, np.inf),
+        ("spacing_mm", spacing_mm, 1, 6),
+        ("seed", seed, 0, np.inf),
+    ):
+        if not isinstance(value, int | float if name == "spacing_mm" else int) or not low <= value <= high:
+            top = "or more" if high == np.inf else f"to {high}"
+            raise DataError(f"data.importer.{name}: {value}; expected {low} {top}")
     settings = {"n_train": n_train, "n_test": n_test, "spacing_mm": float(spacing_mm), "seed": seed, "version": VERSION}
     cohort = Path(root) / f"ms_{n_train}+{n_test}_{spacing_mm:g}mm_seed{seed}_v{VERSION}"
     if not cohort.is_dir():
@@ -292,10 +296,16 @@ def _run(tasks: Sequence[_Task], *, n_workers: int) -> Iterator[None]:
             yield
         return
     pool = ProcessPoolExecutor(n_workers, get_context("spawn"), initializer=_set_anatomy, initargs=(anatomy,))
-    with pool:
-        for done in as_completed([pool.submit(_make_subject_in_worker, task) for task in tasks]):
-            done.result()
-            yield
+    try:
+        with pool:
+            for done in as_completed([pool.submit(_make_subject_in_worker, task) for task in tasks]):
+                done.result()
+                yield
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a process that made synthetic subjects ended; "
+            'in a script, call under `if __name__ == "__main__":` or set n_workers=1'
+        ) from error
 
 
 _worker_anatomy: Anatomy | None = None
@@ -333,7 +343,7 @@ def _distance_to_ventricles(csf: Mask) -> Array:
     parts, _ = ndimage.label(csf)
     outside = parts != 1 + np.argsort(np.bincount(parts.ravel())[1:])[-2]
     distance = 2 * ndimage.distance_transform_edt(outside[::2, ::2, ::2]).astype(np.float32)
-    return _upsample(distance, 2, shape=csf.shape) * outside
+    return np.where(outside, _upsample(distance, 2, shape=csf.shape), np.float32(0))
 
 
 def _draw_head(anatomy: Anatomy, *, spacing_mm: float, rng: np.random.Generator) -> _Head:
@@ -505,7 +515,7 @@ def _add_scanner(image: Array, head: _Head, *, name: str, rng: np.random.Generat
     uneven += 0.7 * _noise(shape, rng, sigma_mm=9, spacing_mm=spacing)
     bias = 0.04 * _noise(shape, rng, sigma_mm=45, spacing_mm=spacing)
     clean = image * np.exp(rng.uniform(*TEXTURE[name]) * uneven * (1 + 0.25 * head.tissue[0]) + bias)
-    sd = rng.uniform(*NOISE_2MM[name]) * (2 / spacing) ** 0.7  # from 2 mm to 1 mm as measured: less than white noise
+    sd = rng.uniform(*NOISE_2MM[name]) * (2 / spacing) ** 0.4  # as measured at 1 mm: neighbours' noise is alike
     real, imaginary = rng.standard_normal((2, *shape), dtype=np.float32) * np.float32(sd)
     return np.asarray(rng.uniform(0.6, 1.6) * WHITE_MATTER_LEVEL * np.hypot(clean + real, imaginary))
 
