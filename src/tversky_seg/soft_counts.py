@@ -82,7 +82,9 @@ def loss_of_counts(
     check_arguments(logits, target, weight)
     weight = None if weight is None else weight.expand(logits.shape)
     with torch.autocast(logits.device.type, enabled=False):
-        return _LossOfSums.apply(logits, target, weight, squared, loss_of_sums)  # type: ignore[no-any-return, no-untyped-call]
+        return _LossOfSums.apply(  # type: ignore[no-any-return, no-untyped-call]
+            logits, target, weight, squared, loss_of_sums, needs_gradient(logits)
+        )
 
 
 class _LossOfSums(torch.autograd.Function):
@@ -96,14 +98,15 @@ class _LossOfSums(torch.autograd.Function):
         weight: Tensor | None,
         squared: bool,
         loss_of_sums: Callable[[Tensor], Tensor],
+        with_gradient: bool,
     ) -> Tensor:
         wide = torch.promote_types(logits.dtype, torch.float32)
         p, g = torch.sigmoid(_rows(logits).to(wide)), _rows(target).to(wide)
         w = None if weight is None else _rows(weight).to(wide)
         sums = _sums(p, g, w, squared=squared).view(3, *logits.shape[:2])
-        with torch.enable_grad():
-            loss = loss_of_sums(sums.requires_grad_())
-        if ctx.needs_input_grad[0]:
+        with torch.set_grad_enabled(with_gradient):
+            loss = loss_of_sums(sums.requires_grad_(with_gradient))
+        if with_gradient:
             slopes = torch.autograd.grad(loss, sums)[0].flatten(1)
             ctx.save_for_backward(_into_gradient(p, g, w, slopes, squared=squared).view(logits.shape))
             ctx.dtype = logits.dtype
@@ -113,7 +116,7 @@ class _LossOfSums(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * d_loss).to(ctx.dtype), None, None, None, None
+        return (gradient * d_loss).to(ctx.dtype), None, None, None, None, None
 
 
 def _sums(p: Tensor, g: Tensor, w: Tensor | None, *, squared: bool) -> Tensor:
@@ -134,6 +137,11 @@ def _into_gradient(p: Tensor, g: Tensor, w: Tensor | None, slopes: Tensor, *, sq
             slope = torch.add(2 * b * part if squared else b, g_part, alpha=a)
             torch.ops.aten.sigmoid_backward.grad_input(slope, part, grad_input=part)  # slope p (1 - p)
     return p if w is None else p.mul_(w)
+
+
+def needs_gradient(logits: Tensor) -> bool:
+    """Whether a backward pass can reach the logits; inside a Function's forward, autograd no longer tells."""
+    return logits.requires_grad and torch.is_grad_enabled()
 
 
 def in_chunks(voxels: Tensor) -> tuple[Tensor, ...]:

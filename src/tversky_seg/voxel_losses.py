@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from tversky_seg.soft_counts import check_arguments, in_chunks, mean_over_batch
+from tversky_seg.soft_counts import check_arguments, in_chunks, mean_over_batch, sum_over_processes
 
 
 class BCELoss(nn.Module):
@@ -48,15 +48,17 @@ class WeightedBCELoss(nn.Module):
         """Logits and target (B, C, X, Y, Z) -> a scalar >= 0."""
         check_arguments(logits, target, weight)
         x, g, w = _wide(logits, target, weight)
-        positive_weight = self._adaptive_weight(x) if self.positive_weight is None else self.positive_weight
-        losses = positive_weight * g * functional.softplus(-x) + (1 - g) * functional.softplus(x)
-        return mean_over_batch((losses if w is None else w * losses).sum(), n_voxels=logits.numel())
-
-    def _adaptive_weight(self, x: Tensor) -> Tensor:
-        space = tuple(range(2, x.ndim))
-        p = x.detach().sigmoid() if self.detached else x.sigmoid()
-        share = mean_over_batch(p.sum((0, *space), keepdim=True), n_voxels=x[:, 0].numel()).clamp(1e-7, 1 - 1e-7)
-        return (1 - share) / share
+        missed, invented = g * functional.softplus(-x), (1 - g) * functional.softplus(x)
+        if w is not None:
+            missed, invented = w * missed, w * invented
+        by_class = [part.transpose(0, 1).flatten(1).sum(1) for part in (missed, invented, x.sigmoid())]
+        n = torch.full_like(by_class[0], float(x[:, 0].numel()))
+        missed, invented, lesion, n = sum_over_processes(torch.stack([*by_class, n]))
+        share = (lesion.detach() if self.detached else lesion) / n
+        positive_weight = ((1 - share) / share).clamp(1e-7, 1e7)
+        if self.positive_weight is not None:
+            positive_weight = torch.full_like(share, self.positive_weight)
+        return ((positive_weight * missed + invented) / n).mean()
 
 
 class FocalLoss(nn.Module):
