@@ -1,0 +1,173 @@
+"""Whole-volume prediction beside MONAI's sliding_window_inference, interleaved, on a real case with the default U-Net.
+
+    python benchmarks/inference.py --root <open_ms_data>
+
+Two volumes: the one that the file holds (MONAI predicts all of it; ours crops to the brain and comes back on the
+file's grid), and the brain-cropped one (both predict it). 50 % overlap; MONAI blends by its gaussian and takes the
+window batch that is fastest for it. "beyond the network" is what ours takes beside the network's own time.
+"""
+
+import argparse
+import itertools
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data.utils import compute_importance_map
+from monai.inferers import sliding_window_inference
+
+from tversky_seg.data.cases import Case
+from tversky_seg.data.preprocessing import PreparedCase, Preprocessing, preprocess
+from tversky_seg.inference import predict_case, predict_volume
+from tversky_seg.models import UNet3D
+
+MODALITIES = ("FLAIR", "T1", "T2")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+clock = "wall"
+
+
+class Timed(torch.nn.Module):
+    """A network that adds up the time spent in it."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network, self.seconds, self.n_windows = network, 0.0, 0
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        """Logits of the network within."""
+        start = CLOCKS[clock]()
+        logits = self.network(windows)
+        self.seconds += CLOCKS[clock]() - start
+        self.n_windows += len(windows)
+        return logits
+
+
+def load(root: Path, patient: str) -> PreparedCase:
+    folder = root / "cross_sectional" / "MNI" / patient
+    images = {name: next(folder.glob(f"{name}[._]*nii.gz")) for name in MODALITIES}
+    return preprocess(Case(case_id=patient, subject_id=patient, images=images), Preprocessing(modalities=MODALITIES))
+
+
+def on_full_grid(prepared: PreparedCase, image: torch.Tensor) -> torch.Tensor:
+    """The cropped image back in the volume that the file holds, on the network's axes."""
+    full = torch.zeros(len(image), *prepared.geometry.full_shape)
+    box = [slice(a, a + n) for a, n in zip(prepared.geometry.crop_start, prepared.geometry.shape, strict=True)]
+    full[:, *box] = image
+    return full
+
+
+@torch.inference_mode()
+def monai(network: torch.nn.Module, image: torch.Tensor, side: int, sw_batch_size: int) -> torch.Tensor:
+    network.eval()
+
+    def probability(windows: torch.Tensor) -> torch.Tensor:
+        return network(windows).sigmoid()
+
+    return sliding_window_inference(image[None], side, sw_batch_size, probability, overlap=0.5, mode="gaussian")[0]
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    start = CLOCKS[clock]()
+    call()
+    return CLOCKS[clock]() - start
+
+
+def fastest_batch(predict: Callable[[int], Any], sizes: tuple[int, ...] = (1, 2, 4)) -> int:
+    """The window batch that takes least time."""
+    return min(sizes, key=lambda size: seconds(lambda: predict(size)))
+
+
+def compare(prepared: PreparedCase, side: int, *, repeats: int, whole_file: bool) -> dict[str, Any]:
+    network = Timed(UNet3D(in_channels=len(MODALITIES), out_channels=1).eval())
+    cropped = torch.from_numpy(np.multiply(prepared.image, prepared.image_scale[:, None, None, None], dtype=np.float32))
+    image = on_full_grid(prepared, cropped) if whole_file else cropped
+    sample = cropped[:, : 2 * side, :side, : side // 2 * 3].contiguous()
+    theirs_batch = fastest_batch(lambda size: monai(network, sample, side, size))
+    ours_batch = fastest_batch(lambda size: predict_volume(network, sample, patch_size=side, batch_size=size))
+
+    def ours() -> Any:
+        if whole_file:
+            return predict_case(network, prepared, patch_size=side, batch_size=ours_batch)
+        return predict_volume(network, image, patch_size=side, batch_size=ours_batch, foreground=prepared.foreground)
+
+    times: dict[str, list[float]] = {"ours": [], "network": [], "monai": []}
+    for _ in range(repeats):
+        network.seconds, network.n_windows = 0.0, 0
+        times["ours"].append(seconds(ours))
+        times["network"].append(network.seconds)
+        n_ours, network.n_windows = network.n_windows, 0
+        times["monai"].append(seconds(lambda: monai(network, image, side, theirs_batch)))
+    best = {name: min(values) for name, values in times.items()}
+    return {
+        "volume": "as the file" if whole_file else "brain-cropped",
+        "window": side,
+        "windows ours/MONAI": f"{n_ours}/{network.n_windows}",
+        "batch ours/MONAI": f"{ours_batch}/{theirs_batch}",
+        "ours s": f"{best['ours']:.2f}",
+        "MONAI s": f"{best['monai']:.2f}",
+        "ours/MONAI": f"{median(o / m for o, m in zip(times['ours'], times['monai'], strict=True)):.3f}",
+        "beyond the network": f"{median(o / n - 1 for o, n in zip(times['ours'], times['network'], strict=True)):.1%}",
+    }
+
+
+def largest_difference(prepared: PreparedCase, side: int) -> float:
+    """Between ours and MONAI's probability with MONAI's own weights, on the brain-cropped volume."""
+    network = UNet3D(in_channels=len(MODALITIES), out_channels=1).eval()
+    image = torch.from_numpy(np.multiply(prepared.image, prepared.image_scale[:, None, None, None], dtype=np.float32))
+    weights = compute_importance_map((side,) * 3, mode="gaussian", sigma_scale=0.125)
+    ours = predict_volume(network, image, patch_size=side, window=weights)
+    return float((ours - monai(network, image, side, 1)).abs().max())
+
+
+def memory_beside_the_network() -> float:
+    """Peak memory of a prediction by a network without any, as a multiple of the output volume; call it first."""
+    image = torch.zeros(1, 400, 400, 400)
+
+    class Nothing(torch.nn.Module):
+        def forward(self, windows: torch.Tensor) -> torch.Tensor:
+            return windows
+
+    predict_volume(Nothing(), image[:, :64, :64, :64], patch_size=32)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    predict_volume(Nothing(), image, patch_size=32)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (image.numel() * 4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--root", type=Path, default=Path("../shared/data/open_ms_data"), help="the open_ms_data folder"
+    )
+    parser.add_argument("--patient", default="patient19")
+    parser.add_argument("--sides", type=int, nargs="+", default=[64, 96])
+    parser.add_argument("--volumes", nargs="+", choices=["file", "cropped"], default=["file", "cropped"])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a busy machine, with --threads 1")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    if not arguments.root.is_dir():
+        print(f"skipped: no data at {arguments.root}; name the open_ms_data folder by --root")
+        return
+    global clock
+    clock = arguments.clock
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    print(f"memory beside the network: {memory_beside_the_network():.2f} x the output volume")
+    prepared = load(arguments.root, arguments.patient)
+    full, crop = ("x".join(map(str, shape)) for shape in (prepared.geometry.full_shape, prepared.geometry.shape))
+    setting = f"torch {torch.__version__}, {arguments.threads} threads, {clock} clock"
+    print(f"{setting}, {arguments.patient}: {full}, brain-cropped {crop}")
+    for volume, side in itertools.product(arguments.volumes, arguments.sides):
+        row = compare(prepared, side, repeats=arguments.repeats, whole_file=volume == "file")
+        print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    for side in arguments.sides:
+        print(f"largest difference to MONAI with its weights, window {side}: {largest_difference(prepared, side):.1e}")
+
+
+if __name__ == "__main__":
+    main()
