@@ -11,10 +11,10 @@ from scipy import ndimage
 from tversky_seg.data import phantom
 from tversky_seg.data.cases import DataError, split_cases
 from tversky_seg.data.datasets.lesjak2017 import find_lesjak2017
-from tversky_seg.data.phantom import LESION_SIZES, Anatomy, Subject, draw_lesion_sizes, draw_subject, make_phantom
+from tversky_seg.data.phantom import Subject, draw_subject, make_phantom
+from tversky_seg.data.phantom_anatomy import Anatomy, draw_head, load_anatomy
+from tversky_seg.data.phantom_lesions import LESION_SIZES, draw_lesion_sizes, grow_lesions
 from tversky_seg.data.volumes import read_label, read_volume
-
-load_anatomy = phantom.load_anatomy
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -141,10 +141,10 @@ def test_atlas_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_lesions_have_the_sizes_drawn_and_do_not_touch(anatomy: Anatomy) -> None:
     for seed, rank in enumerate((0.1, 0.6)):
         rng = np.random.default_rng(seed)
-        head = phantom._draw_head(anatomy, spacing_mm=2.0, rng=rng)
+        head = draw_head(anatomy, spacing_mm=2.0, rng=rng)
         wanted = draw_lesion_sizes(rank, spacing_mm=2.0, rng=rng)
         marked = np.zeros(head.ventricle_mm.shape, dtype=bool)
-        for lesion in phantom._grow_lesions(head, wanted, rng=rng):
+        for lesion in grow_lesions(head, wanted, rng=rng):
             assert not marked[tuple(lesion.marked.T)].any()
             marked[tuple(lesion.marked.T)] = True
         assert sizes_of(marked) == wanted
