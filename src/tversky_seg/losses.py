@@ -35,7 +35,7 @@ class TverskyLoss(nn.Module):
             (arXiv 1803.11078), is negligible beside the lesions of a batch, yet lets the loss of a batch without any
             fall from 1 to 0 as its false positives vanish.
         over_batch: take one ratio of the counts of the global batch. False: one ratio per sample, then the mean; a
-            lesion-free sample then has about 1e4 times less gradient (docs/losses.md).
+            lesion-free sample then has about 600 times less gradient (docs/losses.md).
     """
 
     def __init__(

@@ -58,7 +58,8 @@ class WeightedBCELoss(nn.Module):
         positive_weight = ((1 - share) / share).clamp(1e-7, 1e7)
         if self.positive_weight is not None:
             positive_weight = torch.full_like(share, self.positive_weight)
-        return ((positive_weight * missed + invented) / n).mean()
+        mean_loss: Tensor = ((positive_weight * missed + invented) / n).mean()
+        return mean_loss
 
 
 class FocalLoss(nn.Module):
