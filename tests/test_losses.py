@@ -15,6 +15,7 @@ from torch.nn import functional
 from tversky_seg.losses import (
     AsymmetricSimilarityLoss,
     BCELoss,
+    BlobLoss,
     CombinedLoss,
     DiceLoss,
     FocalLoss,
@@ -268,6 +269,46 @@ def test_focal_is_finite_where_the_network_is_sure_and_wrong():
     torch.testing.assert_close(
         gradient_of(FocalLoss(), logits, target).flatten(), torch.tensor([-0.75, 0.25, 0, 0]) / 4
     )
+
+
+def two_lesions_a_patch() -> tuple[Tensor, Tensor, Tensor]:
+    """Lesions 1 and 2 in the first sample, one in the second sample's second class, none elsewhere."""
+    lesions = torch.zeros(2, 2, 6, 6, 6, dtype=torch.int64)
+    lesions[0, :, 0:2, 0:2, 0:3], lesions[0, :, 4, 4, 4], lesions[1, 1, 2:5, 3, 3] = 1, 2, 1
+    logits, _, weight = random_case(tuple(lesions.shape))
+    return logits, lesions, weight
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_blob_loss_is_the_mean_over_lesions_with_the_others_cut_out(weighted):
+    logits, lesions, weight = two_lesions_a_patch()
+    weight = weight if weighted else torch.ones_like(weight)
+    target = (lesions > 0).double()
+    tversky = TverskyLoss(alpha=0.2, beta=0.6)
+    patches = []
+    for b, c in ((0, 0), (0, 1), (1, 1)):
+        cell = (slice(b, b + 1), slice(c, c + 1))
+        singles = []
+        for number in range(1, int(lesions[cell].max()) + 1):
+            alone = (lesions[cell] == number).double()
+            kept = weight[cell] * ((target[cell] == 0) | (alone == 1))
+            singles.append(tversky(logits[cell], alone, kept))
+        patches.append(torch.stack(singles).mean())
+    expected = 2 * tversky(logits, target, weight) + 0.5 * torch.stack(patches).mean()
+    loss = BlobLoss(alpha=0.2, beta=0.6, lesion_weight=0.5)
+    torch.testing.assert_close(loss(logits, target, *([weight] if weighted else [])), expected)
+    (gradient,) = torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(gradient_of(loss, logits, target, *([weight] if weighted else [])), gradient)
+
+
+def test_blob_loss_heeds_the_small_lesion_and_needs_none():
+    logits, lesions, _ = two_lesions_a_patch()
+    target = (lesions > 0).double()
+    missed_small, missed_large = (8 * target - 4 - 8 * (lesions == number) for number in (2, 1))
+    assert BlobLoss()(missed_small, target) > DiceLoss()(missed_small, target) * 2 + 0.3
+    assert BlobLoss()(missed_large, target) > BlobLoss()(missed_small, target)
+    torch.testing.assert_close(BlobLoss()(logits, 0 * target), 2 * DiceLoss()(logits, 0 * target))
+    assert (gradient_of(BlobLoss(), logits, 0 * target) > 0).all()
 
 
 def test_combined_is_the_weighted_sum():
@@ -548,12 +589,15 @@ def test_inverse_weights_raise_the_small_lesions_share_of_the_gradient(loss):
 # Several processes
 
 
+SPLIT = {**LOSSES, "blob": BlobLoss()}
+
+
 def _loss_in_process(rank: int, store: str, results: dict) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     try:
         case = random_case((4, 2, 6, 5, 4))
         part = slice(0, 3) if rank == 0 else slice(3, 4)  # uneven shards
-        for name, loss in LOSSES.items():
+        for name, loss in SPLIT.items():
             if "per sample" in name or not getattr(loss, "over_batch", True):
                 continue
             logits, target, weight = (values[part].detach() for values in case)
@@ -577,7 +621,7 @@ def test_a_batch_split_over_two_processes_has_the_whole_batchs_loss_and_gradient
     for (_, name), (value, slope) in results.items():
         scale = torch.ones((), dtype=torch.float64, requires_grad=True)
         logits, target, weight = (values.detach() for values in random_case((4, 2, 6, 5, 4)))
-        expected = LOSSES[name](scale * logits, target, weight)
+        expected = SPLIT[name](scale * logits, target, weight)
         (expected_slope,) = torch.autograd.grad(expected, scale)
         assert value == pytest.approx(expected.item(), rel=1e-12), name
         assert slope == pytest.approx(expected_slope.item(), rel=1e-10), name
@@ -620,6 +664,7 @@ def test_arguments_that_do_not_fit_are_refused(loss):
         (lambda: FocalLoss(gamma=-1), "gamma must be >= 0 and finite, got gamma=-1"),
         (lambda: FocalLoss(alpha=1.5), r"alpha must lie in \[0, 1\], got alpha=1.5"),
         (lambda: WeightedBCELoss(positive_weight=0), "positive_weight must be > 0"),
+        (lambda: BlobLoss(lesion_weight=-1), "got global_weight=2.0, lesion_weight=-1"),
         (lambda: CombinedLoss(losses=[]), "weight >= 0 for each of 0 losses"),
         (lambda: CombinedLoss(losses=[DiceLoss()], weights=[1, 2]), r"each of 1 losses .* got \[1, 2\]"),
         (lambda: CombinedLoss(losses=[DiceLoss()], weights=[-1]), r"got \[-1\]"),

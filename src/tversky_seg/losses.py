@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tversky_seg.overlap_losses import AsymmetricSimilarityLoss as AsymmetricSimilarityLoss
+from tversky_seg.overlap_losses import BlobLoss as BlobLoss
 from tversky_seg.overlap_losses import FocalTverskyLoss as FocalTverskyLoss
 from tversky_seg.overlap_losses import GeneralizedDiceLoss as GeneralizedDiceLoss
 from tversky_seg.soft_counts import check_smooth, check_weights, tversky_loss

@@ -1,9 +1,11 @@
-"""More losses of soft counts: the F measure, focal Tversky, generalised Dice. Import them from tversky_seg.losses."""
+"""More losses of soft counts: F measure, focal Tversky, generalised Dice, blob. Import them from tversky_seg.losses."""
 
 from __future__ import annotations
 
 import math
 
+import cc3d
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -115,6 +117,68 @@ class GeneralizedDiceLoss(nn.Module):
         return loss_of_counts(formula, logits, target, weight, over_batch=self.over_batch)
 
 
+class BlobLoss(nn.Module):
+    """The Tversky loss of everything plus the mean Tversky loss of single lesions (arXiv 2205.08209, Dice there).
+
+    In the loss of a lesion, the voxels of all others are left out: TP and misses are its own, false positives those of
+    the whole patch. The mean is over the lesions of each sample and class that has any, then over these; without
+    lesions in the batch, only the loss of everything remains. Lesions are the 26-connected parts of target > 0.5.
+
+    Args:
+        alpha: weight of false positives, >= 0; 0.5 with beta 0.5 is the paper's Dice.
+        beta: weight of misses, >= 0; None: 1 - alpha.
+        global_weight: factor of the loss of everything, >= 0; 2 in the paper.
+        lesion_weight: factor of the mean over lesions, >= 0; 1 in the paper.
+        smooth: as in TverskyLoss.
+        over_batch: as in TverskyLoss, for the loss of everything.
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float | None = 0.5,
+        beta: float | None = None,
+        global_weight: float = 2.0,
+        lesion_weight: float = 1.0,
+        smooth: float = 1.0,
+        over_batch: bool = True,
+    ) -> None:
+        super().__init__()
+        if not (0 <= global_weight < math.inf and 0 <= lesion_weight < math.inf):
+            found = f"global_weight={global_weight}, lesion_weight={lesion_weight}"
+            raise ValueError(f"global_weight and lesion_weight must be >= 0 and finite, got {found}")
+        self.alpha, self.beta = check_weights(alpha, beta)
+        self.global_weight, self.lesion_weight = global_weight, lesion_weight
+        self.smooth, self.over_batch = check_smooth(smooth), over_batch
+
+    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Logits and target (B, C, X, Y, Z) -> a scalar in [0, global_weight + lesion_weight]."""
+        everything = tversky_loss(
+            logits, target, weight, alpha=self.alpha, beta=self.beta, smooth=self.smooth, over_batch=self.over_batch
+        )
+        return self.global_weight * everything + self.lesion_weight * self._mean_over_lesions(logits, target, weight)
+
+    def _mean_over_lesions(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        p = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
+        w = torch.ones_like(p) if weight is None else weight.to(p.dtype).expand(p.shape)
+        means = [p.new_zeros(())]
+        for patch, p_patch, w_patch in zip(target.flatten(0, 1), p.flatten(0, 1), w.flatten(0, 1), strict=True):
+            if patch.max() > 0.5:
+                means.append(self._lesions_of_patch(_label(patch), p_patch.flatten(), w_patch.flatten()).mean())
+        total = torch.stack(means).sum()
+        sums = sum_over_processes(torch.stack([total, total.new_tensor(len(means) - 1.0)]))
+        return sums[0] / sums[1].clamp_min(1)
+
+    def _lesions_of_patch(self, lesion: Tensor, p: Tensor, w: Tensor) -> Tensor:
+        """The loss of each lesion, (K,), from the number of each voxel's lesion (0: none), all (N,)."""
+        nothing = p.new_zeros(int(lesion.max()) + 1)
+        claimed, there = nothing.index_add(0, lesion, w * p), nothing.index_add(0, lesion, w)
+        tp, fp = claimed[1:], claimed[:1]
+        smooth = self.smooth or NEVER_ZERO
+        index: Tensor = tversky_index(tp, fp, there[1:] - tp, alpha=self.alpha, beta=self.beta, smooth=smooth)
+        return 1 - index
+
+
 def _generalized_dice_loss(tp: Tensor, fp: Tensor, fn: Tensor, *, smooth: float) -> Tensor:
     """From the counts of all classes, (C,) or (B, C)."""
     size = (tp + fn).detach()
@@ -132,3 +196,9 @@ def _total(logits: Tensor, weight: Tensor | None, *, over_batch: bool) -> Tensor
     else:
         voxels = weight.expand(logits.shape).sum(tuple(range(2, logits.ndim)), dtype=wide)
     return sum_over_processes(voxels.sum(0)) if over_batch else voxels
+
+
+def _label(patch: Tensor) -> Tensor:
+    """The number of each voxel's lesion, (N,), from a target (X, Y, Z)."""
+    components = cc3d.connected_components((patch > 0.5).cpu().numpy(), connectivity=26)
+    return torch.from_numpy(components.astype(np.int64)).flatten().to(patch.device)
