@@ -146,7 +146,7 @@ def needs_gradient(logits: Tensor) -> bool:
 
 def in_chunks(voxels: Tensor) -> tuple[Tensor, ...]:
     """Views of a row of voxels: on the CPU of as many as its cache takes for several tensors at once, else of all."""
-    return voxels.chunk(math.ceil(len(voxels) / 2**17) if voxels.device.type == "cpu" else 1)
+    return voxels.chunk(math.ceil(voxels.numel() / 2**17) if voxels.device.type == "cpu" else 1)
 
 
 class _SumOverProcesses(torch.autograd.Function):
