@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from tversky_seg.overlap import tversky_index
 
 NEVER_ZERO = 1e-20  # voxels, in place of smooth=0: no 0/0 where nothing is there and nothing is claimed
+_graph_stays = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)  # inside a backward
 Formula = Callable[[Tensor, Tensor, Tensor], Tensor]  # soft TP, FP, FN -> a scalar
 
 
@@ -115,8 +116,7 @@ class _LossOfSums(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * d_loss).to(ctx.dtype), None, None, None, None, None
+        return scaled(ctx.saved_tensors[0], d_loss).to(ctx.dtype), None, None, None, None, None
 
 
 def _sums(p: Tensor, g: Tensor, w: Tensor | None, *, squared: bool) -> Tensor:
@@ -142,6 +142,11 @@ def _into_gradient(p: Tensor, g: Tensor, w: Tensor | None, slopes: Tensor, *, sq
 def needs_gradient(logits: Tensor) -> bool:
     """Whether a backward pass can reach the logits; inside a Function's forward, autograd no longer tells."""
     return logits.requires_grad and torch.is_grad_enabled()
+
+
+def scaled(kept: Tensor, factor: Tensor) -> Tensor:
+    """A tensor kept for backward times a scalar: in place, unless the graph stays for another backward pass."""
+    return kept * factor if _graph_stays() else kept.mul_(factor)
 
 
 def in_chunks(voxels: Tensor) -> tuple[Tensor, ...]:

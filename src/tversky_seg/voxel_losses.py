@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from tversky_seg.soft_counts import check_arguments, in_chunks, mean_over_batch, sum_over_processes
+from tversky_seg.soft_counts import check_arguments, in_chunks, mean_over_batch, scaled, sum_over_processes
 
 
 class BCELoss(nn.Module):
@@ -113,8 +113,7 @@ class _FocalSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * d_total).to(ctx.dtype), None, None, None, None
+        return scaled(ctx.saved_tensors[0], d_total).to(ctx.dtype), None, None, None, None
 
 
 def _focal_chunk(
