@@ -34,17 +34,18 @@ class UNet3D(nn.Module):
 
     Salehi et al. 2017 (arXiv 1706.05721, section 2.1, Fig. 1): two 3^3 convolutions + ReLU a level, 2^3 max-pooling,
     2^3 transposed convolutions, concatenation, a last 1^3 convolution. The paper names neither depth nor width nor a
-    normalisation; `norm=None` with one logit a class is its text to the letter.
+    normalisation; `norm=None, prior=None` with one logit a class is its text to the letter.
 
     Args:
         in_channels: modalities C of the image.
         out_channels: foreground classes K, one logit each.
         n_levels: resolutions, the input's included; sides are padded inside to a multiple of 2^(n_levels - 1).
         width: features of the first level; doubled a level.
-        norm: "instance", "batch", "group" or None, after every 3^3 convolution (which then has no bias).
+        norm: "group", "instance", "batch" or None, after every 3^3 convolution (which then has no bias).
         dropout: share of features zeroed after each level's second convolution, in [0, 1).
         residual: add a 1^3 convolution of a level's input to its output.
-        prior: foreground probability of the untrained network, in (0, 1); None is about 0.5.
+        prior: foreground probability of the untrained network, in (0, 1); None is about 0.5, from which
+            the Tversky loss of a rare class starts slowly.
 
     Raises:
         ValueError: for n_levels or width below 1, an unknown norm, a prior outside (0, 1).
