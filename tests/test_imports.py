@@ -40,7 +40,9 @@ def at_the_top(tree: ast.Module) -> set[str]:
     """What is imported as soon as the module is."""
     later = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) or is_for_types(node)]
     inside = {id(child) for node in later for child in ast.walk(node)}
-    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in inside]
+    nodes = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in inside
+    ]
     return imported(ast.Module(body=nodes, type_ignores=[]))
 
 

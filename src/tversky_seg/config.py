@@ -12,11 +12,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 import torch
 import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     ConfigCompositionException,
@@ -80,7 +81,7 @@ def verb(name: str) -> Callable[[Callable[[DictConfig], int]], Callable[[], None
             run = hydra.main(config_path=str(CONFIG_DIR), config_name=name, version_base="1.3")(job)
             with _exceptions_from_hydra() as wants_traceback:
                 try:
-                    sys.argv[1:] = _with_quoted_paths(sys.argv[1:])
+                    sys.argv[1:] = _readable(sys.argv[1:])
                     run()
                 except KeyboardInterrupt:
                     sys.exit(130)
@@ -95,9 +96,17 @@ def verb(name: str) -> Callable[[Callable[[DictConfig], int]], Callable[[], None
     return decorate
 
 
-def _with_quoted_paths(words: Sequence[str]) -> list[str]:
-    """The command line with quotes around paths that Hydra's grammar would trip over, as those of a sweep's runs."""
+def _readable(words: Sequence[str]) -> list[str]:
+    """The command line as Hydra can read it: `-m` first, and quotes around paths that its grammar would trip over.
+
+    Raises:
+        ConfigError: for an option that there is none of.
+    """
     is_sweep = bool({"-m", "--multirun"} & {*words})
+    words = ["--multirun"] * is_sweep + [word for word in words if word not in ("-m", "--multirun")]
+    parser = get_args_parser()
+    parser.error = _refuse_option  # type: ignore[method-assign]
+    parser.parse_args(words)
     plain_path = re.compile(r"[\w./:@%+~ -]*" if not is_sweep else r"[\w./:@%+~ ,-]*", re.ASCII)
     quoted = []
     for word in words:
@@ -105,6 +114,10 @@ def _with_quoted_paths(words: Sequence[str]) -> list[str]:
         is_free = key in PATHS and not plain_path.fullmatch(path) and path[0] not in "'\"{[" and "${" not in path
         quoted.append(f"{key}='{path.replace(chr(39), chr(92) + chr(39))}'" if is_free else word)
     return quoted
+
+
+def _refuse_option(message: str) -> NoReturn:
+    raise ConfigError(f"command line: {message}; --help shows what can be set")
 
 
 @contextmanager
@@ -136,9 +149,10 @@ def check_config(cfg: DictConfig, *, config_name: str) -> None:
     Raises:
         ConfigError: naming the key and, for a misspelt one, the nearest right key.
     """
-    known = {key.split(".")[0] for key in _keys(config_name)}
+    groups, content = _top_level(config_name)
+    known = {*groups, *content} - {"experiment"}
     for key in map(str, cfg):
-        if key not in known - {"experiment"}:
+        if key not in known:
             raise ConfigError(f"{key}: no such key; {nearest(key, known)}")
     settings = plain(cfg)
     if settings.get("trust") and not any(word.startswith("trust=") for word in HydraConfig.get().overrides.task):
@@ -230,7 +244,7 @@ def build_network(settings: Mapping[str, Any], *, preprocessing: Preprocessing, 
     Raises:
         ConfigError: when the config names anything but classes of networks and their parts.
     """
-    cfg = OmegaConf.create({"model": settings.get("model")})
+    cfg = OmegaConf.create({"model": settings.get("model") or {}})
     for key, node in nodes_with_target(plain(cfg)):
         check_arguments(key, node, check_target(key, node, trust=tuple(trust), kind=nn.Module))
     channels = {"in_channels": len(preprocessing.modalities), "out_channels": len(preprocessing.classes)}
@@ -241,7 +255,8 @@ def build_network(settings: Mapping[str, Any], *, preprocessing: Preprocessing, 
 def check_network(network: nn.Module, *shapes: Sequence[int], n_classes: int) -> None:
     """Refuse a network that cannot take the patches that were asked for, before any data are read.
 
-    Only shapes are computed, on torch's meta device: it costs neither memory nor time.
+    Only shapes are computed, on torch's meta device: it costs neither memory nor time. A network that looks at values
+    is let through; its first step will tell.
 
     Args:
         network: (B, C, X, Y, Z) -> logits (B, K, X, Y, Z).
@@ -255,8 +270,10 @@ def check_network(network: nn.Module, *shapes: Sequence[int], n_classes: int) ->
     for shape in shapes:
         try:
             with torch.no_grad(), warnings.catch_warnings(action="ignore"):
-                logits = functional_call(network, state, torch.empty(*shape, device="meta"))
+                logits = functional_call(network, state, torch.empty(*shape, device="meta"), tie_weights=False)
         except (ValueError, RuntimeError, TypeError) as fault:
+            if "meta" in str(fault):
+                return
             raise ConfigError(f"model: {_first_line(fault)} (for a batch of {tuple(shape)})") from fault
         if logits.shape != (shape[0], n_classes, *shape[2:]):
             raise ConfigError(
@@ -265,7 +282,7 @@ def check_network(network: nn.Module, *shapes: Sequence[int], n_classes: int) ->
 
 
 def open_run(cfg: DictConfig) -> Path:
-    """Make or reopen the run directory that the settings ask for, and write config.yaml into it.
+    """Make the run directory that the settings ask for with its config.yaml, or reopen the one that is there.
 
     Raises:
         ConfigError: when the directory holds a run with other settings (the keys are named) or cannot be written.
@@ -276,10 +293,11 @@ def open_run(cfg: DictConfig) -> Path:
     try:
         if saved.exists():
             _refuse_other_settings(saved, settings)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        scratch = saved.with_suffix(".tmp")
-        scratch.write_text(yaml.safe_dump(settings, sort_keys=False))
-        scratch.replace(saved)
+        else:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            scratch = saved.with_suffix(".tmp")
+            scratch.write_text(yaml.safe_dump(settings, sort_keys=False))
+            scratch.replace(saved)
         _log_to(output_dir / "train.log")
     except OSError as fault:
         raise ConfigError(f"output_dir: {output_dir} cannot be written ({fault.strerror}); choose another") from fault
@@ -387,13 +405,18 @@ def _lies_in(name: str, packages: tuple[str, ...]) -> bool:
     return any(name == package or name.startswith(package + ".") for package in packages)
 
 
-def _keys(config_name: str) -> set[str]:
-    """All keys that a verb knows: those of its file, of the groups' files, and of the signatures that these name."""
+def _top_level(config_name: str) -> tuple[set[str], dict[str, Any]]:
+    """The groups of a verb, and what else stands in its file."""
     content = yaml.safe_load((CONFIG_DIR / f"{config_name}.yaml").read_text())
-    groups = {word for entry in content.pop("defaults") if isinstance(entry, dict) for word in entry}
-    groups = {group for group in groups if not group.startswith("override ")}
+    words = [word for entry in content.pop("defaults") if isinstance(entry, dict) for word in entry]
     content.pop("hydra")
-    keys = {*groups, *(key for key, _ in flatten(content)), *content}
+    return {word for word in words if not word.startswith("override ")}, content
+
+
+def _keys(config_name: str) -> set[str]:
+    """All keys that a verb knows: those of its file, of the groups' files, and of our signatures that these name."""
+    groups, content = _top_level(config_name)
+    keys = {*groups, *content, *(key for key, _ in flatten(content))}
     for file in [file for group in groups for file in (CONFIG_DIR / group).glob("*.yaml")]:
         text = file.read_text()
         settings = yaml.safe_load(text) or {}
@@ -401,7 +424,8 @@ def _keys(config_name: str) -> set[str]:
         settings = settings if text.startswith("# @package _global_") else {file.parent.name: settings}
         keys |= {key for key, _ in flatten(settings)}
         for key, node in nodes_with_target(settings):
-            keys |= {f"{key}.{name}" for name in inspect.signature(_found(node["_target_"])).parameters}
+            found = _found(node["_target_"]) if _lies_in(node["_target_"], ("tversky_seg", "torch")) else None
+            keys |= {f"{key}.{name}" for name in inspect.signature(found).parameters} if found else set()
     return keys
 
 

@@ -118,8 +118,8 @@ def _fits_one(value: Any, hint: Any) -> bool:
         return value in typing.get_args(hint)
     if hint is None or hint is type(None):
         return value is None
-    if not inspect.isclass(origin):
-        return True  # Any, a type variable
+    if hint is Any or not inspect.isclass(origin):
+        return True  # also a type variable
     if origin is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if origin is int:

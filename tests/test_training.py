@@ -1,0 +1,277 @@
+import csv
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tversky_seg.checkpoints import load_checkpoint
+from tversky_seg.losses import TverskyLoss
+from tversky_seg.models import UNet3D
+from tversky_seg.training import Trainer, Validation
+from tversky_seg.validation import check_monitor
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """Batch k, drawn from k alone: bright cubes in noise."""
+
+    spoiled: tuple[int, ...] = ()
+    dies_at: int | None = None
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        if step == self.dies_at:
+            raise OSError(f"step {step}: the disk is gone")
+        rng = np.random.default_rng(step)
+        target = np.zeros((2, 1, 8, 8, 8), np.float32)
+        target[:, :, 2:5, 2:5, 2:5] = 1
+        image = target + rng.normal(0, 0.3, target.shape).astype(np.float32)
+        if step in self.spoiled:
+            image[0, 0, 0, 0, 0] = np.nan
+        tensors = {"image": image, "target": target, "components": target.astype(np.int32)}
+        plain = {"case_ids": ["ann", "bob"], "starts": [[step, 0, 0], [0, 1, 2]]}
+        return {name: torch.from_numpy(array) for name, array in tensors.items()} | plain
+
+
+def a_trainer(**settings: Any) -> Trainer:
+    torch.manual_seed(0)
+    model = UNet3D(in_channels=1, out_channels=1, width=4, n_levels=2, dropout=0.2)
+    defaults = {"max_steps": 6, "checkpoint_every": 2, "validate_every": 3, "log_every": 2, "seed": 5}
+    adamw = partial(torch.optim.AdamW, lr=0.02)
+    return Trainer(model, TverskyLoss(), **{"optimizer": adamw, "device": "cpu", **defaults, **settings})
+
+
+def judged(*values: float) -> Callable[[nn.Module], Validation]:
+    """A validation that gives these values in turn, each with a threshold of a tenth of it, and draws at random."""
+    left = iter(values)
+
+    def validate(model: nn.Module) -> Validation:
+        torch.rand(3)
+        value = next(left)
+        return Validation({"dice": value}, threshold=value / 10)
+
+    return validate
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = load_checkpoint(path)["model"]
+    return state
+
+
+def rows(run: Path, name: str) -> dict[int, float]:
+    """Step -> value of one row of metrics.csv."""
+    with (run / "metrics.csv").open() as file:
+        found = [(int(row["step"]), float(row["value"])) for row in csv.DictReader(file) if row["name"] == name]
+    assert len(dict(found)) == len(found), "a step stands twice"
+    return dict(found)
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps that nothing stopped."""
+    run = tmp_path_factory.mktemp("whole")
+    a_trainer().fit(Blobs(), run, validate=judged(0.4, 0.8))
+    return run
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    a_trainer(max_steps=40, log_every=10, checkpoint_every=40).fit(Blobs(), tmp_path)
+    losses = rows(tmp_path, "loss")
+    assert losses[40] < 0.6 * losses[10]
+
+
+def test_steps_see_batches_in_order_once_each(tmp_path: Path) -> None:
+    seen = []
+
+    class Watched(Blobs):
+        def __getitem__(self, step: int) -> dict[str, Any]:
+            seen.append(step)
+            return super().__getitem__(step)
+
+    a_trainer(max_steps=3).fit(Watched(), tmp_path)
+    a_trainer(max_steps=3).fit(Watched(), tmp_path)  # finished: nothing is read again
+    assert seen == [0, 1, 2]
+
+
+@pytest.mark.parametrize("stopped_at", [1, 2, 3, 5])
+def test_a_stopped_training_goes_on_bit_for_bit(tmp_path: Path, whole: Path, stopped_at: int) -> None:
+    with pytest.raises(OSError, match="the disk is gone"):
+        a_trainer().fit(Blobs(dies_at=stopped_at), tmp_path, validate=judged(0.4, 0.8))
+    done = stopped_at // 2 * 2  # steps with a checkpoint
+    a_trainer().fit(Blobs(), tmp_path, validate=judged(*([0.4, 0.8] if done < 3 else [0.8])))
+    for name in ("last", "best"):
+        there, here = (load_checkpoint(run / "checkpoints" / f"{name}.pt") for run in (whole, tmp_path))
+        assert_same(there["model"], here["model"])
+        assert_same(there["optimizer"]["state"][0], here["optimizer"]["state"][0])
+        assert (there["step"], there["best"], there["threshold"]) == (here["step"], here["best"], here["threshold"])
+    assert (tmp_path / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(
+    tmp_path: Path, whole: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "checkpoints" / "last.pt").write_bytes(b"half a ch")
+    with caplog.at_level(logging.INFO, logger="tversky_seg"):
+        a_trainer().fit(Blobs(), run, validate=judged(0.8))
+    assert "last.pt: damaged" in caplog.text
+    assert "going on from step 4 of 6" in caplog.text
+    assert_same(weights(run / "checkpoints" / "last.pt"), weights(whole / "checkpoints" / "last.pt"))
+    assert (run / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+
+
+def test_validation_disturbs_nothing(tmp_path: Path, whole: Path) -> None:
+    a_trainer(validate_every=1).fit(Blobs(), tmp_path, validate=judged(*[0.5] * 6))
+    assert_same(weights(tmp_path / "checkpoints" / "last.pt"), weights(whole / "checkpoints" / "last.pt"))
+
+
+def test_a_finished_training_is_left_alone(tmp_path: Path, whole: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    best = a_trainer().fit(Blobs(), run, validate=judged())
+    assert best == run / "checkpoints" / "best.pt"
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_the_last_step_always_validates_and_checkpoints(tmp_path: Path) -> None:
+    a_trainer(max_steps=5, validate_every=100, checkpoint_every=100).fit(Blobs(), tmp_path, validate=judged(0.3))
+    assert rows(tmp_path, "val_dice") == {5: 0.3}
+    assert load_checkpoint(tmp_path / "checkpoints" / "last.pt")["step"] == 5
+    assert load_checkpoint(tmp_path / "checkpoints" / "best.pt")["step"] == 5
+
+
+def test_the_best_checkpoint_is_the_highest_with_the_threshold_chosen_there(tmp_path: Path) -> None:
+    best = a_trainer(validate_every=2).fit(Blobs(), tmp_path, validate=judged(0.2, 0.9, 0.5))
+    kept = load_checkpoint(best)
+    assert (kept["step"], kept["best"], kept["threshold"]) == (4, 0.9, pytest.approx(0.09))
+
+
+def test_a_measure_that_is_never_defined_keeps_the_last(tmp_path: Path) -> None:
+    best = a_trainer(validate_every=2).fit(Blobs(), tmp_path, validate=judged(float("nan"), float("nan"), float("nan")))
+    assert load_checkpoint(best)["step"] == 6
+
+
+def test_without_validation_the_best_is_the_last_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="tversky_seg"):
+        best = a_trainer().fit(Blobs(), tmp_path)
+    assert "no validation cases: the best checkpoint is the last, the threshold 0.5" in caplog.text
+    assert load_checkpoint(best)["threshold"] == 0.5
+    assert_same(weights(best), weights(tmp_path / "checkpoints" / "last.pt"))
+
+
+def test_what_is_kept_stands_in_the_checkpoint(tmp_path: Path) -> None:
+    best = a_trainer(max_steps=1).fit(Blobs(), tmp_path, keep={"config": {"seed": 5}})
+    assert load_checkpoint(best)["config"] == {"seed": 5}
+    assert {"model", "optimizer", "schedule", "step", "threshold"} <= load_checkpoint(best).keys()
+
+
+def test_a_step_without_a_finite_gradient_is_skipped_and_counted(tmp_path: Path) -> None:
+    constant = {"schedule": lambda step, max_steps: 1.0, "max_steps": 3, "log_every": 1, "checkpoint_every": 1}
+    a_trainer(**constant).fit(Blobs(spoiled=(1,)), tmp_path)
+    assert rows(tmp_path, "skipped") == {1: 0, 2: 1, 3: 1}
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "checkpoints" / "last.pt").values())
+    steps_taken = load_checkpoint(tmp_path / "checkpoints" / "last.pt")["optimizer"]["state"][0]["step"]
+    assert steps_taken == 2
+
+
+def test_a_run_of_skipped_steps_ends_the_training_and_names_the_batch(tmp_path: Path) -> None:
+    trainer = a_trainer(max_skipped=3, max_steps=9)
+    with pytest.raises(FloatingPointError) as fault:
+        trainer.fit(Blobs(spoiled=(1, 3, 4, 5)), tmp_path)
+    said = str(fault.value)
+    assert said.startswith("step 6: no finite gradient in 3 steps in a row")
+    assert "ann at [5, 0, 0], bob at [0, 1, 2]" in said
+    assert "\n" not in said
+    assert load_checkpoint(tmp_path / "checkpoints" / "last.pt")["step"] == 4
+
+
+def test_the_count_of_skipped_steps_survives_a_stop(tmp_path: Path) -> None:
+    spoiled = (1, 3, 4, 5)
+    with pytest.raises(OSError, match="gone"):
+        a_trainer(max_skipped=3).fit(Blobs(spoiled=spoiled, dies_at=5), tmp_path)
+    with pytest.raises(FloatingPointError, match="step 6: no finite gradient in 3 steps"):
+        a_trainer(max_skipped=3).fit(Blobs(spoiled=spoiled), tmp_path)
+
+
+def test_the_schedule_sets_the_learning_rate_of_each_step(tmp_path: Path) -> None:
+    halving = a_trainer(schedule=lambda step, max_steps: 0.5**step, log_every=1, max_steps=3)
+    halving.fit(Blobs(), tmp_path)
+    assert rows(tmp_path, "learning_rate") == pytest.approx({1: 0.02, 2: 0.01, 3: 0.005})
+
+
+def test_the_gradient_is_clipped_to_its_norm() -> None:
+    settings: dict[str, Any] = {"optimizer": partial(torch.optim.SGD, lr=1.0), "clip_norm": 0.125}
+    trainer = a_trainer(**settings)
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    trainer._step(1, Blobs()[0])
+    moved = torch.cat([(a - b).flatten() for a, b in zip(trainer.model.parameters(), before, strict=True)])
+    assert moved.norm().item() == pytest.approx(0.125, rel=1e-3)
+
+
+def test_voxel_weights_come_from_the_components() -> None:
+    seen = []
+
+    class Loss(nn.Module):
+        def forward(self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            seen.append(weight)
+            return logits.square().mean()
+
+    trainer = a_trainer(weighting=lambda components: 1.0 + components)
+    trainer.loss = Loss()
+    trainer._step(1, Blobs()[0])
+    assert seen[0].unique().tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_keeps_weights_in_float32(tmp_path: Path, precision: str) -> None:
+    a_trainer(max_steps=2, precision=precision).fit(Blobs(), tmp_path)
+    kept = weights(tmp_path / "checkpoints" / "last.pt")
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
+    assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+
+
+def test_a_measure_that_validation_does_not_give_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="monitor: f2 is not measured; choose one of dice"):
+        a_trainer(monitor="f2").fit(Blobs(), tmp_path, validate=judged(0.5))
+
+
+def test_only_measures_of_which_more_is_better_can_be_monitored() -> None:
+    check_monitor("pr_auc", classes=("lesion",))
+    check_monitor("tumour/f2", classes=("liver", "tumour"))
+    for monitor, classes in (("lesion_fpr", ("lesion",)), ("lesion/dice", ("lesion",)), ("dise", ("lesion",))):
+        with pytest.raises(ValueError, match=rf"trainer\.monitor: {monitor}; expected one of dice, "):
+            check_monitor(monitor, classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_steps": 0}, "max_steps must be >= 1, got 0"),
+        ({"batch_size": -1}, "batch_size must be >= 1, got -1"),
+        ({"n_workers": -1}, "n_workers must be >= 0, got -1"),
+        ({"seed": -1}, "seed must be >= 0, got -1"),
+        ({"clip_norm": 0.0}, "clip_norm must be > 0, got 0"),
+        ({"threads": 0}, "threads must be >= 1, got 0"),
+        ({"device": "gpu"}, "device must be auto, cpu or cuda, got gpu"),
+        ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16, got fp8"),
+    ],
+)
+def test_settings_out_of_range_are_refused_at_once(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        a_trainer(**settings)
