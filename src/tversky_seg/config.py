@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -413,6 +414,7 @@ def _top_level(config_name: str) -> tuple[set[str], dict[str, Any]]:
     return {word for word in words if not word.startswith("override ")}, content
 
 
+@cache
 def _keys(config_name: str) -> set[str]:
     """All keys that a verb knows: those of its file, of the groups' files, and of our signatures that these name."""
     groups, content = _top_level(config_name)
