@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +10,10 @@ from rich.console import Console
 
 from tversky_seg import config
 from tversky_seg.checkpoints import checksum, load_checkpoint
-from tversky_seg.data.cases import DataError, Dataset, Split, find_cases, split_cases, with_modalities, write_manifest
+from tversky_seg.data.cases import DataError, with_modalities
 from tversky_seg.data.loaders import PatchBatches
 from tversky_seg.data.preprocessing import Preprocessing, common_spacing, prepare_all, require_lesions
+from tversky_seg.data.splits import split_dataset
 from tversky_seg.inference import predict_cases
 from tversky_seg.recording import read_json, record_environment
 from tversky_seg.report import metrics_table
@@ -44,7 +44,7 @@ def train(cfg: DictConfig) -> int:
         return show(read_json(output_dir / "evaluation" / "metrics.json"), f"{output_dir}, finished before")
     record_environment(output_dir / "environment.json")
 
-    split = split_of(data, output_dir)
+    split = split_dataset(data, output_dir / "manifest.csv", is_started=(output_dir / "checkpoints").exists())
     preprocessing = Preprocessing(
         modalities=data.modalities,
         classes=data.classes,
@@ -81,20 +81,6 @@ def train(cfg: DictConfig) -> int:
         return 1 if faults else 0
     metrics = evaluate(predictions, split.test, output_dir=output_dir / "evaluation")
     return show(metrics, str(output_dir))
-
-
-def split_of(data: Dataset, output_dir: Path) -> Split:
-    """Part the cases by subject, and keep the result as the run's manifest."""
-    manifest = output_dir / "manifest.csv"
-    if data.manifest and data.manifest.resolve() == manifest.resolve():
-        raise DataError(f"output_dir: {output_dir} holds data.manifest, which a run would replace; choose another")
-    cases = find_cases(data)
-    split = split_cases(cases, folds=data.folds, fold=data.fold, val_fraction=data.val_fraction)
-    parts = {"train": split.train, "val": split.val, "test": split.test}
-    rows = [replace(case, split=name, fold=None) for name, part in parts.items() for case in part]
-    write_manifest(rows, manifest, modalities=data.modalities)
-    config.logger.info("%s", ", ".join(f"{len(part)} {name}" for name, part in parts.items()) + " cases")
-    return split
 
 
 def show(metrics: dict[str, Any], title: str) -> int:

@@ -453,10 +453,19 @@ def test_a_sweeps_directories_tell_settings_apart() -> None:
     assert all(len(each) <= 200 and "/" not in each for each in long)
 
 
-@pytest.mark.parametrize("folder", ["loss.beta=0.5,seed=1", "it's (here)", "größe", "a b", "a[1]", "50%"])
-def test_paths_need_no_quotes_for_hydra(folder: str, tmp_path: Path) -> None:
-    outcome = call("predict", f"checkpoint={tmp_path / folder / 'best.pt'}", "input=x", "output_dir=y")
-    assert outcome.error.startswith(f"{tmp_path / folder / 'best.pt'}: no such file; ")
+@pytest.mark.parametrize("folder", ["loss.beta=0.5,seed=1", "it's (here)", "größe", "a b", "a[1]", "50%", "007", "1e3"])
+def test_names_need_no_quotes_for_hydra(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = call("predict", f"checkpoint={folder}", "input=x", "output_dir=y")
+    assert outcome.error.startswith(f"{folder}: no such file; ")
+    Path(folder).write_text("in the way")
+    outcome = call("train", "data=manifest", "data.manifest=x", "data.modalities=[a]", f"output_dir={folder}")
+    assert outcome.error.startswith(f"output_dir: {folder} cannot be written")
+
+
+def test_a_full_disk_is_one_line() -> None:
+    said = config.one_line(OSError(28, "No space left on device"), config_name="train")
+    assert said == "files: No space left on device; make it readable or make room, and run the command again"
 
 
 def test_every_config_key_of_the_help_page_exists() -> None:

@@ -454,10 +454,10 @@ def test_evaluate_judges_the_masks_of_another_tool(finished: Run, tmp_path: Path
     for case in finished.metrics["cases"]:
         label = finished.manifest.parent / f"{case['case_id']}_label.nii.gz"
         masks.mkdir(exist_ok=True)
-        shutil.copy(label, masks / f"{case['case_id']}_seg.nii.gz")
+        shutil.copy(label, masks / f"seg_{case['case_id']}.nii.gz")
     outcome = call(
         "evaluate", f"predictions={masks}", f"manifest={finished.folder / 'manifest.csv'}",
-        f"output_dir={tmp_path / 'out'}", "evaluation.pattern='{case_id}_seg.nii.gz'",
+        f"output_dir={tmp_path / 'out'}", "evaluation.pattern=seg_{case_id}.nii.gz",
     )  # fmt: skip
     assert outcome.status == 0, outcome.stderr
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -479,6 +479,30 @@ def test_an_output_that_cannot_be_written_is_named(finished: Run, tmp_path: Path
     assert "cannot be written" in outcome.error
     assert ONE_LINE.match(outcome.error)
     assert contents(tmp_path) == {tmp_path / "file": b"in the way"}
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    manifest = make_cohort(tmp_path, n=4)
+    (tmp_path / "file").write_text("in the way")
+    error = train(manifest, tmp_path / "run", f"data.cache_dir={tmp_path / 'file' / 'cache'}").error
+    assert f"{tmp_path / 'file' / 'cache'}: cannot be written" in error
+    assert "name another cache_dir" in error
+
+
+def test_a_run_is_not_continued_on_other_cases(finished: Run, tmp_path: Path) -> None:
+    run, manifest = tmp_path / "run", tmp_path / "manifest.csv"
+    folder = finished.manifest.parent
+    rows = [row | {n: str(folder / row[n]) for n in (*MODALITIES, "label")} for row in rows_of(finished.manifest)]
+    write_rows(manifest, rows[:-1])
+    words = ["trainer.max_steps=2", "trainer.checkpoint_every=1"]
+    assert train(manifest, run, *words).status == 0
+    (run / "evaluation" / "metrics.json").unlink()
+    before = contents(run / "checkpoints", run / "predictions")
+    write_rows(manifest, rows)
+    assert (
+        f"{run / 'manifest.csv'}: the run was started on other cases than these; " in train(manifest, run, *words).error
+    )
+    assert contents(run / "checkpoints", run / "predictions") == before
 
 
 def test_a_run_never_replaces_the_users_own_manifest(finished: Run) -> None:

@@ -51,7 +51,8 @@ __all__ = ["ConfigError"]
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
 ALLOWED_PACKAGES = ("tversky_seg", "torch.nn", "torch.optim", "monai.networks", "monai.losses")
 KINDS: Mapping[str, type] = {"model": nn.Module, "loss": nn.Module, "optimizer": torch.optim.Optimizer}
-PATHS = ("checkpoint", "input", "predictions", "manifest", "output_dir", "data.manifest", "data.root", "data.cache_dir")
+NAMES = ("checkpoint", "input", "predictions", "manifest", "output_dir", "case_id", "data.manifest", "data.root",
+         "data.cache_dir", "evaluation.pattern")  # fmt: skip
 TYPES = {"seed": int, "trust": list, "classes": dict, "inference": dict, "threads": int | None}
 logger = logging.getLogger("tversky_seg")
 logging.getLogger("hydra").addHandler(logging.NullHandler())  # what it says is said again, in one line
@@ -98,7 +99,7 @@ def verb(name: str) -> Callable[[Callable[[DictConfig], int]], Callable[[], None
 
 
 def _readable(words: Sequence[str]) -> list[str]:
-    """The command line as Hydra can read it: `-m` first, and quotes around paths that its grammar would trip over.
+    """The command line as Hydra can read it: `-m` first, and names in quotes, which its grammar would trip over.
 
     Raises:
         ConfigError: for an option that there is none of.
@@ -108,13 +109,16 @@ def _readable(words: Sequence[str]) -> list[str]:
     parser = get_args_parser()
     parser.error = _refuse_option  # type: ignore[method-assign]
     parser.parse_args(words)
-    plain_path = re.compile(r"[\w./:@%+~ -]*" if not is_sweep else r"[\w./:@%+~ ,-]*", re.ASCII)
-    quoted = []
-    for word in words:
-        key, _, path = word.partition("=")
-        is_free = key in PATHS and not plain_path.fullmatch(path) and path[0] not in "'\"{[" and "${" not in path
-        quoted.append(f"{key}='{path.replace(chr(39), chr(92) + chr(39))}'" if is_free else word)
-    return quoted
+    return [_quoted(word, is_sweep=is_sweep) for word in words]
+
+
+def _quoted(word: str, *, is_sweep: bool) -> str:
+    key, _, name = word.partition("=")
+    means_more = name in ("", "null", "???") or name[0] in "'\"{[" or "${" in name or (is_sweep and "," in name)
+    if key not in NAMES or means_more:
+        return word
+    escaped = name.replace("'", r"\'")
+    return f"{key}='{escaped}'"
 
 
 def _refuse_option(message: str) -> NoReturn:
@@ -358,8 +362,10 @@ def one_line(fault: BaseException, *, config_name: str) -> str:
         return f"{fault.problem_mark.name}: {fault.problem} in line {fault.problem_mark.line + 1}; expected YAML"
     if isinstance(fault, torch.OutOfMemoryError | MemoryError):
         return "trainer.batch_size: out of memory; lower it, sampler.patch_size, inference.patch_size or model.width"
-    if isinstance(fault, OSError) and fault.filename:
-        return f"{fault.filename}: {fault.strerror}; expected a file or folder that can be read and written"
+    if isinstance(fault, OSError) and fault.strerror:
+        return (
+            f"{fault.filename or 'files'}: {fault.strerror}; make it readable or make room, and run the command again"
+        )
     if isinstance(fault, ValueError | FloatingPointError):
         return _reworded(_first_line(fault))
     return f"{type(fault).__name__}: {_first_line(fault)}; HYDRA_FULL_ERROR=1 shows where"
@@ -450,7 +456,7 @@ def _name_of_sweep(output_dir: str | None) -> str:
 
 def _name_of_setting(overrides: Sequence[str]) -> str:
     """A directory's name for what a sweep's job sets: slashes replaced, paths last, hashed if long."""
-    deciding = [word for word in overrides if not is_free(word.lstrip("+~").split("=")[0])]
+    deciding = [word.replace("'", "") for word in overrides if not is_free(word.lstrip("+~").split("=")[0])]
     words = ",".join(sorted(deciding, key=lambda word: ("/" in word, word)))
     name = re.sub(r"[^\w.,=+-]+", "_", words) or "default"
     return name if len(name) <= 200 else f"{name[:190]}_{hashlib.sha256(words.encode()).hexdigest()[:8]}"

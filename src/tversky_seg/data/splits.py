@@ -1,0 +1,34 @@
+"""The split of a run: made once, kept as its manifest, and held to when the run goes on."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from tversky_seg.data.cases import DataError, Dataset, Split, find_cases, read_manifest, split_cases, write_manifest
+
+logger = logging.getLogger("tversky_seg")
+
+
+def split_dataset(dataset: Dataset, manifest: Path, *, is_started: bool) -> Split:
+    """Part the cases of a data set by subject, and write them with their split.
+
+    Args:
+        dataset: Where the cases are listed, and how to split.
+        manifest: The CSV to write; the rows of a cohort's own manifest that concern this run.
+        is_started: Whether training has begun: then the manifest that is there must list the same cases and split.
+
+    Raises:
+        DataError: As `find_cases` and `split_cases`; the CSV is the user's own; or the run was started on other cases.
+    """
+    if dataset.manifest and dataset.manifest.resolve() == manifest.resolve():
+        raise DataError(f"output_dir: {manifest.parent} holds data.manifest, which a run would replace; choose another")
+    cases = find_cases(dataset)
+    split = split_cases(cases, folds=dataset.folds, fold=dataset.fold, val_fraction=dataset.val_fraction)
+    parts = {"train": split.train, "val": split.val, "test": split.test}
+    rows = [replace(case, split=name, fold=None) for name, part in parts.items() for case in part]
+    before = read_manifest(manifest, modalities=dataset.modalities) if is_started else rows
+    if [(case.case_id, case.split) for case in before] != [(case.case_id, case.split) for case in rows]:
+        raise DataError(f"{manifest}: the run was started on other cases than these; choose another output_dir")
+    write_manifest(rows, manifest, modalities=dataset.modalities)
+    logger.info("%s", ", ".join(f"{len(part)} {name}" for name, part in parts.items()) + " cases")
+    return split
