@@ -214,6 +214,26 @@ def find_cases(dataset: Dataset) -> list[Case]:
     return complete
 
 
+def survey_cases(dataset: Dataset) -> tuple[list[Case], dict[str, str], list[DataError]]:
+    """As `find_cases`, with what it would raise or warn of as values, for the check of the data.
+
+    Returns:
+        The cases to work with, what each incomplete case of a downloaded data set lacks, and the faults of the listing.
+
+    Raises:
+        DataError: Nothing is listed.
+    """
+    if dataset.importer is None:
+        assert dataset.manifest is not None
+        cases, faults = inspect_manifest(dataset.manifest, modalities=dataset.modalities or None)
+        return cases, {}, faults
+    cases = _list_cases(dataset)
+    missing = {case.case_id: _what_is_missing(case, dataset.modalities) for case in cases}
+    complete = [_with_modalities(case, dataset.modalities) for case in cases if not missing[case.case_id]]
+    faults = _faults_between(cases, source=str(dataset.root))
+    return complete, {case_id: lack for case_id, lack in missing.items() if lack}, faults
+
+
 def _list_cases(dataset: Dataset) -> list[Case]:
     if dataset.importer is None:
         assert dataset.manifest is not None
@@ -238,6 +258,20 @@ def read_manifest(path: Path | str, *, modalities: Sequence[str] | None = None) 
         DataError: The file cannot be read, holds no case, lacks a column, a cell or a file, names a case twice or by
             a name that is unsafe in a path, or puts a subject in two splits or folds.
     """
+    cases, faults = inspect_manifest(path, modalities=modalities)
+    if faults:
+        raise DataError.gather(faults)
+    return cases
+
+
+def inspect_manifest(
+    path: Path | str, *, modalities: Sequence[str] | None = None
+) -> tuple[list[Case], list[DataError]]:
+    """The cases of a CSV with which nothing is wrong, and every fault of its lines; for the check of the data.
+
+    Raises:
+        DataError: As `read_manifest`, where no line can be understood.
+    """
     path = Path(path).expanduser()
     columns, rows = _read_rows(path)
     header = [name for name in columns if name]
@@ -246,23 +280,20 @@ def read_manifest(path: Path | str, *, modalities: Sequence[str] | None = None) 
     _require(len(names) > 0 or modalities is not None, f"{path}: no column of images among {', '.join(header)}; "
              "expected one per modality")  # fmt: skip
     faults: list[DataError] = []
-    cases = []
+    cases: dict[str, Case] = {}  # of cases of one name, the first
     for number, row in rows:
         try:
-            cases.append(_case_of(dict(zip(columns, row, strict=False)), names, path=path, number=number))
+            case = _case_of(dict(zip(columns, row, strict=False)), names, path=path, number=number)
+            if case.case_id.casefold() in cases:
+                _check_cases([cases[case.case_id.casefold()], case], source=str(path))
+            cases[case.case_id.casefold()] = case
         except DataError as fault:
             faults.append(fault)
-    if not faults:
-        _check_cases(cases, source=str(path))
-    files = [(case, file) for case in cases for file in _files(case)]
-    faults += [
-        DataError(f"{file}: no such file; {path} names it for case {case.case_id}")
-        for case, file in files
-        if not file.is_file()
-    ]
-    if faults:
-        raise DataError.gather(faults)
-    return cases
+    faults += _faults_between([*cases.values()], source=str(path))
+    missing = [(case, file) for case in cases.values() for file in _files(case) if not file.is_file()]
+    faults += [DataError(f"{file}: no such file; {path} names it for case {case.case_id}") for case, file in missing]
+    incomplete = {case.case_id for case, _ in missing}
+    return [case for case in cases.values() if case.case_id not in incomplete], faults
 
 
 def write_manifest(cases: Sequence[Case], path: Path | str, *, modalities: Sequence[str] | None = None) -> None:
@@ -473,16 +504,31 @@ def _files(case: Case) -> list[Path]:
 
 def _check_cases(cases: Sequence[Case], *, source: str) -> None:
     """Refuse names that are unsafe or taken, and subjects in two splits or folds."""
+    faults = _faults_between(cases, source=source)
+    if faults:
+        raise DataError.gather(faults)
+
+
+def _faults_between(cases: Sequence[Case], *, source: str) -> list[DataError]:
+    """One for each name that is unsafe or taken, and each subject in two splits or folds."""
+    faults: list[DataError] = []
     seen: dict[str, str] = {}
     for case in cases:
-        check_case_id(case.case_id, source=source)
-        other = seen.get(case.case_id.casefold())
-        _require(other is None, f"{source}: case_id {case.case_id!r} stands twice"
-                 + (f" (as {other!r}, one file on some systems)" if other != case.case_id else "")
-                 + "; expected each case once")  # fmt: skip
-        seen[case.case_id.casefold()] = case.case_id
+        try:
+            check_case_id(case.case_id, source=source)
+            other = seen.get(case.case_id.casefold())
+            _require(other is None, f"{source}: case_id {case.case_id!r} stands twice"
+                     + (f" (as {other!r}, one file on some systems)" if other != case.case_id else "")
+                     + "; expected each case once")  # fmt: skip
+        except DataError as fault:
+            faults.append(fault)
+        seen.setdefault(case.case_id.casefold(), case.case_id)
     for column in ("split", "fold"):
-        _column(cases, column, source=source)
+        try:
+            _column(cases, column, source=source)
+        except DataError as fault:
+            faults.append(fault)
+    return faults
 
 
 def _column(cases: Sequence[Case], column: str, *, source: str = "data") -> dict[str, Any] | None:
@@ -491,9 +537,13 @@ def _column(cases: Sequence[Case], column: str, *, source: str = "data") -> dict
     for case in cases:
         if (value := getattr(case, column)) is not None:
             found[case.subject_id].add(value)
-    for subject, values in found.items():
-        _require(len(values) == 1, f"{source}: subject {subject!r} is in {column} "
-                 f"{' and '.join(sorted(map(str, values)))}; expected all cases of a subject in one")  # fmt: skip
+    faults = [
+        DataError(f"{source}: subject {subject!r} is in {column} {' and '.join(sorted(map(str, values)))}; "
+                  "expected all cases of a subject in one")
+        for subject, values in found.items() if len(values) > 1
+    ]  # fmt: skip
+    if faults:
+        raise DataError.gather(faults)
     return {subject: values.pop() for subject, values in found.items()} or None
 
 

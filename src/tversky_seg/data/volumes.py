@@ -131,6 +131,11 @@ def spacing_of(affine: ArrayLike) -> tuple[float, float, float]:
     return (float(x), float(y), float(z))
 
 
+def axis_codes(affine: ArrayLike) -> str:
+    """Where the axes of an array with this affine (4, 4) most nearly run to, as "RAS" or "LPS"."""
+    return "".join(nib.aff2axcodes(np.asarray(affine, dtype=np.float64)))
+
+
 def affine_shift_voxels(a: ArrayLike, b: ArrayLike, shape: tuple[int, int, int]) -> float:
     """How far apart two affines (4, 4) put a voxel, in voxels of the first: the most along any axis at any corner.
 
