@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,14 +50,19 @@ def as_masks(prediction: ArrayLike, reference: ArrayLike) -> tuple[Mask, Mask]:
 
 def bounding_box(mask: Mask) -> tuple[slice, ...]:
     """The smallest box that holds the mask, as one slice per axis; empty slices for an empty mask."""
-    box: list[slice] = []
-    for axis in range(mask.ndim):
-        occupied = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+    box = [slice(None)] * mask.ndim
+    for axis in np.argsort([-abs(stride) for stride in mask.strides], kind="stable").tolist():
+        cropped = mask[tuple(box)]  # the axis along which memory runs comes last: the rest is cropped by then
+        occupied = np.flatnonzero(cropped.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
         if not occupied.size:
             return (slice(0, 0),) * mask.ndim
-        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
-        mask = mask[(*(slice(None),) * axis, box[-1])]
+        box[axis] = slice(int(occupied[0]), int(occupied[-1]) + 1)
     return tuple(box)
+
+
+def memory_order(mask: Mask) -> Literal["C", "F"]:
+    """Which axis runs fastest in memory, the last (C) or the first, as NIfTI files hold them (F)."""
+    return "F" if mask.ndim and mask.strides[0] < mask.strides[-1] else "C"
 
 
 def check_spacing(spacing_mm: ArrayLike, *, ndim: int) -> NDArray[np.float64]:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 from torch import Tensor
+
+from tversky_seg.masks import as_masks
 
 Number = TypeVar("Number", float, Tensor)
 
@@ -78,6 +81,25 @@ class OverlapCounts:
         """Share of the prediction that is right, tp / (tp + fp); NaN where the prediction is empty."""
         return tversky_index(float(self.tp), float(self.fp), float(self.fn), alpha=1, beta=0)
 
+    @property
+    def jaccard(self) -> float:
+        """Jaccard index tp / (tp + fp + fn); NaN where prediction and reference are both empty."""
+        return tversky_index(float(self.tp), float(self.fp), float(self.fn), alpha=1, beta=1)
+
+    @property
+    def mcc(self) -> float:
+        """Matthews correlation coefficient of the two masks, in [-1, 1]; NaN where either is empty or full.
+
+        (tp tn - fp fn) / sqrt((tp + fp) (tp + fn) (tn + fp) (tn + fn)): Matthews 1975.
+        """
+        spread = (self.tp + self.fp) * (self.tp + self.fn) * (self.tn + self.fp) * (self.tn + self.fn)
+        return (self.tp * self.tn - self.fp * self.fn) / math.sqrt(spread) if spread else math.nan
+
+    @property
+    def volume_difference(self) -> float:
+        """Predicted minus reference volume, over the reference volume; > 0 is too much. NaN without reference."""
+        return (self.fp - self.fn) / (self.tp + self.fn) if self.tp + self.fn else math.nan
+
     def f(self, b: float) -> float:
         """F measure, (1+b^2) tp / ((1+b^2) tp + b^2 fn + fp); b = 2 is F2. NaN where both masks are empty."""
         alpha, beta = f_weights(b)
@@ -88,7 +110,7 @@ class OverlapCounts:
         return OverlapCounts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn)
 
 
-def overlap_counts(prediction: Any, reference: Any) -> OverlapCounts:
+def overlap_counts(prediction: ArrayLike, reference: ArrayLike) -> OverlapCounts:
     """Count the voxels in which two masks agree and differ.
 
     Args:
@@ -101,19 +123,7 @@ def overlap_counts(prediction: Any, reference: Any) -> OverlapCounts:
     Raises:
         ValueError: shapes differ, or a mask holds anything but 0 and 1.
     """
-    predicted, true = _as_mask(prediction, "prediction"), _as_mask(reference, "reference")
-    if predicted.shape != true.shape:
-        raise ValueError(f"prediction and reference must have one shape, got {predicted.shape} and {true.shape}")
+    predicted, true = as_masks(prediction, reference)
     tp = int(np.count_nonzero(predicted & true))
     fp, fn = int(np.count_nonzero(predicted)) - tp, int(np.count_nonzero(true)) - tp
     return OverlapCounts(tp=tp, fp=fp, fn=fn, tn=true.size - tp - fp - fn)
-
-
-def _as_mask(values: Any, name: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """The values as bool, or an error where they are no mask (a probability, a label map)."""
-    array = np.asarray(values.detach() if isinstance(values, Tensor) else values)
-    mask = array.astype(bool)
-    if array.dtype != bool and not np.array_equal(array, mask):
-        wrong = array[array != mask].ravel()[0]
-        raise ValueError(f"{name} must be a mask of 0 and 1, got the value {wrong}: threshold it first")
-    return mask
