@@ -45,12 +45,12 @@ class Volume:
         return spacing_of(self.affine)
 
 
-def read_volume(path: Path | str, *, dtype: DTypeLike = np.float32) -> Volume:
+def read_volume(path: Path | str, *, dtype: DTypeLike | None = np.float32) -> Volume:
     """Read a 3D image (NIfTI) with its scale factor applied.
 
     Args:
         path: `.nii` or `.nii.gz`; a 4D file of one frame is taken as 3D.
-        dtype: Of the result.
+        dtype: Of the result; None: as stored, float64 where a scale factor applies.
 
     Raises:
         DataError: The file is missing, no NIfTI, damaged, not 3D, absurdly large, has no usable affine, or holds
