@@ -9,16 +9,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "tversky_seg"
 LAYERS = (  # each imports from itself and from those above it
-    ("masks", "overlap", "lesions", "surface", "ranking", "soft_counts", "losses", "overlap_losses", "voxel_losses",
-     "weighting", "devices", "progress", "schedules", "settings"),
+    ("masks", "overlap", "lesions", "surface", "ranking", "calibration", "froc", "rules", "cohort",
+     "new_lesions", "soft_counts", "losses", "overlap_losses", "voxel_losses",
+     "weighting", "devices", "progress", "schedules", "settings", "operating_point", "views", "windows"),
     ("data", "models", "checkpoints", "recording"),
     ("predictions", "saved_predictions", "inference", "config"),
-    ("measures", "report", "evaluation", "training"),
+    ("measures", "report", "comparison", "charts", "viewer", "evaluation", "training"),
     ("validation",),
 )  # fmt: skip
 CORE_MAY_IMPORT = {"numpy", "scipy", "torch", "cc3d", "tversky_seg"}
 CORE = ("masks", "overlap", "lesions", "surface", "ranking", "soft_counts", "losses", "overlap_losses", "voxel_losses",
-        "weighting")  # fmt: skip
+        "weighting", "calibration", "froc", "rules", "cohort", "new_lesions")  # fmt: skip
 ONLY_IN = {"nibabel": {"data/volumes.py"}, "hydra": {"config.py"}, "omegaconf": {"config.py"}}
 NEVER_AT_THE_TOP = {"monai", "nilearn", "matplotlib", "tensorboard", "torch.utils.tensorboard", "pandas", "sklearn"}
 FILES = sorted(PACKAGE.rglob("*.py"))

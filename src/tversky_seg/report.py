@@ -222,21 +222,23 @@ def _summary_rows(parts: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             LABELS[name],
-            _number(name, parts["mean"][name]),
-            " to ".join(_number(name, limit) for limit in parts["ci95"][name]),
-            _number(name, parts["pooled"][name]),
+            format_value(name, parts["mean"][name]),
+            " to ".join(format_value(name, limit) for limit in parts["ci95"][name]),
+            format_value(name, parts["pooled"][name]),
             str(parts["undefined"][name] or ""),
         )
         for name in parts["mean"]
     ]
 
 
-def _number(name: str, value: float | None) -> str:
-    if value is None:
+def format_value(name: str, value: float | None, *, signed: bool = False) -> str:
+    """A measure as a table shows it: as many digits as mean something, a dash where it is undefined."""
+    if value is None or math.isnan(value):
         return "–"
+    sign = "+" if signed else ""
     if name.startswith("n_"):
-        return f"{value:.1f}".removesuffix(".0")
-    return f"{value:,.0f}" if name.endswith("mm3") else f"{value:.4f}" if name == "specificity" else f"{value:.3f}"
+        return f"{value:{sign}.1f}".removesuffix(".0")
+    return f"{value:{sign},.0f}" if name.endswith("mm3") else f"{value:{sign}.{4 if name == 'specificity' else 3}f}"
 
 
 def _spread(value: Any) -> str:
@@ -262,7 +264,7 @@ def _case_table(metrics: Mapping[str, Any]) -> str:
         by_class = {key: value for key, value in case.items() if isinstance(value, Mapping)} or {"": case}
         for key, values in by_class.items():
             title = f"{case['case_id']} {key}".strip()
-            rows.append((title, *(_number(name, values[name]) for name in names)))
+            rows.append((title, *(format_value(name, values[name]) for name in names)))
     return _table(("", *(LABELS[name] for name in names)), rows)
 
 

@@ -1,0 +1,53 @@
+"""Which run is better, and is it chance? `python scripts/compare.py RUN_A RUN_B … --output comparison`.
+
+Every run is held against the first, in pairs of subjects. A run is a run directory or its evaluation directory. Runs
+must have been judged on the same cases, references and lesion rule. Writes comparison.md, comparison.tex (for a paper),
+comparison.csv, cases.csv and the precision-recall curves in one figure (pr_curves.png, .pdf); prints the table.
+docs/reports.md says what is computed.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from tversky_seg.comparison import MEASURES, compare, markdown, read_runs, write_comparison
+from tversky_seg.data.cases import DataError
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says in one line what is wrong, as the verbs do."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line and exit with status 2."""
+        self.exit(2, f"error: {message}\n")
+
+
+def main() -> None:
+    """Read the arguments, compare, write and print."""
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run or evaluation directories; first the baseline"
+    )
+    parser.add_argument("--output", type=Path, default=Path("comparison"), help="folder to write into (comparison)")
+    parser.add_argument(
+        "--measures", nargs="+", default=list(MEASURES), help=f"as in metrics.json ({' '.join(MEASURES)})"
+    )
+    parser.add_argument("--n-bootstrap", type=int, default=10_000, help="resamplings behind the intervals (10000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the resamplings (0)")
+    words = parser.parse_args()
+    if len(words.runs) < 2:
+        parser.error(f"RUN: {words.runs[0]} alone; expected two or more runs to compare")
+    if words.n_bootstrap < 1 or words.seed < 0:
+        parser.error(f"--n-bootstrap: {words.n_bootstrap}, --seed: {words.seed}; expected 1 or more, and 0 or more")
+    try:
+        runs = read_runs(words.runs)
+        differences = compare(runs, measures=words.measures, n_bootstrap=words.n_bootstrap, seed=words.seed)
+        write_comparison(runs, differences, output_dir=words.output)
+    except DataError as fault:
+        parser.error(str(fault))
+    sys.stdout.write(markdown(runs, differences) + f"\n{words.output}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Comparing runs: the statistics against scipy and by hand, what is refused, and what is written."""
+
+import csv
+import itertools
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tversky_seg.comparison import (
+    bootstrap_interval,
+    compare,
+    holm,
+    latex,
+    markdown,
+    read_runs,
+    subject_means,
+    wilcoxon_p,
+)
+from tversky_seg.data.cases import DataError
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "compare.py"
+RULE = {"connectivity": 26, "min_overlap": 0.0, "min_volume_mm3": 0.0, "prediction_min_volume_mm3": 0.0}
+
+
+def write_run(folder, values, *, threshold=0.5, volume=100.0, subjects=None, classes=("lesion",), **rule):
+    """A run that was judged: dice (and lesion_fpr, its complement) by case, None where undefined."""
+    rows = {
+        case: {
+            "dice": value,
+            "lesion_fpr": None if value is None else 1 - value,
+            "pr_auc": None,
+            "reference_volume_mm3": volume,
+        }
+        for case, value in values.items()
+    }
+    cases = [
+        {"case_id": case, "subject_id": (subjects or {}).get(case, case)}
+        | (row if len(classes) == 1 else dict.fromkeys(classes, row))
+        for case, row in rows.items()
+    ]
+    metrics = {"n_cases": len(cases), "threshold": threshold, "lesion_rule": RULE | rule, "cases": cases}
+    (folder / "evaluation").mkdir(parents=True)
+    (folder / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
+    lines = [f"{name},{t},{p},{r}" for name in classes for t, p, r in ((0.1, 0.5, 1.0), (0.9, 0.8, 0.25))]
+    (folder / "evaluation" / "pr_curve.csv").write_text("\n".join(["class,threshold,precision,recall", *lines]) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 12, 60])
+def test_signed_rank_test_equals_scipy_without_ties(n):
+    values = np.random.default_rng(n).normal(0.3, 1, n)
+    assert wilcoxon_p(values) == pytest.approx(stats.wilcoxon(values, method="exact").pvalue, rel=1e-9)
+
+
+def test_signed_rank_test_with_ties_counts_all_signs():
+    values = np.array([1, 1, -1, 2, 2, 3, -4, 0, 5.0])
+    nonzero = values[values != 0]
+    ranks = stats.rankdata(np.abs(nonzero))
+    middle = ranks.sum() / 2
+    found = abs(ranks[nonzero > 0].sum() - middle)
+    sums = [ranks[list(signs)].sum() for signs in itertools.product((False, True), repeat=len(ranks))]
+    assert wilcoxon_p(values) == pytest.approx(np.mean([abs(total - middle) >= found for total in sums]), rel=1e-12)
+
+
+def test_signed_rank_test_of_many_equals_scipys_normal_form():
+    values = np.round(np.random.default_rng(0).normal(0.15, 1, 500), 1)
+    expected = stats.wilcoxon(values, method="approx", correction=False).pvalue
+    assert wilcoxon_p(values) == pytest.approx(expected, rel=1e-9)
+
+
+def test_signed_rank_test_at_its_borders():
+    assert wilcoxon_p([0.0, 0.0]) == 1
+    assert math.isnan(wilcoxon_p([]))
+    assert wilcoxon_p([1, 2, 3, 4]) == pytest.approx(0.125)  # 2 of 16 ways
+
+
+def test_holm_by_hand_and_as_closed_testing():
+    assert holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, math.nan, 0.9]).tolist() == pytest.approx([1, math.nan, 1], nan_ok=True)
+    assert holm([]).size == 0
+    p = np.random.default_rng(1).random(5) ** 3
+    subsets = [s for k in range(1, 6) for s in itertools.combinations(range(5), k)]
+    closed = [max(min(1, len(s) * min(p[list(s)])) for s in subsets if i in s) for i in range(5)]
+    assert holm(p) == pytest.approx(closed)
+
+
+def test_interval_agrees_with_scipys_bootstrap():
+    values = np.random.default_rng(0).normal(0.1, 0.3, 25)
+    expected = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(1)
+    ).confidence_interval
+    found = bootstrap_interval(values, n_bootstrap=20_000, rng=np.random.default_rng(2))
+    assert found == pytest.approx(expected, abs=0.006)
+    assert all(map(math.isnan, bootstrap_interval([0.3], rng=np.random.default_rng(0))))
+
+
+def test_cases_of_a_subject_are_one_pair_and_undefined_ones_are_counted():
+    first = {"a1": 0.2, "a2": 0.4, "b1": 0.5, "c1": math.nan, "d1": 0.1}
+    second = {"a1": 0.4, "a2": 0.8, "b1": 0.4, "c1": 0.9, "d1": math.nan}
+    means, n_undefined = subject_means(first, second, subjects={case: case[0] for case in first})
+    assert means.ravel().tolist() == pytest.approx([0.3, 0.6, 0.5, 0.4])
+    assert n_undefined == 2
+
+
+def test_runs_are_compared_with_the_first_by_subject(tmp_path):
+    subjects = {"a1": "a", "a2": "a", "b": "b", "c": "c"}
+    one = write_run(tmp_path / "one", {"a1": 0.2, "a2": 0.4, "b": 0.5, "c": 0.6}, subjects=subjects)
+    two = write_run(tmp_path / "two", {"a1": 0.4, "a2": 0.6, "b": 0.6, "c": None}, subjects=subjects, threshold=0.3)
+    runs = read_runs([one, two / "evaluation"])
+    dice, fpr = compare(runs, measures=["dice", "lesion_fpr"])
+    assert (dice.first, dice.second, dice.n_subjects, dice.n_undefined) == ("one", "two", 2, 1)
+    assert (dice.mean_first, dice.mean_second, dice.mean) == pytest.approx((0.4, 0.55, 0.15))
+    assert (dice.low, dice.high) == pytest.approx((0.1, 0.2))
+    assert (dice.p, dice.p_holm, fpr.mean) == pytest.approx((0.5, 1, -0.15))
+    assert compare(runs, measures=["dice"]) == compare(runs, measures=["dice"])
+    text = markdown(runs, [dice, fpr])
+    assert "| Dice ↑ | 0.400 | 0.550 | +0.150 [+0.100, +0.200] | 0.500 | 1.000 | 2 |" in text
+    assert "Lesion FPR ↓" in text
+    assert "2 pairs of values left out" in text
+    assert "two at threshold 0.3" in text
+    assert "connectivity 26" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"values": {"a": 0.5, "c": 0.5}}, "case b was not judged there"),
+        ({"values": {"a": 0.5}}, "case b was not judged there"),
+        ({"connectivity": 6}, "lesion_rule.connectivity=6; expected 26"),
+        ({"volume": 90.0}, "reference of case a has 90 mm³; expected 100 mm³"),
+        ({"classes": ("x", "y")}, "classes x, y; expected lesion"),
+        ({"subjects": {"a": "z"}}, "case a is of subject z; expected a"),
+    ],
+)
+def test_runs_judged_otherwise_are_refused(tmp_path, settings, said):
+    one = write_run(tmp_path / "one", {"a": 0.5, "b": 0.5})
+    values = settings.pop("values", {"a": 0.5, "b": 0.5})
+    two = write_run(tmp_path / "two", values, **settings)
+    with pytest.raises(DataError, match=said):
+        read_runs([one, two])
+
+
+def test_the_operating_point_may_differ(tmp_path):
+    one = write_run(tmp_path / "one", {"a": 0.5})
+    two = write_run(tmp_path / "two", {"a": 0.5}, threshold=None, prediction_min_volume_mm3=3.0)
+    runs = read_runs([one, two])
+    text = markdown(runs, compare(runs, measures=["dice", "pr_auc"]))
+    assert "two masks as found without predicted lesions below 3 mm³" in text
+    assert "| PR-AUC ↑ | – | – | – [–, –] | – | – | 0 |" in text
+
+
+def test_damaged_runs_are_named(tmp_path):
+    one = write_run(tmp_path / "one", {"a": 0.5})
+    with pytest.raises(DataError, match=r"none: no metrics\.json"):
+        read_runs([one, tmp_path / "none"])
+    with pytest.raises(DataError, match="stands twice"):
+        read_runs([one, one / "evaluation"])
+    two = write_run(tmp_path / "two", {"a": 0.5})
+    for damage in ("{", "[]", '{"cases": [], "lesion_rule": {}}'):
+        (two / "evaluation" / "metrics.json").write_text(damage)
+        with pytest.raises(DataError, match=r"two/evaluation/metrics\.json: cannot be read"):
+            read_runs([one, two])
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    folders = [write_run(tmp_path / sweep / "seed0", {"a": 0.5}) for sweep in "xy"]
+    assert [run.name for run in read_runs(folders)] == ["x/seed0", "y/seed0"]
+
+
+def test_latex_escapes_names_and_has_equal_columns(tmp_path):
+    runs = read_runs([write_run(tmp_path / name, {"a": 0.5, "b": 0.7}) for name in ("run_1", "50%_&")])
+    text = latex(runs, compare(runs, measures=["dice"]))
+    assert r"run\_1 & 50\%\_\&" in text
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len({line.replace(r"\&", "").count("&") for line in rows}) == 1
+    assert "$" in text
+    assert "↑" not in text
+
+
+def run_script(*words):
+    return subprocess.run([sys.executable, SCRIPT, *map(str, words)], capture_output=True, text=True, check=False)
+
+
+def test_the_script_writes_tables_and_one_figure_of_curves(tmp_path):
+    classes = ("core", "<rim>")
+    runs = [write_run(tmp_path / name, {"a": v, "b": 0.7}, classes=classes) for name, v in (("r1", 0.5), ("r2", 0.6))]
+    done = run_script(*runs, "--output", tmp_path / "out", "--measures", "dice", "pr_auc")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "core: Dice" in done.stdout
+    files = {"comparison.md", "comparison.tex", "comparison.csv", "cases.csv", "pr_curves.png", "pr_curves.pdf"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files
+    with (tmp_path / "out" / "comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["class_name"], row["measure"]) for row in rows] == [
+        (name, measure) for name in classes for measure in ("dice", "pr_auc")
+    ]
+    assert float(rows[0]["mean"]) == pytest.approx(0.05)
+    assert rows[1]["mean"] == ""
+
+
+def test_the_script_says_in_one_line_what_is_wrong(tmp_path):
+    one, two = (write_run(tmp_path / name, {name: 0.5}) for name in ("r1", "r2"))
+    for words in ((one,), (one, two), (one, tmp_path), (), (one, two, "--n-bootstrap", "0")):
+        done = run_script(*words, "--output", tmp_path / "out")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+    other = write_run(tmp_path / "r3", {"r1": 0.5})
+    assert "'nonsense' is not in" in run_script(one, other, "--measures", "nonsense").stderr
+    assert not (tmp_path / "out").exists()
