@@ -99,7 +99,8 @@ class LesionMatch:
     @property
     def false(self) -> NDArray[np.bool_]:
         """(n_predicted,) predicted lesions without any overlap."""
-        return self.predicted.overlap == 0
+        found: NDArray[np.bool_] = self.predicted.overlap == 0
+        return found
 
     def best_dice(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """For each reference lesion the predicted one of highest Dice, and that Dice: (-1, NaN) for a missed one.
@@ -310,7 +311,7 @@ class _Components:
         sums = [np.bincount(self.lesion, axis, self.n) for axis in axes]
         centre = np.stack(sums, axis=-1) / self.n_voxels[:, None] if sums else np.zeros((0, len(self.shape)))
         overlap = np.full(self.n, math.nan) if covered is None else covered / self.n_voxels
-        volume_mm3: NDArray[np.float64] = self.n_voxels * self.voxel_mm3
+        volume_mm3 = np.multiply(self.n_voxels, self.voxel_mm3, dtype=np.float64)
         return Lesions(volume_mm3, centre + start, overlap, self.n_voxels)
 
     def highest(self, scores: NDArray[Any]) -> NDArray[np.float64]:

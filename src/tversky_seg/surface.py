@@ -103,7 +103,7 @@ class _Rim:
 
 
 def _distances(origin: _Rim, target: _Rim, *, spacing: NDArray[np.float64]) -> NDArray[np.float64]:
-    """From each surface voxel of `origin` to the nearest of `target`, in mm: near ones looked up, far ones by a tree."""
+    """From each voxel of `origin` to the nearest of `target`, in mm: near ones looked up, far ones by a tree."""
     distances = np.empty(len(origin.voxels))
     far = np.arange(len(distances))
     for radius_mm, offsets in _shells(spacing):
