@@ -12,7 +12,7 @@ from tversky_seg import config
 from tversky_seg.checkpoints import checksum, load_checkpoint
 from tversky_seg.data.cases import DataError, with_modalities
 from tversky_seg.data.loaders import PatchBatches
-from tversky_seg.data.preprocessing import Preprocessing, common_spacing, prepare_all, require_lesions
+from tversky_seg.data.preprocessing import each_rater, prepare_all, preprocessing_of, require_lesions
 from tversky_seg.data.splits import split_dataset
 from tversky_seg.inference import predict_cases
 from tversky_seg.recording import read_json, record_environment
@@ -45,19 +45,14 @@ def train(cfg: DictConfig) -> int:
     record_environment(output_dir / "environment.json")
 
     split = split_dataset(data, output_dir / "manifest.csv", is_started=(output_dir / "checkpoints").exists())
-    preprocessing = Preprocessing(
-        modalities=data.modalities,
-        classes=data.classes,
-        spacing_mm=data.spacing_mm or common_spacing(split.train),
-        normalization=data.normalization,
-    )
+    preprocessing = preprocessing_of(data, split.train)
     cases = [*split.train, *split.val, *split.test]  # the test cases too: a fault in them is better known before
     prepared = prepare_all(cases, preprocessing, cache_dir=data.cache_dir)
     training, validation = prepared[: len(split.train)], prepared[len(split.train) : -len(split.test) or None]
     require_lesions(training)
 
     batches = PatchBatches(
-        training,
+        each_rater(training),
         sampler,
         augmentation,
         batch_size=trainer.batch_size,
