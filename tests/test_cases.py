@@ -332,7 +332,7 @@ def test_a_dataset_takes_what_yaml_gives(tmp_path: Path) -> None:
         ({"folds": 1}, "data.folds: 1"),
         ({"fold": -1}, "data.fold: -1"),
         ({"val_fraction": 1}, "data.val_fraction: 1"),
-        ({"normalization": "zscores"}, "data.normalization: 'zscores'; expected one of zscore, robust, none"),
+        ({"normalization": "zscores"}, "data.normalization: 'zscores'; expected one of zscore, robust, percentile"),
     ],
 )
 def test_settings_out_of_range_are_refused_with_the_value(settings: dict, message: str) -> None:

@@ -15,8 +15,11 @@ import numpy as np
 logger = logging.getLogger("tversky_seg")
 
 SPLITS = ("train", "val", "test")
-NORMALIZATIONS = ("zscore", "robust", "none")
-_RESERVED = ("case_id", "subject_id", "brain_mask", "site", "session", "split", "fold")
+NORMALIZATIONS = ("zscore", "robust", "percentile", "window", "none")
+RATERS = ("consensus", "majority", "random")
+SPACINGS = ("native", "median")
+SUBJECT_FOLDS = {"loso": "subject_id", "site": "site"}  # leave one out: each value of this attribute is a fold
+_RESERVED = ("case_id", "subject_id", "consensus", "brain_mask", "site", "session", "split", "fold")
 _LABEL_COLUMN = re.compile(r"label(_[2-9]|_[1-9]\d+)?")
 _SAFE_NAME = re.compile(r"\w([\w .=+@-]{0,126}[\w=+@-])?")
 _NIFTI = (".nii.gz", ".nii")
@@ -50,6 +53,7 @@ class Case:
         subject_id: Who was examined; splits never part the cases of one subject.
         images: Modality name -> file, in the order of modalities of the cohort.
         labels: The label to train on and judge by, then those of other raters; empty for a case that is predicted only.
+        consensus: Whether the first of several labels is what the raters agreed on, and not that of the first rater.
         brain_mask: Where the brain (or organ) is; None: the voxels that are not background.
         site: Hospital or scanner.
         session: Time point.
@@ -66,11 +70,17 @@ class Case:
     session: str | None = None
     split: str | None = None
     fold: int | None = None
+    consensus: bool = False
 
     @property
     def label(self) -> Path | None:
         """The label to train on and judge by, or None."""
         return self.labels[0] if self.labels else None
+
+    @property
+    def raters(self) -> tuple[Path, ...]:
+        """The labels that one rater each drew, the first rater's first."""
+        return self.labels[1:] if self.consensus else self.labels
 
 
 @dataclass(frozen=True)
@@ -93,12 +103,19 @@ class Dataset:
         manifest: CSV that lists the cases; else `root` and `importer`.
         root: Folder of a public data set as downloaded.
         importer: `importer(root)` lists the cases of such a folder.
-        spacing_mm: Voxel size that the network sees, along R, A, S; None: that of most cases.
+        spacing_mm: Voxel size that the network sees, along R, A, S, null for an axis that stays as it is; "median" of
+            the training cases; "native": each case keeps its own; None: that of most cases.
         cache_dir: Where preprocessed cases are kept.
-        folds: Number of folds where neither a split nor a fold column decides.
+        folds: Number of folds where neither a split nor a fold column decides; "loso": each subject is one, "site":
+            each site is one, whatever the columns say.
         fold: Which fold is held out for testing; None: the split column, else the first fold.
         val_fraction: Share of the remaining subjects to validate on.
-        normalization: "zscore", "robust" or "none", see `preprocessing.Preprocessing`.
+        normalization: "zscore", "robust", "percentile", "window" or "none", see `preprocessing.Preprocessing`.
+        limits: Of "percentile" in per cent, of "window" in the file's units; None: see `preprocessing.Preprocessing`.
+        crop_values: Crop to the box around these label values; empty: to the brain (`preprocessing.Preprocessing`).
+        crop_margin: Voxels around that box.
+        rater: Whose label to train on: None the first, "consensus", 1, 2, …, "majority" or "random" (for each patch).
+        stratify: Draw folds so that each has its share of small and large lesion loads, and of each site.
 
     Raises:
         DataError: A setting is out of range, or it is not said where the cases are.
@@ -109,12 +126,17 @@ class Dataset:
     manifest: Path | None = None
     root: Path | None = None
     importer: Callable[[Path], list[Case]] | None = None
-    spacing_mm: tuple[float, float, float] | None = None
+    spacing_mm: tuple[float | None, float | None, float | None] | float | str | None = None
     cache_dir: Path = Path("data/cache")
-    folds: int = 5
+    folds: int | str = 5
     fold: int | None = None
     val_fraction: float = 0.2
     normalization: str = "zscore"
+    limits: tuple[float, float] | None = None
+    crop_values: tuple[int, ...] = ()
+    crop_margin: int = 5
+    rater: int | str | None = None
+    stratify: bool = True
 
     def __post_init__(self) -> None:
         plain = {
@@ -122,18 +144,20 @@ class Dataset:
             "classes": check_classes(self.classes),
             "manifest": None if self.manifest is None else Path(self.manifest).expanduser(),
             "root": None if self.root is None else Path(self.root).expanduser(),
-            "spacing_mm": check_spacing(self.spacing_mm),
+            "spacing_mm": self.spacing_mm if self.spacing_mm in SPACINGS else check_spacing(self.spacing_mm),
+            "limits": check_limits(self.limits, self.normalization),
+            "crop_values": check_crop(self.crop_values, self.crop_margin),
+            "rater": check_rater(self.rater),
             "cache_dir": Path(self.cache_dir).expanduser(),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
-        _require(self.folds >= 2, f"data.folds: {self.folds}; expected 2 or more")
+        is_number = isinstance(self.folds, int) and self.folds >= 2
+        _require(
+            is_number or self.folds in SUBJECT_FOLDS, f"data.folds: {self.folds}; expected 2 or more, loso or site"
+        )
         _require(self.fold is None or self.fold >= 0, f"data.fold: {self.fold}; expected 0 or more")
         _require(0 <= self.val_fraction < 1, f"data.val_fraction: {self.val_fraction}; expected 0 to below 1")
-        _require(
-            self.normalization in NORMALIZATIONS,
-            f"data.normalization: {self.normalization!r}; expected one of {', '.join(NORMALIZATIONS)}",
-        )
         if self.importer is None:
             _require(self.manifest is not None, "data.manifest: none given; expected a CSV file that lists the cases")
         else:
@@ -170,17 +194,53 @@ def check_classes(classes: Mapping[str, Any] | None) -> dict[str, tuple[int, ...
     return checked
 
 
-def check_spacing(spacing_mm: Sequence[float] | float | None) -> tuple[float, float, float] | None:
+def check_spacing(spacing_mm: Any) -> tuple[float | None, float | None, float | None] | None:
     """Three positive voxel sizes in mm; one number stands for all three axes, None for the files' own."""
     if spacing_mm is None:
         return None
     try:
-        spacing = np.broadcast_to(np.asarray(spacing_mm, dtype=float), 3)
-        fine = bool(np.all(np.isfinite(spacing) & (spacing > 0)))
+        spacing = np.broadcast_to(np.asarray(spacing_mm, dtype=float), 3)  # None becomes NaN
+        fine = bool(np.all(np.isnan(spacing) | np.isfinite(spacing) & (spacing > 0)))
     except (TypeError, ValueError):
         fine = False
-    _require(fine, f"data.spacing_mm: {spacing_mm}; expected three positive numbers in mm, as in [1,1,1]")
-    return (float(spacing[0]), float(spacing[1]), float(spacing[2]))
+    _require(fine, f"data.spacing_mm: {spacing_mm}; expected three positive numbers in mm, as in [1,1,1], null for an "
+             "axis that stays as it is, or native, median or null")  # fmt: skip
+    x, y, z = (None if np.isnan(size) else float(size) for size in spacing)
+    return None if (x, y, z) == (None, None, None) else (x, y, z)
+
+
+def check_limits(limits: Sequence[float] | None, normalization: str) -> tuple[float, float] | None:
+    """The two limits that a normalisation has, the lower first, or None for a normalisation without.
+
+    None for one that has limits: percentiles 0.5 and 99.5, and the window of -300 to 300 HU.
+    """
+    _require(normalization in NORMALIZATIONS,
+             f"data.normalization: {normalization!r}; expected one of {', '.join(NORMALIZATIONS)}")  # fmt: skip
+    standard = {"percentile": (0.5, 99.5), "window": (-300.0, 300.0)}.get(normalization)
+    if limits is None or standard is None:
+        _require(limits is None, f"data.limits: {limits}; expected null, normalization {normalization} has none")
+        return standard
+    fine = len(limits) == 2 and all(type(limit) in (int, float) for limit in limits) and limits[0] < limits[1]
+    fine = fine and (normalization == "window" or (limits[0] >= 0 and limits[1] <= 100))
+    _require(fine, f"data.limits: {list(limits)}; expected two numbers as in {list(standard)}, the smaller first"
+             + ", in per cent" * (normalization == "percentile"))  # fmt: skip
+    return (float(limits[0]), float(limits[1]))
+
+
+def check_crop(values: Sequence[int] | None, margin: int) -> tuple[int, ...]:
+    """Label values to crop to, as a tuple."""
+    values = tuple(values or ())
+    _require(all(type(value) is int and value != 0 for value in values),
+             f"data.crop_values: {list(values)}; expected label values, whole numbers other than 0")  # fmt: skip
+    _require(margin >= 0, f"data.crop_margin: {margin}; expected 0 or more voxels")
+    return values
+
+
+def check_rater(rater: int | str | None) -> int | str | None:
+    """Whose label to train on, as it was given."""
+    fine = rater is None or rater in RATERS or (type(rater) is int and rater >= 1)
+    _require(fine, f"data.rater: {rater!r}; expected null, a number from 1 or one of {', '.join(RATERS)}")
+    return rater
 
 
 def with_modalities(dataset: Dataset) -> Dataset:
@@ -247,8 +307,9 @@ def _list_cases(dataset: Dataset) -> list[Case]:
 def read_manifest(path: Path | str, *, modalities: Sequence[str] | None = None) -> list[Case]:
     """The cases that a CSV lists, in its order.
 
-    Columns: `case_id, subject_id, <one per modality>, label[, label_2, …][, brain_mask][, site][, session]
-    [, split | fold]`; file names are relative to the manifest's folder. An empty label cell: predicted, not judged.
+    Columns: `case_id, subject_id, <one per modality>, label[, label_2, …][, consensus][, brain_mask][, site]
+    [, session][, split | fold]`; file names are relative to the manifest's folder. An empty label cell: predicted, not
+    judged. `consensus` is yes where `label` is what the raters agreed on, and the first rater's is `label_2`.
 
     Args:
         path: The CSV (comma, semicolon or tab).
@@ -322,7 +383,13 @@ def write_manifest(cases: Sequence[Case], path: Path | str, *, modalities: Seque
 
 
 def split_cases(
-    cases: Sequence[Case], *, folds: int = 5, fold: int | None = None, val_fraction: float = 0.2, seed: int = 0
+    cases: Sequence[Case],
+    *,
+    folds: int | str = 5,
+    fold: int | None = None,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    loads: Mapping[str, float] | None = None,
 ) -> Split:
     """Part cases into training, validation and test set, by subject.
 
@@ -333,20 +400,23 @@ def split_cases(
 
     Args:
         cases: The cohort.
-        folds: Number of folds, where they are drawn.
+        folds: Number of folds, where they are drawn; or "loso" or "site", each subject or site a fold in the order of
+            their names, which goes before the columns.
         fold: The fold held out, or None.
         val_fraction: In [0, 1); 0 is no validation set.
         seed: Of the split, which should stay the same when the seed of training changes.
+        loads: Lesion load by case id; then folds are drawn such that each has its share of every site, and in a site
+            of small and large loads.
 
     Raises:
         DataError: No labelled case to train on, a fold that is not there, a labelled case without split or fold where
-            others have one, or a subject in two splits.
+            others have one, a subject in two splits, or an image of two subjects in two splits.
     """
     _check_cases(cases, source="data")
     labelled = [case for case in cases if case.labels]
-    held_out = _column(labelled, "split") if fold is None else None
+    held_out = _column(labelled, "split") if fold is None and folds not in SUBJECT_FOLDS else None
     if held_out is None:
-        held_out = _held_out_by_fold(labelled, folds=folds, fold=fold, seed=seed)
+        held_out = _held_out_by_fold(labelled, folds=folds, fold=fold, seed=seed, loads=loads)
     for case in labelled:
         _require(case.subject_id in held_out, f"data: case {case.case_id} has a label but no split; fill the column")
     if "val" not in held_out.values():
@@ -364,7 +434,15 @@ def split_cases(
         logger.warning("without label, of subjects in training, left out: %s", ", ".join(left_out))
     _require(len(parts["train"]) > 0, f"data: no labelled case to train on among {len(cases)} cases; "
              "label some, or give them split=train")  # fmt: skip
+    _refuse_leaks(parts)
     return Split(*(tuple(parts[name]) for name in SPLITS))
+
+
+def are_folds_drawn(cases: Sequence[Case], *, folds: int | str, fold: int | None) -> bool:
+    """Whether `split_cases` draws folds: neither told to leave one out nor by a column."""
+    labelled = [case for case in cases if case.labels]
+    by_split = fold is None and any(case.split for case in labelled)
+    return not (folds in SUBJECT_FOLDS or by_split or any(case.fold is not None for case in labelled))
 
 
 def cases_from_input(
@@ -463,7 +541,8 @@ def _case_of(row: Mapping[str, str], modalities: Sequence[str], *, path: Path, n
     files = {name: folder / Path(cell).expanduser() for name, cell in row.items() if cell}
     labels = sorted((name for name in files if _LABEL_COLUMN.fullmatch(name)), key=lambda n: int(n[6:] or 1))
     _require(not labels or labels[0] == "label", f"{where}: {labels[:1]} without label; fill the label cell first")
-    split, fold = row.get("split") or None, row.get("fold") or None
+    split, fold, consensus = row.get("split") or None, row.get("fold") or None, row.get("consensus") or "no"
+    _require(consensus in ("yes", "no"), f"{where}: consensus {consensus!r}; expected yes or no")
     _require(split is None or split in SPLITS, f"{where}: split {split!r}; expected train, val or test")
     _require(fold is None or fold.isdecimal(), f"{where}: fold {fold!r}; expected a whole number from 0")
     return Case(
@@ -476,6 +555,7 @@ def _case_of(row: Mapping[str, str], modalities: Sequence[str], *, path: Path, n
         session=row.get("session") or None,
         split=split,
         fold=None if fold is None else int(fold),
+        consensus=consensus == "yes",
     )
 
 
@@ -487,6 +567,7 @@ def _row_of(case: Case, modalities: Sequence[str], *, n_labels: int, folder: Pat
     row |= {
         name: _written(labels.get(name), folder) for name in ["label", *(f"label_{i}" for i in range(2, n_labels + 1))]
     }
+    row |= {"consensus": "yes" if case.consensus and len(case.labels) > 1 else ""}
     row |= {"brain_mask": _written(case.brain_mask, folder), "site": case.site or "", "session": case.session or ""}
     return row | {"split": case.split or "", "fold": "" if case.fold is None else str(case.fold)}
 
@@ -547,21 +628,58 @@ def _column(cases: Sequence[Case], column: str, *, source: str = "data") -> dict
     return {subject: values.pop() for subject, values in found.items()} or None
 
 
-def _held_out_by_fold(cases: Sequence[Case], *, folds: int, fold: int | None, seed: int) -> dict[str, Any]:
+def _held_out_by_fold(
+    cases: Sequence[Case], *, folds: int | str, fold: int | None, seed: int, loads: Mapping[str, float] | None
+) -> dict[str, Any]:
     """Subject -> "test" where its fold is held out, else "train"."""
-    fold_of = _column(cases, "fold")
-    if fold_of is None:
-        subjects = sorted({case.subject_id for case in cases})
-        _require(len(subjects) > 1, f"data: {len(subjects)} labelled subjects; expected two or more to hold one out, "
-                 "or a split column in the manifest")  # fmt: skip
-        drawn = np.random.default_rng([seed, 0]).permutation(len(subjects))
-        fold_of = {subjects[s]: place % min(folds, len(subjects)) for place, s in enumerate(drawn)}
+    if folds in SUBJECT_FOLDS:
+        fold_of: dict[str, Any] = _leave_one_out(cases, SUBJECT_FOLDS[str(folds)])
+    else:
+        fold_of = _column(cases, "fold") or _draw_folds(cases, folds=int(folds), seed=seed, loads=loads)
     for case in cases:
         _require(case.subject_id in fold_of, f"data: case {case.case_id} has a label but no fold; fill the column")
     held_out = min(fold_of.values()) if fold is None else fold
     _require(held_out in fold_of.values(), f"data.fold: {held_out}; expected one of "
              f"{', '.join(map(str, sorted(set(fold_of.values()))))}")  # fmt: skip
     return {subject: "test" if number == held_out else "train" for subject, number in fold_of.items()}
+
+
+def _leave_one_out(cases: Sequence[Case], attribute: str) -> dict[str, int]:
+    """Subject -> the place of its attribute among all, in the order of names."""
+    for case in cases:
+        _require(getattr(case, attribute) is not None, f"data: case {case.case_id} has no {attribute}; fill the column")
+    value_of = {case.subject_id: getattr(case, attribute) for case in cases}
+    split_up = [case.subject_id for case in cases if value_of[case.subject_id] != getattr(case, attribute)]
+    _require(not split_up, f"data: subject {split_up[:1]} has cases of two sites; expected one, or data.folds=loso")
+    values = sorted(set(value_of.values()))
+    _require(len(values) > 1, f"data: one {attribute} in {len(cases)} labelled cases; expected two or more")
+    return {subject: values.index(value) for subject, value in value_of.items()}
+
+
+def _draw_folds(cases: Sequence[Case], *, folds: int, seed: int, loads: Mapping[str, float] | None) -> dict[str, int]:
+    """Subject -> fold; with loads, subjects of one site and near loads go to different folds."""
+    subjects = sorted({case.subject_id for case in cases})
+    _require(len(subjects) > 1, f"data: {len(subjects)} labelled subjects; expected two or more to hold one out, "
+             "or a split column in the manifest")  # fmt: skip
+    n_folds, rng = min(folds, len(subjects)), np.random.default_rng([seed, 0])
+    if loads is None:
+        return {subjects[s]: place % n_folds for place, s in enumerate(rng.permutation(len(subjects)))}
+    site = {case.subject_id: case.site or "" for case in cases}
+    load = {subject: max(loads.get(c.case_id, 0.0) for c in cases if c.subject_id == subject) for subject in subjects}
+    ordered = sorted(subjects, key=lambda subject: (site[subject], load[subject], subject))
+    blocks = [ordered[first : first + n_folds] for first in range(0, len(ordered), n_folds)]
+    return {block[s]: place for block in blocks for place, s in enumerate(rng.permutation(len(block)))}
+
+
+def _refuse_leaks(parts: Mapping[str, Sequence[Case]]) -> None:
+    """An image that two subjects share must not be in two splits."""
+    seen: dict[Path, tuple[str, str]] = {}
+    for part, cases in parts.items():
+        for case in cases:
+            for file in case.images.values():
+                other, subject = seen.setdefault(file.resolve(), (part, case.subject_id))
+                _require(other == part, f"{file}: is an image of subject {subject!r} in {other} and of "
+                         f"{case.subject_id!r} in {part}; expected one subject_id for it")  # fmt: skip
 
 
 def _draw_validation(subjects: Sequence[str], *, val_fraction: float, seed: int) -> list[str]:

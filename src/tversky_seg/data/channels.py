@@ -72,15 +72,28 @@ class Channel:
 
 
 def read_channel(
-    path: Path, modality: str, reference: Reference, brain: Bools | None, normalization: str, notes: list[str]
+    path: Path,
+    modality: str,
+    reference: Reference,
+    brain: Bools | None,
+    normalization: str,
+    notes: list[str],
+    *,
+    limits: tuple[float, float] | None = None,
 ) -> Channel:
     """Read, resample, normalise and quantise one modality, so that few float volumes are held at a time.
 
     Intensities are measured inside the brain mask, else where the image differs from its background.
     """
     values, foreground, box, background = _located(path, modality, reference, brain, notes)
-    centre, width = _centre_and_width(values[foreground], normalization, path)
-    values = _normalised(np.append(values, background), centre, width, cut=normalization != "none")
+    if normalization in ("percentile", "window"):
+        assert limits is not None
+        low, high = limits if normalization == "window" else _percentiles(values[foreground], limits, path)
+        values = _normalised(np.append(values, background), low, high - low, cut=(0.0, 1.0))
+    else:
+        centre, width = _centre_and_width(values[foreground], normalization, path)
+        cut = None if normalization == "none" else (-MAX_DEVIATIONS, MAX_DEVIATIONS)
+        values = _normalised(np.append(values, background), centre, width, cut=cut)
     scale = max(float(values.max()), -float(values.min()), 1e-6) / 32767
     values /= np.float32(scale)
     steps = np.rint(values, out=values).astype(np.int16)
@@ -160,20 +173,38 @@ def _centre_and_width(brain: Floats, normalization: str, path: Path) -> tuple[fl
     return centre, width
 
 
-def _normalised(values: Floats, centre: float, width: float, *, cut: bool) -> Floats:
+def _percentiles(brain: Floats, limits: tuple[float, float], path: Path) -> tuple[float, float]:
+    """The intensities below which these shares (in per cent) of the brain's voxels (n,) lie."""
+    low, high = np.percentile(brain, limits).tolist()
+    if not low < high:
+        raise DataError(f"{path}: is {low:g} over most of the brain; expected an image with contrast")
+    return low, high
+
+
+def _normalised(values: Floats, centre: float, width: float, *, cut: tuple[float, float] | None) -> Floats:
     """In place; 0 where there is no value."""
     values -= np.float32(centre)
     values /= np.float32(width)
-    if cut:
-        np.clip(values, -MAX_DEVIATIONS, MAX_DEVIATIONS, out=values)
+    if cut is not None:
+        np.clip(values, *cut, out=values)
     values[np.isnan(values)] = 0
     return values
 
 
-def read_target(path: Path, reference: Reference, classes: Mapping[str, Sequence[int]], notes: list[str]) -> Bools:
-    """The classes (K, X, Y, Z) on the network's grid; no lesion is lost, a value without class refused."""
+def read_target(
+    path: Path,
+    reference: Reference,
+    classes: Mapping[str, Sequence[int]],
+    notes: list[str],
+    *,
+    other_values: Sequence[int] = (),
+) -> Bools:
+    """The classes (K, X, Y, Z) on the network's grid; no lesion is lost, a value without class refused.
+
+    Label values that belong to no class may be named by `other_values`.
+    """
     label = _on_grid(read_label(path), "label", path, reference, notes, strict=True)
-    named = {value for values in classes.values() for value in values}
+    named = {value for values in classes.values() for value in values} | set(other_values)
     unnamed = sorted(set(np.unique(label.data[label.data != 0]).tolist()) - named)
     if unnamed:
         described = ", ".join(f"{name}: {list(values)}" for name, values in classes.items())
@@ -182,6 +213,33 @@ def read_target(path: Path, reference: Reference, classes: Mapping[str, Sequence
             f"expected {{{described}}} and 0, or other data.classes"
         )
     return np.stack([_class_mask(_is_any(label.data, values), reference) for values in classes.values()])
+
+
+def majority(
+    paths: Sequence[Path],
+    reference: Reference,
+    classes: Mapping[str, Sequence[int]],
+    notes: list[str],
+    *,
+    other_values: Sequence[int] = (),
+) -> Bools:
+    """The classes (K, X, Y, Z) where more than half of the raters drew them; of two raters where both did."""
+    votes = np.zeros((len(classes), *reference.shape), dtype=np.uint8)
+    for path in paths:
+        votes += read_target(path, reference, classes, notes, other_values=other_values)
+    most: Bools = votes > len(paths) / 2
+    return most
+
+
+def box_around(path: Path, reference: Reference, values: Sequence[int], *, margin: int) -> Box:
+    """The box around some values of a label on the network's grid, with a margin in voxels, inside the grid."""
+    label = read_label(path)
+    mask = reference.resampled(Volume(_is_any(label.data, values), reference.input_affine)) > 0
+    if not mask.any():
+        raise DataError(f"{path}: holds none of the label values {list(values)} of data.crop_values; expected one")
+    sides = zip(bounding_box(mask), reference.shape, strict=True)
+    x, y, z = (slice(max(side.start - margin, 0), min(side.stop + margin, n)) for side, n in sides)
+    return x, y, z
 
 
 def _is_any(data: NDArray[Any], values: Sequence[int]) -> Bools:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +63,7 @@ class Geometry:
         return cls(**plain)
 
 
-def network_grid(
-    shape: Shape, affine: ArrayLike, *, spacing_mm: Shape | tuple[float, ...] | None
-) -> tuple[Shape, Affine]:
+def network_grid(shape: Shape, affine: ArrayLike, *, spacing_mm: Sequence[float | None] | None) -> tuple[Shape, Affine]:
     """The grid that the network sees: axes most nearly along R, A, S, with the voxel size asked for.
 
     Axes whose voxel size is within 1 % of the one asked for keep their voxels. A resampled axis covers the whole field
@@ -74,12 +72,14 @@ def network_grid(
     Args:
         shape: Of the file.
         affine: (4, 4) of the file.
-        spacing_mm: Voxel size along R, A, S; None: the file's own.
+        spacing_mm: Voxel size along R, A, S, None for an axis that keeps the file's own; None: all of them.
     """
     shape, affine = ras_grid(shape, affine)
     if spacing_mm is None:
         return shape, affine
-    step = np.divide(spacing_mm, spacing_of(affine))  # file voxels per network voxel
+    own = spacing_of(affine)
+    wanted = [size if given is None else given for given, size in zip(spacing_mm, own, strict=True)]
+    step = np.divide(wanted, own)  # file voxels per network voxel
     step[np.abs(step - 1) <= SAME_SPACING] = 1
     n = np.maximum(1, np.ceil(np.divide(shape, step) - SAME_PLACE)).astype(int)
     first = (np.array(shape) - 1) / 2 - step * (n - 1) / 2

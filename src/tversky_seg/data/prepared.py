@@ -1,7 +1,7 @@
 """A case ready to train on: arrays that are opened when touched, and the patches cut from them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ class PreparedCase:
         geometry: The way back to the file's grid.
         n_lesions: Number of connected components of each class; empty without label.
         notes: What was odd about the files and how it was taken.
+        rater_lesions: As n_lesions, for each rater where a random one is drawn for every patch; else empty.
+        rater: Whose target, components and lesions these are: 0 the label's, else the number of the rater.
         folder: The cache entry, or None for a case in memory.
         arrays: The arrays of a case in memory.
     """
@@ -35,6 +37,8 @@ class PreparedCase:
     image_scale: Floats = field(repr=False)
     n_lesions: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    rater_lesions: tuple[tuple[int, ...], ...] = ()
+    rater: int = 0
     folder: Path | None = None
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
 
@@ -96,7 +100,27 @@ class PreparedCase:
         return image, window(self.target, start, size), window(self.components, start, size)
 
     def _array(self, name: str) -> NDArray[Any]:
+        name = rater_array(name, self.rater)
         return self.arrays[name] if self.folder is None else _opened(f"{self.folder}/{name}.npy")
+
+
+def rater_array(name: str, rater: int) -> str:
+    """The name under which an array of a rater is stored; those of the image are the same for all."""
+    return f"{name}_{rater}" if rater and name in ("target", "components", "lesion_voxels", "lesion_offsets") else name
+
+
+def each_rater(cases: Sequence[PreparedCase]) -> list[PreparedCase]:
+    """Each case as often as it has raters, each time with another's lesions: what a sampler draws a random rater from.
+
+    Cases that were not prepared for this (`data.rater=random`) stay as they are.
+    """
+    return [
+        replace(case, rater=rater, n_lesions=n_lesions)
+        for case in cases
+        for rater, n_lesions in (
+            enumerate(case.rater_lesions, start=1) if case.rater_lesions else [(0, case.n_lesions)]
+        )
+    ]
 
 
 @lru_cache(maxsize=256)  # each holds a file descriptor, of which a process has 1024 or so

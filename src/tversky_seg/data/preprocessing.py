@@ -19,25 +19,31 @@ import numpy as np
 
 from tversky_seg.data.cache import fingerprint, read_entry, write_entry
 from tversky_seg.data.cases import (
-    NORMALIZATIONS,
     Case,
     DataError,
+    Dataset,
     check_case_id,
     check_classes,
+    check_crop,
+    check_limits,
     check_modalities,
+    check_rater,
     check_spacing,
 )
 from tversky_seg.data.channels import (
+    Box,
     Channel,
     Reference,
     bounding_box,
+    box_around,
     lesion_arrays,
+    majority,
     read_brain,
     read_channel,
     read_target,
 )
 from tversky_seg.data.grids import Bools, Geometry, Shape, network_grid, to_input_grid
-from tversky_seg.data.prepared import PreparedCase, forget_opened
+from tversky_seg.data.prepared import PreparedCase, each_rater, forget_opened, rater_array
 from tversky_seg.data.volumes import MAX_VOXELS, ras_grid, read_grid, spacing_of
 from tversky_seg.progress import Reporter
 
@@ -46,9 +52,12 @@ __all__ = [
     "PreparedCase",
     "Preprocessing",
     "common_spacing",
+    "each_rater",
+    "median_spacing",
     "prepare",
     "prepare_all",
     "preprocess",
+    "preprocessing_of",
     "require_lesions",
     "to_input_grid",
 ]
@@ -66,9 +75,19 @@ class Preprocessing:
     Attributes:
         modalities: Channels in order.
         classes: Class name -> label values that belong to it.
-        spacing_mm: Voxel size along R, A, S; None: the file's own.
+        spacing_mm: Voxel size along R, A, S, None for an axis that keeps the file's own; None: all of them.
         normalization: "zscore": mean 0, standard deviation 1 in the brain. "robust": median 0, interquartile range
-            1.349 (as of a normal distribution of standard deviation 1), which large lesion loads move less. "none".
+            1.349 (as of a normal distribution of standard deviation 1), which large lesion loads move less.
+            "percentile": from two percentiles of the brain to [0, 1], cut there. "window": from two values of the file
+            (HU in CT, Shirokikh 2020) to [0, 1], cut there. "none".
+        limits: The two percentiles (None: 0.5 and 99.5) or values (None: -300 and 300).
+        crop_values: Label values around which a labelled case is cropped, as Shirokikh 2020 crops LiTS to the liver;
+            what lies beyond the box is neither trained on nor predicted. A case without label is not cropped by it.
+            Empty: the crop is the box around brain and label.
+        crop_margin: Network voxels around that box.
+        rater: Whose label the target is: None the first, "consensus" the first where it is one, 1, 2, … that rater's,
+            "majority" what more than half of the raters drew, "random" the first with those of all raters beside
+            (`each_rater`).
 
     Raises:
         DataError: A setting is out of range.
@@ -76,18 +95,22 @@ class Preprocessing:
 
     modalities: tuple[str, ...]
     classes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"lesion": (1,)})
-    spacing_mm: tuple[float, float, float] | None = None
+    spacing_mm: tuple[float | None, float | None, float | None] | None = None
     normalization: str = "zscore"
+    limits: tuple[float, float] | None = None
+    crop_values: tuple[int, ...] = ()
+    crop_margin: int = 5
+    rater: int | str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "modalities", check_modalities(self.modalities))
         object.__setattr__(self, "classes", check_classes(self.classes))
         object.__setattr__(self, "spacing_mm", check_spacing(self.spacing_mm))
-        if not self.modalities or self.normalization not in NORMALIZATIONS:
-            raise DataError(
-                f"preprocessing: modalities {list(self.modalities)}, normalization {self.normalization!r}; expected "
-                f"at least one modality and one of {', '.join(NORMALIZATIONS)}"
-            )
+        object.__setattr__(self, "limits", check_limits(self.limits, self.normalization))
+        object.__setattr__(self, "crop_values", check_crop(self.crop_values, self.crop_margin))
+        object.__setattr__(self, "rater", check_rater(self.rater))
+        if not self.modalities:
+            raise DataError("data.modalities: none; expected at least one")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for checkpoints and keys."""
@@ -96,12 +119,39 @@ class Preprocessing:
             "classes": {name: list(values) for name, values in self.classes.items()},
             "spacing_mm": None if self.spacing_mm is None else list(self.spacing_mm),
             "normalization": self.normalization,
+            "limits": None if self.limits is None else list(self.limits),
+            "crop_values": list(self.crop_values),
+            "crop_margin": self.crop_margin,
+            "rater": self.rater,
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
         """The inverse of `as_dict`."""
         return cls(**values)
+
+
+def preprocessing_of(dataset: Dataset, cases: Sequence[Case]) -> Preprocessing:
+    """What a data set asks for; where it leaves the voxel size to the cases, that of these, the training cases.
+
+    Raises:
+        DataError: A header cannot be read.
+    """
+    spacing_mm = dataset.spacing_mm
+    if spacing_mm is None:
+        spacing_mm = common_spacing(cases)
+    elif spacing_mm == "median":
+        spacing_mm = median_spacing(cases)
+    return Preprocessing(
+        modalities=dataset.modalities,
+        classes=dataset.classes,
+        spacing_mm=None if spacing_mm == "native" else check_spacing(spacing_mm),
+        normalization=dataset.normalization,
+        limits=dataset.limits,
+        crop_values=dataset.crop_values,
+        crop_margin=dataset.crop_margin,
+        rater=dataset.rater,
+    )
 
 
 def preprocess(case: Case, settings: Preprocessing) -> PreparedCase:
@@ -188,19 +238,34 @@ def common_spacing(cases: Sequence[Case]) -> tuple[float, float, float]:
     Raises:
         DataError: A header cannot be read.
     """
-    found: dict[str, tuple[float, ...]] = {}
-    faults = []
+    found = _spacings(cases)
+    groups = Counter(tuple(np.round(spacing, 2)) for spacing in found)
+    most = groups.most_common(1)[0][0]
+    x, y, z = next(np.round(spacing, 4).tolist() for spacing in found if tuple(np.round(spacing, 2)) == most)
+    return (x, y, z)
+
+
+def median_spacing(cases: Sequence[Case]) -> tuple[float, float, float]:
+    """The median voxel size along each of R, A, S in mm, from the headers of the cases' first modality.
+
+    Raises:
+        DataError: A header cannot be read.
+    """
+    x, y, z = np.round(np.median(_spacings(cases), axis=0), 4).tolist()
+    return (x, y, z)
+
+
+def _spacings(cases: Sequence[Case]) -> list[tuple[float, float, float]]:
+    """Along R, A, S of each case; the faults of all cases in one error."""
+    found, faults = [], []
     for case in cases:
         try:
-            found[case.case_id] = spacing_of(ras_grid(*read_grid(next(iter(case.images.values()))))[1])
+            found.append(spacing_of(ras_grid(*read_grid(next(iter(case.images.values()))))[1]))
         except DataError as fault:
             faults.append(fault)
     if faults or not found:
         raise DataError.gather(faults or [DataError("data: no case; expected at least one")])
-    groups = Counter(tuple(np.round(spacing, 2)) for spacing in found.values())
-    most = groups.most_common(1)[0][0]
-    x, y, z = next(np.round(spacing, 4).tolist() for spacing in found.values() if tuple(np.round(spacing, 2)) == most)
-    return (x, y, z)
+    return found
 
 
 def _preprocess(case: Case, settings: Preprocessing) -> PreparedCase:
@@ -209,19 +274,24 @@ def _preprocess(case: Case, settings: Preprocessing) -> PreparedCase:
     reference = _reference(case, settings)
     brain = None if case.brain_mask is None else read_brain(case.brain_mask, reference, notes)
     channels = [
-        read_channel(case.images[name], name, reference, brain, settings.normalization, notes)
+        read_channel(case.images[name], name, reference, brain, settings.normalization, notes, limits=settings.limits)
         for name in settings.modalities
     ]
     foreground = _union(channels, reference.shape) if brain is None else brain
-    target = None if case.label is None else read_target(case.label, reference, settings.classes, notes)
-    box = bounding_box(foreground if target is None else foreground | target.any(axis=0))
+    targets = _targets(case, settings, reference, notes)
+    box = _crop(case, settings, reference, foreground, targets)
     inside = np.ascontiguousarray(foreground[box])
     image = np.stack([channel.within(box) * inside for channel in channels])
-    if target is not None:
-        target = np.ascontiguousarray(target[:, *box])
-        if (target.any(axis=0) & ~inside).any():
-            notes.append("lesion voxels outside the brain (kept)")
-    lesions, n_lesions = lesion_arrays(target)
+    if any((target[:, *box].any(axis=0) & ~inside).any() for target in targets):
+        notes.append("lesion voxels outside the brain (kept)")
+    if any(np.count_nonzero(target[:, *box]) < np.count_nonzero(target) for target in targets):
+        notes.append("lesion voxels beyond the box around data.crop_values (cut off)")
+    arrays: dict[str, Any] = {}
+    n_lesions: list[tuple[int, ...]] = []
+    for rater, target in enumerate(targets or [None]):
+        lesions, counts = lesion_arrays(None if target is None else np.ascontiguousarray(target[:, *box]))
+        arrays |= {rater_array(name, rater): array for name, array in lesions.items()}
+        n_lesions.append(counts)
     start = (box[0].start, box[1].start, box[2].start)
     return PreparedCase(
         case_id=case.case_id,
@@ -230,10 +300,45 @@ def _preprocess(case: Case, settings: Preprocessing) -> PreparedCase:
             reference.input_shape, reference.input_affine, reference.shape, reference.affine, start, image.shape[1:]
         ),
         image_scale=np.array([channel.scale for channel in channels], dtype=np.float32),
-        n_lesions=n_lesions,
-        notes=tuple(notes),
-        arrays={"image": image, "foreground_voxels": np.flatnonzero(inside).astype(np.int32), **lesions},
+        n_lesions=n_lesions[0],
+        notes=tuple(dict.fromkeys(notes)),
+        rater_lesions=tuple(n_lesions[1:]),
+        arrays={"image": image, "foreground_voxels": np.flatnonzero(inside).astype(np.int32), **arrays},
     )
+
+
+def _targets(case: Case, settings: Preprocessing, reference: Reference, notes: list[str]) -> list[Bools]:
+    """The target (K, X, Y, Z) on the network's grid, then those of each rater where one is to be drawn; or none."""
+    files = _label_files(case, settings.rater)
+    if settings.rater == "majority" and files:
+        return [majority(files, reference, settings.classes, notes, other_values=settings.crop_values)]
+    return [read_target(file, reference, settings.classes, notes, other_values=settings.crop_values) for file in files]
+
+
+def _label_files(case: Case, rater: int | str | None) -> tuple[Path, ...]:
+    """The labels that a target is made of; none of a case without label."""
+    if case.label is None or rater is None:
+        return case.labels[:1]
+    if rater == "consensus" and (case.consensus or len(case.labels) == 1):
+        return case.labels[:1]
+    if rater == "majority" and case.raters:
+        return case.raters
+    if rater == "random" and case.raters:
+        return (case.label, *case.raters)
+    if isinstance(rater, int) and rater <= len(case.raters):
+        return (case.raters[rater - 1],)
+    raise DataError(
+        f"data.rater: {rater}, but case {case.case_id} has labels of {len(case.raters)} single raters and "
+        f"{'a' if case.consensus else 'no'} consensus; expected one that every case has, or null for the first label"
+    )
+
+
+def _crop(
+    case: Case, settings: Preprocessing, reference: Reference, foreground: Bools, targets: Sequence[Bools]
+) -> Box:
+    if settings.crop_values and case.label is not None:
+        return box_around(case.label, reference, settings.crop_values, margin=settings.crop_margin)
+    return bounding_box(foreground | np.logical_or.reduce([target.any(axis=0) for target in targets], axis=0))
 
 
 def _reference(case: Case, settings: Preprocessing) -> Reference:
@@ -260,7 +365,8 @@ def _sources(case: Case, settings: Preprocessing) -> list[Path]:
     missing = [name for name in settings.modalities if name not in case.images]
     if missing:
         raise DataError(f"{case.case_id}: has no {', '.join(missing)}; expected {', '.join(settings.modalities)}")
-    optional = [path for path in (case.label, case.brain_mask) if path is not None]
+    labels = dict.fromkeys((*case.labels[:1], *_label_files(case, settings.rater)))
+    optional = [path for path in (*labels, case.brain_mask) if path is not None]
     return [*(case.images[name] for name in settings.modalities), *optional]
 
 
@@ -281,6 +387,7 @@ def _cached(entry: Path, case: Case) -> PreparedCase | None:
         image_scale=np.array(facts["image_scale"], dtype=np.float32),
         n_lesions=tuple(facts["n_lesions"]),
         notes=tuple(facts["notes"]),
+        rater_lesions=tuple(map(tuple, facts["rater_lesions"])),
         folder=entry,
     )
 
@@ -295,6 +402,7 @@ def _prepare(case: Case, settings: Preprocessing, cache_dir: Path) -> PreparedCa
             "image_scale": built.image_scale.tolist(),
             "n_lesions": built.n_lesions,
             "notes": built.notes,
+            "rater_lesions": built.rater_lesions,
         }
         write_entry(entry, built.arrays, facts)
         forget_opened()

@@ -1,10 +1,22 @@
 """The split of a run: made once, kept as its manifest, and held to when the run goes on."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tversky_seg.data.cases import DataError, Dataset, Split, find_cases, read_manifest, split_cases, write_manifest
+from tversky_seg.data.cases import (
+    Case,
+    DataError,
+    Dataset,
+    Split,
+    are_folds_drawn,
+    find_cases,
+    read_manifest,
+    split_cases,
+    write_manifest,
+)
+from tversky_seg.data.loads import lesion_loads
 
 logger = logging.getLogger("tversky_seg")
 
@@ -22,8 +34,7 @@ def split_dataset(dataset: Dataset, manifest: Path, *, is_started: bool) -> Spli
     """
     if dataset.manifest and dataset.manifest.resolve() == manifest.resolve():
         raise DataError(f"output_dir: {manifest.parent} holds data.manifest, which a run would replace; choose another")
-    cases = find_cases(dataset)
-    split = split_cases(cases, folds=dataset.folds, fold=dataset.fold, val_fraction=dataset.val_fraction)
+    split = draw_split(dataset, find_cases(dataset))
     parts = {"train": split.train, "val": split.val, "test": split.test}
     rows = [replace(case, split=name, fold=None) for name, part in parts.items() for case in part]
     before = read_manifest(manifest, modalities=dataset.modalities) if is_started else rows
@@ -32,3 +43,15 @@ def split_dataset(dataset: Dataset, manifest: Path, *, is_started: bool) -> Spli
     write_manifest(rows, manifest, modalities=dataset.modalities)
     logger.info("%s", ", ".join(f"{len(part)} {name}" for name, part in parts.items()) + " cases")
     return split
+
+
+def draw_split(dataset: Dataset, cases: Sequence[Case]) -> Split:
+    """Part the cases of a data set as it asks for; where folds are drawn, with lesion loads and sites spread over them.
+
+    Raises:
+        DataError: As `split_cases`.
+    """
+    loads = None
+    if dataset.stratify and are_folds_drawn(cases, folds=dataset.folds, fold=dataset.fold):
+        loads = lesion_loads(cases, dataset.classes, cache_dir=dataset.cache_dir)
+    return split_cases(cases, folds=dataset.folds, fold=dataset.fold, val_fraction=dataset.val_fraction, loads=loads)
