@@ -11,10 +11,11 @@ PACKAGE = ROOT / "src" / "tversky_seg"
 LAYERS = (  # each imports from itself and from those above it
     ("masks", "overlap", "lesions", "surface", "ranking", "calibration", "froc", "rules", "cohort",
      "new_lesions", "soft_counts", "losses", "overlap_losses", "voxel_losses",
-     "weighting", "devices", "progress", "schedules", "settings", "operating_point", "views", "windows"),
+     "weighting", "devices", "progress", "schedules", "settings", "stopping",
+     "distributed", "averaging", "passes", "operating_point", "views", "windows"),
     ("data", "models", "checkpoints", "recording"),
     ("predictions", "saved_predictions", "inference", "config"),
-    ("measures", "report", "comparison", "charts", "viewer", "evaluation", "training"),
+    ("measures", "summaries", "report", "comparison", "charts", "viewer", "evaluation", "training"),
     ("validation",),
 )  # fmt: skip
 CORE_MAY_IMPORT = {"numpy", "scipy", "torch", "cc3d", "tversky_seg"}

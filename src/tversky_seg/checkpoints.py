@@ -4,20 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import pickle
 import zipfile
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 logger = logging.getLogger("tversky_seg")
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read or written; the message is one line that names the file."""
+
+
+@dataclass
+class State:
+    """How far a training has come, in plain values; each checkpoint holds them beside the weights."""
+
+    step: int = 0
+    best: float = -math.inf
+    threshold: float | dict[str, float] = 0.5
+    min_volume_mm3: float | dict[str, float] = 0.0
+    judged: int = 0  # the last step whose network was validated
+    n_without_gain: int = 0  # validations since the best
+    n_skipped: int = 0
+    n_skipped_in_a_row: int = 0
+    losses: list[float] = field(default_factory=list)  # since the last row of metrics.csv
+
+    @classmethod
+    def of_checkpoint(cls, kept: Mapping[str, Any]) -> State:
+        """The state when a checkpoint was written."""
+        return cls(**{name.name: kept[name.name] for name in fields(cls)})
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], *, previous: Path | None = None) -> None:
@@ -89,6 +113,35 @@ def load_newest(*paths: Path) -> dict[str, Any] | None:
     if fault:
         raise fault
     return None
+
+
+def warm_start(network: nn.Module, path: Path, *, is_strict: bool = True) -> None:
+    """Start from the weights of a checkpoint.
+
+    Args:
+        network: Gets the weights, in place.
+        path: A checkpoint of this framework.
+        is_strict: All weights must be there with the same shapes; else what does not fit is left out and listed.
+
+    Raises:
+        CheckpointError: When the file cannot be used, all weights must fit and some do not, or none fits.
+    """
+    there, here = load_checkpoint(path)["model"], network.state_dict()
+    fitting = {name for name in here.keys() & there.keys() if here[name].shape == there[name].shape}
+    left_out = [_misfit(name, here, there) for name in dict.fromkeys((*here, *there)) if name not in fitting]
+    if left_out and (is_strict or not fitting):
+        way = (
+            "expected the same network, or trainer.init_strict=false" if fitting else "expected weights of this network"
+        )
+        raise CheckpointError(f"{path}: {len(left_out)} of its weights do not fit, {left_out[0]}; {way}")
+    if left_out:
+        logger.warning("%s: %d weights taken, %d left out: %s", path, len(fitting), len(left_out), ", ".join(left_out))
+    network.load_state_dict({name: there[name] for name in fitting}, strict=False)
+
+
+def _misfit(name: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
+    shapes = [tuple(state[name].shape) if name in state else "none" for state in (there, here)]
+    return f"{name} ({shapes[0]} there, {shapes[1]} here)"
 
 
 def _is_whole(path: Path) -> bool:

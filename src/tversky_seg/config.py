@@ -34,6 +34,7 @@ from torch import nn
 from torch.func import functional_call
 
 from tversky_seg.data.preprocessing import Preprocessing
+from tversky_seg.distributed import is_first, processes
 from tversky_seg.settings import (
     ConfigError,
     check_arguments,
@@ -45,6 +46,7 @@ from tversky_seg.settings import (
     nearest,
     nodes_with_target,
 )
+from tversky_seg.stopping import STATUS, Stopped, listening
 
 __all__ = ["ConfigError"]
 
@@ -52,8 +54,9 @@ CONFIG_DIR = Path(__file__).parents[2] / "configs"
 ALLOWED_PACKAGES = ("tversky_seg", "torch.nn", "torch.optim", "monai.networks", "monai.losses")
 KINDS: Mapping[str, type] = {"model": nn.Module, "loss": nn.Module, "optimizer": torch.optim.Optimizer}
 NAMES = ("checkpoint", "input", "predictions", "manifest", "output_dir", "case_id", "data.manifest", "data.root",
-         "data.cache_dir", "evaluation.pattern")  # fmt: skip
-TYPES = {"seed": int, "trust": list, "classes": dict, "inference": dict, "threads": int | None}
+         "data.cache_dir", "evaluation.pattern", "trainer.init_from")  # fmt: skip
+TYPES = {"seed": int, "trust": list, "classes": dict, "inference": dict, "threads": int | None, "combine": str,
+         "uncertainty": str | None}  # fmt: skip
 logger = logging.getLogger("tversky_seg")
 logging.getLogger("hydra").addHandler(logging.NullHandler())  # what it says is said again, in one line
 
@@ -73,7 +76,9 @@ def verb(name: str) -> Callable[[Callable[[DictConfig], int]], Callable[[], None
                 log_to_terminal()
                 try:
                     check_config(cfg, config_name=name)
-                    statuses.append(function(cfg))
+                    with processes():
+                        log_to_terminal()
+                        statuses.append(function(cfg))
                 except Exception as fault:  # of one job; the others of a sweep go on
                     if wants_traceback:
                         raise
@@ -84,9 +89,13 @@ def verb(name: str) -> Callable[[Callable[[DictConfig], int]], Callable[[], None
             with _exceptions_from_hydra() as wants_traceback:
                 try:
                     sys.argv[1:] = _readable(sys.argv[1:])
-                    run()
+                    with listening():
+                        run()
                 except KeyboardInterrupt:
                     sys.exit(130)
+                except Stopped as stop:
+                    print(f"stopped: {stop}; run the same command again to go on", file=sys.stderr)
+                    sys.exit(STATUS)
                 except Exception as fault:
                     if wants_traceback:
                         raise
@@ -331,7 +340,7 @@ def log_to_terminal() -> None:
     """Send the library's messages to the terminal, as plain lines."""
     if not logger.handlers:
         logger.addHandler(_Terminal())
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if is_first() else logging.ERROR)
     logger.propagate = False
 
 

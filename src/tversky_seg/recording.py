@@ -13,14 +13,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from tversky_seg.distributed import is_first
+
 logger = logging.getLogger("tversky_seg")
 VERSIONED = ("torch", "monai", "numpy", "scipy", "nibabel", "hydra-core", "scikit-image", "connected-components-3d")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What whole volumes say of a network: measures, threshold and smallest lesion chosen on them, pictures."""
+
+    measures: Mapping[str, float]
+    threshold: float | dict[str, float] = 0.5
+    pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
+    min_volume_mm3: float | dict[str, float] = 0.0
 
 
 class Recorder:
@@ -65,6 +78,26 @@ class Recorder:
             self._events.add_scalar(name, float(value), step)
 
 
+class Silent(Recorder):
+    """Records nothing, for the processes of a run that do not write."""
+
+    def __init__(self) -> None:
+        pass
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    timings = pictures = metrics  # type: ignore[assignment]
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def open_recorder(output_dir: Path, *, from_step: int = 0) -> Recorder:
+    """The recorder of a run; of several processes, the first one's writes."""
+    return Recorder(output_dir, from_step=from_step) if is_first() else Silent()
+
+
 class Stopwatch:
     """Adds up where the time between two rows of timings.csv went."""
 
@@ -78,10 +111,10 @@ class Stopwatch:
         self._seconds[name] = self._seconds.get(name, 0.0) + now - self._last
         self._last = now
 
-    def read(self) -> dict[str, float]:
-        """Seconds by name since the last reading."""
+    def read(self, *, n_steps: int = 1) -> dict[str, float]:
+        """Seconds by name since the last reading, for each of so many steps."""
         seconds, self._seconds = self._seconds, {}
-        return seconds
+        return {name: total / n_steps for name, total in seconds.items()}
 
 
 def record_environment(path: Path) -> None:

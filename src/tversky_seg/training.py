@@ -6,7 +6,8 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +15,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tversky_seg.checkpoints import load_newest, save_checkpoint
+from tversky_seg.averaging import WeightAverage
+from tversky_seg.checkpoints import State, load_newest, save_checkpoint, warm_start
 from tversky_seg.data.loaders import PatchBatches, load_batches
-from tversky_seg.devices import autocast, pick_device, place, use_threads
+from tversky_seg.devices import autocast, for_training, pick_device, place, use_threads
+from tversky_seg.distributed import any_process, in_parallel, is_first, rank, wait_for_all
+from tversky_seg.passes import check_parts, loss_and_gradient, no_finite_gradient
 from tversky_seg.progress import Reporter
-from tversky_seg.recording import Recorder, Stopwatch
+from tversky_seg.recording import Recorder, Stopwatch, open_recorder
+from tversky_seg.recording import Validation as Validation
+from tversky_seg.stopping import Stopped, finishing_steps, interruptible, reason_to_stop
 
 logger = logging.getLogger("tversky_seg")
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What whole volumes say of a network: measures by name, the threshold chosen on them, pictures to look at."""
-
-    measures: Mapping[str, float]
-    threshold: float | dict[str, float] = 0.5
-    pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Trainer:
     """Trains a network for a number of steps and keeps two checkpoints: the last, and the best on validation.
 
     Step k sees batch k and a torch RNG seeded by (seed, k) alone, so a run that was stopped goes on, bit for bit, as
-    if it had not been.
+    if it had not been. Under torchrun, processes share each batch and the validation cases.
 
     Args:
         model: Network from images (B, C, X, Y, Z) to logits (B, K, X, Y, Z).
@@ -46,14 +43,23 @@ class Trainer:
         weighting: Makes voxel weights from lesion components (B, K, X, Y, Z), or None.
         max_steps: Optimiser updates in all.
         batch_size: Patches in the global batch; whoever makes the batches reads it here.
+        accumulate: Equal parts in which a batch goes through the network, to fit into memory.
         validate_every: Steps between validations; the last step always validates.
         checkpoint_every: Steps between checkpoints; the last step always writes one.
         log_every: Steps that a row of metrics.csv averages.
         monitor: The validation measure whose highest value makes a checkpoint the best.
+        patience: So many validations in a row without a new best end the training; None: never.
+        max_hours: After so many hours since the command began the run stops; the same command goes on. None: never.
+        init_from: A checkpoint whose weights to start from.
+        init_strict: Whether all weights must fit; else those that do not are left out and listed.
+        ema_decay: Judge and keep the moving average of the weights with this decay, such as 0.999; None: the weights.
         clip_norm: Largest norm of the whole gradient.
         max_skipped: A step without a finite gradient is skipped; after so many in a row the run stops.
         device: `auto`, `cpu` or `cuda`.
         precision: `fp32`, `bf16` or `fp16` for the forward pass; weights and losses stay float32.
+        compile: Have torch compile the network for training.
+        recompute: Keep only the inputs of the network's blocks for backward: less memory, about a third slower.
+        deterministic: Ask for deterministic algorithms on CUDA as well; on the CPU they always are.
         n_workers: Loader processes; 0 loads in this one. The batches are the same for any number.
         threads: CPU threads; None leaves OMP_NUM_THREADS in force.
         seed: Seed of everything random in a step.
@@ -69,38 +75,59 @@ class Trainer:
         weighting: Callable[[Tensor], Tensor] | None = None,
         max_steps: int = 20000,
         batch_size: int = 2,
+        accumulate: int = 1,
         validate_every: int = 1000,
         checkpoint_every: int = 500,
         log_every: int = 10,
         monitor: str = "dice",
+        patience: int | None = None,
+        max_hours: float | None = None,
+        init_from: Path | None = None,
+        init_strict: bool = True,
+        ema_decay: float | None = None,
         clip_norm: float = 1.0,
         max_skipped: int = 20,
         device: str = "auto",
         precision: str = "fp32",
+        compile: bool = False,
+        recompute: bool = False,
+        deterministic: bool = False,
         n_workers: int = 0,
         threads: int | None = None,
         seed: int = 0,
     ) -> None:
         counts = ("max_steps", "batch_size", "validate_every", "checkpoint_every", "log_every", "max_skipped")
-        for name, least in {**dict.fromkeys(counts, 1), "n_workers": 0, "seed": 0}.items():
-            if locals()[name] < least:
-                raise ValueError(f"{name} must be >= {least}, got {locals()[name]}")
-        if not clip_norm > 0:
-            raise ValueError(f"clip_norm must be > 0, got {clip_norm}")
+        for name, least in {**dict.fromkeys((*counts, "patience"), 1), "n_workers": 0, "seed": 0}.items():
+            if (value := locals()[name]) is not None and value < least:
+                raise ValueError(f"{name} must be >= {least}, got {value}")
+        for name in ("clip_norm", "max_hours"):
+            if (value := locals()[name]) is not None and not value > 0:
+                raise ValueError(f"{name} must be > 0, got {value}")
+        check_parts(accumulate, batch_size=batch_size)
         use_threads(threads)
-        self.device, self.precision = pick_device(device), precision
+        self.device = pick_device(device)
         autocast(self.device, precision)  # refuses another precision, and the schedule its arguments,
         schedule(0, max_steps)  # before any data are read
-        self.model, self.loss, self.weighting = place(model, self.device), loss.to(self.device), weighting
+        if init_from is not None:
+            warm_start(model, Path(init_from).expanduser(), is_strict=init_strict)
+        self.model, self.loss = place(model, self.device), loss.to(self.device)
+        self.average = WeightAverage(self.model, decay=ema_decay)
+        self.for_training = partial(for_training, compile=compile, recompute=recompute, deterministic=deterministic)
         self.optimizer, self.schedule, self.clip_norm = optimizer(model.parameters()), schedule, clip_norm
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.gradient = partial(
+            loss_and_gradient,
+            weighting=weighting,
+            scaler=self.scaler,
+            device=self.device,
+            precision=precision,
+            n_parts=accumulate,
+        )
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.max_steps, self.batch_size, self.seed, self.n_workers = max_steps, batch_size, seed, n_workers
         self.validate_every, self.checkpoint_every, self.log_every = validate_every, checkpoint_every, log_every
-        self.monitor, self.max_skipped = monitor, max_skipped
-        self.n_skipped = self.n_skipped_in_a_row = 0
-        self.best: float = -math.inf
-        self.threshold: float | dict[str, float] = 0.5
+        self.monitor, self.patience, self.max_hours, self.max_skipped = monitor, patience, max_hours, max_skipped
+        self.network, self.state = self.model, State()
 
     def fit(
         self,
@@ -123,115 +150,121 @@ class Trainer:
 
         Raises:
             FloatingPointError: After `max_skipped` steps in a row without a finite gradient.
+            Stopped: A signal came or `max_hours` are over; a checkpoint is written, and the same call goes on.
         """
         last, previous, best = (output_dir / "checkpoints" / f"{name}.pt" for name in ("last", "previous", "best"))
-        start = self._resume(last, previous)
-        if start == self.max_steps and best.exists():
+        self.keep = dict(keep or {})
+        self._resume(last, previous)
+        state, watch = self.state, Stopwatch()
+        is_pending = bool(validate and state.judged < state.step and self._is_due(self.validate_every))
+        if self._is_over() and best.exists() and not is_pending:
             return best
         if not validate:
             logger.info("no validation cases: the best checkpoint is the last, the threshold 0.5")
-        watch, losses = Stopwatch(), list[float]()
+        self.network = in_parallel(self.for_training(self.model), self.device)
+        pin_memory = self.device.type == "cuda"
         loader = load_batches(
-            batches, start=start, stop=self.max_steps, n_workers=self.n_workers, pin_memory=self.device.type == "cuda"
+            batches, start=state.step, stop=self.max_steps, n_workers=self.n_workers, pin_memory=pin_memory
         )
-        recording = closing(Recorder(output_dir, from_step=start))
-        with recording as recorder, Reporter("train", total=self.max_steps, done=start) as progress:
-            for step, batch in enumerate(loader, start + 1):
-                watch.lap("data_wait_s")
-                losses.append(self._step(step, batch))
-                watch.lap("step_s")
-                progress.advance(f"loss {np.mean(losses):.3f}")
-                is_checkpoint = self._is_due(step, self.checkpoint_every)
-                if is_checkpoint or self._is_due(step, self.log_every):
-                    rate = self.optimizer.param_groups[0]["lr"]
-                    recorder.metrics(
-                        step, {"loss": float(np.mean(losses)), "learning_rate": rate, "skipped": self.n_skipped}
-                    )
-                    recorder.timings(step, watch.read())
-                    losses.clear()
-                if validate and self._is_due(step, self.validate_every) and self._is_best(validate, recorder, step):
-                    save_checkpoint(best, self._state(step, keep))
-                if is_checkpoint:
-                    save_checkpoint(last, self._state(step, keep), previous=previous)
-                watch.lap("validation_s")
+        recording = closing(open_recorder(output_dir, from_step=state.step))
+        shown = Reporter("train", total=self.max_steps, done=state.step)
+        with recording as recorder, shown as progress, finishing_steps():
+            try:
+                if is_pending and validate:
+                    self._judge(validate, recorder, best)
+                    self._save(last, previous=previous)
+                for step, batch in enumerate(loader, state.step + 1):
+                    watch.lap("data_wait_s")
+                    self._step(step, batch)
+                    watch.lap("step_s")
+                    progress.advance(f"loss {np.mean(state.losses):.3f}")
+                    is_to_validate = self._is_due(self.validate_every)
+                    if is_to_validate or self._is_due(self.checkpoint_every) or self._is_due(self.log_every):
+                        self._write_row(recorder, watch)
+                    if any_process((reason := reason_to_stop(self.max_hours)) is not None):
+                        raise Stopped(reason or "another process was stopped")
+                    if validate and is_to_validate:
+                        self._judge(validate, recorder, best)
+                        watch.lap("validation_s")
+                    if self._is_due(self.checkpoint_every) or self._is_over():
+                        self._save(last, previous=previous)
+                        watch.lap("checkpoint_s")
+                    if self._is_over():
+                        break
+            except Stopped as stop:
+                self._save(last, previous=previous)
+                raise Stopped(f"{stop} after step {state.step} of {self.max_steps}, checkpoint written") from None
         if not validate:
-            save_checkpoint(best, self._state(self.max_steps, keep))
+            self._save(best, is_judged=True)
+        wait_for_all()
         return best
 
-    def _step(self, step: int, batch: Mapping[str, Any]) -> float:
-        """One update; returns the loss."""
-        torch.manual_seed(self.seed * 1_000_003 + step)
-        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = rate * self.schedule(step - 1, self.max_steps)
-        image, target = (batch[name].to(self.device, non_blocking=True) for name in ("image", "target"))
-        weight = self.weighting(batch["components"].to(self.device)) if self.weighting else None
+    def _step(self, step: int, batch: Mapping[str, Any]) -> None:
+        """One update, from the batch and a random stream that depend on the step alone."""
+        torch.manual_seed(self.seed * 1_000_003 + step + 2**40 * rank())
+        for group, base_rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = base_rate * self.schedule(step - 1, self.max_steps)
         self.model.train()
-        with autocast(self.device, self.precision):
-            logits = self.model(image)
-        loss = self.loss(logits, target, weight)
         self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
+        self.state.losses.append(self.gradient(self.network, self.loss, batch))
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        if self._is_finite(norm, step, batch):
+        is_finite, state = bool(torch.isfinite(norm)), self.state
+        state.n_skipped += not is_finite
+        state.n_skipped_in_a_row = 0 if is_finite else state.n_skipped_in_a_row + 1
+        if state.n_skipped_in_a_row >= self.max_skipped:
+            raise no_finite_gradient(step, batch, n_in_a_row=state.n_skipped_in_a_row)
+        if is_finite:
             self.scaler.step(self.optimizer)
         self.scaler.update()
-        return float(loss.item())
+        self.average.update(step)
+        state.step = step
 
-    def _is_finite(self, norm: Tensor, step: int, batch: Mapping[str, Any]) -> bool:
-        """Whether this step's gradient can be used; counts the steps that are skipped."""
-        is_finite = bool(torch.isfinite(norm))
-        self.n_skipped += not is_finite
-        self.n_skipped_in_a_row = 0 if is_finite else self.n_skipped_in_a_row + 1
-        if self.n_skipped_in_a_row >= self.max_skipped:
-            patches = ", ".join(
-                f"{case} at {start}" for case, start in zip(batch["case_ids"], batch["starts"], strict=True)
-            )
-            raise FloatingPointError(
-                f"step {step}: no finite gradient in {self.n_skipped_in_a_row} steps in a row (patches: {patches}); "
-                "lower optimizer.lr or use trainer.precision=fp32"
-            )
-        return is_finite
-
-    def _is_best(self, validate: Callable[[nn.Module], Validation], recorder: Recorder, step: int) -> bool:
-        """Judge the network on whole volumes, keep the threshold, and say whether it is the best so far."""
-        found = validate(self.model)
+    def _judge(self, validate: Callable[[nn.Module], Validation], recorder: Recorder, best: Path) -> None:
+        """Judge the network on whole volumes, keep what was chosen there, and the network if it is the best so far."""
+        state = self.state
+        with interruptible():
+            found = validate(self.average.network)
         if self.monitor not in found.measures:
             raise ValueError(f"monitor: {self.monitor} is not measured; choose one of {', '.join(found.measures)}")
-        recorder.metrics(step, {f"val_{name}": value for name, value in found.measures.items()})
-        recorder.pictures(step, found.pictures)
-        value = found.measures[self.monitor]
-        logger.info("step %d: validation %s %.4f, threshold %s", step, self.monitor, value, found.threshold)
-        self.threshold = found.threshold
-        is_best = value > self.best or self.best == -math.inf
-        self.best = value if value > self.best else self.best
-        return is_best
+        recorder.metrics(state.step, {f"val_{name}": value for name, value in found.measures.items()})
+        recorder.pictures(state.step, found.pictures)
+        state.threshold, state.min_volume_mm3, state.judged = found.threshold, found.min_volume_mm3, state.step
+        value, chosen = found.measures[self.monitor], f"threshold {found.threshold}, from {found.min_volume_mm3} mm3"
+        logger.info("step %d: validation %s %.4f, %s", state.step, self.monitor, value, chosen)
+        is_best = value > state.best or state.best == -math.inf
+        state.n_without_gain = 0 if value > state.best else state.n_without_gain + 1
+        state.best = value if value > state.best else state.best
+        if is_best:
+            self._save(best, is_judged=True)
 
-    def _is_due(self, step: int, every: int) -> bool:
-        return step % every == 0 or step == self.max_steps
+    def _is_due(self, every: int) -> bool:
+        return self.state.step % every == 0 or self.state.step == self.max_steps
 
-    def _state(self, step: int, keep: Mapping[str, Any] | None) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": {"base_rates": self.base_rates},
-            "scaler": self.scaler.state_dict(),
-            "step": step,
-            "best": self.best,
-            "threshold": self.threshold,
-            "n_skipped": [self.n_skipped, self.n_skipped_in_a_row],
-            **(keep or {}),
-        }
+    def _is_over(self) -> bool:
+        return self.state.step == self.max_steps or self.state.n_without_gain >= (self.patience or math.inf)
 
-    def _resume(self, *checkpoints: Path) -> int:
-        """Go back to where the newest readable checkpoint was written; 0 without one."""
-        state = load_newest(*checkpoints)
-        if state is None:
-            return 0
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.best, self.threshold = state["best"], state["threshold"]
-        self.n_skipped, self.n_skipped_in_a_row = state["n_skipped"]
-        logger.info("going on from step %d of %d", state["step"], self.max_steps)
-        return int(state["step"])
+    def _write_row(self, recorder: Recorder, watch: Stopwatch) -> None:
+        state, rate = self.state, self.optimizer.param_groups[0]["lr"]
+        row = {"loss": float(np.mean(state.losses)), "learning_rate": rate, "skipped": state.n_skipped}
+        recorder.metrics(state.step, row)
+        recorder.timings(state.step, watch.read(n_steps=len(state.losses)))
+        state.losses.clear()
+
+    def _save(self, path: Path, *, previous: Path | None = None, is_judged: bool = False) -> None:
+        """Write a checkpoint; of the network that was judged, or to go on from."""
+        parts = {"optimizer": self.optimizer.state_dict(), "schedule": {"base_rates": self.base_rates}}
+        parts |= {"scaler": self.scaler.state_dict(), **asdict(self.state), **self.keep}
+        if is_first():
+            save_checkpoint(path, {**self.average.weights(is_judged=is_judged), **parts}, previous=previous)
+
+    def _resume(self, *checkpoints: Path) -> None:
+        """Go back to where the newest readable checkpoint was written; stay at the start without one."""
+        kept = load_newest(*checkpoints)
+        if kept is None:
+            return
+        self.average.go_on(kept)
+        self.optimizer.load_state_dict(kept["optimizer"])
+        self.scaler.load_state_dict(kept["scaler"])
+        self.state = State.of_checkpoint(kept)
+        logger.info("going on from step %d of %d", self.state.step, self.max_steps)
