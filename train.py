@@ -65,8 +65,7 @@ def train(cfg: DictConfig) -> int:
 
     checkpoint = load_checkpoint(best)
     model.load_state_dict(checkpoint["model"])
-    if inference.threshold is None:
-        inference = replace(inference, threshold=checkpoint["threshold"])
+    inference = inference.settled(checkpoint)
     predictions = output_dir / "predictions"
     faults = predict_cases(model, split.test, preprocessing, predictions, inference=inference, checksum=checksum(best))
     if len(faults) == len(split.test) > 0:

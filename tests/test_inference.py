@@ -322,9 +322,14 @@ def test_a_folder_says_how_it_was_predicted_and_refuses_other_settings(tmp_path:
         "classes": {"lesion": [1]},
         "threshold": 0.7,
         "min_volume_mm3": 0.0,
+        "probability_scale": 1 / 65535,
         "window": "bspline",
+        "spline_order": 2,
         "overlap": 0.5,
         "patch_size": 8,
+        "tta": "none",
+        "combine": None,
+        "uncertainty": None,
     }
     other = Inference(patch_size=8, threshold=0.5)
     with pytest.raises(DataError, match=r"predictions\.json.*threshold=0\.7.*threshold=0\.5"):
