@@ -49,6 +49,7 @@ NO_DIRECTION = {
     "signed_volume_difference",
     "signed_volume_difference_mm3",
 }
+SAME_BY_ANY_NAME = "source"  # where a rule comes from
 OPERATING_POINT = "prediction_min_volume_mm3"  # chosen with the threshold, so part of a method and not of the rule
 MOST_EXACT = 200  # differences; beyond, the rank sum is taken as normal
 Rows = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -292,7 +293,7 @@ def check_alike(first: Run, second: Run) -> None:
     rules = [run.metrics["lesion_rule"] for run in (first, second)]
     for key in dict.fromkeys([*rules[0], *rules[1]]):
         ours, theirs = (rule.get(key) for rule in rules)
-        if key != OPERATING_POINT and ours != theirs:
+        if key not in (OPERATING_POINT, SAME_BY_ANY_NAME) and ours != theirs:
             raise _unlike(second, f"lesion_rule.{key}={theirs}", first, ours)
     for name, rows in first.rows.items():
         for case, row in rows.items():
@@ -408,8 +409,8 @@ def notes(runs: Sequence[Run], differences: Sequence[Difference]) -> Iterator[st
     yield (
         f"{len(runs[0].subjects)} cases of {subjects} subjects. Means over subjects whose value is defined in both "
         "runs; cases of a subject are averaged first. Difference: second minus first, with the 95 % percentile "
-        f"interval of its mean, subjects resampled. p: Wilcoxon signed-rank test, two-sided, with Holm's correction for "
-        f"{sum(not math.isnan(d.p) for d in differences)} tests. ↑ higher is better, ↓ lower."
+        "interval of its mean, subjects resampled. p: Wilcoxon signed-rank test, two-sided, with Holm's correction "
+        f"for {sum(not math.isnan(d.p) for d in differences)} tests. ↑ higher is better, ↓ lower."
     )
     left_out = sum(difference.n_undefined for difference in differences)
     if left_out:
