@@ -192,6 +192,14 @@ def test_the_same_volume_is_the_same_file_and_nothing_else_is_left(tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.nii.gz", "b.nii.gz"]
 
 
+def test_a_folder_that_is_a_file_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(DataError, match=r"a.nii: cannot be written"):
+        write_volume(tmp_path / "file" / "a.nii", VOXELS, np.eye(4))
+    with pytest.raises(DataError, match=r"a.nii: cannot be written"):
+        write_volume(tmp_path / "file" / "below" / "a.nii", VOXELS, np.eye(4))
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(image: object, path: Path) -> None:
         path.write_bytes(b"half")

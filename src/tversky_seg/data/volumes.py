@@ -2,6 +2,7 @@
 
 import itertools
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,8 @@ def write_volume(path: Path | str, data: NDArray[Any], affine: ArrayLike, *, sca
         nib.save(image, partial)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # also where a parent is a file
+            partial.unlink()
         raise DataError(f"{path}: cannot be written ({error.strerror or error}); name a folder with room") from error
 
 
