@@ -1,12 +1,14 @@
+import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tversky_seg.data import loaders
 from tversky_seg.data.augmentation import Augmentation
 from tversky_seg.data.cases import Case, DataError
 from tversky_seg.data.channels import lesion_arrays
@@ -113,20 +115,22 @@ def test_cases_in_the_cache_give_the_same_batches_as_in_memory(tmp_path: Path) -
         assert [as_bytes(b) for b in load_batches(in_cache, start=0, stop=3, n_workers=n_workers)] == expected
 
 
-def no_file(*_: object, **__: object) -> None:
-    raise OSError("gone")
+class NoFile:
+    def draw(self, *_: object, **__: object) -> None:
+        raise OSError("gone")
 
 
-def bug(*_: object, **__: object) -> None:
-    raise KeyError("a bug")
+class Bug:
+    def draw(self, *_: object, **__: object) -> None:
+        raise KeyError("a bug")
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
 @pytest.mark.parametrize(
-    ("augmentation", "kind", "says"), [(no_file, DataError, "OSError"), (bug, RuntimeError, "KeyError")]
+    ("augmentation", "kind", "says"), [(NoFile(), DataError, "OSError"), (Bug(), RuntimeError, "KeyError")]
 )
 def test_errors_carry_case_and_step_in_one_line(
-    n_workers: int, augmentation: Callable, kind: type[Exception], says: str
+    n_workers: int, augmentation: NoFile | Bug, kind: type[Exception], says: str
 ) -> None:
     batches = PatchBatches([a_case("patient07")], LesionSampler(patch_size=8), augmentation, batch_size=1)
     with pytest.raises(kind) as caught:
@@ -138,12 +142,42 @@ def test_errors_carry_case_and_step_in_one_line(
 
 
 def test_a_killed_worker_is_named_with_its_step() -> None:
-    def deadly(*_: object, **__: object) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+    class Deadly:
+        def draw(self, *_: object, **__: object) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    batches = PatchBatches([a_case("heavy")], LesionSampler(patch_size=8), deadly, batch_size=1)
-    with pytest.raises(RuntimeError, match=r"worker died at step 0.*n_workers=0"):
+    batches = PatchBatches([a_case("heavy")], LesionSampler(patch_size=8), Deadly(), batch_size=1)
+    with pytest.raises(
+        RuntimeError, match=r"^heavy: the loader worker at step 0 died \(killed by SIGKILL\), .*n_workers=0"
+    ):
         list(load_batches(batches, start=0, stop=2, n_workers=1))
+
+
+def test_a_stuck_worker_is_named_with_its_step_and_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stuck(*_: object, **__: object) -> None:
+        time.sleep(600)
+
+    monkeypatch.setattr(loaders, "STUCK_AFTER_S", 2)
+    monkeypatch.setattr(loaders, "LOOK_EVERY_S", 1)
+    batches = PatchBatches([a_case("far")], LesionSampler(patch_size=8), stuck, batch_size=2)
+    with pytest.raises(RuntimeError, match=r"^far: the loader worker at step 3 gave no batch for 2 s: "):
+        list(load_batches(batches, start=3, stop=5, n_workers=1))
+    assert not multiprocessing.active_children()
+
+
+def test_workers_outlive_the_signals_that_a_trainer_answers_by_stopping() -> None:
+    def signalled(*sample: object, **_: object) -> object:
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        return sample[:3]
+
+    batches = PatchBatches([a_case("a")], LesionSampler(patch_size=8), signalled, batch_size=1)
+    assert len(list(load_batches(batches, start=0, stop=3, n_workers=1))) == 3
+
+
+def test_the_cases_of_a_batch_are_known_without_reading() -> None:
+    batches = some_batches()
+    assert [batches.case_ids(step) for step in range(3)] == [batches[step]["case_ids"] for step in range(3)]
 
 
 def test_bad_settings_are_refused_with_the_value() -> None:

@@ -1,18 +1,46 @@
 """Training batches: batch k is a pure function of (seed, k), whoever computes it and wherever a run starts."""
 
+import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tversky_seg.data.augmentation import Patch
+from tversky_seg.data.augmentation import Change
 from tversky_seg.data.cases import DataError
+from tversky_seg.data.grids import Shape
 from tversky_seg.data.preprocessing import PreparedCase
-from tversky_seg.data.sampling import LesionSampler
+
+
+class Sampler(Protocol):
+    """Says where the patches lie: see `sampling`."""
+
+    @property
+    def sides(self) -> Shape:
+        """Of a patch, in voxels."""
+
+    def draw(self, cases: Sequence[PreparedCase], rng: np.random.Generator) -> tuple[int, Shape]:
+        """Draw the index of a case and the first voxel of a patch."""
+
+
+class Augments(Protocol):
+    """Says how a patch is changed: see `augmentation.Augmentation`."""
+
+    def draw(
+        self, rng: np.random.Generator, *, n_channels: int, size: Sequence[int], spacing_mm: Sequence[float]
+    ) -> Change:
+        """Draw the change of one patch."""
+
+
+STUCK_AFTER_S = 50  # a patch takes milliseconds
+LOOK_EVERY_S = 2
 
 
 @dataclass(frozen=True)
@@ -31,19 +59,21 @@ class PatchBatches(Dataset[dict[str, Any]]):
         with_components: Add the labels of the connected components, for inverse weighting.
         rank: Of this process.
         world_size: Number of processes.
+        augment_later: Batches hold what was read and drawn, for `augmented` to compute on the training device.
 
     Raises:
         ValueError: No cases, a negative seed, or a batch smaller than the number of processes.
     """
 
     cases: Sequence[PreparedCase]
-    sampler: LesionSampler
-    augmentation: Callable[..., Patch] | None = None
+    sampler: Sampler
+    augmentation: Augments | None = None
     batch_size: int = 2
     seed: int = 0
     with_components: bool = False
     rank: int = 0
     world_size: int = 1
+    augment_later: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot give a batch."""
@@ -62,7 +92,8 @@ class PatchBatches(Dataset[dict[str, Any]]):
 
         Returns:
             `image` float32 (B, C, X, Y, Z), `target` float32 (B, K, X, Y, Z), `components` int32 (B, K, X, Y, Z) where
-            asked for, `case_ids` list of B names, `starts` list of B first voxels [x, y, z].
+            asked for, `case_ids` list of B names, `starts` list of B first voxels [x, y, z]. With `augment_later` what
+            `augmented` makes this of.
 
         Raises:
             DataError: A file of a case could not be read; names case and step.
@@ -70,27 +101,77 @@ class PatchBatches(Dataset[dict[str, Any]]):
         """
         first, end = (share * self.batch_size // self.world_size for share in (self.rank, self.rank + 1))
         samples = [self._sample(step, i) for i in range(first, end)]
-        images, targets, components, case_ids, starts = zip(*samples, strict=True)
-        batch = {"image": _stack(images), "target": _stack(targets).float()}
-        if self.with_components:
-            batch["components"] = _stack(components)
-        return batch | {"case_ids": list(case_ids), "starts": [list(start) for start in starts]}
+        batch = {name: [sample[name] for sample in samples] for name in samples[0]}
+        batch["with_components"] = self.with_components
+        return batch if self.augment_later else augmented(batch, torch.device("cpu"))
 
-    def _sample(self, step: int, i: int) -> tuple[Any, ...]:
+    def _sample(self, step: int, i: int) -> dict[str, Any]:
+        """What one sample of a batch is made of; the change is carried out unless that is left for later."""
         rng = np.random.default_rng([self.seed, step, i])
         case_id = "the sampler"
         try:
             index, start = self.sampler.draw(self.cases, rng)
             case = self.cases[index]
             case_id = case.case_id
-            image, target, components = case.patch(start, self.sampler.sides)
-            kept = components if self.with_components else None
-            if self.augmentation is not None:
-                image, target, kept = self.augmentation(image, target, kept, rng, spacing_mm=case.spacing_mm)
+            image, labels, change, offset = self._source(case, start, rng)
+            if change is not None and not self.augment_later:
+                with _one_thread():
+                    image, labels = change(image, labels, offset=offset)
+                change = None
         except Exception as error:
             kind = DataError if isinstance(error, DataError | OSError) else RuntimeError
             raise kind(f"{case_id}: {type(error).__name__} at step {step}, sample {i}: {error}") from error
-        return image, target, kept, case_id, start
+        return {
+            "images": image, "labels": labels, "changes": change, "offsets": offset, "case_ids": case_id,
+            "starts": list(start),
+        }  # fmt: skip
+
+    def _source(
+        self, case: PreparedCase, start: Shape, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Change | None, Shape]:
+        """Image, labels, the change that is due, and where they begin, counted from the patch's first voxel."""
+        size, first, change = self.sampler.sides, start, None
+        if self.augmentation is not None:
+            change = self.augmentation.draw(
+                rng, n_channels=len(case.image_scale), size=size, spacing_mm=case.spacing_mm
+            )
+            first, size = change.box(start, case.geometry.shape)
+        image, target, components = case.patch(first, size)
+        labels = torch.from_numpy(np.array(components if self.with_components else target))
+        x, y, z = (int(a - b) for a, b in zip(first, start, strict=True))
+        return torch.from_numpy(image), labels, change, (x, y, z)
+
+
+def augmented(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch on a device, with the changes carried out there that its samples still wait for.
+
+    Labels are the components where they are asked for; the target is where these are not 0.
+    """
+    if "images" not in batch:
+        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    pairs = []
+    for image, labels, change, offset in zip(*(batch[name] for name in _WAITING), strict=True):
+        pair = image.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        pairs.append(pair if change is None else change(*pair, offset=offset))
+    images, labels = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
+    finished = {"image": images, "target": (labels > 0).float()}
+    if batch["with_components"]:
+        finished["components"] = labels
+    return finished | {"case_ids": batch["case_ids"], "starts": batch["starts"]}
+
+
+_WAITING = ("images", "labels", "changes", "offsets")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The same bits as in a loader worker, which has one thread."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def load_batches(
@@ -106,8 +187,8 @@ def load_batches(
         pin_memory: Put batches into page-locked memory, for fast copies to a CUDA device.
 
     Raises:
-        DataError, RuntimeError: As `PatchBatches` does, also out of a worker; a worker that was killed is named with
-            its step.
+        DataError, RuntimeError: As `PatchBatches` does, also out of a worker. A worker that was killed, or that gives
+            nothing for `STUCK_AFTER_S`, is named with its step and cases.
     """
     loader = DataLoader(
         _Guarded(batches),
@@ -116,20 +197,66 @@ def load_batches(
         num_workers=n_workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
         generator=torch.Generator(),  # DataLoader draws a seed: not from the global stream
+        timeout=LOOK_EVERY_S if n_workers else 0,
+        worker_init_fn=_leave_signals_to_the_trainer,
     )
-    iterator = iter(loader)
+    with _no_handler_of_dead_children():
+        iterator = iter(loader)
+    workers = getattr(iterator, "_workers", [])
     for step in range(start, stop):
         try:
-            batch = next(iterator)
+            batch = _next(iterator, workers)
         except RuntimeError as error:
-            raise RuntimeError(
-                f"a loader worker died at step {step}, out of memory or of shared memory (/dev/shm)? "
-                f"Try fewer workers; n_workers=0 needs none. ({error})"
-            ) from error
+            fault = _fault_of_worker(batches, step, start=start, workers=workers)
+            for worker in workers:
+                worker.kill()  # a stuck one heeds nothing else
+            raise RuntimeError(f"{fault} ({error})") from error
         if isinstance(batch, Exception):
             del iterator  # ends the workers now: left to the garbage collector it takes 5 seconds for each
             raise batch
         yield batch
+
+
+def _next(iterator: Iterator[Any], workers: Sequence[Any]) -> Any:
+    """The next batch; looks after the workers while it waits."""
+    for _ in range(STUCK_AFTER_S // LOOK_EVERY_S - 1):
+        try:
+            return next(iterator)
+        except RuntimeError as error:
+            if "timed out" not in str(error) or not all(worker.is_alive() for worker in workers):
+                raise
+    return next(iterator)
+
+
+def _leave_signals_to_the_trainer(_: int) -> None:
+    """A scheduler signals every process of a job: the trainer finishes its step, for which it needs its workers."""
+    for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+@contextmanager
+def _no_handler_of_dead_children() -> Iterator[None]:
+    """Keep torch from raising for a dead worker in the middle of a step, where its case is not known."""
+    number = getattr(signal, "SIGCHLD", None)
+    before = signal.getsignal(number) if number else None
+    try:
+        yield
+    finally:
+        if number and threading.current_thread() is threading.main_thread():
+            signal.signal(number, before)
+
+
+def _fault_of_worker(batches: PatchBatches, step: int, *, start: int, workers: Sequence[Any]) -> str:
+    """What happened to a worker, with the step that it was at; worker i computes every n-th batch."""
+    dead = [i for i, worker in enumerate(workers) if not worker.is_alive()]
+    at = next(k for k in range(step, step + len(workers)) if not dead or (k - start) % len(workers) == dead[0])
+    code = workers[dead[0]].exitcode if dead else None
+    cause = f"gave no batch for {STUCK_AFTER_S} s: is the disk there?"
+    if code is not None:
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        cause = f"died ({how}), out of memory or of shared memory (/dev/shm)? n_workers=0 needs neither"
+    return f"{', '.join(dict.fromkeys(batches.case_ids(at)))}: the loader worker at step {at} {cause}"
 
 
 @dataclass(frozen=True)
@@ -144,7 +271,3 @@ class _Guarded(Dataset[Any]):
         except Exception as error:
             error.add_note(traceback.format_exc())
             return error
-
-
-def _stack(arrays: Sequence[np.ndarray[Any, Any]]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(arrays))
