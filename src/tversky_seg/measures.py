@@ -9,10 +9,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tversky_seg.lesions import LesionCounts, Lesions, count_lesions, match_lesions, remove_small_lesions
+from tversky_seg.calibration import calibrate
+from tversky_seg.lesions import LesionCounts, LesionMatch, overlap_lesions, remove_small_lesions
 from tversky_seg.masks import Mask, as_array, as_mask, check_spacing
 from tversky_seg.overlap import OverlapCounts, overlap_counts
-from tversky_seg.ranking import N_LEVELS, average_precision, choose_threshold, levels_histogram, to_levels
+from tversky_seg.ranking import (
+    N_LEVELS,
+    ScoreHistogram,
+    choose_threshold,
+    levels_histogram,
+    ranking_areas,
+    to_levels,
+)
+from tversky_seg.rules import ANY_OVERLAP, LesionRule, count_by_rule
 from tversky_seg.surface import SurfaceDistances, surface_distances
 
 METRICS = (
@@ -33,33 +42,36 @@ METRICS = (
     "n_reference_lesions",
     "n_predicted_lesions",
 )
+FURTHER_METRICS = (
+    "jaccard",
+    "mcc",
+    "signed_volume_difference_mm3",
+    "absolute_volume_difference_mm3",
+    "signed_volume_difference",
+    "roc_auc",
+    "calibration_error",
+    "hd_mm",
+    "surface_dice",
+    "object_dice",
+    "n_detected_lesions",
+    "n_false_lesions",
+    "n_split_lesions",
+    "n_merged_lesions",
+)
 NO_DISTANCES = SurfaceDistances(math.nan, math.nan)
+TOLERANCE_MM = 1.0
 
 
 @dataclass(frozen=True)
-class LesionRule:
-    """When voxels are one lesion, and when a lesion counts as found.
+class Ranking:
+    """How well the probabilities of one case, or of a whole cohort, rank voxels and mean what they say."""
 
-    Attributes:
-        connectivity: 6, 18 or 26 neighbours make one lesion.
-        min_overlap: A reference lesion is detected when more than this share of it is covered, in [0, 1).
-        min_volume_mm3: Smaller lesions, of the reference and of the prediction, are not counted.
-    """
-
-    connectivity: int = 26
-    min_overlap: float = 0.0
-    min_volume_mm3: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.connectivity not in (6, 18, 26):
-            raise ValueError(f"connectivity must be one of 6, 18, 26, got {self.connectivity}")
-        if not 0 <= self.min_overlap < 1:
-            raise ValueError(f"min_overlap must lie in [0, 1), got {self.min_overlap}")
-        if not 0 <= self.min_volume_mm3 < math.inf:
-            raise ValueError(f"min_volume_mm3 must be >= 0 and finite, got {self.min_volume_mm3}")
+    pr_auc: float = math.nan
+    roc_auc: float = math.nan
+    calibration_error: float = math.nan
 
 
-ANY_OVERLAP = LesionRule()
+NO_RANKING = Ranking()
 
 
 @dataclass(frozen=True)
@@ -70,40 +82,75 @@ class Judgement:
     lesions: LesionCounts
     reference_volume_mm3: float
     predicted_volume_mm3: float
-    pr_auc: float = math.nan
+    ranking: Ranking = NO_RANKING
     distances: SurfaceDistances = NO_DISTANCES
+    n_split: int = 0
+    n_merged: int = 0
+    n_overlapped: int = 0
+    """Reference lesions that any predicted lesion overlaps."""
+    object_dice_sum: float = 0.0
+    """Sum of the highest Dice of each of them with a predicted lesion."""
 
     def __add__(self, other: Judgement) -> Judgement:
-        """Both cases pooled; area and distances do not add up and are NaN."""
+        """Both cases pooled; ranking and distances do not add up and are NaN."""
         return Judgement(
             self.overlap + other.overlap,
             self.lesions + other.lesions,
             self.reference_volume_mm3 + other.reference_volume_mm3,
             self.predicted_volume_mm3 + other.predicted_volume_mm3,
+            n_split=self.n_split + other.n_split,
+            n_merged=self.n_merged + other.n_merged,
+            n_overlapped=self.n_overlapped + other.n_overlapped,
+            object_dice_sum=self.object_dice_sum + other.object_dice_sum,
         )
 
     def measures(self) -> dict[str, float]:
         """The published measures by name, in the order of `METRICS`."""
-        difference = abs(self.predicted_volume_mm3 - self.reference_volume_mm3)
         values = (
             self.overlap.dice,
             self.overlap.sensitivity,
             self.overlap.specificity,
             self.overlap.precision,
             self.overlap.f(2),
-            self.pr_auc,
+            self.ranking.pr_auc,
             self.lesions.tpr,
             self.lesions.fpr,
             self.lesions.f1,
             self.distances.assd_mm,
             self.distances.hd95_mm,
-            difference / self.reference_volume_mm3 if self.reference_volume_mm3 else math.nan,
+            abs(self._relative_difference),
             self.reference_volume_mm3,
             self.predicted_volume_mm3,
             self.lesions.n_reference,
             self.lesions.n_predicted,
         )
         return dict(zip(METRICS, values, strict=True))
+
+    def further_measures(self) -> dict[str, float]:
+        """More measures by name, in the order of `FURTHER_METRICS`."""
+        difference_mm3 = self.predicted_volume_mm3 - self.reference_volume_mm3
+        values = (
+            self.overlap.jaccard,
+            self.overlap.mcc,
+            difference_mm3,
+            abs(difference_mm3),
+            self._relative_difference,
+            self.ranking.roc_auc,
+            self.ranking.calibration_error,
+            self.distances.hd_mm,
+            self.distances.surface_dice,
+            self.object_dice_sum / self.n_overlapped if self.n_overlapped else math.nan,
+            self.lesions.n_detected,
+            self.lesions.n_unmatched,
+            self.n_split,
+            self.n_merged,
+        )
+        return dict(zip(FURTHER_METRICS, values, strict=True))
+
+    @property
+    def _relative_difference(self) -> float:
+        difference_mm3 = self.predicted_volume_mm3 - self.reference_volume_mm3
+        return difference_mm3 / self.reference_volume_mm3 if self.reference_volume_mm3 else math.nan
 
 
 def case_measures(
@@ -114,8 +161,10 @@ def case_measures(
     threshold: float = 0.5,
     min_volume_mm3: float = 0.0,
     rule: LesionRule = ANY_OVERLAP,
+    tolerance_mm: float = TOLERANCE_MM,
+    further: bool = False,
 ) -> dict[str, float]:
-    """All measures of one class of one case; docs/metrics.md defines each.
+    """The published measures of one class of one case, or all of them; docs/metrics.md defines each.
 
     Args:
         prediction: (X, Y, Z) probability in [0, 1] (any float type), or a 0/1 mask (bool or integer).
@@ -124,6 +173,8 @@ def case_measures(
         threshold: a voxel is lesion where probability >= threshold; not used for a mask.
         min_volume_mm3: smaller predicted lesions are taken out before anything is measured.
         rule: what a lesion is and when it counts as found.
+        tolerance_mm: for the surface Dice.
+        further: whether the measures of `FURTHER_METRICS` are wanted too.
 
     Returns:
         Measure by name, NaN where undefined; `pr_auc` is NaN for a mask.
@@ -133,31 +184,60 @@ def case_measures(
     """
     scores, reference = as_array(prediction), as_mask(reference, name="reference")
     ranks = np.issubdtype(scores.dtype, np.inexact)
-    if ranks:
-        to_levels(scores)  # refuses what is no probability
+    levels = to_levels(scores) if ranks else None  # refuses what is no probability
     mask = scores >= threshold if ranks else as_mask(scores, name="prediction")
     mask = remove_small_lesions(mask, spacing_mm=spacing_mm, min_volume_mm3=min_volume_mm3)
-    judgement, _ = judge(mask, reference, spacing_mm=spacing_mm, rule=rule)
-    return replace(judgement, pr_auc=average_precision(scores, reference) if ranks else math.nan).measures()
+    judgement, _ = judge(mask, reference, spacing_mm=spacing_mm, rule=rule, tolerance_mm=tolerance_mm)
+    if levels is not None:
+        areas = ranking_areas(scores, reference)
+        error = calibrate(levels_histogram(levels, reference)).error if further else math.nan
+        judgement = replace(judgement, ranking=Ranking(*areas, error))
+    return judgement.measures() | (judgement.further_measures() if further else {})
 
 
 def judge(
-    mask: Mask, reference: Mask, *, spacing_mm: ArrayLike, rule: LesionRule, with_distances: bool = True
-) -> tuple[Judgement, tuple[Lesions, Lesions]]:
-    """Count one class of one case; also the predicted and the reference lesions behind the counts."""
+    mask: Mask,
+    reference: Mask,
+    *,
+    spacing_mm: ArrayLike,
+    rule: LesionRule,
+    with_distances: bool = True,
+    tolerance_mm: float = TOLERANCE_MM,
+    scores: ArrayLike | None = None,
+) -> tuple[Judgement, LesionMatch]:
+    """Count one class of one case; also its lesions and which of them overlap, with their highest scores if given."""
     overlap = overlap_counts(mask, reference)
     voxel_mm3 = float(check_spacing(spacing_mm, ndim=mask.ndim).prod())
-    lesions = match_lesions(
-        mask, reference, spacing_mm=spacing_mm, connectivity=rule.connectivity, min_volume_mm3=rule.min_volume_mm3
+    match = overlap_lesions(
+        mask,
+        reference,
+        spacing_mm=spacing_mm,
+        connectivity=rule.connectivity,
+        min_volume_mm3=rule.min_volume_mm3,
+        strictly_larger=rule.strictly_larger,
+        scores=scores,
     )
+    _, dice = match.best_dice()
+    distances = NO_DISTANCES
+    if with_distances:
+        distances = surface_distances(mask, reference, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm)
     judgement = Judgement(
         overlap,
-        count_lesions(*lesions, min_overlap=rule.min_overlap),
+        count_by_rule(match, rule),
         reference_volume_mm3=(overlap.tp + overlap.fn) * voxel_mm3,
         predicted_volume_mm3=(overlap.tp + overlap.fp) * voxel_mm3,
-        distances=surface_distances(mask, reference, spacing_mm=spacing_mm) if with_distances else NO_DISTANCES,
+        distances=distances,
+        n_split=match.n_split,
+        n_merged=match.n_merged,
+        n_overlapped=int(np.count_nonzero(~np.isnan(dice))),
+        object_dice_sum=float(np.nansum(dice)),
     )
-    return judgement, lesions
+    return judgement, match
+
+
+def ranking_of(histogram: ScoreHistogram) -> Ranking:
+    """Ranking measures of the voxels of a histogram."""
+    return Ranking(histogram.average_precision(), histogram.roc_auc(), calibrate(histogram).error)
 
 
 def validation_measures(
@@ -194,7 +274,7 @@ def validation_measures(
         for (levels, reference, spacing_mm), histogram in zip(kept, histograms, strict=True):
             mask = levels[k] >= thresholds[name] * (N_LEVELS - 1)
             found, _ = judge(mask, reference[k], spacing_mm=spacing_mm, rule=rule, with_distances=False)
-            rows.append(replace(found, pr_auc=histogram.average_precision()).measures())
+            rows.append(replace(found, ranking=Ranking(histogram.average_precision())).measures())
         means[name] = mean_measures(rows)
     if len(classes) == 1:
         return means[classes[0]], thresholds[classes[0]]

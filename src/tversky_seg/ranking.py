@@ -170,6 +170,11 @@ class ScoreHistogram:
         n_voxels = -np.diff(np.append(_from_above(self.n_voxels)[levels], 0))
         return _curve(levels / (N_LEVELS - 1), n_voxels=n_voxels, n_positive=self.n_positive[levels])
 
+    def at_or_above(self, thresholds: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Lesion voxels, and all voxels, of `probability >= threshold`, for each threshold in [0, 1]."""
+        levels = level_of(thresholds)
+        return _from_above(self.n_positive)[levels], _from_above(self.n_voxels)[levels]
+
     def f(self, b: float) -> NDArray[np.float64]:
         """(65536,) F_b of the mask `probability >= k/65535` for each k; NaN where nothing is lesion or predicted.
 
@@ -209,6 +214,11 @@ def to_levels(probability: ArrayLike) -> NDArray[np.uint16]:
         raise ValueError(f"probability must lie in [0, 1], got {values.min():g} to {values.max():g}")
     levels: NDArray[np.uint16] = np.rint(values * (N_LEVELS - 1)).clip(0, N_LEVELS - 1).astype(np.uint16)
     return levels
+
+
+def level_of(thresholds: ArrayLike) -> NDArray[np.int64]:
+    """The lowest level whose probability reaches each threshold in [0, 1]."""
+    return np.ceil(np.asarray(thresholds, np.float64) * (N_LEVELS - 1) - 1e-6).astype(np.int64)
 
 
 def levels_histogram(levels: NDArray[np.uint16], positive: Mask) -> ScoreHistogram:
