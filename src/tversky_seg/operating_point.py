@@ -85,8 +85,8 @@ def choose_operating_point(
     within 0.001 of the best, the smallest size is taken, then the threshold nearest to 0.5.
 
     Args:
-        cases: One class of each validation case. A case without lesion has a say in lesion_f1 alone: 1 where nothing
-            is predicted, else 0.
+        cases: One class of each validation case. A case without lesion has a say in the lesions' F1 alone: 1 where
+            nothing is predicted, else 0.
         goal: See above.
         threshold: In [0, 1]; None: chosen.
         min_volume_mm3: At least 0; None: chosen.
