@@ -2,6 +2,9 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
+import torch
+from scipy import ndimage
+from scipy.interpolate import BSpline
 
 from tversky_seg.data.augmentation import Augmentation
 
@@ -186,3 +189,55 @@ def test_channels_drop_out_but_never_all() -> None:
     ]
     shares = [kept.count(n) / 400 for n in range(4)]
     np.testing.assert_allclose(shares, [0, 3 / 8, 3 / 8, 2 / 8], atol=0.08)  # where none would be left, all are
+
+
+DEFORMING = {
+    **NOTHING,
+    **{f"{name}_probability": 1.0 for name in ("tilt", "zoom", "stretch", "shear", "elastic")},
+    "zoom": (0.7, 1.4),
+    "elastic_spacing_mm": 12.0,
+}
+
+
+def smooth_volume(shape: tuple[int, int, int] = (70, 64, 60)) -> tuple[np.ndarray, np.ndarray]:
+    """An image (1, X, Y, Z) and labels in it (1, X, Y, Z), as large as a patch and all it may need around."""
+    rng = np.random.default_rng(3)
+    image = ndimage.gaussian_filter(rng.standard_normal(shape), 3).astype(np.float32)[None]
+    return image / image.std(), ndimage.label(image[0] > image.std())[0][None].astype(np.int32)
+
+
+@pytest.mark.parametrize("elastic", [False, True])
+def test_a_deformed_patch_is_the_volume_at_the_mapped_places(elastic: bool) -> None:
+    volume, labels = smooth_volume()
+    start, size, spacing_mm = (26, 24, 19), (20, 16, 18), (1.0, 1.0, 1.5)
+    settings = Augmentation(**{**DEFORMING, "elastic_probability": float(elastic), "flip_axes": (0, 1, 2)})
+    for rng in rngs(10):
+        change = settings.draw(rng, n_channels=1, size=size, spacing_mm=spacing_mm)
+        first, n = change.box(start, volume.shape[1:])
+        box = (slice(None), *(slice(a, a + k) for a, k in zip(first, n, strict=True)))
+        image, label = change(
+            torch.tensor(volume[box]), torch.tensor(labels[box]), offset=np.subtract(first, start).tolist()
+        )
+        offsets = np.stack(np.meshgrid(*(np.arange(k) - (k - 1) / 2 for k in size), indexing="ij"))
+        if elastic:
+            for axis, bumps in enumerate(change.bumps):
+                by_axis = [
+                    BSpline.design_matrix(np.arange(k) / h, np.arange(-3, m + 1), 3, extrapolate=True).toarray()
+                    for k, h, m in zip(size, change.knot_distance, bumps.shape, strict=True)
+                ]
+                offsets[axis] += np.einsum("ijk,xi,yj,zk->xyz", bumps, *by_axis)
+        centre = np.add(start, (np.array(size) - 1) / 2)
+        places = np.tensordot(change.matrix, offsets, 1) + centre[:, None, None, None]
+        np.testing.assert_allclose(image[0], ndimage.map_coordinates(volume[0], places, order=1), atol=1e-4)
+        expected = ndimage.map_coordinates(labels[0], places, order=0)
+        assert np.mean(label[0].numpy() == expected) > 0.9995  # halves may round either way
+
+
+def test_the_box_that_is_read_is_no_larger_than_the_drawn_deformation_needs() -> None:
+    shape, size = (200, 200, 200), (32, 32, 32)
+    sizes = {}
+    for zoom in (0.5, 1.0, 2.0):
+        settings = Augmentation(**{**NOTHING, "zoom": (zoom, zoom), "zoom_probability": 1.0})
+        change = settings.draw(np.random.default_rng(0), n_channels=1, size=size, spacing_mm=(1, 1, 1))
+        sizes[zoom] = change.box((50, 50, 50), shape)
+    assert sizes == {0.5: ((34,) * 3, (64,) * 3), 1.0: ((50,) * 3, (32,) * 3), 2.0: ((57,) * 3, (18,) * 3)}

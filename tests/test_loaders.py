@@ -3,13 +3,14 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tversky_seg.data import loaders
-from tversky_seg.data.augmentation import Augmentation
+from tversky_seg.data.augmentation import Augmentation, Change
 from tversky_seg.data.cases import Case, DataError
 from tversky_seg.data.channels import lesion_arrays
 from tversky_seg.data.grids import Geometry
@@ -154,24 +155,26 @@ def test_a_killed_worker_is_named_with_its_step() -> None:
 
 
 def test_a_stuck_worker_is_named_with_its_step_and_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stuck(*_: object, **__: object) -> None:
-        time.sleep(600)
+    class Stuck:
+        def draw(self, *_: object, **__: object) -> None:
+            time.sleep(600)
 
     monkeypatch.setattr(loaders, "STUCK_AFTER_S", 2)
     monkeypatch.setattr(loaders, "LOOK_EVERY_S", 1)
-    batches = PatchBatches([a_case("far")], LesionSampler(patch_size=8), stuck, batch_size=2)
+    batches = PatchBatches([a_case("far")], LesionSampler(patch_size=8), Stuck(), batch_size=2)
     with pytest.raises(RuntimeError, match=r"^far: the loader worker at step 3 gave no batch for 2 s: "):
         list(load_batches(batches, start=3, stop=5, n_workers=1))
     assert not multiprocessing.active_children()
 
 
 def test_workers_outlive_the_signals_that_a_trainer_answers_by_stopping() -> None:
-    def signalled(*sample: object, **_: object) -> object:
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            os.kill(os.getpid(), number)
-        return sample[:3]
+    class Signalled(Augmentation):
+        def draw(self, *arguments: Any, **settings: Any) -> Change:
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+                os.kill(os.getpid(), number)
+            return super().draw(*arguments, **settings)
 
-    batches = PatchBatches([a_case("a")], LesionSampler(patch_size=8), signalled, batch_size=1)
+    batches = PatchBatches([a_case("a")], LesionSampler(patch_size=8), Signalled(), batch_size=1)
     assert len(list(load_batches(batches, start=0, stop=3, n_workers=1))) == 3
 
 

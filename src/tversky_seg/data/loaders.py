@@ -3,10 +3,10 @@
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,9 +25,11 @@ class Sampler(Protocol):
     @property
     def sides(self) -> Shape:
         """Of a patch, in voxels."""
+        ...
 
     def draw(self, cases: Sequence[PreparedCase], rng: np.random.Generator) -> tuple[int, Shape]:
         """Draw the index of a case and the first voxel of a patch."""
+        ...
 
 
 class Augments(Protocol):
@@ -37,6 +39,7 @@ class Augments(Protocol):
         self, rng: np.random.Generator, *, n_channels: int, size: Sequence[int], spacing_mm: Sequence[float]
     ) -> Change:
         """Draw the change of one patch."""
+        ...
 
 
 STUCK_AFTER_S = 50  # a patch takes milliseconds
@@ -99,11 +102,21 @@ class PatchBatches(Dataset[dict[str, Any]]):
             DataError: A file of a case could not be read; names case and step.
             RuntimeError: Anything else that went wrong in a sample, likewise.
         """
-        first, end = (share * self.batch_size // self.world_size for share in (self.rank, self.rank + 1))
-        samples = [self._sample(step, i) for i in range(first, end)]
-        batch = {name: [sample[name] for sample in samples] for name in samples[0]}
+        samples = [self._sample(step, i) for i in self._own]
+        batch: dict[str, Any] = {name: [sample[name] for sample in samples] for name in samples[0]}
         batch["with_components"] = self.with_components
         return batch if self.augment_later else augmented(batch, torch.device("cpu"))
+
+    def case_ids(self, step: int) -> list[str]:
+        """Names of the cases that this process draws at a step; no file of an image is read."""
+        rngs = (np.random.default_rng([self.seed, step, i]) for i in self._own)
+        return [self.cases[self.sampler.draw(self.cases, rng)[0]].case_id for rng in rngs]
+
+    @property
+    def _own(self) -> range:
+        """This process's samples of the global batch."""
+        first, end = (share * self.batch_size // self.world_size for share in (self.rank, self.rank + 1))
+        return range(first, end)
 
     def _sample(self, step: int, i: int) -> dict[str, Any]:
         """What one sample of a batch is made of; the change is carried out unless that is left for later."""
