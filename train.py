@@ -13,7 +13,8 @@ from tversky_seg.checkpoints import checksum, load_checkpoint
 from tversky_seg.data.cases import DataError, with_modalities
 from tversky_seg.data.loaders import PatchBatches
 from tversky_seg.data.preprocessing import each_rater, prepare_all, preprocessing_of, require_lesions
-from tversky_seg.data.splits import split_dataset
+from tversky_seg.data.splits import files_of, split_dataset
+from tversky_seg.distributed import first_before_others, in_shares, is_first, rank, world_size
 from tversky_seg.inference import predict_cases
 from tversky_seg.recording import read_json, record_environment
 from tversky_seg.report import metrics_table
@@ -39,15 +40,15 @@ def train(cfg: DictConfig) -> int:
     patch = (trainer.batch_size, len(data.modalities), *sampler.sides)
     config.check_network(model, patch, n_classes=len(data.classes))
 
-    output_dir = config.open_run(cfg)
-    if (output_dir / "evaluation" / "metrics.json").exists():
-        return show(read_json(output_dir / "evaluation" / "metrics.json"), f"{output_dir}, finished before")
-    record_environment(output_dir / "environment.json")
-
-    split = split_dataset(data, output_dir / "manifest.csv", is_started=(output_dir / "checkpoints").exists())
-    preprocessing = preprocessing_of(data, split.train)
-    cases = [*split.train, *split.val, *split.test]  # the test cases too: a fault in them is better known before
-    prepared = prepare_all(cases, preprocessing, cache_dir=data.cache_dir)
+    with first_before_others():
+        output_dir = config.open_run(cfg)
+        if (output_dir / "evaluation" / "metrics.json").exists():
+            return show(read_json(output_dir / "evaluation" / "metrics.json"), f"{output_dir}, finished before")
+        split = split_dataset(data, output_dir / "manifest.csv", is_started=(output_dir / "checkpoints").exists())
+        preprocessing = preprocessing_of(data, split.train)
+        cases = [*split.train, *split.val, *split.test]  # the test cases too: a fault in them is better known before
+        prepared = prepare_all(cases, preprocessing, cache_dir=data.cache_dir)
+        record_environment(output_dir / "environment.json", data=files_of(cases))
     training, validation = prepared[: len(split.train)], prepared[len(split.train) : -len(split.test) or None]
     require_lesions(training)
 
@@ -58,6 +59,8 @@ def train(cfg: DictConfig) -> int:
         batch_size=trainer.batch_size,
         seed=cfg.seed,
         with_components=weighting is not None,
+        rank=rank(),
+        world_size=world_size(),
     )
     judge = partial(validate, cases=validation, classes=tuple(data.classes), inference=inference)
     keep = {"config": config.plain(cfg), "preprocessing": preprocessing.as_dict(), "inference": asdict(inference)}
@@ -67,7 +70,10 @@ def train(cfg: DictConfig) -> int:
     model.load_state_dict(checkpoint["model"])
     inference = inference.settled(checkpoint)
     predictions = output_dir / "predictions"
-    faults = predict_cases(model, split.test, preprocessing, predictions, inference=inference, checksum=checksum(best))
+    settings = {"inference": inference, "checksum": checksum(best)}
+    faults = in_shares(lambda cases: predict_cases(model, cases, preprocessing, predictions, **settings), split.test)
+    if not is_first():
+        return 0
     if len(faults) == len(split.test) > 0:
         raise DataError.gather(map(DataError, faults.values()))
     if not any(case.labels for case in split.test):
@@ -79,7 +85,7 @@ def train(cfg: DictConfig) -> int:
 
 def show(metrics: dict[str, Any], title: str) -> int:
     """Print the table; the exit status says whether all cases could be judged."""
-    console = Console()
+    console = Console(quiet=not is_first())
     console.print(metrics_table(metrics))
     console.print(title)
     return 1 if metrics.get("faults") else 0

@@ -34,7 +34,7 @@ from torch import nn
 from torch.func import functional_call
 
 from tversky_seg.data.preprocessing import Preprocessing
-from tversky_seg.distributed import is_first, processes
+from tversky_seg.distributed import LostProcess, is_first, processes
 from tversky_seg.settings import (
     ConfigError,
     check_arguments,
@@ -94,7 +94,8 @@ def verb(name: str) -> Callable[[Callable[[DictConfig], int]], Callable[[], None
                 except KeyboardInterrupt:
                     sys.exit(130)
                 except Stopped as stop:
-                    print(f"stopped: {stop}; run the same command again to go on", file=sys.stderr)
+                    if os.environ.get("RANK", "0") == "0":
+                        print(f"stopped: {stop}; run the same command again to go on", file=sys.stderr)
                     sys.exit(STATUS)
                 except Exception as fault:
                     if wants_traceback:
@@ -147,7 +148,9 @@ def _exceptions_from_hydra() -> Iterator[bool]:
 
 
 def _say(fault: Exception, *, config_name: str) -> int:
-    print(f"error: {one_line(fault, config_name=config_name)}", file=sys.stderr)
+    is_said_by_first = isinstance(fault, ConfigError | HydraException) and os.environ.get("RANK", "0") != "0"
+    if not is_said_by_first:
+        print(f"error: {one_line(fault, config_name=config_name)}", file=sys.stderr)
     return 2
 
 
@@ -312,7 +315,8 @@ def open_run(cfg: DictConfig) -> Path:
             scratch = saved.with_suffix(".tmp")
             scratch.write_text(yaml.safe_dump(settings, sort_keys=False))
             scratch.replace(saved)
-        _log_to(output_dir / "train.log")
+        if is_first():
+            _log_to(output_dir / "train.log")
     except OSError as fault:
         raise ConfigError(f"output_dir: {output_dir} cannot be written ({fault.strerror}); choose another") from fault
     return output_dir
@@ -375,7 +379,7 @@ def one_line(fault: BaseException, *, config_name: str) -> str:
         return (
             f"{fault.filename or 'files'}: {fault.strerror}; make it readable or make room, and run the command again"
         )
-    if isinstance(fault, ValueError | FloatingPointError):
+    if isinstance(fault, ValueError | FloatingPointError | LostProcess):
         return _reworded(_first_line(fault))
     return f"{type(fault).__name__}: {_first_line(fault)}; HYDRA_FULL_ERROR=1 shows where"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tversky_seg.distributed import is_first
+from tversky_seg.distributed import is_first, world_size
 
 logger = logging.getLogger("tversky_seg")
 VERSIONED = ("torch", "monai", "numpy", "scipy", "nibabel", "hydra-core", "scikit-image", "connected-components-3d")
@@ -117,17 +118,41 @@ class Stopwatch:
         return {name: total / n_steps for name, total in seconds.items()}
 
 
-def record_environment(path: Path) -> None:
-    """Write environment.json; where a run goes on with other threads or another torch, warn that its bits may vary."""
-    now = environment()
+def record_environment(path: Path, *, data: Sequence[Path] = ()) -> None:
+    """Write environment.json; where a run goes on with other threads, torch or data, warn that its bits may vary.
+
+    Args:
+        path: The file; with several processes, the first one writes it.
+        data: The files that the run reads.
+    """
+    if not is_first():
+        return
+    now = environment() | {"data": data_fingerprint(data)}
     if path.exists():
         before = read_json(path)
-        facts = {name: [before.get(name), now[name]] for name in ("threads", "device")}
+        facts = {name: [before.get(name), now[name]] for name in ("threads", "processes", "device", "data")}
         facts["torch"] = [(before.get("versions") or {}).get("torch"), now["versions"]["torch"]]
         changed = [f"{name} was {old}, now {new}" for name, (old, new) in facts.items() if old != new]
         if changed:
             logger.warning("the numbers may differ from those of an uninterrupted run: %s", ", ".join(changed))
     write_json(path, now)
+
+
+def data_fingerprint(files: Sequence[Path]) -> str:
+    """16 hexadecimal digits that change with the files' contents, not with where they lie.
+
+    Of each file its size, first and last 4096 bytes are read: the end of a .nii.gz is a checksum of all its voxels. Of
+    an uncompressed file a change in the middle that keeps the size goes unseen.
+    """
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(size.to_bytes(8, "big"))
+            for start in (0, max(size - 4096, 0)):
+                file.seek(start)
+                digest.update(file.read(4096))
+    return digest.hexdigest()[:16]
 
 
 def environment() -> dict[str, Any]:
@@ -138,6 +163,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": {name: importlib.metadata.version(name) for name in ("tversky-seg", *VERSIONED)},
         "threads": torch.get_num_threads(),
+        "processes": world_size(),
         "cpus": os.cpu_count(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "git_commit": _git("rev-parse", "HEAD"),

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from tversky_seg.data.prepared import PreparedCase
+from tversky_seg.distributed import shared_out
 from tversky_seg.evaluation import LesionRule
 from tversky_seg.inference import Inference, predict_volume
 from tversky_seg.lesions import remove_small_lesions
@@ -55,7 +56,8 @@ def validate(
         the first case with reference and prediction outlined.
     """
     settings = {**inference.windows, "precision": precision}
-    scored = [_score(network, case, settings) for case in cases]
+    probabilities = shared_out(cases, lambda case: _probability(network, case, settings))
+    scored = [_score(case, probability) for case, probability in zip(cases, probabilities, strict=True)]
     points = {name: _choose([of_case[k] for of_case in scored], name, inference) for k, name in enumerate(classes)}
     masks = [[_mask(of_class, point) for of_class, point in zip(case, points.values(), strict=True)] for case in scored]
     by_class = {
@@ -73,15 +75,17 @@ def validate(
     )
 
 
-def _score(network: nn.Module, case: PreparedCase, settings: dict[str, Any]) -> list[ScoredCase]:
+def _probability(network: nn.Module, case: PreparedCase, settings: dict[str, Any]) -> Tensor:
+    image, scale = case.image, case.image_scale
+    return predict_volume(network, image, image_scale=scale, foreground=case.foreground, **settings)
+
+
+def _score(case: PreparedCase, probability: Tensor) -> list[ScoredCase]:
     """The prediction of a case beside its reference, class by class: 3 bytes a voxel."""
-    probability = predict_volume(
-        network, case.image, image_scale=case.image_scale, foreground=case.foreground, **settings
-    ).numpy()
     assert case.target is not None
     return [
         ScoredCase(to_levels(of_class), np.asarray(target) > 0, case.spacing_mm)
-        for of_class, target in zip(probability, case.target, strict=True)
+        for of_class, target in zip(probability.numpy(), case.target, strict=True)
     ]
 
 

@@ -17,6 +17,7 @@ from tversky_seg.data.cases import (
     write_manifest,
 )
 from tversky_seg.data.loads import lesion_loads
+from tversky_seg.distributed import is_first
 
 logger = logging.getLogger("tversky_seg")
 
@@ -40,7 +41,8 @@ def split_dataset(dataset: Dataset, manifest: Path, *, is_started: bool) -> Spli
     before = read_manifest(manifest, modalities=dataset.modalities) if is_started else rows
     if [(case.case_id, case.split) for case in before] != [(case.case_id, case.split) for case in rows]:
         raise DataError(f"{manifest}: the run was started on other cases than these; choose another output_dir")
-    write_manifest(rows, manifest, modalities=dataset.modalities)
+    if is_first():
+        write_manifest(rows, manifest, modalities=dataset.modalities)
     logger.info("%s", ", ".join(f"{len(part)} {name}" for name, part in parts.items()) + " cases")
     return split
 
@@ -55,3 +57,10 @@ def draw_split(dataset: Dataset, cases: Sequence[Case]) -> Split:
     if dataset.stratify and are_folds_drawn(cases, folds=dataset.folds, fold=dataset.fold):
         loads = lesion_loads(cases, dataset.classes, cache_dir=dataset.cache_dir)
     return split_cases(cases, folds=dataset.folds, fold=dataset.fold, val_fraction=dataset.val_fraction, loads=loads)
+
+
+def files_of(cases: Sequence[Case]) -> list[Path]:
+    """The files of some cases: images, labels and brain masks."""
+    return [
+        path for case in cases for path in (*case.images.values(), *case.labels, case.brain_mask) if path is not None
+    ]
