@@ -80,7 +80,7 @@ def loss_of_counts(
         tp, predicted, true = sum_over_processes(sums.sum(1)) if over_batch else sums
         return formula(tp, predicted - tp, true - tp)
 
-    check_arguments(logits, target, weight)
+    check_shapes(logits, target, weight)  # the target's values where they are read
     weight = None if weight is None else weight.expand(logits.shape)
     with torch.autocast(logits.device.type, enabled=False):
         return _LossOfSums.apply(  # type: ignore[no-any-return, no-untyped-call]
@@ -101,15 +101,17 @@ class _LossOfSums(torch.autograd.Function):
         loss_of_sums: Callable[[Tensor], Tensor],
         with_gradient: bool,
     ) -> Tensor:
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        p, g = torch.sigmoid(_rows(logits).to(wide)), _rows(target).to(wide)
-        w = None if weight is None else _rows(weight).to(wide)
-        sums = _sums(p, g, w, squared=squared).view(3, *logits.shape[:2])
+        p = torch.empty(logits.shape, dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
+        parts = _parts(p, logits, target, weight)
+        sums = torch.stack([_sums_of_row(row, squared=squared) for row in parts], 1).view(3, *logits.shape[:2])
         with torch.set_grad_enabled(with_gradient):
             loss = loss_of_sums(sums.requires_grad_(with_gradient))
         if with_gradient:
             slopes = torch.autograd.grad(loss, sums)[0].flatten(1)
-            ctx.save_for_backward(_into_gradient(p, g, w, slopes, squared=squared).view(logits.shape))
+            for row, a, b in zip(parts, slopes[0].tolist(), slopes[1], strict=True):
+                for part in row:
+                    _into_gradient(*part, a=a, b=b, squared=squared)
+            ctx.save_for_backward(p)
             ctx.dtype = logits.dtype
         return loss.detach()
 
@@ -119,24 +121,48 @@ class _LossOfSums(torch.autograd.Function):
         return scaled(ctx.saved_tensors[0], d_loss).to(ctx.dtype), None, None, None, None, None
 
 
-def _sums(p: Tensor, g: Tensor, w: Tensor | None, *, squared: bool) -> Tensor:
-    """The three sums of each row, (3, rows), from p, g, w (rows, N)."""
+Part = tuple[Tensor, Tensor, Tensor, Tensor | None]  # some voxels' p, logits, g, w: (N,) each
+
+
+def _parts(p: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None) -> list[list[Part]]:
+    """The voxels of each sample and class in parts that a cache holds: all is done to one before the next is read."""
+    p_rows, logits_rows, target_rows = ([in_chunks(row) for row in _rows(each)] for each in (p, logits, target))
+    weight_rows = (
+        [(None,) * len(row) for row in p_rows] if weight is None else [in_chunks(row) for row in _rows(weight)]
+    )
+    rows = zip(p_rows, logits_rows, target_rows, weight_rows, strict=True)
+    return [list(zip(*chunks, strict=True)) for chunks in rows]
+
+
+def _sums_of_row(row: list[Part], *, squared: bool) -> Tensor:
+    """The three sums of a sample and class, (3,); fills in p. Refuses targets outside [0, 1]."""
+    found = torch.stack([value for part in row for value in _sums(*part, squared=squared)]).view(len(row), -1)
+    check_range(found[:, 3:])
+    return found[:, :3].sum(0)
+
+
+def _sums(p: Tensor, logits: Tensor, g: Tensor, w: Tensor | None, *, squared: bool) -> tuple[Tensor, ...]:
+    """The three sums over some voxels, and the least and largest value of the target; fills in p."""
+    torch.sigmoid(logits.to(p.dtype), out=p)
+    g = g.to(p.dtype)
+    w = None if w is None else w.to(p.dtype)
     wg = g if w is None else w * g
     if squared:
-        return torch.stack([_dot(p, wg), _dot(p, p if w is None else w * p), _dot(g, wg)])
-    return torch.stack([_dot(p, wg), p.sum(1) if w is None else _dot(p, w), wg.sum(1)])
+        predicted, true = torch.dot(p, p if w is None else w * p), torch.dot(g, wg)
+    else:
+        predicted, true = p.sum() if w is None else torch.dot(p, w), wg.sum()
+    return torch.dot(p, wg), predicted, true, *torch.aminmax(g)
 
 
-def _into_gradient(p: Tensor, g: Tensor, w: Tensor | None, slopes: Tensor, *, squared: bool) -> Tensor:
+def _into_gradient(p: Tensor, _: Tensor, g: Tensor, w: Tensor | None, *, a: float, b: Tensor, squared: bool) -> None:
     """Write the gradient by the logits over p: w p (1 - p) (a g + b), or (a g + 2 b p) if squared.
 
-    The slopes a, b of the loss by the sums are (3, rows). In chunks, so that no second tensor of this size is needed.
+    a and b are the slopes of the loss by the first two sums.
     """
-    for p_row, g_row, a, b in zip(p, g, slopes[0].tolist(), slopes[1], strict=True):
-        for part, g_part in zip(in_chunks(p_row), in_chunks(g_row), strict=True):
-            slope = torch.add(2 * b * part if squared else b, g_part, alpha=a)
-            torch.ops.aten.sigmoid_backward.grad_input(slope, part, grad_input=part)  # slope p (1 - p)
-    return p if w is None else p.mul_(w)
+    slope = torch.add(2 * b * p if squared else b, g.to(p.dtype), alpha=a)
+    torch.ops.aten.sigmoid_backward.grad_input(slope, p, grad_input=p)  # slope p (1 - p)
+    if w is not None:
+        p.mul_(w)
 
 
 def needs_gradient(logits: Tensor) -> bool:
@@ -146,12 +172,15 @@ def needs_gradient(logits: Tensor) -> bool:
 
 def scaled(kept: Tensor, factor: Tensor) -> Tensor:
     """A tensor kept for backward times a scalar: in place, unless the graph stays for another backward pass."""
+    if factor.device.type == "cpu" and not factor.requires_grad and factor == 1 and not _graph_stays():
+        return kept
     return kept * factor if _graph_stays() else kept.mul_(factor)
 
 
 def in_chunks(voxels: Tensor) -> tuple[Tensor, ...]:
-    """Views of a row of voxels: on the CPU of as many as its cache takes for several tensors at once, else of all."""
-    return voxels.chunk(math.ceil(voxels.numel() / 2**17) if voxels.device.type == "cpu" else 1)
+    """Views of a row of voxels: on the CPU of as many as its caches take for several tensors at once, else of all."""
+    n = math.ceil(voxels.numel() / (2**17 * torch.get_num_threads())) if voxels.device.type == "cpu" else 1
+    return voxels.chunk(n)
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -202,19 +231,37 @@ def check_arguments(logits: Tensor, target: Tensor, weight: Tensor | None = None
     """Refuse what no loss here is defined for.
 
     Raises:
-        ValueError: logits that are not floating point (B, C, X, ...) or hold no voxel, a target of another shape or
-            with values outside [0, 1], a weight that does not broadcast to the logits.
+        ValueError: see `check_shapes` and `check_range`.
+    """
+    check_shapes(logits, target, weight)
+    if target.dtype != torch.bool:
+        check_range(target.detach())
+
+
+def check_shapes(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
+    """Refuse tensors that do not go together.
+
+    Raises:
+        ValueError: logits that are not floating point (B, C, X, ...) or hold no voxel, a target of another shape, a
+            weight that does not broadcast to the logits.
     """
     if not logits.is_floating_point() or logits.ndim < 3 or not logits.numel():
         raise ValueError(f"logits must be floating point (B, C, X, Y, Z), got {logits.dtype} {tuple(logits.shape)}")
     if target.shape != logits.shape:
         raise ValueError(f"target must have the logits' shape {tuple(logits.shape)}, got {tuple(target.shape)}")
-    if target.dtype != torch.bool:
-        low, high = (float(value) for value in torch.aminmax(target.detach()))
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"target must lie in [0, 1], got values from {low:g} to {high:g}")
     if weight is not None and not _broadcasts(weight.shape, logits.shape):
         raise ValueError(f"weight must broadcast to {tuple(logits.shape)}, got {tuple(weight.shape)}")
+
+
+def check_range(target: Tensor) -> None:
+    """Refuse values outside [0, 1], NaN among them.
+
+    Raises:
+        ValueError: with the least and the largest value.
+    """
+    low, high = (float(value) for value in torch.aminmax(target))
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"target must lie in [0, 1], got values from {low:g} to {high:g}")
 
 
 def _broadcasts(shape: torch.Size, full: torch.Size) -> bool:
@@ -224,8 +271,3 @@ def _broadcasts(shape: torch.Size, full: torch.Size) -> bool:
 def _rows(values: Tensor) -> Tensor:
     """(B, C, X, ...) as one row of voxels for each sample and class."""
     return values.reshape(values.shape[0] * values.shape[1], -1)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Dot product of each row; one pass, no temporary, and never in TF32 as a matrix product may be."""
-    return torch.stack([torch.dot(x, y) for x, y in zip(a, b, strict=True)])
