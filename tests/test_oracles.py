@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from tversky_seg.cohort import isbi_score
 from tversky_seg.lesions import find_lesions, lesion_counts
 from tversky_seg.overlap import overlap_counts
 from tversky_seg.surface import surface_distances
@@ -35,8 +36,11 @@ def test_measures_of_the_tiny_lesion_masks(real_data, oracles, connectivity):
     prediction, reference = (np.asarray(file.dataobj) for file in files)
     overlap = overlap_counts(prediction, reference)
     lesions = lesion_counts(prediction, reference, spacing_mm=(1, 1, 1), connectivity=connectivity)
-    found = [overlap.dice, overlap.precision, overlap.sensitivity, lesions.tpr, lesions.fpr]
-    assert found == pytest.approx([expected[name] for name in ("dsc", "ppv", "tpr", "ltpr", "lfdr")])
+    found = [overlap.dice, overlap.jaccard, overlap.precision, overlap.sensitivity, lesions.tpr, lesions.fpr]
+    assert found == pytest.approx([expected[name] for name in ("dsc", "jaccard", "ppv", "tpr", "ltpr", "lfdr")])
+    assert abs(overlap.volume_difference) == pytest.approx(expected["avd"])
+    terms = {"dice": overlap.dice, "precision": overlap.precision, "lesion_fpr": lesions.fpr, "lesion_tpr": lesions.tpr}
+    assert isbi_score(**terms, correlation=0) / 0.75 == pytest.approx(expected["isbi15_score"])
 
 
 def test_voxel_counts_of_nested_squares(oracles):
@@ -49,7 +53,10 @@ def test_voxel_counts_of_nested_squares(oracles):
             expected[k][i] for k in ("tp", "fp", "fn", "tn")
         ]
         found = surface_distances(prediction, reference, spacing_mm=(1, 1))
-        assert found.assd_mm == pytest.approx(oracles["metrics_reloaded"]["sn2.10_distances"]["ASSD"][i], abs=0.006)
+        distances = oracles["metrics_reloaded"]["sn2.10_distances"]
+        assert found.assd_mm == pytest.approx(distances["ASSD"][i], abs=0.006)
+        assert found.hd_mm == pytest.approx(distances["HD"][i], abs=0.005)
+        assert found.surface_dice == pytest.approx(distances["NSD_tau1"][i], abs=0.0005)
 
 
 def test_distances_of_a_square_with_a_cross(oracles):
@@ -58,6 +65,8 @@ def test_distances_of_a_square_with_a_cross(oracles):
     prediction = reference | draw((11, 11), np.s_[5, 1:10], np.s_[1:10, 5])
     found = surface_distances(prediction, reference, spacing_mm=(1, 1))
     assert found.assd_mm == pytest.approx(expected["ASSD"], abs=0.005)
+    assert found.surface_dice == pytest.approx(expected["NSD_tau1"], abs=0.005)
+    assert surface_distances(prediction, reference, spacing_mm=(1, 1), tolerance_mm=2).surface_dice == 1
     assert overlap_counts(prediction, reference).dice == pytest.approx(expected["DSC"], abs=0.0005)
 
 
@@ -66,6 +75,7 @@ def test_hd95_is_the_larger_directed_percentile_not_the_pooled_one(oracles):
     reference = prediction | draw((14, 14), np.s_[1, 1])
     found = surface_distances(prediction, reference, spacing_mm=(1, 1))
     assert found.hd95_mm == pytest.approx(oracles["metrics_reloaded"]["fig5c"]["HD95"], abs=0.005)
+    assert found.hd_mm == pytest.approx(oracles["metrics_reloaded"]["fig5c"]["HD"], abs=0.005)
 
 
 def test_f1_of_voxels(oracles):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import fbeta_score, jaccard_score, precision_score, recall_score
+from sklearn.metrics import fbeta_score, jaccard_score, matthews_corrcoef, precision_score, recall_score
 
 from tversky_seg.overlap import OverlapCounts, f_weights, overlap_counts, tversky_index
 
@@ -94,3 +94,37 @@ def test_masks_of_different_shape_and_probabilities_are_refused():
         overlap_counts(np.array([0.4, 1.0]), np.zeros(2))
     with pytest.raises(ValueError, match="reference must be a mask of 0 and 1, got the value 2"):
         overlap_counts(np.zeros(2), np.array([2, 1]))
+
+
+def test_jaccard_mcc_and_any_f_equal_scikit_learn(masks):
+    prediction, reference = masks
+    counts, flat = overlap_counts(prediction, reference), (reference.ravel(), prediction.ravel())
+    assert counts.jaccard == pytest.approx(jaccard_score(*flat))
+    assert counts.mcc == pytest.approx(matthews_corrcoef(*flat))
+    for b in (0.5, 1.5, 3):
+        assert counts.f(b) == pytest.approx(fbeta_score(*flat, beta=b))
+    assert counts.jaccard == pytest.approx(counts.dice / (2 - counts.dice))
+
+
+def test_jaccard_mcc_and_volume_difference_worked_by_hand():
+    counts = OverlapCounts(tp=1, fp=2, fn=1, tn=2)
+    assert counts.jaccard == 1 / 4
+    assert counts.mcc == pytest.approx((1 * 2 - 2 * 1) / math.sqrt(3 * 2 * 4 * 3))
+    assert counts.volume_difference == 1 / 2  # three voxels where two are
+    assert OverlapCounts(tp=1, fp=0, fn=3, tn=9).volume_difference == -3 / 4
+
+
+def test_mcc_of_a_whole_brain_does_not_overflow():
+    counts = OverlapCounts(tp=10_000_000, fp=10_000_000, fn=10_000_000, tn=10_000_000)
+    assert counts.mcc == 0
+    assert OverlapCounts(tp=10_000_000, fp=0, fn=0, tn=700_000_000).mcc == pytest.approx(1)
+
+
+def test_jaccard_mcc_and_volume_difference_of_empty_masks():
+    nothing, something = np.zeros(4), np.array([0, 1, 0, 0])
+    both_empty, missed, invented = (
+        overlap_counts(*pair) for pair in ((nothing, nothing), (nothing, something), (something, nothing))
+    )
+    assert (missed.jaccard, invented.jaccard, missed.volume_difference) == (0, 0, -1)
+    undefined = (both_empty.jaccard, both_empty.mcc, missed.mcc, invented.mcc, invented.volume_difference)
+    assert all(math.isnan(rate) for rate in undefined)

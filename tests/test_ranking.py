@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import auc, average_precision_score, fbeta_score, roc_auc_score
 from sklearn.metrics import precision_recall_curve as sklearn_curve
 
 from tversky_seg.overlap import overlap_counts
@@ -13,8 +13,11 @@ from tversky_seg.ranking import (
     ScoreHistogram,
     average_precision,
     choose_threshold,
+    f_curve,
     precision_recall_curve,
+    roc_auc,
     score_histogram,
+    trapezoid_area,
 )
 
 
@@ -188,3 +191,67 @@ def test_without_lesions_the_threshold_is_one_half():
 def test_an_unknown_goal_is_an_error():
     with pytest.raises(ValueError, match="got recall"):
         choose_threshold([], "recall")
+
+
+@pytest.mark.parametrize("levels", [None, 3, 65535])
+def test_roc_area_equals_scikit_learn(levels):
+    probability, reference = make_scores(3, levels=levels)
+    expected = roc_auc_score(reference.ravel(), probability.ravel())
+    assert roc_auc(probability, reference) == pytest.approx(expected, abs=1e-9)
+    saved = np.rint(probability * 65535) / 65535
+    expected = roc_auc_score(reference.ravel(), saved.ravel())
+    assert score_histogram(probability, reference).roc_auc() == pytest.approx(expected, abs=1e-9)
+
+
+def test_roc_area_worked_by_hand():
+    # Pairs of a lesion (0.9, 0.4) and another voxel (0.8, 0.4, 0.1): right 3, then 1, and half for the tie.
+    assert roc_auc([0.9, 0.4, 0.8, 0.4, 0.1], [1, 1, 0, 0, 0]) == pytest.approx((3 + 1 + 0.5) / 6)
+
+
+def test_roc_area_of_a_reversed_map_is_the_rest_to_one():
+    probability, reference = make_scores(1)
+    assert roc_auc(1 - probability, reference) == pytest.approx(1 - roc_auc(probability, reference))
+    assert roc_auc(reference.astype(float), reference) == 1
+    assert roc_auc(np.full(reference.shape, 0.3), reference) == 0.5
+
+
+def test_roc_area_is_nan_without_lesion_or_without_other_voxels():
+    for reference in (np.zeros(3), np.ones(3)):
+        assert math.isnan(roc_auc([0.1, 0.2, 0.3], reference))
+        assert math.isnan(score_histogram([0.1, 0.2, 0.3], reference).roc_auc())
+
+
+def test_trapezoid_area_equals_scikit_learn_and_is_not_the_step_wise_one():
+    probability, reference = make_scores(2, levels=20)
+    precision, recall, _ = sklearn_curve(reference.ravel(), probability.ravel())
+    area = trapezoid_area(precision_recall_curve(probability, reference))
+    assert area == pytest.approx(auc(recall, precision), abs=1e-12)
+    assert abs(area - average_precision(probability, reference)) > 1e-4
+    histogram = score_histogram(probability, reference)
+    assert trapezoid_area(histogram.curve(every_level=True)) == pytest.approx(area, abs=1e-9)
+    assert math.isnan(trapezoid_area(precision_recall_curve(probability, np.zeros_like(reference))))
+
+
+@pytest.mark.parametrize("b", [0.5, 1, 2])
+def test_f_curve_equals_scikit_learn_at_each_threshold(b):
+    probability, reference = make_scores(4, levels=12)
+    curve = precision_recall_curve(probability, reference)
+    expected = [fbeta_score(reference.ravel(), (probability >= t).ravel(), beta=b) for t in curve.thresholds]
+    np.testing.assert_allclose(f_curve(curve, b), expected, atol=1e-12)
+    levels = np.rint(curve.thresholds * 65535).astype(int)
+    np.testing.assert_allclose(score_histogram(probability, reference).f(b)[levels], expected, atol=1e-12)
+
+
+def test_f_curve_is_zero_where_nothing_is_found_and_nan_without_lesion():
+    assert f_curve(precision_recall_curve([0.9, 0.1], [0, 1])).tolist() == pytest.approx([2 / 3, 0])
+    assert np.isnan(f_curve(precision_recall_curve([0.9, 0.1], [0, 0]))).all()
+
+
+def test_counts_at_thresholds_are_those_of_the_masks():
+    probability, reference = make_scores(5)
+    saved = np.rint(probability * 65535) / 65535
+    thresholds = [0.0, 0.2, 0.5, 13107 / 65535, 1.0]
+    tp, predicted = score_histogram(probability, reference).at_or_above(thresholds)
+    for i, threshold in enumerate(thresholds):
+        mask = saved >= threshold
+        assert (tp[i], predicted[i]) == ((mask & reference).sum(), mask.sum())

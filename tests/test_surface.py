@@ -110,3 +110,71 @@ def test_inputs_are_left_as_they_were():
 def test_a_spacing_that_is_no_spacing_is_an_error():
     with pytest.raises(ValueError, match=r"spacing_mm must be 3 positive numbers, got \(1, 1, -1\)"):
         surface_distances(*blobs(0), spacing_mm=(1, 1, -1))
+
+
+def directed(prediction, reference, spacing_mm):
+    cross = ndimage.generate_binary_structure(prediction.ndim, 1)
+    points = [np.argwhere(m & ~ndimage.binary_erosion(m, cross)) * spacing_mm for m in (prediction, reference)]
+    distances = cdist(*points)
+    return np.concatenate([distances.min(1), distances.min(0)])
+
+
+@pytest.mark.parametrize("spacing_mm", SPACINGS)
+@pytest.mark.parametrize("tolerance_mm", [0, 0.8, 1.0, 2.5])
+def test_largest_distance_and_surface_dice_equal_brute_force(spacing_mm, tolerance_mm):
+    masks = blobs(2)
+    found = surface_distances(*masks, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm)
+    expected = directed(*masks, spacing_mm)
+    assert found.hd_mm == pytest.approx(expected.max(), abs=1e-9)
+    assert found.surface_dice == pytest.approx((expected <= tolerance_mm + 1e-9).mean(), abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")
+def test_hausdorff_distance_equals_monai():
+    from monai.metrics import compute_hausdorff_distance
+
+    masks = blobs(6)
+    tensors = [torch.from_numpy(mask)[None, None].float() for mask in masks]
+    expected = compute_hausdorff_distance(*tensors, include_background=True, spacing=SPACINGS[1])
+    assert surface_distances(*masks, spacing_mm=SPACINGS[1]).hd_mm == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_surface_dice_worked_by_hand():
+    prediction, reference = np.zeros((2, 1, 1, 9), bool)
+    reference[0, 0, 1:4], prediction[0, 0, 3:8] = True, True  # lines: 2 and 4 of the 8 surface voxels are apart
+    settings = {"spacing_mm": (1, 1, 2)}
+    assert surface_distances(prediction, reference, tolerance_mm=0, **settings).surface_dice == 2 / 8
+    assert surface_distances(prediction, reference, tolerance_mm=2, **settings).surface_dice == 4 / 8
+    assert surface_distances(prediction, reference, tolerance_mm=8, **settings).surface_dice == 1
+
+
+def test_surface_dice_and_hausdorff_distance_of_empty_masks():
+    empty, lesion = np.zeros((2, 4, 4, 4), bool)
+    lesion[1, 1, 1] = True
+    for pair in ((empty, lesion), (lesion, empty)):
+        found = surface_distances(*pair, spacing_mm=(1, 1, 1))
+        assert found.surface_dice == 0
+        assert math.isnan(found.hd_mm)
+    assert math.isnan(surface_distances(empty, empty, spacing_mm=(1, 1, 1)).surface_dice)
+
+
+@pytest.mark.parametrize("orders", ["CF", "FC", "FF"])
+def test_distances_do_not_depend_on_the_order_in_memory(orders):
+    masks = blobs(8)
+    expected = surface_distances(*masks, spacing_mm=SPACINGS[1])
+    turned = [np.asarray(mask, order=order) for mask, order in zip(masks, orders, strict=True)]
+    assert surface_distances(*turned, spacing_mm=SPACINGS[1]) == expected
+
+
+def test_far_lesions_are_as_far_as_they_are():
+    prediction, reference = np.zeros((2, 40, 30, 20), bool)
+    prediction[2:4, 2:4, 2:4] = reference[30:35, 20:25, 10:15] = reference[2, 2, 2] = True
+    found = surface_distances(prediction, reference, spacing_mm=(1, 2, 0.5))
+    expected = directed(prediction, reference, (1, 2, 0.5))
+    assert (found.assd_mm, found.hd_mm) == pytest.approx((expected.mean(), expected.max()))
+
+
+@pytest.mark.parametrize("wrong", [-1, math.nan, math.inf])
+def test_a_tolerance_out_of_range_is_an_error(wrong):
+    with pytest.raises(ValueError, match="tolerance_mm must be >= 0 and finite"):
+        surface_distances(*blobs(0), spacing_mm=(1, 1, 1), tolerance_mm=wrong)
