@@ -5,7 +5,7 @@ import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -99,7 +99,8 @@ class Dataset:
     Attributes:
         modalities: Input channels in order; empty: every modality column of the manifest.
         classes: Class name -> label values that belong to it (values may be shared: nested classes). None:
-            `{"lesion": (1,)}`.
+            `default_classes`.
+        default_classes: The classes where the user names none; None: `{"lesion": (1,)}`.
         manifest: CSV that lists the cases; else `root` and `importer`.
         root: Folder of a public data set as downloaded.
         importer: `importer(root)` lists the cases of such a folder.
@@ -122,7 +123,8 @@ class Dataset:
     """
 
     modalities: tuple[str, ...] = ()
-    classes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"lesion": (1,)})
+    classes: Mapping[str, tuple[int, ...]] = None  # type: ignore[assignment]  # filled below
+    default_classes: Mapping[str, tuple[int, ...]] | None = None
     manifest: Path | None = None
     root: Path | None = None
     importer: Callable[[Path], list[Case]] | None = None
@@ -141,7 +143,7 @@ class Dataset:
     def __post_init__(self) -> None:
         plain = {
             "modalities": check_modalities(self.modalities),
-            "classes": check_classes(self.classes),
+            "classes": check_classes(self.default_classes if self.classes is None else self.classes),
             "manifest": None if self.manifest is None else Path(self.manifest).expanduser(),
             "root": None if self.root is None else Path(self.root).expanduser(),
             "spacing_mm": self.spacing_mm if self.spacing_mm in SPACINGS else check_spacing(self.spacing_mm),

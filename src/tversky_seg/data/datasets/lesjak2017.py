@@ -7,8 +7,9 @@ from tversky_seg.data.cases import Case, DataError
 # Names of files in each part: all before the ending, or up to an underscore.
 PARTS = {
     "MNI": {"FLAIR": "FLAIR", "T1": "T1", "T2": "T2", "T1POST": "T1POST", "label": "GOLD_STANDARD"},
-    "coregistered": {"FLAIR": "FLAIR", "T1": "T1W", "T2": "T2W", "T1POST": "T1WKS", "label": "consensus_gt"},
 }
+PARTS |= {part: {"FLAIR": "FLAIR", "T1": "T1W", "T2": "T2W", "T1POST": "T1WKS", "label": "consensus_gt"}
+          for part in ("coregistered", "coregistered_resampled")}  # fmt: skip
 MODALITIES = ("FLAIR", "T1", "T2", "T1POST")
 
 
@@ -17,7 +18,8 @@ def find_lesjak2017(root: Path, *, part: str = "MNI") -> list[Case]:
 
     Args:
         root: The clone, or its folder `cross_sectional`.
-        part: "MNI" (1 mm, skull-stripped) or "coregistered" (as scanned, on the FLAIR grid, with a brain mask).
+        part: "MNI" (1 mm, skull-stripped), "coregistered" (as scanned, on the FLAIR grid, with a brain mask) or
+            "coregistered_resampled" (that, resampled).
 
     Raises:
         DataError: The folder does not look like this data set, or has no such part.

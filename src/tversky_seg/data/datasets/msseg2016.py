@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tversky_seg.data.cases import Case, DataError
+from tversky_seg.data.datasets.importing import nifti
 
 MODALITIES = ("FLAIR", "T1", "T2", "DP", "GADO")
 SPLITS = {"Training": "train", "Testing": "test"}
@@ -61,9 +62,10 @@ def _public_release(root: Path) -> Iterator[Case]:
             subject_id=case_id,
             images=images,
             labels=_labels(patient / "Masks"),
-            brain_mask=_nifti(patient / "Masks", "Brain_Mask"),
+            brain_mask=nifti(patient / "Masks", "Brain_Mask"),
             site=centre.removeprefix("Center_"),
             split=SPLITS[part] if has_test_set else None,
+            consensus=nifti(patient / "Masks", "Consensus") is not None,
         )
 
 
@@ -72,27 +74,24 @@ def _challenge_release(root: Path) -> Iterator[Case]:
     patients = {p.name: p for folder in reversed(folders) for p in folder.glob("[0-9][0-9][0-9][0-9][0-9]*")}
     for name, patient in sorted(patients.items()):
         images = _images(patient, PREPARED) or _images(patient, RAW)
+        labels = _labels(root / "ManualSegmentation" / name) or _labels(patient)
         if images:
             yield Case(
                 case_id=name,
                 subject_id=name,
                 images=images,
-                labels=_labels(root / "ManualSegmentation" / name) or _labels(patient),
-                brain_mask=_nifti(patient, "Mask_registered"),
+                labels=labels,
+                brain_mask=nifti(patient, "Mask_registered"),
                 site=name[:2],
+                consensus=bool(labels) and labels[0].name.startswith("Consensus"),
             )
 
 
 def _images(folder: Path, names: Mapping[str, list[str]]) -> dict[str, Path]:
-    found = {modality: _nifti(folder, *stems) for modality, stems in names.items()}
+    found = {modality: nifti(folder, *stems) for modality, stems in names.items()}
     return {modality: file for modality, file in found.items() if file}
 
 
 def _labels(folder: Path) -> tuple[Path, ...]:
     stems = ["Consensus", *(f"ManualSegmentation_{rater}" for rater in range(1, N_RATERS + 1))]
-    return tuple(file for stem in stems if (file := _nifti(folder, stem)))
-
-
-def _nifti(folder: Path, *stems: str) -> Path | None:
-    names = [f"{stem}{ending}" for stem in stems for ending in (".nii.gz", ".nii")]
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    return tuple(file for stem in stems if (file := nifti(folder, stem)))
