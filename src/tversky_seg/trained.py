@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,15 +128,22 @@ def combine(
     vote = combination == "vote"
     inference = replace(
         settings[0],
-        threshold=0.5 if vote else {name: _mean(each.threshold_of(name) for each in settings) for name in classes},
-        min_volume_mm3={name: _mean(each.min_volume_of(name) for each in settings) for name in classes},
+        threshold=0.5
+        if vote
+        else _one({name: _mean(each.threshold_of(name) for each in settings) for name in classes}),
+        min_volume_mm3=_one({name: _mean(each.min_volume_of(name) for each in settings) for name in classes}),
     )
     return Ensemble(parts, combination, uncertainty), replace(inference, **asked)
 
 
-def _mean(values: Any) -> float:
+def _mean(values: Iterable[float]) -> float:
     found = list(values)
-    return float(sum(found) / len(found))
+    return sum(found) / len(found)
+
+
+def _one(by_class: dict[str, float]) -> float | dict[str, float]:
+    """The value itself where there is one class."""
+    return by_class if len(by_class) > 1 else next(iter(by_class.values()))
 
 
 def _found(name: str) -> list[Path]:

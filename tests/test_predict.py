@@ -1,0 +1,308 @@
+"""predict.py with several checkpoints, views, BIDS folders, missing modalities; checkpoints are made, not trained."""
+
+import csv
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from cohort import MODALITIES, add_case, write_rows
+from command_line import Outcome, call
+from tversky_seg.checkpoints import checksum
+from tversky_seg.data.preprocessing import Preprocessing
+from tversky_seg.data.volumes import read_volume
+from tversky_seg.inference import Inference
+from tversky_seg.models import UNet3D
+
+MODEL = {"_target_": "tversky_seg.models.UNet3D", "width": 4, "n_levels": 2, "prior": 0.5}
+
+
+def a_checkpoint(path: Path, seed: int = 0, *, threshold: float = 0.5, dropout: float = 0.0, **changed: Any) -> Path:
+    """As train.py writes it, of a network that has learnt nothing."""
+    torch.manual_seed(seed)
+    preprocessing = {"modalities": list(MODALITIES), "classes": {"lesion": [1]}, **changed}
+    channels = {"in_channels": len(preprocessing["modalities"]), "out_channels": len(preprocessing["classes"])}
+    state = {
+        "model": UNet3D(width=4, n_levels=2, prior=0.5, **channels).state_dict(),
+        "config": {"model": MODEL, "augmentation": {"dropout_probability": dropout}},
+        "preprocessing": Preprocessing(**preprocessing).as_dict(),
+        "inference": asdict(Inference(patch_size=16)),
+        "threshold": threshold,
+        "min_volume_mm3": 9.0,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path)
+    return path
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of two cases."""
+    for seed, name in enumerate(("a", "b")):
+        add_case(tmp_path / "images", name, seed=seed)
+        (tmp_path / "images" / f"{name}_label.nii.gz").unlink()
+    return tmp_path / "images"
+
+
+def predict(checkpoint: object, given: object, output_dir: Path, *words: str) -> Outcome:
+    return call("predict", f"checkpoint={checkpoint}", f"input={given}", f"output_dir={output_dir}", *words)
+
+
+def probability_of(folder: Path, case_id: str = "a") -> np.ndarray:
+    return read_volume(folder / f"{case_id}_probability.nii.gz").data
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "predictions.json").read_text())
+    return content
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "lesions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# Ensembles
+
+
+def test_an_ensemble_is_the_mean_of_its_members_and_keeps_every_checksum(tmp_path: Path, images: Path) -> None:
+    paths = [a_checkpoint(tmp_path / f"run{i}" / "checkpoints" / "best.pt", i, threshold=0.4 + i / 10) for i in (0, 1)]
+    for i, path in enumerate(paths):
+        assert predict(path, images, tmp_path / f"p{i}").status == 0
+    forms = {
+        "list": f"[{paths[0]},{paths[1]}]",
+        "folders": f"[{tmp_path / 'run0'},{tmp_path / 'run1'}]",
+        "glob": f"{tmp_path}/run*/checkpoints/best.pt",
+    }
+    mean = (probability_of(tmp_path / "p0") + probability_of(tmp_path / "p1")) / 2
+    for name, form in forms.items():
+        outcome = predict(form, images, tmp_path / name)
+        assert outcome.status == 0, outcome.stderr
+        assert "threshold 0.45, smallest lesion 9.0 mm3" in outcome.stdout
+        np.testing.assert_allclose(probability_of(tmp_path / name), mean, atol=2e-5)
+        assert settings_of(tmp_path / name)["checkpoint"] == [checksum(path) for path in paths]
+        assert settings_of(tmp_path / name)["threshold"] == pytest.approx(0.45)
+        assert settings_of(tmp_path / name)["combine"] == "mean"
+
+
+def test_votes_and_uncertainty_maps(tmp_path: Path, images: Path) -> None:
+    paths = [a_checkpoint(tmp_path / f"{i}.pt", i) for i in range(3)]
+    members = f"[{','.join(map(str, paths))}]"
+    outcome = predict(members, images, tmp_path / "votes", "combine=vote", "uncertainty=entropy")
+    assert outcome.status == 0, outcome.stderr
+    shares = probability_of(tmp_path / "votes")
+    np.testing.assert_allclose(shares * 3, np.rint(shares * 3), atol=1e-3)
+    assert (tmp_path / "votes" / "a_uncertainty.nii.gz").is_file()
+    assert settings_of(tmp_path / "votes")["uncertainty"] == "entropy"
+    outcome = predict(members, images, tmp_path / "mean", "uncertainty=disagreement", "inference.tta=[none,xy]")
+    assert outcome.status == 0, outcome.stderr
+    assert read_volume(tmp_path / "mean" / "a_uncertainty.nii.gz").data.max() > 0
+    outcome = predict(paths[0], images, tmp_path / "lonely", "uncertainty=disagreement")
+    assert outcome.error.startswith("uncertainty: got one of one; ")
+    assert not (tmp_path / "lonely").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"modalities": ["T1", "FLAIR"]}, "modalities ['FLAIR', 'T1'], "),
+        ({"classes": {"lesion": [1, 2]}}, "classes {'lesion': [1]}, "),
+        ({"spacing_mm": [1, 1, 1]}, "spacing_mm None, "),
+        ({"normalization": "robust"}, "normalization zscore, "),
+    ],
+)
+def test_members_that_do_not_agree_are_refused_by_the_difference(
+    tmp_path: Path, images: Path, changed: dict[str, Any], found: str
+) -> None:
+    paths = a_checkpoint(tmp_path / "a.pt"), a_checkpoint(tmp_path / "b.pt", **changed)
+    error = predict(f"[{paths[0]},{paths[1]}]", images, tmp_path / "p").error
+    assert f"a.pt has {found}" in error
+    assert "b.pt" in error
+
+
+def test_checkpoints_that_are_none_are_one_line(tmp_path: Path, images: Path) -> None:
+    path = a_checkpoint(tmp_path / "a.pt")
+    assert "no file matches" in predict(f"{tmp_path}/none*.pt", images, tmp_path / "p").error
+    assert "a.pt stands twice" in predict(f"[{path},{path}]", images, tmp_path / "p").error
+    assert "none given" in predict("[]", images, tmp_path / "p").error
+    assert "b.pt: no such file" in predict(f"[{path},{tmp_path / 'b.pt'}]", images, tmp_path / "p").error
+
+
+# Settings
+
+
+def test_views_and_windows_may_be_set_and_are_written_down(tmp_path: Path, images: Path) -> None:
+    path = a_checkpoint(tmp_path / "a.pt")
+    for name, words in {
+        "plain": [],
+        "rotations": ["inference.tta=rotations180"],
+        "whole": ["inference.patch_size=whole"],
+        "order": ["inference.spline_order=3"],
+    }.items():
+        outcome = predict(path, images, tmp_path / name, *words)
+        assert outcome.status == 0, outcome.stderr
+    for name in ("rotations", "whole", "order"):
+        assert np.abs(probability_of(tmp_path / name) - probability_of(tmp_path / "plain")).max() > 1e-4
+    assert settings_of(tmp_path / "rotations")["tta"] == "rotations180"
+    assert settings_of(tmp_path / "whole")["patch_size"] == "whole"
+    assert settings_of(tmp_path / "order")["spline_order"] == 3
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("inference.tta=mirror", "tta: got mirror; "),
+        ("inference.tta=[x,x]", "tta: got ['x', 'x']; "),
+        ("inference.patch_size=huge", "patch_size: got huge; "),
+        ("inference.spline_order=0", "spline_order: got 0; "),
+        ("inference.min_volume_mm3=-1", "min_volume_mm3: got -1; "),
+        ("combine=median", "combine: got median; "),
+        ("uncertainty=variance", "uncertainty: got variance; "),
+        ("uncertainty=3", "uncertainty: 3; "),
+    ],
+)
+def test_wrong_settings_are_one_line(tmp_path: Path, images: Path, word: str, found: str) -> None:
+    error = predict(a_checkpoint(tmp_path / "a.pt"), images, tmp_path / "p", word).error
+    assert found in error
+    assert not (tmp_path / "p").exists()
+
+
+def test_threshold_and_size_of_the_checkpoint_are_used_unless_set(tmp_path: Path, images: Path) -> None:
+    path = a_checkpoint(tmp_path / "a.pt", threshold=0.45)
+    outcome = predict(path, images, tmp_path / "kept")
+    assert "threshold" in outcome.stdout
+    assert (settings_of(tmp_path / "kept")["threshold"], settings_of(tmp_path / "kept")["min_volume_mm3"]) == (0.45, 9)
+    predict(path, images, tmp_path / "set", "inference.threshold=0.3", "inference.min_volume_mm3=0")
+    assert (settings_of(tmp_path / "set")["threshold"], settings_of(tmp_path / "set")["min_volume_mm3"]) == (0.3, 0)
+
+
+# Inputs
+
+
+def as_bids(images: Path, folder: Path, *, session: str | None = None) -> Path:
+    for case_id in ("a", "b"):
+        place = folder / f"sub-{case_id}" / (f"ses-{session}" if session else "") / "anat"
+        place.mkdir(parents=True)
+        stem = "_".join([f"sub-{case_id}", *([f"ses-{session}"] if session else [])])
+        for name, suffix in (("FLAIR", "FLAIR"), ("T1", "T1w")):
+            shutil.copy(images / f"{case_id}_{name}.nii.gz", place / f"{stem}_{suffix}.nii.gz")
+        shutil.copy(images / f"{case_id}_T1.nii.gz", place / f"{stem}_ce-gadolinium_T1w.nii.gz")
+    return folder
+
+
+@pytest.mark.parametrize("session", [None, "02"])
+def test_a_bids_folder_is_predicted_as_its_files_are(tmp_path: Path, images: Path, session: str | None) -> None:
+    path, bids = a_checkpoint(tmp_path / "a.pt"), as_bids(images, tmp_path / "bids", session=session)
+    assert predict(path, images, tmp_path / "plain").status == 0
+    outcome = predict(path, bids, tmp_path / "p")
+    assert outcome.status == 0, outcome.stderr
+    stem = "sub-a" if session is None else "sub-a_ses-02"
+    np.testing.assert_array_equal(probability_of(tmp_path / "p", stem), probability_of(tmp_path / "plain"))
+    assert predict(path, bids, tmp_path / "one", f"case_id={stem}").status == 0
+    assert len(list((tmp_path / "one").glob("*_mask.nii.gz"))) == 1
+
+
+def test_bids_files_that_are_missing_or_many_are_named(tmp_path: Path, images: Path) -> None:
+    path, bids = a_checkpoint(tmp_path / "a.pt"), as_bids(images, tmp_path / "bids")
+    shutil.copy(images / "a_T1.nii.gz", bids / "sub-a" / "anat" / "sub-a_run-2_T1w.nii.gz")
+    assert "2 files of T1 (" in predict(path, bids, tmp_path / "p").error
+    (bids / "sub-a" / "anat" / "sub-a_run-2_T1w.nii.gz").unlink()
+    (bids / "sub-a" / "anat" / "sub-a_T1w.nii.gz").unlink()
+    assert "case sub-a has no T1; " in predict(path, bids, tmp_path / "p").error
+
+
+@pytest.mark.parametrize("form", ["folder", "files", "manifest", "bids"])
+def test_a_missing_modality_is_0_where_channels_were_dropped_in_training(
+    tmp_path: Path, images: Path, form: str
+) -> None:
+    path = a_checkpoint(tmp_path / "dropped.pt", dropout=0.2)
+    (images / "a_T1.nii.gz").unlink()
+    given: object = images
+    if form == "files":
+        given = f"{{FLAIR: {images / 'a_FLAIR.nii.gz'}}}"
+    elif form == "manifest":
+        files = [{"FLAIR": f"{name}_FLAIR.nii.gz", "T1": "" if name == "a" else "b_T1.nii.gz"} for name in "ab"]
+        ids = [{"case_id": name, "subject_id": name} for name in "ab"]
+        given = write_rows(images / "manifest.csv", [i | f for i, f in zip(ids, files, strict=True)])
+    elif form == "bids":
+        shutil.copy(images / "b_T1.nii.gz", images / "a_T1.nii.gz")
+        given = as_bids(images, tmp_path / "bids")
+        (tmp_path / "bids" / "sub-a" / "anat" / "sub-a_T1w.nii.gz").unlink()
+    case_id = "sub-a" if form == "bids" else "a"
+    outcome = predict(path, given, tmp_path / "p", *(["case_id=a"] if form == "files" else []))
+    assert outcome.status == 0, outcome.stderr
+    assert outcome.stdout.count(f"no T1: {case_id})") == 1
+    assert probability_of(tmp_path / "p", case_id).max() > 0
+    strict = a_checkpoint(tmp_path / "strict.pt")
+    error = predict(strict, given, tmp_path / "q", *(["case_id=a"] if form == "files" else [])).error
+    assert "T1" in error
+
+
+def test_without_the_first_modality_another_gives_the_grid(tmp_path: Path, images: Path) -> None:
+    path = a_checkpoint(tmp_path / "dropped.pt", dropout=0.2)
+    (images / "a_FLAIR.nii.gz").unlink()
+    assert predict(path, images, tmp_path / "p").status == 0
+    found = nib.load(tmp_path / "p" / "a_mask.nii.gz")
+    np.testing.assert_allclose(found.affine, nib.load(images / "a_T1.nii.gz").affine)
+
+
+# Many cases
+
+
+def test_a_failing_case_is_listed_once_at_the_end(tmp_path: Path, images: Path) -> None:
+    (images / "a_T1.nii.gz").write_bytes(b"\x1f\x8b no image")
+    outcome = predict(a_checkpoint(tmp_path / "a.pt"), images, tmp_path / "p")
+    assert outcome.status == 1
+    assert outcome.stdout.count("images/a_T1.nii.gz") == 1
+    assert "1 of 2 cases failed: a: " in outcome.stdout.splitlines()[-1]
+    assert (tmp_path / "p" / "b_mask.nii.gz").is_file()
+
+
+def test_the_lesion_table_has_the_distance_to_the_edge_of_the_brain(tmp_path: Path, images: Path) -> None:
+    path = a_checkpoint(tmp_path / "a.pt")
+    predict(path, images, tmp_path / "p", "inference.threshold=0.55", "inference.min_volume_mm3=0")
+    rows = rows_of(tmp_path / "p")
+    assert {row["case_id"] for row in rows} == {"a", "b"}
+    mask = read_volume(tmp_path / "p" / "a_mask.nii.gz").data > 0
+    brain = read_volume(images / "a_FLAIR.nii.gz").data > 0
+    assert all(float(row["edge_distance_mm"]) >= 0 for row in rows)
+    touches = (mask & ~brain).any() or any(float(row["edge_distance_mm"]) <= 2 for row in rows)
+    assert touches, "some lesion of an untrained network lies at the edge"
+
+
+def test_a_stopped_prediction_goes_on_from_its_journal(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, words = a_checkpoint(tmp_path / "a.pt"), ["inference.threshold=0.5"]
+    predict(path, images, tmp_path / "once", *words)
+    n_calls = []
+
+    def stop_at_second(*arguments: Any, **settings: Any) -> Any:
+        n_calls.append(1)
+        if len(n_calls) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments, **settings)
+
+    original = UNet3D.forward
+    (tmp_path / "images" / "b_FLAIR.nii.gz").rename(tmp_path / "b")
+    one = predict(
+        path,
+        f"{{FLAIR: {images / 'a_FLAIR.nii.gz'}, T1: {images / 'a_T1.nii.gz'}}}",
+        tmp_path / "p",
+        "case_id=a",
+        *words,
+    )
+    assert one.status == 0
+    (tmp_path / "b").rename(tmp_path / "images" / "b_FLAIR.nii.gz")
+    monkeypatch.setattr(UNet3D, "forward", stop_at_second)
+    assert predict(path, images, tmp_path / "p", *words).status == 130
+    monkeypatch.undo()
+    assert predict(path, images, tmp_path / "p", *words).status == 0
+    assert (tmp_path / "p" / "lesions.csv").read_text() == (tmp_path / "once" / "lesions.csv").read_text()
+    assert not list((tmp_path / "p").glob(".*"))
