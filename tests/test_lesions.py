@@ -7,7 +7,14 @@ import pytest
 import torch
 from scipy import ndimage
 
-from tversky_seg.lesions import LesionCounts, find_lesions, lesion_counts, match_lesions, remove_small_lesions
+from tversky_seg.lesions import (
+    LesionCounts,
+    find_lesions,
+    lesion_counts,
+    match_lesions,
+    overlap_lesions,
+    remove_small_lesions,
+)
 
 RANK = {6: 1, 18: 2, 26: 3}
 UNIT = (1.0, 1.0, 1.0)
@@ -179,3 +186,72 @@ def test_masks_of_other_values_or_shapes_are_errors():
         lesion_counts(np.full((2, 2, 2), 0.5), np.zeros((2, 2, 2)), spacing_mm=UNIT)
     with pytest.raises(ValueError, match=r"\(2, 2, 2\) and \(2, 2, 3\)"):
         lesion_counts(np.zeros((2, 2, 2)), np.zeros((2, 2, 3)), spacing_mm=UNIT)
+
+
+@pytest.mark.parametrize("orders", ["CC", "FF", "CF"])
+def test_pairs_equal_brute_force(orders):
+    prediction, reference = (np.asarray(m, order=o) for m, o in zip(random_masks(5), orders, strict=True))
+    scores = np.random.default_rng(0).random(prediction.shape)
+    match = overlap_lesions(prediction, reference, spacing_mm=UNIT, scores=scores)
+    (predicted, n_predicted), (referred, n_reference) = (
+        ndimage.label(m, np.ones((3, 3, 3))) for m in (prediction, reference)
+    )
+    ours = (match.predicted.centre, match.referred.centre)
+    theirs = [
+        np.array(ndimage.center_of_mass(m, labels, range(1, n + 1)))
+        for m, labels, n in ((prediction, predicted, n_predicted), (reference, referred, n_reference))
+    ]
+    to_theirs = [[int(np.abs(t - c).sum(1).argmin()) + 1 for c in o] for o, t in zip(ours, theirs, strict=True)]
+    found = {(to_theirs[0][i], to_theirs[1][j]): n for i, j, n in match.pairs}
+    expected = {
+        (i, j): ((predicted == i) & (referred == j)).sum()
+        for i in range(1, n_predicted + 1)
+        for j in range(1, n_reference + 1)
+        if ((predicted == i) & (referred == j)).any()
+    }
+    assert found == expected
+    highest = {to_theirs[0][i]: score for i, score in enumerate(match.highest)}
+    assert highest == {i: scores[predicted == i].max() for i in range(1, n_predicted + 1)}
+    assert match.n_split == sum(
+        len(set(np.unique(predicted[referred == j])) - {0}) > 1 for j in range(1, n_reference + 1)
+    )
+    assert match.n_merged == sum(
+        len(set(np.unique(referred[predicted == i])) - {0}) > 1 for i in range(1, n_predicted + 1)
+    )
+    _, dice = match.best_dice()
+    for row, label in enumerate(to_theirs[1]):
+        reference_lesion = referred == label
+        rivals = set(np.unique(predicted[reference_lesion])) - {0}
+        best = [
+            2 * (reference_lesion & (predicted == i)).sum() / (reference_lesion.sum() + (predicted == i).sum())
+            for i in rivals
+        ]
+        assert dice[row] == pytest.approx(max(best, default=math.nan), nan_ok=True)
+
+
+def test_split_and_merged_lesions_worked_by_hand():
+    reference = draw(np.s_[1:9, 2, 2], np.s_[1, 8, 8], np.s_[4, 8, 8], np.s_[10, 10, 10])
+    prediction = draw(np.s_[1:3, 2, 2], np.s_[5:7, 2, 2], np.s_[1:5, 8, 8])  # two halves of one; one across two
+    match = overlap_lesions(prediction, reference, spacing_mm=UNIT)
+    assert (match.n_split, match.n_merged) == (1, 1)
+    swapped = overlap_lesions(reference, prediction, spacing_mm=UNIT)
+    assert (swapped.n_split, swapped.n_merged) == (1, 1)
+    _, dice = match.best_dice()
+    np.testing.assert_allclose(sorted(dice), [2 / 5, 2 / 5, 4 / 10, math.nan])
+
+
+def test_lesions_of_just_the_minimum_go_where_only_larger_ones_count():
+    mask = draw(np.s_[1, 1, 1:4], np.s_[8, 8, 1:5])
+    settings = {"spacing_mm": UNIT, "min_volume_mm3": 3.0}
+    assert len(overlap_lesions(mask, mask, **settings).referred) == 2
+    match = overlap_lesions(mask, mask, strictly_larger=True, **settings)
+    np.testing.assert_array_equal(match.referred.volume_mm3, [4])
+    np.testing.assert_array_equal(match.referred.centre, [[8, 8, 2.5]])
+    np.testing.assert_array_equal(match.pairs, [[0, 0, 4]])
+
+
+def test_lesions_of_empty_masks_have_no_pairs():
+    for pair in ((draw(), draw(np.s_[1, 1, 1])), (draw(np.s_[1, 1, 1]), draw()), (draw(), draw())):
+        match = overlap_lesions(*pair, spacing_mm=UNIT, scores=np.zeros((12, 12, 12)))
+        assert (match.pairs.shape, match.n_split, match.n_merged) == ((0, 3), 0, 0)
+        assert np.isnan(match.best_dice()[1]).all()

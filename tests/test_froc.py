@@ -1,0 +1,96 @@
+"""FROC, average recall and object Dice: by hand and by thresholding lesion after lesion."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from tversky_seg.froc import FrocCurve, average_recall, case_scores, froc_curve, pool_scores, recall_at
+from tversky_seg.lesions import overlap_lesions
+
+UNIT = (1.0, 1.0, 1.0)
+
+
+def scores_of(probability, reference, threshold=0.5):
+    return case_scores(overlap_lesions(probability >= threshold, reference, spacing_mm=UNIT, scores=probability))
+
+
+def case(seed, shape=(24, 20, 10)):
+    rng = np.random.default_rng(seed)
+    shared, own = ndimage.gaussian_filter(rng.normal(size=(2, *shape)), (0, 1.2, 1.2, 1.2)) * 6
+    return 1 / (1 + np.exp(2 - shared - own)), shared > 2
+
+
+def brute_force(cases, at):
+    """Lesions found and false lesions at one score, from masks of whole lesions."""
+    n_found = n_false = n_reference = 0
+    for probability, reference in cases:
+        predicted, n_predicted = ndimage.label(probability >= 0.5, np.ones((3, 3, 3)))
+        referred, n = ndimage.label(reference, np.ones((3, 3, 3)))
+        n_reference += n
+        highest = {i: probability[predicted == i].max() for i in range(1, n_predicted + 1)}
+        n_false += sum(not reference[predicted == i].any() and highest[i] >= at for i in highest)
+        for j in range(1, n + 1):
+            dice = {
+                i: 2 * ((predicted == i) & (referred == j)).sum() / ((predicted == i).sum() + (referred == j).sum())
+                for i in set(np.unique(predicted[referred == j])) - {0}
+            }
+            n_found += bool(dice) and highest[max(dice, key=dice.get)] >= at
+    return n_found / n_reference, n_false / len(cases)
+
+
+def test_curve_of_several_cases_equals_brute_force():
+    cases = [case(seed) for seed in range(3)]
+    curve = pool_scores([scores_of(*one) for one in cases]).curve()
+    assert len(curve.thresholds) > 5
+    for threshold, recall, false in zip(*curve, strict=True):
+        assert (recall, false) == pytest.approx(brute_force(cases, threshold))
+
+
+def test_curve_worked_by_hand():
+    probability, reference = np.zeros((2, 12, 4, 4))
+    reference[[1, 5, 9], 1, 1] = 1  # three lesions: found at 0.9, found at 0.6, missed
+    probability[1, 1, 1], probability[5, 1, 1], probability[5, 1, 2] = 0.9, 0.55, 0.6
+    probability[3, 3, 3], probability[7, 3, 3] = 0.7, 0.5  # false
+    curve = froc_curve(probability, reference > 0, spacing_mm=UNIT)
+    assert curve.thresholds.tolist() == [0.5, 0.6, 0.7, 0.9]
+    np.testing.assert_allclose(curve.recall, [2 / 3, 2 / 3, 1 / 3, 1 / 3])
+    assert curve.false_per_case.tolist() == [2, 1, 1, 0]
+    np.testing.assert_allclose(recall_at(curve, [0, 0.5, 1, 2, 8]), [1 / 3, 1 / 3, 2 / 3, 2 / 3, 2 / 3])
+    np.testing.assert_allclose(sorted(scores_of(probability, reference > 0).dice), [2 / 3, 1])
+
+
+def test_average_recall_is_the_mean_of_501_points_that_holds_its_last_value():
+    curve = FrocCurve(np.array([0.4, 0.8]), np.array([0.9, 0.3]), np.array([2.0, 0.5]))
+    x = np.linspace(0, 5, 501)
+    by_hand = np.where(x < 0.5, 0.6 * x, np.where(x < 2, 0.3 + 0.4 * (x - 0.5), 0.9))
+    assert average_recall(curve) == pytest.approx(by_hand.mean())
+
+
+def test_all_lesions_found_and_none_false_is_an_average_recall_of_one():
+    _, reference = case(0)
+    assert average_recall(froc_curve(reference.astype(float), reference, spacing_mm=UNIT)) == 1
+
+
+def test_cases_without_any_lesion_count_in_one_denominator_and_not_in_the_other():
+    probability, reference = case(1)
+    empty = np.zeros_like(probability)
+    scores = pool_scores([scores_of(probability, reference), scores_of(empty, empty > 1)])
+    assert (scores.n_cases, scores.n_recorded) == (2, 1)
+    np.testing.assert_allclose(2 * scores.curve().false_per_case, scores.curve(recorded=True).false_per_case)
+    assert average_recall(scores.curve()) >= average_recall(scores.curve(recorded=True))
+
+
+def test_nothing_predicted_has_a_recall_of_zero_and_no_lesion_has_none():
+    probability, reference = case(2)
+    nothing = froc_curve(np.zeros_like(probability), reference, spacing_mm=UNIT)
+    assert (len(nothing.thresholds), average_recall(nothing)) == (0, 0)
+    no_lesion = froc_curve(probability, np.zeros_like(reference), spacing_mm=UNIT)
+    assert np.isnan(no_lesion.recall).all()
+    assert no_lesion.false_per_case[0] > 0
+    assert math.isnan(average_recall(no_lesion))
+
+
+def test_no_case_at_all_is_no_curve():
+    assert len(pool_scores([]).curve().thresholds) == 0
