@@ -210,14 +210,27 @@ def at_call(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
     return counted
 
 
+def signalled_at_call(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function; before its n-th call the process gets SIGTERM."""
+    left = [number]
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return function(*args, **kwargs)
+
+    return counted
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "number"),
     [
         (Trainer, "_step", 4),
-        (validation, "validation_measures", 2),
+        (validation, "_choose", 2),
         (checkpoints.os, "fsync", 2),
-        (inference, "predict_case", 2),
-        (evaluation, "_summarize", 1),
+        (inference, "write_prediction", 2),
+        (evaluation, "write_report", 1),
     ],
     ids=["in a step", "in a validation", "in a checkpoint", "in a prediction", "in the evaluation"],
 )
@@ -233,6 +246,36 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert outcome.status == 0, outcome.stderr
     assert_same_results(finished.folder, tmp_path / "run")
     assert not [path for path in (tmp_path / "run").rglob("*.tmp") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "number", "said"),
+    [
+        (Trainer, "_step", 3, "SIGTERM after step 3 of 4, checkpoint written"),
+        (validation, "_choose", 2, "SIGTERM after step 4 of 4, checkpoint written"),
+        (checkpoints.os, "fsync", 2, "SIGTERM after step 3 of 4, checkpoint written"),
+        (inference, "write_prediction", 2, "SIGTERM"),
+    ],
+    ids=["in a step", "in a validation", "in a checkpoint", "in a prediction"],
+)
+def test_a_scheduler_stops_a_run_with_status_75_and_it_goes_on_to_the_same_bits(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, number: int, said: str
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, signalled_at_call(number, getattr(owner, name)))
+        outcome = train(finished.manifest, tmp_path / "run")
+    assert (outcome.status, outcome.stderr) == (75, f"stopped: {said}; run the same command again to go on\n")
+    assert not (tmp_path / "run" / "evaluation" / "metrics.json").exists()
+    assert train(finished.manifest, tmp_path / "run").status == 0
+    assert_same_results(finished.folder, tmp_path / "run")
+
+
+def test_hours_that_are_over_stop_a_run_likewise(finished: Run, tmp_path: Path) -> None:
+    outcome = train(finished.manifest, tmp_path / "run", "trainer.max_hours=1e-9")
+    assert outcome.status == 75
+    assert outcome.stderr.startswith("stopped: trainer.max_hours=1e-09 after step 1 of 4, checkpoint written; ")
+    assert train(finished.manifest, tmp_path / "run", "trainer.max_hours=1").status == 0
+    assert_same_results(finished.folder, tmp_path / "run")
 
 
 def test_only_what_is_missing_is_done_again(finished: Run, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-FREE_KEYS = ("output_dir", "data.cache_dir", "trainer.device", "trainer.n_workers", "trainer.threads", "trust")
+FREE_KEYS = ("output_dir", "data.cache_dir", "trainer.device", "trainer.n_workers", "trainer.threads",
+             "trainer.max_hours", "trust")  # fmt: skip
 
 
 class ConfigError(ValueError):
