@@ -216,7 +216,9 @@ def test_lesjak_refuses_an_unknown_part(tmp_path: Path) -> None:
         find_lesjak2017(tmp_path, part="mni")
 
 
-@pytest.mark.parametrize("name", ["msseg2016", "lesjak2017", "decathlon"])
+@pytest.mark.parametrize(
+    "name", ["msseg2016", "isbi2015", "lesjak2017", "lits", "luna16", "decathlon", "nnunet", "bids"]
+)
 def test_configuration_file_builds_the_dataset(name: str, tmp_path: Path) -> None:
     words = OmegaConf.merge(OmegaConf.load(CONFIGS / f"{name}.yaml"), {"root": str(tmp_path)})
     words.pop("defaults", None)  # what the data set asks of other groups

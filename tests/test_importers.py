@@ -5,7 +5,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import nibabel as nib
@@ -29,13 +29,15 @@ SHAPE = (32, 32, 32)
 LAS = np.diag([-1.0, 1, 1, 1])
 
 
-def ball(centre: Sequence[float], radius: float, shape: Sequence[int] = SHAPE) -> np.ndarray:
+@cache
+def ball(centre: tuple[float, ...], radius: float, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
     places = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
     return np.linalg.norm(places - np.array(centre), axis=-1) <= radius
 
 
-def brain(seed: int = 0) -> np.ndarray:
-    noise = np.random.default_rng(seed).normal(100, 10, SHAPE)
+@cache
+def brain() -> np.ndarray:
+    noise = np.random.default_rng(0).normal(100, 10, SHAPE)
     return np.where(ball((16, 16, 16), 13), noise, 0).astype(np.float32)
 
 
