@@ -11,8 +11,9 @@ from rich.console import Console
 from tversky_seg import config
 from tversky_seg.checkpoints import checksum, load_checkpoint
 from tversky_seg.data.cases import DataError, with_modalities
+from tversky_seg.data.doctor import check_training
 from tversky_seg.data.loaders import PatchBatches
-from tversky_seg.data.preprocessing import each_rater, prepare_all, preprocessing_of, require_lesions
+from tversky_seg.data.preprocessing import each_rater, prepare_all, preprocessing_of
 from tversky_seg.data.splits import files_of, split_dataset
 from tversky_seg.distributed import first_before_others, in_shares, is_first, rank, world_size
 from tversky_seg.inference import predict_cases
@@ -50,7 +51,7 @@ def train(cfg: DictConfig) -> int:
         prepared = prepare_all(cases, preprocessing, cache_dir=data.cache_dir)
         record_environment(output_dir / "environment.json", data=files_of(cases))
     training, validation = prepared[: len(split.train)], prepared[len(split.train) : -len(split.test) or None]
-    require_lesions(training)
+    check_training(training)
 
     batches = PatchBatches(
         each_rater(training),
