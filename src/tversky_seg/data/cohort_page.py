@@ -99,7 +99,7 @@ def write_page(path: Path, checkup: Checkup) -> None:
         f"<p>{_safe(checkup.title)}</p><p><strong>{_safe(checkup.summary)}.</strong></p>",
         *(_finding_section(level, checkup.findings) for level in LEVELS),
         "<h2>Cohort</h2>" + "".join(_figures(checkup.reports)),
-        "<h2>Costs</h2>" + _table(("", "", "how it was found"), checkup.costs),
+        f'<h2>Costs</h2><div class="costs">{_table(("", "", "how it was found"), checkup.costs)}</div>',
         _plan_section(checkup),
         "<h2>Cases</h2><p>Shape, spacing and axes are those of the first modality's file; lesions (26-connected) and "
         "prevalence (share of the brain) are as the network sees them, after resampling.</p>"
@@ -136,8 +136,8 @@ def case_row(report: CaseReport, checkup: Checkup) -> tuple[str, ...]:
         ", ".join(ranges) or "–",
         str(report.n_non_finite),
         _by_class(report),
-        f"{volumes.min():.3g} to {volumes.max():,.0f}" if volumes.size else "–",
-        "–" if report.lesion_sizes is None else f"{volumes.sum():,.0f}",
+        f"{_number(volumes.min())} to {_number(volumes.max())}" if volumes.size else "–",
+        "–" if report.lesion_sizes is None else _number(volumes.sum()),
         "–" if report.prevalence is None else f"{report.prevalence:.3%}",
         ", ".join(_counted(n, level) for level, n in counts.items() if n) or "fine",
     )
@@ -171,7 +171,7 @@ def _size_figure(volumes: Mapping[str, np.ndarray]) -> "Figure":
     everything = np.concatenate([*volumes.values()])
     bins = np.geomspace(everything.min() * 0.9, everything.max() * 1.1, 31).tolist()
     for name, sizes in volumes.items():
-        axes.hist(sizes, bins=bins, alpha=0.7, label=f"{name}: {len(sizes):,}, median {np.median(sizes):,.3g} mm³")
+        axes.hist(sizes, bins=bins, alpha=0.7, label=f"{name}: {len(sizes):,}, median {_number(np.median(sizes))} mm³")
     axes.set_xscale("log")
     axes.legend()
     return figure
@@ -234,7 +234,8 @@ def _finding_group(first: Finding, others: Sequence[Finding]) -> str:
 
 
 def _told(finding: Finding) -> str:
-    return f"{finding.case_id + ', ' if finding.case_id else ''}{finding.where}: {finding.found}."
+    is_named = not finding.case_id or finding.found.startswith(finding.case_id)
+    return f"{'' if is_named else f'{finding.case_id}, '}{finding.where}: {finding.found}."
 
 
 def _plan_section(checkup: Checkup) -> str:
@@ -284,6 +285,10 @@ def _some(findings: Sequence[Finding]) -> str:
     return ", ".join(names[:5]) + ", …" * (len(names) > 5)
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _safe(text: str) -> str:
     return html.escape(text)
 
@@ -304,6 +309,7 @@ th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e3e
 thead th { border-bottom: 2px solid #8b949e; white-space: normal; vertical-align: bottom; background: #fff;
            position: sticky; top: 0; }
 tbody th { text-align: left; font-weight: 600; }
+.costs td, .costs th { text-align: left; white-space: normal; }
 .error, .warning, .note { border-left: 4px solid #8b949e; padding-left: 1rem; margin-top: 1.5rem; }
 .error { border-color: #d1242f; } .warning { border-color: #bf8700; }
 .error h2, .warning h2, .note h2 { margin: 0; } em { color: #57606a; }

@@ -21,9 +21,9 @@ def picture_of(case: PreparedCase) -> bytes:
     lesions = np.zeros(case.geometry.shape, dtype=bool) if target is None else np.asarray(target.any(axis=0))
     areas = lesions.sum(axis=(0, 1))
     z = int(areas.argmax()) if areas.any() else lesions.shape[2] // 2
-    image = case.image[0, :, :, z].astype(np.float32)
-    low, high = np.percentile(image, (1, 99.5))
-    grey = (255 * ((image - low) / max(high - low, 1e-6)).clip(0, 1)).astype(np.uint8)
+    image, brain = case.image[0, :, :, z].astype(np.float32), case.foreground[:, :, z]
+    low, high = np.percentile(image[brain], (1, 99.5)) if brain.any() else (0.0, 1.0)
+    grey = (255 * ((image - low) / max(high - low, 1e-6)).clip(0, 1) * brain).astype(np.uint8)
     picture = np.repeat(grey[..., None], 3, axis=2)
     inside = lesions[..., z]
     picture[inside & ~ndimage.binary_erosion(inside)] = OUTLINE
