@@ -1,0 +1,214 @@
+"""Several processes on this machine, with gloo: one training, shared work, ends that are noticed."""
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cohort import make_cohort
+from command_line import ROOT, SMALL
+from tversky_seg.distributed import first_before_others, gathered, in_shares, shared_out, world_size
+from tversky_seg.losses import TverskyLoss
+from tversky_seg.models import UNet3D
+from tversky_seg.training import Trainer, Validation
+
+
+class Cubes:
+    """Batch k of six patches, drawn from k alone: bright cubes in noise. A process gets its share of it."""
+
+    def __init__(self, dtype: torch.dtype, *, rank: int, size: int) -> None:
+        self.dtype, self.own = dtype, slice(rank * 6 // size, (rank + 1) * 6 // size)
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        rng = np.random.default_rng(step)
+        target = np.zeros((6, 1, 8, 8, 8))
+        for sample, corner in zip(target, rng.integers(0, 5, (6, 3)), strict=True):
+            sample[0][tuple(slice(start, start + 3) for start in corner)] = 1
+        image = target + rng.normal(0, 0.5, target.shape)
+        plain = {"case_ids": ["a"] * 6, "starts": [[0, 0, 0]] * 6}
+        tensors = {"image": image, "target": target}
+        return {name: torch.from_numpy(array[self.own]).to(self.dtype) for name, array in tensors.items()} | plain
+
+
+OPTIMIZERS = {
+    "sgd": (torch.float64, 50, partial(torch.optim.SGD, lr=0.05, momentum=0.9)),
+    "adamw": (torch.float32, 20, partial(torch.optim.AdamW, lr=0.01)),
+}
+
+
+def train_in_process(rank: int, size: int, store: str, folder: str, name: str, n_parts: int) -> None:
+    """One of `size` processes: trains, validates three cases, and checks what it shares with the others."""
+    if size > 1:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    dtype, n_steps, optimizer = OPTIMIZERS[name]
+    torch.manual_seed(0)
+    model = UNet3D(in_channels=1, out_channels=1, width=4, n_levels=2).to(dtype)
+    computed: list[int] = []
+
+    def double(case: int) -> torch.Tensor:
+        computed.append(case)
+        return torch.full((case, 2), 2.0 * case)
+
+    def validate(network: nn.Module) -> Validation:
+        results = list(shared_out([1, 2, 3], double))
+        assert [tuple(result.shape) for result in results] == [(1, 2), (2, 2), (3, 2)]
+        return Validation({"dice": float(torch.cat(results).mean())})
+
+    settings = {"max_steps": n_steps, "log_every": 1, "validate_every": n_steps, "checkpoint_every": n_steps}
+    trainer = Trainer(
+        model, TverskyLoss(), optimizer=optimizer, batch_size=6, accumulate=n_parts, device="cpu", **settings
+    )
+    trainer.fit(Cubes(dtype, rank=rank, size=size), Path(folder), validate=validate)
+    assert computed == [1, 2, 3][rank::size]
+    assert gathered([rank]) == list(range(size))
+    assert in_shares(lambda cases: list(cases), [1, 2, 3, 4]) == (
+        [1, 2, 3, 4] if rank == 0 else [1, 2, 3, 4][rank::size]
+    )
+    with first_before_others():
+        marker = Path(folder) / "marker"
+        assert marker.exists() == (rank > 0)
+        marker.touch()
+    if size > 1:
+        torch.distributed.destroy_process_group()
+
+
+def losses_of(folder: Path, *, size: int, name: str, n_parts: int = 1) -> np.ndarray:
+    """The loss of each step, trained by so many processes."""
+    folder.mkdir()
+    arguments = (size, str(folder / "store"), str(folder), name, n_parts)
+    if size == 1:
+        train_in_process(0, *arguments)
+    else:
+        torch.multiprocessing.spawn(train_in_process, arguments, nprocs=size)
+    with (folder / "metrics.csv").open() as file:
+        return np.array([float(row["value"]) for row in csv.DictReader(file) if row["name"] == "loss"])
+
+
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    alone, together = (losses_of(tmp_path / str(size), size=size, name="sgd") for size in (1, 2))
+    assert len(alone) == 50
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-4)
+    assert alone[-1] < 0.7 * alone[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "tolerance"), [("sgd", 1e-4), ("adamw", 1e-3)])
+def test_loss_curves_agree_on_one_two_three_and_four_processes(tmp_path: Path, name: str, tolerance: float) -> None:
+    alone = losses_of(tmp_path / "1", size=1, name=name)
+    for size in (2, 3, 4):  # four: shares of one and two patches
+        together = losses_of(tmp_path / str(size), size=size, name=name)
+        print(f"{name}, {size} processes: largest difference {np.abs(together - alone).max():.1e}")
+        np.testing.assert_allclose(together, alone, rtol=0, atol=tolerance)
+
+
+# Under torchrun
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def torchrun(*words: str, n: int, folder: Path, **further: Any) -> subprocess.Popen[str]:
+    """`torchrun ... train.py` on the cohort in a folder; several nodes are told where to meet."""
+    manifest = folder / "cohort" / "manifest.csv"
+    if not manifest.exists():
+        make_cohort(manifest.parent)
+    own = [word for word in words if word.startswith("--")] or ["--standalone"]
+    settings = [word for word in words if not word.startswith("--")]
+    data = ["data=manifest", f"data.manifest={manifest}", f"data.cache_dir={folder / 'cache'}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *own, f"--nproc_per_node={n}", str(ROOT / "train.py")]
+    words = (*command, *data, *SMALL, "trainer.threads=1", f"output_dir={folder / 'run'}", *settings)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(words, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes, **further)
+
+
+def finish(process: subprocess.Popen[str], *, within_s: float = 240) -> tuple[int, str]:
+    said, _ = process.communicate(timeout=within_s)
+    return process.returncode, said
+
+
+def is_done(folder: Path) -> bool:
+    return (folder / "run" / "evaluation" / "metrics.json").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_trains_predicts_and_judges_and_one_process_speaks(tmp_path: Path) -> None:
+    status, said = finish(torchrun(n=2, folder=tmp_path))
+    assert status == 0, said
+    assert is_done(tmp_path)
+    assert said.count("6 cases") <= 1
+    assert said.count("step 4: validation") == 1
+    steps = [(row["step"], row["name"]) for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open())]
+    assert len(steps) == len(set(steps))
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_too_small_for_the_processes_is_one_line(tmp_path: Path) -> None:
+    status, said = finish(torchrun("trainer.batch_size=1", n=2, folder=tmp_path))
+    assert status != 0
+    assert said.count("error: ") == 1
+    assert "error: trainer.batch_size: got 1; batch_size must be at least the 2 processes" in said
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_all_within_a_minute_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    process = torchrun("trainer.max_steps=2000", "trainer.validate_every=2000", n=2, folder=tmp_path)
+    wait_for(tmp_path / "run" / "checkpoints" / "last.pt")
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(children.split()[-1]), signal.SIGKILL)
+    killed_at = time.monotonic()
+    status, said = finish(process, within_s=60)
+    assert status != 0
+    assert time.monotonic() - killed_at < 60
+    assert "Signal 9 (SIGKILL)" in said
+
+
+@pytest.mark.slow
+def test_processes_that_are_restarted_go_on_from_the_checkpoint(tmp_path: Path) -> None:
+    words = ("--standalone", "--max-restarts=1", "trainer.max_steps=60", "trainer.validate_every=60")
+    process = torchrun(*words, n=2, folder=tmp_path)
+    wait_for(tmp_path / "run" / "checkpoints" / "last.pt")
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(children.split()[-1]), signal.SIGKILL)
+    status, said = finish(process)
+    assert status == 0, said
+    assert "going on from step" in said
+    assert is_done(tmp_path)
+
+
+@pytest.mark.slow
+def test_two_agents_over_loopback_train_as_two_nodes(tmp_path: Path) -> None:
+    meet = ("--nnodes=2", "--rdzv-backend=c10d", "--rdzv-id=test", f"--rdzv-endpoint=127.0.0.1:{free_port()}")
+    make_cohort(tmp_path / "cohort")
+    agents = [torchrun(*meet, n=1, folder=tmp_path) for _ in range(2)]
+    for agent in agents:
+        status, said = finish(agent)
+        assert status == 0, said
+    assert is_done(tmp_path)
+
+
+def wait_for(path: Path, *, within_s: float = 120) -> None:
+    until = time.monotonic() + within_s
+    while not path.exists():
+        assert time.monotonic() < until, f"no {path}"
+        time.sleep(0.05)
+
+
+def test_alone_nothing_is_shared() -> None:
+    assert world_size() == 1
+    assert list(shared_out([1, 2], lambda n: torch.tensor(n))) == [1, 2]
+    assert in_shares(len, [1, 2]) == 2
+    assert gathered(["a"]) == ["a"]
