@@ -11,7 +11,7 @@ import numpy as np
 
 from tversky_seg.data.cases import read_manifest
 from tversky_seg.data.volumes import read_label, read_volume
-from tversky_seg.report import outline, png
+from tversky_seg.slices import outline, png
 
 
 def main() -> None:

@@ -20,8 +20,9 @@ from tversky_seg.data.cases import Case, DataError
 from tversky_seg.evaluation import METRICS, LesionRule, case_measures, evaluate, validation_measures
 from tversky_seg.lesions import lesion_counts
 from tversky_seg.overlap import overlap_counts
-from tversky_seg.report import metrics_table, outline, slice_pictures
+from tversky_seg.report import metrics_table
 from tversky_seg.saved_predictions import open_predictions
+from tversky_seg.slices import outline, slice_pictures
 from tversky_seg.surface import surface_distances
 
 SHAPE, SPACING = (24, 20, 14), (0.9, 1.1, 2.5)
@@ -106,7 +107,7 @@ def drawing_cohort(tmp_path):
 def cohort(drawing_cohort, monkeypatch):
     """A cohort whose evaluation leaves the figures blank, which is faster."""
     monkeypatch.setattr("tversky_seg.evaluation.curve_figure", lambda curves: np.zeros((2, 2, 3), np.uint8))
-    monkeypatch.setattr("tversky_seg.evaluation._panels", lambda cohort, source: [])
+    monkeypatch.setattr("tversky_seg.evaluation.choose_cases", lambda metrics, viewed: {})
     return drawing_cohort
 
 

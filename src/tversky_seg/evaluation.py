@@ -23,8 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tversky_seg.data.cases import Case, DataError
-from tversky_seg.data.grids import resample
-from tversky_seg.data.volumes import Volume, ras_grid, read_label, read_volume, spacing_of
+from tversky_seg.data.volumes import Volume, read_label
 from tversky_seg.froc import case_scores
 from tversky_seg.lesions import LesionCounts, LesionMatch
 from tversky_seg.masks import Mask
@@ -41,9 +40,10 @@ from tversky_seg.measures import (
 from tversky_seg.new_lesions import new_lesion_counts
 from tversky_seg.progress import track
 from tversky_seg.ranking import ScoreHistogram, levels_histogram, to_levels
-from tversky_seg.report import Curve, Panel, curve_figure, png, slice_pictures, write_report
+from tversky_seg.report import Curve, curve_figure, write_report
 from tversky_seg.rules import ANY_OVERLAP, LesionRule, detected_lesions, matched_lesions
 from tversky_seg.saved_predictions import Prediction, Predictions, check_grid, open_predictions
+from tversky_seg.slices import choose_cases, png, show_case, viewed_case
 from tversky_seg.summaries import (
     CASE_COLUMNS,
     FROC_COLUMNS,
@@ -77,6 +77,7 @@ def evaluate(
     tolerance_mm: float = TOLERANCE_MM,
     n_bootstrap: int = 2000,
     seed: int = 0,
+    viewer: str = "worst",
 ) -> dict[str, Any]:
     """Judge saved predictions against the cases' labels, each on the grid of its file, and write the report.
 
@@ -94,6 +95,7 @@ def evaluate(
         tolerance_mm: surfaces at most this far apart agree, for the surface Dice.
         n_bootstrap: resamplings of the subjects behind `ci95`.
         seed: of the resamplings.
+        viewer: the case that report.html shows in three planes: "worst" (lowest Dice), a case_id, or "none".
 
     Returns:
         What metrics.json holds (docs/metrics.md). Cases that could not be judged, as when a prediction is missing, are
@@ -107,6 +109,8 @@ def evaluate(
     )
     labelled = [case for case in cases if case.label is not None]
     _check_request(source, labelled, output_dir=Path(output_dir), n_bootstrap=n_bootstrap, tolerance_mm=tolerance_mm)
+    if viewer not in ("worst", "none", *(case.case_id for case in labelled)):
+        raise DataError(f"viewer: {viewer!r} is no labelled case; expected worst, none or a case_id")
     with _writing_into(Path(output_dir)) as folder:
         lesion_file = folder / "lesions.csv"
         cohort = _judge_cohort(source, labelled, rule=rule, tolerance_mm=tolerance_mm, lesion_file=lesion_file)
@@ -123,7 +127,9 @@ def evaluate(
         _write_rows(folder / "froc.csv", FROC_COLUMNS, froc_rows(cohort))
         _write_rows(folder / "threshold_curve.csv", THRESHOLD_COLUMNS, threshold_rows(cohort))
         _write_rows(folder / "pr_curve.csv", ("class", "threshold", "precision", "recall"), _curve_rows(curves))
-        write_report(folder / "report.html", metrics, curve=picture, panels=_panels(cohort, source))
+        chosen, by_id = choose_cases(metrics, viewed=viewer), {case.case_id: case for case, _ in cohort.judged}
+        shown = ((title, show_case(by_id[case_id], source)) for title, case_id in chosen.items())
+        write_report(folder, metrics, shown=shown, viewed=viewed_case(chosen, viewer))
     return metrics
 
 
@@ -329,41 +335,3 @@ def _writing_into(output_dir: Path) -> Iterator[Path]:
                 path.replace(output_dir / path.name)
     except OSError as fault:
         raise DataError(f"output_dir: {output_dir} cannot be written ({fault.strerror}); choose another") from fault
-
-
-def _panels(cohort: Cohort, source: Predictions) -> list[Panel]:
-    """Slices of the cases of highest and lowest Dice; of the one case where there is one."""
-    dice = [np.mean([judgement.overlap.dice for judgement in judgements.values()]) for _, judgements in cohort.judged]
-    ranked = [cohort.judged[i][0] for i in np.argsort(dice) if not math.isnan(dice[i])]
-    chosen = (
-        {"Highest Dice": ranked[-1], "Lowest Dice": ranked[0]} if len(ranked) > 1 else {"Case": cohort.judged[0][0]}
-    )
-    return [_panel(f"{title}: {case.case_id}", case, source) for title, case in chosen.items()]
-
-
-def _panel(title: str, case: Case, source: Predictions) -> Panel:
-    assert case.label is not None
-    reference = _read_reference(case.label, source.classes)
-    shape, affine = ras_grid(reference.shape, reference.affine)
-    prediction = [source.read(case, name, reference=reference).mask for name in source.classes]
-    target = [np.isin(reference.data, values) for values in source.classes.values()]
-    image, *masks = (
-        resample(data, reference.affine, affine, shape) for data in (_background(case, reference), *prediction, *target)
-    )
-    n = len(target)
-    pictures = slice_pictures(image, np.stack(masks[:n]), np.stack(masks[n:]), spacing_mm=spacing_of(affine))
-    return Panel(title, pictures)
-
-
-def _background(case: Case, reference: Volume) -> NDArray[Any]:
-    """The case's first image, or nothing where it is not to be had on this grid."""
-    for path in case.images.values():
-        try:
-            image = read_volume(path)
-        except DataError as fault:
-            logger.warning("no picture of case %s: %s", case.case_id, fault)
-            break
-        if image.shape == reference.shape:
-            return image.data
-        break
-    return np.zeros(reference.shape, np.float32)
