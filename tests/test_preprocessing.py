@@ -6,6 +6,7 @@ import os
 import pickle
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,14 +15,16 @@ import pytest
 from scipy import ndimage
 
 from tversky_seg.data import preprocessing
-from tversky_seg.data.cases import Case, DataError
+from tversky_seg.data.cases import Case, DataError, Dataset
 from tversky_seg.data.preprocessing import (
     PreparedCase,
     Preprocessing,
     common_spacing,
+    each_rater,
     prepare,
     prepare_all,
     preprocess,
+    preprocessing_of,
     require_lesions,
     to_input_grid,
 )
@@ -604,3 +607,157 @@ def test_two_organs_without_background_are_two_classes(real_data: Path) -> None:
         assert prepared.target.sum(axis=(1, 2, 3)).min() > 100
         assert prepared.geometry.shape == prepared.geometry.input_shape
         assert np.abs(values_of(prepared)).max() <= 20.001
+
+
+def test_percentiles_and_window_map_to_zero_and_one(tmp_path: Path) -> None:
+    brain = brain_of()
+    case = a_case(tmp_path, {"FLAIR": image_of(brain)})
+    inside = image_of(brain)[brain]
+    low, high = np.percentile(inside, (1, 90))
+    for normalization, limits in (("percentile", (1, 90)), ("window", (float(low), float(high)))):
+        prepared = preprocess(case, Preprocessing(("FLAIR",), normalization=normalization, limits=limits))
+        values = values_of(prepared)[0]
+        expected = np.clip((inside - low) / (high - low), 0, 1)
+        assert np.sort(values[prepared.foreground]) == pytest.approx(np.sort(expected), abs=2e-5)
+        assert (values[~prepared.foreground] == 0).all()
+    assert Preprocessing(("CT",), normalization="window").limits == (-300, 300)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"normalization": "window", "limits": (300, -300)}, r"data\.limits: \[300, -300\]; expected two numbers"),
+        ({"normalization": "percentile", "limits": (0, 101)}, r"data\.limits: \[0, 101\].*in per cent"),
+        ({"limits": (0, 1)}, r"data\.limits: .* expected null, normalization zscore has none"),
+        ({"rater": "mean"}, r"data\.rater: 'mean'; expected null, a number from 1 or one of consensus"),
+        ({"rater": 0}, r"data\.rater: 0; expected"),
+        ({"crop_values": (0,)}, r"data\.crop_values: \[0\]; expected"),
+        ({"crop_margin": -1}, r"data\.crop_margin: -1; expected"),
+    ],
+)
+def test_settings_of_preprocessing_are_refused_with_the_value(settings: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Preprocessing(("FLAIR",), **settings)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "PIL"])
+def test_an_axis_may_keep_its_voxels(tmp_path: Path, codes: str) -> None:
+    affine = np.diag([0.5, 0.5, 3, 1])
+    turned = nib.as_closest_canonical(nib.Nifti1Image(image_of(brain_of()), affine)).as_reoriented(
+        nib.orientations.ornt_transform(
+            nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(tuple(codes))
+        )
+    )
+    nib.save(turned, tmp_path / "a.nii.gz")
+    case = Case("a", "a", {"FLAIR": tmp_path / "a.nii.gz"})
+    assert preprocess(case, Preprocessing(("FLAIR",), spacing_mm=(1, 1, None))).spacing_mm == pytest.approx((1, 1, 3))
+    assert preprocess(case, Preprocessing(("FLAIR",))).spacing_mm == pytest.approx((0.5, 0.5, 3))
+
+
+def test_the_voxel_size_may_be_left_to_the_cases(tmp_path: Path) -> None:
+    sizes = [(1, 1, 1), (1, 1, 1), (1, 1, 3), (2, 1, 4), (2, 2, 5)]
+    cases = [a_case(tmp_path, affine=np.diag([*size, 1.0]), case_id=f"c{i}") for i, size in enumerate(sizes)]
+    given = {None: (1, 1, 1), "median": (1, 1, 3), "native": None, 2.0: (2, 2, 2), (1, 1, None): (1, 1, None)}
+    for asked, spacing_mm in given.items():
+        dataset = Dataset(modalities=("FLAIR",), manifest=tmp_path, spacing_mm=asked)
+        assert preprocessing_of(dataset, cases).spacing_mm == spacing_mm
+    with pytest.raises(DataError, match=r"data\.spacing_mm: mean; expected three positive numbers"):
+        Dataset(modalities=("FLAIR",), manifest=tmp_path, spacing_mm="mean")
+
+
+def rated(folder: Path, *, consensus: bool) -> tuple[Case, list[np.ndarray]]:
+    """A case with three raters, who drew balls of other sizes and places."""
+    centres = [(12, 14, 10), (13, 14, 10), (12, 17, 10)]
+    masks = [(distance(SHAPE, centre) < 3 + i).astype(np.uint8) for i, centre in enumerate(centres)]
+    drawn = ([np.logical_and.reduce(masks).astype(np.uint8)] if consensus else []) + masks
+    files = tuple(save(folder / f"r{i}.nii.gz", mask) for i, mask in enumerate(drawn))
+    return replace(a_case(folder), labels=files, consensus=consensus), masks
+
+
+@pytest.mark.parametrize("consensus", [True, False])
+def test_a_rater_is_chosen_by_number_or_by_majority(tmp_path: Path, consensus: bool) -> None:
+    case, masks = rated(tmp_path, consensus=consensus)
+    n_voxels = {
+        rater: len(preprocess(case, Preprocessing(("FLAIR",), rater=rater)).lesion_voxels)
+        for rater in (1, 2, 3, "majority", None)
+    }
+    assert [n_voxels[rater] for rater in (1, 2, 3)] == [mask.sum() for mask in masks]
+    assert n_voxels["majority"] == (np.sum(masks, axis=0) >= 2).sum()
+    assert n_voxels[None] == (np.logical_and.reduce(masks).sum() if consensus else masks[0].sum())
+    with pytest.raises(DataError, match=r"data\.rater: 4, but case a has labels of 3 single raters"):
+        preprocess(case, Preprocessing(("FLAIR",), rater=4))
+    if not consensus:
+        with pytest.raises(DataError, match=r"data\.rater: consensus, but .* no consensus"):
+            preprocess(case, Preprocessing(("FLAIR",), rater="consensus"))
+
+
+def test_two_raters_agree_where_both_drew(tmp_path: Path) -> None:
+    case, masks = rated(tmp_path, consensus=False)
+    prepared = preprocess(replace(case, labels=case.labels[:2]), Preprocessing(("FLAIR",), rater="majority"))
+    assert len(prepared.lesion_voxels) == (masks[0] & masks[1]).sum()
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_random_rater_is_drawn_for_each_patch(tmp_path: Path, cached: bool) -> None:
+    from tversky_seg.data.loaders import PatchBatches  # here: the processes that other tests start need no torch
+    from tversky_seg.data.sampling import LesionSampler
+
+    case, masks = rated(tmp_path, consensus=True)
+    settings = Preprocessing(("FLAIR",), rater="random")
+    prepared = prepare(case, settings, cache_dir=tmp_path / "cache") if cached else preprocess(case, settings)
+    assert len(prepared.lesion_voxels) == np.logical_and.reduce(masks).sum(), "the consensus, to validate by"
+    views = pickle.loads(pickle.dumps(each_rater([prepared])))
+    assert [len(view.lesion_voxels) for view in views] == [mask.sum() for mask in masks]
+    for view in views:
+        alone = preprocess(replace(case, labels=(case.raters[view.rater - 1],)), FLAIR)
+        assert view.n_lesions == alone.n_lesions
+        assert view.target is not None
+        assert alone.target is not None
+        assert view.target.sum() == alone.target.sum()
+        assert view.image is prepared.image or np.array_equal(view.image, prepared.image)
+    batches = PatchBatches(views, LesionSampler(patch_size=8), batch_size=4, seed=1)
+    again = PatchBatches(each_rater([prepared]), LesionSampler(patch_size=8), batch_size=4, seed=1)
+    assert all(np.array_equal(batches[k]["target"], again[k]["target"]) for k in range(3))
+    assert each_rater([preprocess(case, FLAIR)])[0].rater == 0
+
+
+def test_a_case_without_label_needs_no_rater(tmp_path: Path) -> None:
+    for rater in ("consensus", "majority", "random", 3):
+        assert preprocess(a_case(tmp_path), Preprocessing(("FLAIR",), rater=rater)).n_lesions == ()
+
+
+def _prepare_together(folder: str, barrier: "multiprocessing.synchronize.Barrier", n: int) -> None:
+    cases = [Case(f"c{i}", f"c{i}", {"FLAIR": Path(folder) / f"c{i}_FLAIR.nii.gz"},
+                  (Path(folder) / f"c{i}_label.nii.gz",)) for i in range(n)]  # fmt: skip
+    barrier.wait(60)
+    prepared = prepare_all(cases, FLAIR, cache_dir=Path(folder) / "cache", n_workers=1)
+    assert [case.n_lesions for case in prepared] == [(2,)] * n
+    assert all(case.patch((0, 0, 0), (4, 4, 4))[0].shape == (1, 4, 4, 4) for case in prepared)
+
+
+def test_two_trainings_started_at_once_share_an_empty_cache(tmp_path: Path) -> None:
+    for i in range(3):
+        a_case(tmp_path, label=label_of(), case_id=f"c{i}")
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(2)
+    processes = [context.Process(target=_prepare_together, args=(str(tmp_path), barrier, 3)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    entries = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    assert [name[:2] for name in entries] == ["c0", "c1", "c2"], "no partial entry is left"
+
+
+def test_the_cache_holds_the_types_that_patches_are_read_from(tmp_path: Path) -> None:
+    prepared = prepare(a_case(tmp_path, label=label_of()), FLAIR, cache_dir=tmp_path / "cache")
+    assert prepared.target is not None
+    assert prepared.components is not None
+    arrays = {"image": prepared.image, "target": prepared.target, "components": prepared.components,
+              "voxels": prepared.lesion_voxels, "offsets": prepared.lesion_offsets,
+              "foreground": prepared.foreground_voxels}  # fmt: skip
+    assert {name: str(array.dtype) for name, array in arrays.items()} == {
+        "image": "int16", "target": "uint8", "components": "int32", "voxels": "int32", "offsets": "int64",
+        "foreground": "int32"}  # fmt: skip
+    assert all(isinstance(array, np.memmap) for array in arrays.values())
