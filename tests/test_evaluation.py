@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import math
+import pickle
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,13 +16,25 @@ import yaml
 from hydra.utils import instantiate
 from rich.console import Console
 from scipy import ndimage
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
+from tversky_seg.calibration import expected_calibration_error
 from tversky_seg.data.cases import Case, DataError
-from tversky_seg.evaluation import METRICS, LesionRule, case_measures, evaluate, validation_measures
+from tversky_seg.evaluation import (
+    FURTHER_METRICS,
+    METRICS,
+    LesionRule,
+    _judge_cohort,
+    case_measures,
+    evaluate,
+    validation_measures,
+)
+from tversky_seg.froc import average_recall, froc_curve
 from tversky_seg.lesions import lesion_counts
+from tversky_seg.new_lesions import new_lesion_counts
 from tversky_seg.overlap import overlap_counts
 from tversky_seg.report import metrics_table
+from tversky_seg.rules import MSSEG_2016
 from tversky_seg.saved_predictions import open_predictions
 from tversky_seg.slices import outline, slice_pictures
 from tversky_seg.surface import surface_distances
@@ -617,3 +631,178 @@ def test_empty_masks_give_what_the_documentation_says(predicted, there, expected
     assert list(found.values()) == pytest.approx(
         [*expected, *map(float, (there, predicted, there, predicted))], nan_ok=True
     )
+
+
+def test_further_measures_are_those_of_the_arrays(cohort):
+    reference, probability = cohort.add(0)
+    metrics = cohort.evaluate()
+    further, mask = metrics["further"]["mean"], probability >= 0.5
+    assert tuple(further) == FURTHER_METRICS
+    overlap, voxel_mm3 = overlap_counts(mask, reference), np.prod(SPACING)
+    distances = surface_distances(mask, reference, spacing_mm=SPACING)
+    lesions = lesion_counts(mask, reference, spacing_mm=SPACING)
+    expected = {
+        "jaccard": overlap.jaccard,
+        "mcc": overlap.mcc,
+        "signed_volume_difference_mm3": (overlap.fp - overlap.fn) * voxel_mm3,
+        "absolute_volume_difference_mm3": abs(overlap.fp - overlap.fn) * voxel_mm3,
+        "signed_volume_difference": overlap.volume_difference,
+        "roc_auc": roc_auc_score(reference.ravel(), probability.ravel()),
+        "calibration_error": expected_calibration_error(probability, reference),
+        "hd_mm": distances.hd_mm,
+        "surface_dice": distances.surface_dice,
+        "n_detected_lesions": lesions.n_detected,
+        "n_false_lesions": lesions.n_unmatched,
+    }
+    assert {name: further[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert {name: metrics["cases"][0][name] for name in FURTHER_METRICS} == further
+    measures = case_measures(probability, reference, spacing_mm=SPACING, further=True)
+    assert measures == pytest.approx({name: metrics["cases"][0][name] for name in measures}, rel=1e-6)
+    assert (metrics["further"]["pooled"]["hd_mm"], metrics["surface_tolerance_mm"]) == (None, 1.0)
+
+
+def test_froc_and_threshold_curves_are_those_of_the_cohort(cohort):
+    reference, probability = cohort.add(0)
+    metrics = cohort.evaluate()
+    curve = froc_curve(probability, reference, spacing_mm=SPACING)
+    assert metrics["froc"]["average_recall"] == pytest.approx(average_recall(curve))
+    assert metrics["froc"]["highest_recall"] == pytest.approx(metrics["mean"]["lesion_tpr"])
+    assert metrics["froc"]["recorded"] == {"n_cases": 1, "average_recall": metrics["froc"]["average_recall"]}
+    rows = cohort.rows("froc.csv")
+    np.testing.assert_allclose([float(row["recall"]) for row in rows], curve.recall)
+    np.testing.assert_allclose([float(row["false_lesions_per_case"]) for row in rows], curve.false_per_case)
+    for row in cohort.rows("threshold_curve.csv")[::40]:
+        overlap = overlap_counts(probability >= float(row["threshold"]), reference)
+        found = [float(row[name]) for name in ("precision", "recall", "dice", "f2", "mean_dice")]
+        expected = [overlap.precision, overlap.sensitivity, overlap.dice, overlap.f(2), overlap.dice]
+        assert found == pytest.approx(expected)
+
+
+def test_recall_by_volume_counts_every_reference_lesion_once(cohort):
+    for seed in range(3):
+        cohort.add(seed)
+    metrics = cohort.evaluate()
+    n, found = metrics["mean"]["n_reference_lesions"] * 3, metrics["further"]["mean"]["n_detected_lesions"] * 3
+    for bins in metrics["recall_by_volume"].values():
+        assert sum(one["n_lesions"] for one in bins) == pytest.approx(n)
+        assert sum(one["n_detected"] for one in bins) == pytest.approx(found)
+    assert metrics["recall_by_volume"]["fixed"][-1]["to_mm3"] is None
+    assert metrics["calibration"]["expected_calibration_error"] == metrics["further"]["pooled"]["calibration_error"]
+    assert sum(one["n_voxels"] for one in metrics["calibration"]["bins"]) == 3 * np.prod(SHAPE)
+
+
+def test_cases_without_lesion_are_reported_apart(cohort):
+    cohort.add(0)
+    _, probability = cohort.add(1, reference=np.zeros(SHAPE, bool))
+    cohort.add(2, reference=np.zeros(SHAPE, bool), probability=np.zeros(SHAPE))
+    apart = cohort.evaluate()["lesion_free"]
+    n_false = lesion_counts(probability >= 0.5, np.zeros(SHAPE), spacing_mm=SPACING).n_predicted
+    assert (apart["n_cases"], apart["n_clean"], apart["n_false_lesions"]) == (2, 1, n_false)
+    assert apart["false_volume_mm3"] == pytest.approx((probability >= 0.5).sum() * np.prod(SPACING))
+    assert [case["case_id"] for case in apart["cases"]] == ["case1", "case2"]
+
+
+def add_rater(cohort, seed, mask):
+    path = save(cohort.folder / f"case{seed}_label_2.nii.gz", mask)
+    case = cohort.cases[-1]
+    cohort.cases[-1] = replace(case, labels=(*case.labels, path))
+
+
+def test_each_rater_is_a_reference_of_its_own(cohort):
+    masks = []
+    for seed in range(2):
+        reference, probability = cohort.add(seed)
+        other = ndimage.binary_erosion(reference)
+        add_rater(cohort, seed, other)
+        masks.append((probability >= 0.5, other))
+    cohort.add(2)  # drawn by one rater only
+    metrics = cohort.evaluate()
+    first, second = metrics["raters"]
+    assert [(rater["label"], rater["n_cases"]) for rater in (first, second)] == [(1, 2), (2, 2)]
+    assert second["mean"]["dice"] == pytest.approx(np.mean([overlap_counts(*pair).dice for pair in masks]))
+    assert first["mean"]["dice"] == pytest.approx(np.mean([case["dice"] for case in metrics["cases"][:2]]))
+    mean = second["mean"]
+    score = mean["dice"] / 8 + mean["precision"] / 8 + (1 - mean["lesion_fpr"]) / 4 + mean["lesion_tpr"] / 4
+    assert second["isbi_score"] == pytest.approx(score + second["volume_correlation"] / 4)
+    over_raters = np.mean([first["isbi_score"], second["isbi_score"]])
+    assert metrics["cohort"]["isbi_score_over_raters"] == pytest.approx(over_raters)
+
+
+def test_a_consensus_is_no_rater(cohort):
+    reference, _ = cohort.add(0)
+    add_rater(cohort, 0, reference)
+    cohort.cases[-1] = replace(cohort.cases[-1], consensus=True)
+    assert [rater["label"] for rater in cohort.evaluate()["raters"]] == [2]
+
+
+def test_a_raters_label_on_another_grid_is_a_fault(cohort):
+    cohort.add(0)
+    cohort.add(1)
+    add_rater(cohort, 1, np.zeros((3, 4, 5), np.uint8))
+    metrics = cohort.evaluate()
+    (fault,) = metrics["faults"]
+    assert fault.startswith(str(cohort.folder / "case1_label_2.nii.gz"))
+    assert metrics["n_cases"] == 1
+
+
+def test_new_lesions_between_sessions_are_counted_pair_by_pair(cohort):
+    masks = {}
+    for seed, session in ((0, "10"), (1, "2"), (2, "2")):
+        reference, probability = cohort.add(seed, subject="a" if seed < 2 else "b")
+        cohort.cases[-1] = replace(cohort.cases[-1], session=session)
+        masks[seed] = (probability >= 0.5, reference)
+    found = cohort.evaluate()["new_lesions"]
+    expected = new_lesion_counts((masks[1][0], masks[0][0]), (masks[1][1], masks[0][1]), spacing_mm=SPACING)
+    (pair,) = found["pairs"]
+    assert (pair["subject_id"], pair["from_case"], pair["to_case"]) == ("a", "case1", "case0")  # 2 comes before 10
+    assert (found["n_reference"], found["n_detected"]) == (expected.n_reference, expected.n_detected)
+    assert (found["tpr"], found["fpr"]) == (expected.tpr, expected.fpr)
+
+
+def test_sessions_on_other_grids_are_not_compared_and_said_so(cohort, caplog):
+    cohort.add(0, subject="a")
+    cohort.add(1, subject="a")
+    for i in (0, 1):
+        cohort.cases[i] = replace(cohort.cases[i], session=str(i))
+    for name in ("case1_label.nii.gz", "predictions/case1_probability.nii.gz"):
+        data = np.asarray(nib.load(cohort.folder / name).dataobj)
+        scale = None if "label" in name else 1 / 65535
+        save(cohort.folder / name, data if scale else data.astype(np.uint8), affine=np.diag([2, 2, 2, 1]), scale=scale)
+    assert cohort.evaluate()["new_lesions"] is None
+    assert any("not compared for new lesions" in record.message for record in caplog.records)
+
+
+def test_masks_have_no_ranking_froc_or_calibration(cohort):
+    reference, _ = cohort.add(0, predicted=False)
+    save(cohort.predictions / "case0.nii.gz", reference)
+    metrics = cohort.evaluate(pattern="{case_id}.nii.gz")
+    assert (metrics["froc"], metrics["calibration"], metrics["new_lesions"], metrics["raters"]) == (
+        None,
+        None,
+        None,
+        [],
+    )
+    assert metrics["further"]["mean"]["roc_auc"] is None
+    assert metrics["further"]["mean"]["surface_dice"] == 1
+    assert cohort.rows("froc.csv") == cohort.rows("threshold_curve.csv") == []
+
+
+def test_what_is_kept_does_not_grow_with_the_voxels_of_the_cases(cohort):
+    for seed in range(3):
+        cohort.add(seed)
+    source = open_predictions(cohort.predictions)
+    settings = {"rule": LesionRule(), "tolerance_mm": 1.0, "lesion_file": cohort.folder / "lesions.csv"}
+    sizes = [len(pickle.dumps(_judge_cohort(source, cohort.cases[:n], **settings))) for n in (1, 2, 3)]
+    assert (
+        max(np.diff(sizes)) < 2 * SHAPE[0] * SHAPE[1] * SHAPE[2] / 2
+    )  # less than one voxel map, and no array of levels
+
+
+def test_the_rule_of_msseg_2016_reaches_the_files(cohort):
+    reference, probability = cohort.add(0)
+    metrics = cohort.evaluate(rule=MSSEG_2016)
+    counts = metrics["cases"][0]
+    assert metrics["lesion_rule"]["source"].startswith("MSSEG 2016")
+    assert counts["n_reference_lesions"] < lesion_counts(probability >= 0.5, reference, spacing_mm=SPACING).n_reference
+    rows = [row for row in cohort.rows("lesions.csv") if row["mask"] == "reference"]
+    assert sum(int(row["matched"]) for row in rows) == counts["n_detected_lesions"]
