@@ -88,7 +88,7 @@ class CaseReport:
         n_lesion_voxels: In any class.
         cache_bytes: What the case takes in the cache.
         peak_bytes: The most memory that the process which prepared it has held so far.
-        seconds: It took to look at it and to prepare it.
+        seconds: Of a processor, to look at it and to prepare it.
         picture: PNG of the slice with most lesion, or None.
         findings: About its files.
     """
@@ -159,7 +159,7 @@ def examine(case: Case, settings: Preprocessing, *, with_picture: bool = False) 
 
     Whatever is wrong with it stands in the report: nothing is raised for it.
     """
-    start = time.monotonic()
+    start = time.process_time()
     report, findings = _facts(case)
     with _silent():
         try:
@@ -181,7 +181,7 @@ def examine(case: Case, settings: Preprocessing, *, with_picture: bool = False) 
         n_non_finite=n_non_finite,
         findings=tuple(findings),
         peak_bytes=peak_bytes(),
-        seconds=time.monotonic() - start,
+        seconds=time.process_time() - start,
     )
 
 
@@ -556,8 +556,11 @@ def _as_they_come(
 def _in_workers(
     cases: Sequence[Case], first: int, settings: Preprocessing, n_workers: int
 ) -> Iterator[tuple[int, CaseReport]]:
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    pool = ProcessPoolExecutor(n_workers, mp_context=multiprocessing.get_context(method))
+    has_forkserver = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if has_forkserver else "spawn")
+    if has_forkserver:  # import once what every worker needs, also for the script that it finds itself in
+        context.set_forkserver_preload([name for name in ("torch", __name__) if name in sys.modules])
+    pool = ProcessPoolExecutor(n_workers, mp_context=context)
     try:
         pending = {
             pool.submit(examine, cases[number], settings, with_picture=number < N_PICTURES): number
