@@ -151,7 +151,8 @@ def test_torchrun_trains_predicts_and_judges_and_one_process_speaks(tmp_path: Pa
     assert is_done(tmp_path)
     assert said.count("6 cases") <= 1
     assert said.count("step 4: validation") == 1
-    steps = [(row["step"], row["name"]) for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open())]
+    table = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    steps = [(row["step"], row["name"]) for row in csv.DictReader(table)]
     assert len(steps) == len(set(steps))
 
 

@@ -33,6 +33,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from torch import nn
 from torch.func import functional_call
 
+from tversky_seg.checkpoints import load_checkpoint
 from tversky_seg.data.preprocessing import Preprocessing
 from tversky_seg.distributed import LostProcess, is_first, processes
 from tversky_seg.settings import (
@@ -70,9 +71,9 @@ def verb(name: str) -> Callable[[Callable[[DictConfig], int]], Callable[[], None
 
     def decorate(function: Callable[[DictConfig], int]) -> Callable[[], None]:
         def command() -> None:
-            statuses: list[int] = []
+            statuses, root = list[int](), os.getpid()
 
-            def job(cfg: DictConfig) -> None:
+            def job(cfg: DictConfig) -> float | None:
                 log_to_terminal()
                 try:
                     check_config(cfg, config_name=name)
@@ -82,7 +83,10 @@ def verb(name: str) -> Callable[[Callable[[DictConfig], int]], Callable[[], None
                 except Exception as fault:  # of one job; the others of a sweep go on
                     if wants_traceback:
                         raise
+                    if os.getpid() != root:  # a launcher's process: it carries the fault to the root
+                        raise ConfigError(one_line(fault, config_name=name)) from None
                     statuses.append(_say(fault, config_name=name))
+                return _objective(cfg)
 
             job.__module__, job.__qualname__ = function.__module__, function.__qualname__
             run = hydra.main(config_path=str(CONFIG_DIR), config_name=name, version_base="1.3")(job)
@@ -152,6 +156,14 @@ def _say(fault: Exception, *, config_name: str) -> int:
     if not is_said_by_first:
         print(f"error: {one_line(fault, config_name=config_name)}", file=sys.stderr)
     return 2
+
+
+def _objective(cfg: DictConfig) -> float | None:
+    """What a search maximises over the jobs of a sweep: the best value of trainer.monitor on validation."""
+    hydra_config = HydraConfig.get()
+    is_sweep = hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN"
+    best = run_directory(cfg) / "checkpoints" / "best.pt"
+    return float(load_checkpoint(best)["best"]) if is_sweep and best.exists() else None
 
 
 def _overall(statuses: list[int]) -> int:
