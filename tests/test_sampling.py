@@ -1,12 +1,27 @@
+import logging
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from tversky_seg.data.channels import lesion_arrays
 from tversky_seg.data.grids import Geometry
 from tversky_seg.data.prepared import PreparedCase
-from tversky_seg.data.sampling import LesionSampler
+from tversky_seg.data.sampling import (
+    ForegroundSampler,
+    GridSampler,
+    Hashemi2018Sampler,
+    LesionSampler,
+    Sampler,
+    Shirokikh2020Sampler,
+    SizeTemperedSampler,
+    UniformSampler,
+    draw_shares,
+    log_draw_shares,
+)
 
 
 def a_case(target: np.ndarray, brain: np.ndarray | None = None) -> PreparedCase:
@@ -30,7 +45,7 @@ def two_lesions() -> np.ndarray:
     return target
 
 
-def draws(sampler: LesionSampler, cases: list, n: int = 2000) -> tuple[np.ndarray, np.ndarray]:
+def draws(sampler: Sampler, cases: list, n: int = 2000) -> tuple[np.ndarray, np.ndarray]:
     drawn = [sampler.draw(cases, np.random.default_rng([0, i])) for i in range(n)]
     return np.array([index for index, _ in drawn]), np.array([start for _, start in drawn])
 
@@ -133,3 +148,156 @@ def test_bad_settings_are_refused_with_the_value() -> None:
         LesionSampler(jitter=-0.1)
     with pytest.raises(ValueError, match=r"at least one case"):
         LesionSampler().draw([], np.random.default_rng(0))
+
+
+SAMPLERS = [
+    UniformSampler(patch_size=16),
+    ForegroundSampler(patch_size=16, lesion_probability=1.0),
+    LesionSampler(patch_size=16, lesion_probability=1.0),
+    SizeTemperedSampler(patch_size=16, lesion_probability=1.0),
+    Hashemi2018Sampler(patch_size=16, jitter_voxels=4, min_voxels=(1, 1), min_case_voxels=(10, 1)),
+    Shirokikh2020Sampler(patch_size=16),
+    GridSampler(patch_size=16, overlap=0.5),
+]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: type(sampler).__name__)
+def test_every_lesion_voxel_can_be_drawn_the_borders_too(sampler: Sampler) -> None:
+    target = np.zeros((20, 18, 19), np.uint8)
+    for corner in ((0, 0, 0), (19, 17, 18), (0, 17, 9)):
+        target[tuple(slice(max(c - 1, 0), c + 2) for c in corner)] = 1
+    seen = np.zeros(target.shape, bool)
+    for k in range(200):
+        _, start = sampler.draw([a_case(target)], np.random.default_rng([0, k]), patch_number=k)
+        assert all(0 <= first <= n - 16 for first, n in zip(start, target.shape, strict=True))
+        seen[tuple(slice(first, first + 16) for first in start)] = True
+    assert seen[target > 0].all()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: type(sampler).__name__)
+def test_every_sampler_copes_with_small_volumes_and_with_cases_without_lesion(sampler: Sampler) -> None:
+    small = a_case(np.zeros((10, 40, 12), np.uint8))
+    for k in range(30):
+        _, start = sampler.draw([small], np.random.default_rng([0, k]), patch_number=k)
+        assert -6 <= start[0] <= 0
+        assert 0 <= start[1] <= 24
+        assert -4 <= start[2] <= 0
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_size_tempering_goes_from_lesions_to_voxels(power: float) -> None:
+    sampler = SizeTemperedSampler(patch_size=1, lesion_probability=1, jitter=0, power=power)
+    _, starts = draws(sampler, [a_case(two_lesions())])
+    expected = 1 / (1 + 1000**power)
+    assert np.mean((starts == (30, 25, 20)).all(axis=1)) == pytest.approx(expected, abs=0.04)
+
+
+def test_shirokikh_draws_cases_by_their_number_of_lesions_and_half_the_patches_on_one() -> None:
+    one = np.zeros((60, 50, 40), np.uint8)
+    one[10, 10, 10] = 1
+    cases = [a_case(one), a_case(np.zeros((60, 50, 40), np.uint8)), a_case(two_lesions())]
+    aims = [Shirokikh2020Sampler(patch_size=8).aim(cases, np.random.default_rng([0, k])) for k in range(2000)]
+    assert np.mean([index == 2 for index, _, _ in aims]) == pytest.approx(2 / 3, abs=0.04)
+    assert all(index != 1 for index, _, _ in aims)
+    assert np.mean([lesion is not None for _, lesion, _ in aims]) == pytest.approx(0.5, abs=0.04)
+
+
+def test_hashemi_patches_hold_enough_lesion_voxels_in_their_middle_fewer_later_on() -> None:
+    target = np.zeros((64, 64, 64), np.uint8)
+    target[10:16, 10:16, 10:16] = target[40, 40, 40:50] = 1
+    case = a_case(target)
+    held = {0: [], 1000: []}
+    for first, counts in held.items():
+        for k in range(60):
+            _, start = Hashemi2018Sampler(patch_size=32).draw(
+                [case], np.random.default_rng([0, k]), patch_number=first + k
+            )
+            counts.append(target[tuple(slice(low + 8, low + 24) for low in start)].sum())
+    assert min(held[0]) >= 50
+    assert 5 <= min(held[1000]) < 50
+
+
+def test_hashemi_skips_cases_with_few_lesion_voxels_at_first() -> None:
+    few = np.zeros((40, 40, 40), np.uint8)
+    few[20, 20, 5:30] = 1
+    cases = [a_case(few), a_case(two_lesions())]
+    sampler = Hashemi2018Sampler(patch_size=16, jitter_voxels=4, min_voxels=(1, 1))
+    for number, expected in ((99, {1}), (100, {0, 1})):
+        drawn = {sampler.draw(cases, np.random.default_rng([0, k]), patch_number=number)[0] for k in range(40)}
+        assert drawn == expected
+
+
+def test_the_grid_covers_every_voxel_of_every_case_once_a_round() -> None:
+    cases = [a_case(np.zeros((40, 17, 16), np.uint8)), a_case(np.zeros((10, 16, 32), np.uint8))]
+    sampler = GridSampler(patch_size=16)
+    n_patches = 3 * 2 * 1 + 1 * 1 * 2
+    for in_round in range(2):
+        seen = Counter(
+            sampler.draw(cases, np.random.default_rng(0), patch_number=in_round * n_patches + k)
+            for k in range(n_patches)
+        )
+        assert set(seen.values()) == {1}
+        assert {start for index, start in seen if index == 0} == {(x, y, 0) for x in (0, 12, 24) for y in (0, 1)}
+        assert {start for index, start in seen if index == 1} == {(-3, 0, 0), (-3, 0, 16)}
+
+
+def test_the_report_counts_what_was_drawn(caplog: pytest.LogCaptureFixture) -> None:
+    target = np.zeros((40, 40, 40), np.uint8)
+    for i, size in enumerate((1, 2, 4, 8)):
+        target[5 + 9 * i, 20, 10 : 10 + size] = 1
+    cases = [a_case(target)]
+    by_lesion = draw_shares(LesionSampler(patch_size=8, lesion_probability=0.5, jitter=0), cases)
+    assert by_lesion.n_lesions == 4
+    np.testing.assert_allclose(by_lesion.shares, 0.25, atol=0.05)
+    assert by_lesion.lesion_share == pytest.approx(0.5, abs=0.04)
+    assert by_lesion.off_centre == pytest.approx((0.125, 0.125))  # half a voxel: a patch of 8 has no middle voxel
+    by_voxel = draw_shares(ForegroundSampler(patch_size=8, lesion_probability=1), cases)
+    np.testing.assert_allclose(by_voxel.shares, np.array([1, 2, 4, 8]) / 15, atol=0.04)
+    assert draw_shares(UniformSampler(patch_size=8), cases).lesion_share == 0
+    with caplog.at_level(logging.INFO, logger="tversky_seg"):
+        log_draw_shares(LesionSampler(patch_size=8), cases)
+        log_draw_shares(UniformSampler(patch_size=8), cases)
+    assert "those up to 2 voxels" in caplog.text
+    assert "no lesion in particular (4 lesions)" in caplog.text
+
+
+@pytest.mark.slow
+def test_on_real_masks_small_lesions_get_their_half_of_the_draws(real_data: Path) -> None:
+    cases = []
+    for file in sorted((real_data / "open_ms_data/cross_sectional/MNI").glob("patient*/GOLD_STANDARD*.nii.gz")):
+        mask = np.asarray(nib.load(file).dataobj) > 0.5
+        box = tuple(slice(on.min(), on.max() + 1) for on in np.nonzero(mask))
+        arrays, n_lesions = lesion_arrays(mask[box][None])
+        case = a_case(np.zeros((2, 2, 2), np.uint8))
+        shape = mask[box].shape
+        geometry = Geometry(shape, np.eye(4), shape, np.eye(4), (0, 0, 0), shape)
+        cases.append(replace(case, n_lesions=n_lesions, geometry=geometry, arrays=arrays))
+    sizes = np.concatenate([np.diff(case.lesion_offsets) for case in cases])
+    by_volume = np.sort(sizes).cumsum() / sizes.sum()
+    assert by_volume[len(sizes) // 2 - 1] == pytest.approx(0.021, abs=0.001)  # voxels drawn from all cases together
+    shares = {
+        name: draw_shares(sampler, cases, n_draws=800).shares
+        for name, sampler in {
+            "lesion": LesionSampler(patch_size=32, lesion_probability=1),
+            "tempered": SizeTemperedSampler(patch_size=32, lesion_probability=1),
+            "foreground": ForegroundSampler(patch_size=32, lesion_probability=1),
+        }.items()
+    }
+    halves = {name: sum(share[:2]) for name, share in shares.items()}
+    assert halves["lesion"] == pytest.approx(0.49, abs=0.05)
+    assert halves["foreground"] == pytest.approx(0.049, abs=0.025)  # a case first, then its voxels
+    assert halves["foreground"] < halves["tempered"] < halves["lesion"]
+
+
+def test_bad_settings_of_every_sampler_are_refused_with_the_value() -> None:
+    for kind in {type(sampler) for sampler in SAMPLERS}:
+        with pytest.raises(ValueError, match=r"patch_size.*0"):
+            kind(patch_size=0)
+        with pytest.raises(ValueError, match="at least one case"):
+            kind().draw([], np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"power=2"):
+        SizeTemperedSampler(power=2)
+    with pytest.raises(ValueError, match=r"overlap=1"):
+        GridSampler(overlap=1)
+    with pytest.raises(ValueError, match=r"min_voxels=\(1,\)"):
+        Hashemi2018Sampler(min_voxels=(1,))

@@ -17,19 +17,7 @@ from tversky_seg.data.augmentation import Change
 from tversky_seg.data.cases import DataError
 from tversky_seg.data.grids import Shape
 from tversky_seg.data.preprocessing import PreparedCase
-
-
-class Sampler(Protocol):
-    """Says where the patches lie: see `sampling`."""
-
-    @property
-    def sides(self) -> Shape:
-        """Of a patch, in voxels."""
-        ...
-
-    def draw(self, cases: Sequence[PreparedCase], rng: np.random.Generator) -> tuple[int, Shape]:
-        """Draw the index of a case and the first voxel of a patch."""
-        ...
+from tversky_seg.data.sampling import Sampler
 
 
 class Augments(Protocol):
@@ -109,8 +97,11 @@ class PatchBatches(Dataset[dict[str, Any]]):
 
     def case_ids(self, step: int) -> list[str]:
         """Names of the cases that this process draws at a step; no file of an image is read."""
-        rngs = (np.random.default_rng([self.seed, step, i]) for i in self._own)
-        return [self.cases[self.sampler.draw(self.cases, rng)[0]].case_id for rng in rngs]
+        drawn = (self._draw(step, i, np.random.default_rng([self.seed, step, i])) for i in self._own)
+        return [self.cases[index].case_id for index, _ in drawn]
+
+    def _draw(self, step: int, i: int, rng: np.random.Generator) -> tuple[int, Shape]:
+        return self.sampler.draw(self.cases, rng, patch_number=step * self.batch_size + i)
 
     @property
     def _own(self) -> range:
@@ -123,7 +114,7 @@ class PatchBatches(Dataset[dict[str, Any]]):
         rng = np.random.default_rng([self.seed, step, i])
         case_id = "the sampler"
         try:
-            index, start = self.sampler.draw(self.cases, rng)
+            index, start = self._draw(step, i, rng)
             case = self.cases[index]
             case_id = case.case_id
             image, labels, change, offset = self._source(case, start, rng)
@@ -166,11 +157,16 @@ def augmented(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     for image, labels, change, offset in zip(*(batch[name] for name in _WAITING), strict=True):
         pair = image.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         pairs.append(pair if change is None else change(*pair, offset=offset))
-    images, labels = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
+    images, labels = (_stack(tensors) for tensors in zip(*pairs, strict=True))
     finished = {"image": images, "target": (labels > 0).float()}
     if batch["with_components"]:
         finished["components"] = labels
     return finished | {"case_ids": batch["case_ids"], "starts": batch["starts"]}
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    """One batch; of a single tensor without a copy."""
+    return torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0][None]
 
 
 _WAITING = ("images", "labels", "changes", "offsets")
