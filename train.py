@@ -14,6 +14,7 @@ from tversky_seg.data.cases import DataError, with_modalities
 from tversky_seg.data.doctor import check_training
 from tversky_seg.data.loaders import PatchBatches
 from tversky_seg.data.preprocessing import each_rater, prepare_all, preprocessing_of
+from tversky_seg.data.sampling import log_draw_shares
 from tversky_seg.data.splits import files_of, split_dataset
 from tversky_seg.distributed import first_before_others, in_shares, is_first, rank, world_size
 from tversky_seg.inference import predict_cases
