@@ -52,17 +52,22 @@ class Channel:
 
     Attributes:
         box: Around the foreground, in the grid.
-        foreground: (X, Y, Z) the voxels in the box that are not background.
+        packed: The voxels in the box that are not background, eight to a byte.
         values: (X, Y, Z) int16 in the box; `values * scale` are the normalised intensities.
         outside: The value beyond the box.
         scale: As said.
     """
 
     box: Box
-    foreground: Bools
+    packed: NDArray[np.uint8]
     values: NDArray[np.int16]
     outside: int
     scale: float
+
+    @property
+    def foreground(self) -> Bools:
+        """(X, Y, Z) in the box."""
+        return np.unpackbits(self.packed, count=self.values.size).reshape(self.values.shape).view(bool)
 
     def within(self, box: Box) -> NDArray[np.int16]:
         """The values in another box of the grid."""
@@ -86,18 +91,21 @@ def read_channel(
     Intensities are measured inside the brain mask, else where the image differs from its background.
     """
     values, foreground, box, background = _located(path, modality, reference, brain, notes)
+    cut: tuple[float, float] | None = (-MAX_DEVIATIONS, MAX_DEVIATIONS)
     if normalization in ("percentile", "window"):
         assert limits is not None
         low, high = limits if normalization == "window" else _percentiles(values[foreground], limits, path)
-        values = _normalised(np.append(values, background), low, high - low, cut=(0.0, 1.0))
+        centre, width, cut = low, high - low, (0.0, 1.0)
     else:
         centre, width = _centre_and_width(values[foreground], normalization, path)
-        cut = None if normalization == "none" else (-MAX_DEVIATIONS, MAX_DEVIATIONS)
-        values = _normalised(np.append(values, background), centre, width, cut=cut)
-    scale = max(float(values.max()), -float(values.min()), 1e-6) / 32767
-    values /= np.float32(scale)
-    steps = np.rint(values, out=values).astype(np.int16)
-    return Channel(box, foreground, steps[:-1].reshape(foreground.shape), int(steps[-1]), scale)
+        cut = None if normalization == "none" else cut
+    extremes = _normalised(np.array([values.min(), values.max(), background]), centre, width, cut=cut)
+    scale = max(float(extremes.max()), -float(extremes.min()), 1e-6) / 32767
+    steps = np.empty(values.shape, dtype=np.int16)
+    for slab, wanted in zip(values, steps, strict=True):  # one at a time: they are float64
+        wanted[...] = np.rint(_normalised(slab.astype(np.float64), centre, width, cut=cut) / np.float32(scale))
+    outside = int(np.rint(extremes[2] / np.float32(scale)))
+    return Channel(box, np.packbits(foreground), steps, outside, scale)
 
 
 def _located(
@@ -115,7 +123,7 @@ def _located(
         found = "shows nothing of the brain" if np.isnan(background) else f"holds nothing but {background:g}"
         raise DataError(f"{path}: {found}; expected {modality} of the body part that {reference.modality} shows")
     box = bounding_box(foreground)
-    return np.array(values[box], order="C"), np.array(foreground[box], order="C"), box, background
+    return values[box], np.array(foreground[box], order="C"), box, background
 
 
 def bounding_box(mask: Bools) -> Box:
@@ -164,7 +172,9 @@ def _centre_and_width(brain: Floats, normalization: str, path: Path) -> tuple[fl
     """What is subtracted from the intensities and what they are divided by, from those of the brain (n,)."""
     if normalization == "none":
         return 0.0, 1.0
-    centre, width = float(brain.mean(dtype=np.float64)), float(brain.std(dtype=np.float64))
+    centre = float(brain.mean(dtype=np.float64))
+    squares = sum(float(np.square(part - centre, dtype=np.float64).sum()) for part in np.array_split(brain, 64))
+    width = math.sqrt(squares / len(brain))
     if normalization == "robust":
         low, centre, high = np.percentile(brain, (25, 50, 75)).tolist()
         width = (high - low) / 1.349
@@ -181,8 +191,8 @@ def _percentiles(brain: Floats, limits: tuple[float, float], path: Path) -> tupl
     return low, high
 
 
-def _normalised(values: Floats, centre: float, width: float, *, cut: tuple[float, float] | None) -> Floats:
-    """In place; 0 where there is no value."""
+def _normalised(values: Affine, centre: float, width: float, *, cut: tuple[float, float] | None) -> Affine:
+    """In place (float64); 0 where there is no value."""
     values -= np.float32(centre)
     values /= np.float32(width)
     if cut is not None:
@@ -292,14 +302,19 @@ def lesion_arrays(target: Bools | None) -> tuple[dict[str, NDArray[Any]], tuple[
         return {"lesion_voxels": np.zeros(0, np.int32), "lesion_offsets": np.zeros(1, np.int64)}, ()
     components = np.zeros(target.shape, dtype=np.int32)
     voxels, sizes = [], []
-    for mask, component in zip(target, components, strict=True):
-        component[...] = cc3d.connected_components(mask, connectivity=26, out_dtype=np.uint32)
+    for k, mask in enumerate(target):
+        found = cc3d.connected_components(mask, connectivity=26, out_dtype=np.uint32).view(np.int32)
+        if len(target) == 1:
+            components = found[None]  # not copied: the largest array of a case
+        else:
+            components[k] = found
+        component = components[k]
         inside = np.flatnonzero(component)
         number = component.reshape(-1)[inside]
         voxels.append(inside[np.argsort(number, kind="stable")])
         sizes.append(np.bincount(number)[1:])
     arrays: dict[str, NDArray[Any]] = {
-        "target": target.astype(np.uint8),
+        "target": target.view(np.uint8),
         "components": components,
         "lesion_voxels": np.concatenate(voxels).astype(np.int32),
         "lesion_offsets": np.concatenate([[0], *sizes]).cumsum(dtype=np.int64),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tversky_seg.data.cache import fingerprint, read_entry, write_entry
 from tversky_seg.data.cases import (
@@ -281,30 +282,43 @@ def _preprocess(case: Case, settings: Preprocessing) -> PreparedCase:
     targets = _targets(case, settings, reference, notes)
     box = _crop(case, settings, reference, foreground, targets)
     inside = np.ascontiguousarray(foreground[box])
-    image = np.stack([channel.within(box) * inside for channel in channels])
+    del foreground
+    scales = np.array([channel.scale for channel in channels], dtype=np.float32)
+    image = np.empty((len(channels), *inside.shape), dtype=np.int16)
+    for plane in image[::-1]:
+        np.multiply(channels.pop().within(box), inside, out=plane)
+    foreground_voxels = _flat_indices(inside)
     if any((target[:, *box].any(axis=0) & ~inside).any() for target in targets):
         notes.append("lesion voxels outside the brain (kept)")
     if any(np.count_nonzero(target[:, *box]) < np.count_nonzero(target) for target in targets):
         notes.append("lesion voxels beyond the box around data.crop_values (cut off)")
+    start, shape = (box[0].start, box[1].start, box[2].start), inside.shape
+    targets = [np.ascontiguousarray(target[:, *box]) for target in targets]
+    del inside
     arrays: dict[str, Any] = {}
     n_lesions: list[tuple[int, ...]] = []
     for rater, target in enumerate(targets or [None]):
-        lesions, counts = lesion_arrays(None if target is None else np.ascontiguousarray(target[:, *box]))
+        lesions, counts = lesion_arrays(target)
         arrays |= {rater_array(name, rater): array for name, array in lesions.items()}
         n_lesions.append(counts)
-    start = (box[0].start, box[1].start, box[2].start)
     return PreparedCase(
         case_id=case.case_id,
         subject_id=case.subject_id,
         geometry=Geometry(
-            reference.input_shape, reference.input_affine, reference.shape, reference.affine, start, image.shape[1:]
+            reference.input_shape, reference.input_affine, reference.shape, reference.affine, start, shape
         ),
-        image_scale=np.array([channel.scale for channel in channels], dtype=np.float32),
+        image_scale=scales,
         n_lesions=n_lesions[0],
         notes=tuple(dict.fromkeys(notes)),
         rater_lesions=tuple(n_lesions[1:]),
-        arrays={"image": image, "foreground_voxels": np.flatnonzero(inside).astype(np.int32), **arrays},
+        arrays={"image": image, "foreground_voxels": foreground_voxels, **arrays},
     )
+
+
+def _flat_indices(mask: Bools) -> NDArray[np.int32]:
+    """Linear indices (C order) of the true voxels of (X, Y, Z), made slab by slab."""
+    found = [np.flatnonzero(slab).astype(np.int32) + np.int32(i * slab.size) for i, slab in enumerate(mask)]
+    return np.concatenate(found)
 
 
 def _targets(case: Case, settings: Preprocessing, reference: Reference, notes: list[str]) -> list[Bools]:
