@@ -5,9 +5,13 @@
 Two volumes: the one that the file holds (MONAI predicts all of it; ours crops to the brain and comes back on the
 file's grid), and the brain-cropped one (both predict it). 50 % overlap; MONAI blends by its gaussian and takes the
 window batch that is fastest for it. "beyond the network" is what ours takes beside the network's own time.
+
+Both start from the same weights, as torch builds them. `predict_volume` lays them out as the CPU runs them fastest
+(channels_last_3d), which is part of what it does; with --same-layout MONAI is given weights laid out so, too.
 """
 
 import argparse
+import copy
 import itertools
 import resource
 import time
@@ -23,6 +27,7 @@ from monai.inferers import sliding_window_inference
 
 from tversky_seg.data.cases import Case
 from tversky_seg.data.preprocessing import PreparedCase, Preprocessing, preprocess
+from tversky_seg.devices import place
 from tversky_seg.inference import predict_case, predict_volume
 from tversky_seg.models import UNet3D
 
@@ -82,12 +87,15 @@ def fastest_batch(predict: Callable[[int], Any], sizes: tuple[int, ...] = (1, 2,
     return min(sizes, key=lambda size: seconds(lambda: predict(size)))
 
 
-def compare(prepared: PreparedCase, side: int, *, repeats: int, whole_file: bool) -> dict[str, Any]:
+def compare(prepared: PreparedCase, side: int, *, repeats: int, whole_file: bool, same_layout: bool) -> dict[str, Any]:
     network = Timed(UNet3D(in_channels=len(MODALITIES), out_channels=1).eval())
+    theirs = copy.deepcopy(network)
+    if same_layout:
+        theirs = place(theirs, torch.device("cpu"))
     cropped = torch.from_numpy(np.multiply(prepared.image, prepared.image_scale[:, None, None, None], dtype=np.float32))
     image = on_full_grid(prepared, cropped) if whole_file else cropped
     sample = cropped[:, : 2 * side, :side, : side // 2 * 3].contiguous()
-    theirs_batch = fastest_batch(lambda size: monai(network, sample, side, size))
+    theirs_batch = fastest_batch(lambda size: monai(theirs, sample, side, size))
     ours_batch = fastest_batch(lambda size: predict_volume(network, sample, patch_size=side, batch_size=size))
 
     def ours() -> Any:
@@ -97,16 +105,15 @@ def compare(prepared: PreparedCase, side: int, *, repeats: int, whole_file: bool
 
     times: dict[str, list[float]] = {"ours": [], "network": [], "monai": []}
     for _ in range(repeats):
-        network.seconds, network.n_windows = 0.0, 0
+        network.seconds, network.n_windows, theirs.n_windows = 0.0, 0, 0
         times["ours"].append(seconds(ours))
         times["network"].append(network.seconds)
-        n_ours, network.n_windows = network.n_windows, 0
-        times["monai"].append(seconds(lambda: monai(network, image, side, theirs_batch)))
+        times["monai"].append(seconds(lambda: monai(theirs, image, side, theirs_batch)))
     best = {name: min(values) for name, values in times.items()}
     return {
         "volume": "as the file" if whole_file else "brain-cropped",
         "window": side,
-        "windows ours/MONAI": f"{n_ours}/{network.n_windows}",
+        "windows ours/MONAI": f"{network.n_windows}/{theirs.n_windows}",
         "batch ours/MONAI": f"{ours_batch}/{theirs_batch}",
         "ours s": f"{best['ours']:.2f}",
         "MONAI s": f"{best['monai']:.2f}",
@@ -120,8 +127,8 @@ def largest_difference(prepared: PreparedCase, side: int) -> float:
     network = UNet3D(in_channels=len(MODALITIES), out_channels=1).eval()
     image = torch.from_numpy(np.multiply(prepared.image, prepared.image_scale[:, None, None, None], dtype=np.float32))
     weights = compute_importance_map((side,) * 3, mode="gaussian", sigma_scale=0.125)
-    ours = predict_volume(network, image, patch_size=side, window=weights)
-    return float((ours - monai(network, image, side, 1)).abs().max())
+    theirs = monai(network, image, side, 1)
+    return float((predict_volume(network, image, patch_size=side, window=weights) - theirs).abs().max())
 
 
 def memory_beside_the_network() -> float:
@@ -149,6 +156,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a busy machine, with --threads 1")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--same-layout", action="store_true", help="lay out MONAI's weights as ours are")
     arguments = parser.parse_args()
     if not arguments.root.is_dir():
         print(f"skipped: no data at {arguments.root}; name the open_ms_data folder by --root")
@@ -163,7 +171,8 @@ def main() -> None:
     setting = f"torch {torch.__version__}, {arguments.threads} threads, {clock} clock"
     print(f"{setting}, {arguments.patient}: {full}, brain-cropped {crop}")
     for volume, side in itertools.product(arguments.volumes, arguments.sides):
-        row = compare(prepared, side, repeats=arguments.repeats, whole_file=volume == "file")
+        asked = {"repeats": arguments.repeats, "same_layout": arguments.same_layout}
+        row = compare(prepared, side, whole_file=volume == "file", **asked)
         print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     for side in arguments.sides:
         print(f"largest difference to MONAI with its weights, window {side}: {largest_difference(prepared, side):.1e}")

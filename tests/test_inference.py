@@ -2,6 +2,8 @@ import csv
 import itertools
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -190,11 +192,84 @@ def test_when_memory_runs_out_fewer_windows_are_taken_at_once(caplog: pytest.Log
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
+def test_the_whole_volume_is_one_window_where_memory_allows(caplog: pytest.LogCaptureFixture) -> None:
+    image = an_image(1, 66, 20, 17)
+    network = Constant()
+    predict_volume(network, image, patch_size="whole")
+    assert network.n_windows == 1
+    at_once = predict_volume(Local(), image, patch_size="whole")
+    torch.testing.assert_close(at_once, Local()(image[None])[0].sigmoid())
+
+    class Hungry(Local):
+        def forward(self, image: Tensor) -> Tensor:
+            if image.shape[2] > 40:
+                raise torch.OutOfMemoryError
+            return super().forward(image)
+
+    halved = predict_volume(Hungry(), image, patch_size="whole")
+    torch.testing.assert_close(halved, predict_volume(Local(), image, patch_size=(33, 10, 9)))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    with pytest.raises(torch.OutOfMemoryError):
+        predict_volume(Hungry(), an_image(1, 63, 20, 17), patch_size="whole")
+
+
+def test_an_image_kept_as_integers_is_the_same_image() -> None:
+    steps = (1000 * an_image(2, 20, 18, 16)).to(torch.int16).numpy()
+    scale = np.array([0.002, 0.003], np.float32)
+    as_floats = steps * scale[:, None, None, None]
+    kept = predict_volume(Local(), steps, image_scale=scale, patch_size=8)
+    assert torch.equal(kept, predict_volume(Local(), as_floats, patch_size=8))
+
+
+@pytest.mark.parametrize("window", ["bspline", "gaussian", "uniform"])
+@pytest.mark.parametrize("tta", ["none", "rotations180"])
+def test_skipping_changes_nothing_inside_a_scattered_foreground(window: str, tta: str) -> None:
+    foreground = torch.rand(45, 38, 41, generator=torch.Generator().manual_seed(3)).numpy() > 0.9995
+    image, settings = an_image(1, 45, 38, 41), {"patch_size": 8, "window": window, "tta": tta, "batch_size": 3}
+    skipped = predict_volume(Local(), image, foreground=foreground, **settings)  # type: ignore[arg-type]
+    complete = predict_volume(Local(), image, **settings)  # type: ignore[arg-type]
+    assert (skipped == 0).any()
+    torch.testing.assert_close(skipped[:, foreground], complete[:, foreground], atol=1e-6, rtol=0)
+
+
+MEASURE = """
+import resource, numpy as np, torch
+from tversky_seg.data.grids import Geometry
+from tversky_seg.data.prepared import PreparedCase
+from tversky_seg.ensembles import Ensemble, Member
+
+class Nothing(torch.nn.Module):
+    def forward(self, windows):
+        return windows
+
+def peak_of(n_members, n):
+    geometry = Geometry((n, n, n), np.eye(4), (n, n, n), np.eye(4), (0, 0, 0), (n, n, n))
+    arrays = {"image": np.ones((1, n, n, n), np.int16), "foreground_voxels": np.arange(n**3, dtype=np.int32)}
+    case = PreparedCase("a", "a", geometry, np.ones(1, np.float32), arrays=arrays)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Ensemble([Member(Nothing(), {"patch_size": 48, "overlap": 0.0})] * n_members).predict(case)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (4 * n**3)
+
+peak_of(1, 40)
+print(peak_of(N_MEMBERS, 240))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process as Linux gives it")
+@pytest.mark.parametrize(("n_members", "volumes"), [(1, 1), (2, 2)])
+def test_memory_beside_the_network_is_a_volume_and_one_more_for_an_ensemble(n_members: int, volumes: int) -> None:
+    command = [sys.executable, "-c", MEASURE.replace("N_MEMBERS", str(n_members))]
+    found = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert found < volumes + 0.6, "with the foreground (a quarter of a volume), slabs and windows"
+
+
 def test_bad_arguments_are_refused_with_what_was_given() -> None:
     image = torch.zeros(1, 8, 8, 8)
     wrong = [
         ({"patch_size": 0}, "patch_size.*0"),
         ({"patch_size": (8, 8)}, r"patch_size.*\(8, 8\)"),
+        ({"patch_size": "all"}, "patch_size.*whole.*all"),
+        ({"tta": "mirror"}, "tta.*mirror"),
         ({"overlap": 1.0}, "overlap.*1.0"),
         ({"window": "hann"}, "bspline, gaussian, uniform.*hann"),
         ({"window": np.zeros((8, 8, 8))}, "positive"),
@@ -215,7 +290,18 @@ def test_bad_arguments_are_refused_with_what_was_given() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"threshold": 1.5}, {"threshold": {"liver": -1}}, {"min_volume_mm3": -1}, {"overlap": 1}, {"window": "x"}]
+    "bad",
+    [
+        {"threshold": 1.5},
+        {"threshold": {"liver": -1}},
+        {"min_volume_mm3": -1},
+        {"overlap": 1},
+        {"window": "x"},
+        {"tta": "x"},
+        {"goal": "auc"},
+        {"spline_order": 0},
+        {"min_volume_mm3": {"liver": -1}},
+    ],
 )
 def test_bad_settings_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):

@@ -1,7 +1,7 @@
 """From a trained network to masks: cases on their own grid, many cases into one folder."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -129,7 +129,10 @@ def predict_case(
     """
     ensemble = network if isinstance(network, Ensemble) else Ensemble([Member(network, windows)])
     probability, _ = ensemble.predict(prepared, device=device, precision=precision)
-    return _on_input_grid(probability, prepared.geometry)
+    moved = _on_input_grid(probability, prepared.geometry)
+    if len(probability) == 1:
+        return next(moved)[None]
+    return np.stack([*moved])
 
 
 def predict_cases(
@@ -253,12 +256,11 @@ def _brain(prepared: PreparedCase) -> NDArray[np.bool_]:
     return np.asarray(to_input_grid(prepared.foreground.astype(np.float32), prepared.geometry) > 0.5)
 
 
-def _on_input_grid(volumes: Tensor, geometry: Geometry) -> NDArray[np.float32]:
-    """(K, X, Y, Z) in [0, 1] from the network's grid on the file's own."""
-    moved = np.empty((len(volumes), *geometry.input_shape), dtype=np.float32)
-    for of_class, from_network in zip(moved, volumes.numpy(), strict=True):
-        np.clip(to_input_grid(from_network, geometry), 0, 1, out=of_class)
-    return moved
+def _on_input_grid(volumes: Tensor, geometry: Geometry) -> Iterator[NDArray[np.float32]]:
+    """Class by class, (X, Y, Z) in [0, 1] from the network's grid on the file's own."""
+    for from_network in volumes.numpy():
+        moved = to_input_grid(from_network, geometry)
+        yield np.clip(moved, 0, 1, out=moved)
 
 
 def _settings(ensemble: Ensemble, preprocessing: Preprocessing, inference: Inference) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,13 @@ def is_written(output_dir: Path, case_id: str, *, classes: Sequence[str], with_u
 def write_prediction(
     output_dir: Path,
     case_id: str,
-    probability: NDArray[np.float32],
+    probability: Iterable[NDArray[np.float32]],
     affine: ArrayLike,
     *,
     classes: Sequence[str] = ("lesion",),
     threshold: float | Mapping[str, float] = 0.5,
     min_volume_mm3: float | Mapping[str, float] = 0.0,
-    uncertainty: NDArray[np.float32] | None = None,
+    uncertainty: Iterable[NDArray[np.float32]] | None = None,
     brain: NDArray[np.bool_] | None = None,
 ) -> list[dict[str, Any]]:
     """Write a case's probability and mask for each class, and list its lesions.
@@ -65,7 +65,7 @@ def write_prediction(
     Args:
         output_dir: Where to write; see `prediction_files`.
         case_id: Of the case.
-        probability: (K, X, Y, Z) in [0, 1], on the grid of the input.
+        probability: (K, X, Y, Z) in [0, 1], on the grid of the input; may be made class by class.
         affine: (4, 4) of that grid.
         classes: K names.
         threshold: One for all classes, or one for each.
@@ -91,8 +91,7 @@ def write_prediction(
     for name, of_class in zip(classes, probability, strict=True):
         lowest, smallest = _of_class(threshold, name), _of_class(min_volume_mm3, name)
         write_volume(files[name][0], of_class, affine, scale=PROBABILITY_SCALE)
-        stored = np.rint(of_class.astype(np.float64) / PROBABILITY_SCALE).astype(np.float32)
-        stored *= np.float32(PROBABILITY_SCALE)
+        stored = _as_stored(of_class)
         lesions = _lesions(stored >= np.float32(lowest), affine, min_volume_mm3=smallest)
         write_volume(files[name][1], lesions > 0, affine)
         rows += _lesion_rows(lesions, stored, affine, brain=brain, names=_names(case_id, name, classes))
@@ -248,6 +247,15 @@ def _read_journal(path: Path) -> dict[str, list[dict[str, Any]]]:
                 entry = json.loads(line)
                 found[str(entry["case_id"])] = list(entry["rows"])
     return found
+
+
+def _as_stored(probability: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The probability (X, Y, Z) as a reader of the file finds it."""
+    stored = np.empty_like(probability)
+    for plane, into in zip(probability, stored, strict=True):
+        into[...] = np.rint(plane.astype(np.float64) / PROBABILITY_SCALE)
+    stored *= np.float32(PROBABILITY_SCALE)
+    return stored
 
 
 def _lesions(mask: NDArray[np.bool_], affine: ArrayLike, *, min_volume_mm3: float = 0.0) -> NDArray[Any]:

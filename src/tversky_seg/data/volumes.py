@@ -239,10 +239,13 @@ def _affine(image: Any, path: Path) -> NDArray[np.float64]:
 def _stored(data: NDArray[Any], scale: float | None) -> NDArray[Any]:
     """The voxels as they stand in the file."""
     if scale is not None:
-        raw = np.rint(np.asarray(data, dtype=np.float64) / scale)
-        if not (raw.min() >= 0 and raw.max() <= 65535):
-            raise ValueError(f"expected values in [0, {65535 * scale:g}], got {data.min():g} to {data.max():g}")
-        return raw.astype(np.uint16)
+        raw = np.empty_like(data, dtype=np.uint16)
+        for plane, into in zip(data, raw, strict=True):  # plane by plane, as float64 takes eight bytes a voxel
+            levels = np.rint(np.asarray(plane, dtype=np.float64) / scale)
+            if not (levels.min() >= 0 and levels.max() <= 65535):
+                raise ValueError(f"expected values in [0, {65535 * scale:g}], got {data.min():g} to {data.max():g}")
+            into[...] = levels
+        return raw
     if data.dtype.kind == "b":
         return data.astype(np.uint8)
     if data.dtype.kind in "iu":
