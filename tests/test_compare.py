@@ -132,7 +132,7 @@ def test_runs_are_compared_with_the_first_by_subject(tmp_path):
     [
         ({"values": {"a": 0.5, "c": 0.5}}, "case b was not judged there"),
         ({"values": {"a": 0.5}}, "case b was not judged there"),
-        ({"connectivity": 6}, "lesion_rule.connectivity=6; expected 26"),
+        ({"connectivity": 6}, "connectivity=6; expected 26"),
         ({"volume": 90.0}, "reference of case a has 90 mm³; expected 100 mm³"),
         ({"classes": ("x", "y")}, "classes x, y; expected lesion"),
         ({"subjects": {"a": "z"}}, "case a is of subject z; expected a"),

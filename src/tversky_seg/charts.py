@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 WIDTH, HEIGHT = 460, 340
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 44
+LEFT, RIGHT, TOP, BOTTOM = 74, 22, 10, 48
 N_COLOURS = 6
 FINEST = 0.5  # picture units; a line's points nearer than this to the one before are left out
 
@@ -36,7 +36,7 @@ class Line:
         name: For the legend; none without one.
         colour: 0 ... 5.
         dashed: Whether it is drawn dashed.
-        steps: Whether a value holds up to the next smaller x, as precision does along falling recall.
+        steps: Whether a value holds up to the next x, as precision does along falling recall.
     """
 
     x: ArrayLike
@@ -122,7 +122,7 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float, str]], *, x_label: st
             f'<rect class="bar c0" x="{middle - 0.36 * width:.1f}" y="{top:.1f}" width="{0.72 * width:.1f}" '
             f'height="{base - top:.1f}"><title>{html.escape(f"{name}: {note}")}</title></rect>'
             f'<text class="small" x="{middle:.1f}" y="{top - 4:.1f}" text-anchor="middle">{html.escape(note)}</text>'
-            f'<text class="small" x="{middle:.1f}" y="{base + 15:.1f}" text-anchor="middle">{html.escape(name)}</text>'
+            f'<text class="small" x="{middle:.1f}" y="{base + 16:.1f}" text-anchor="middle">{html.escape(name)}</text>'
         )
     return _figure(title, _frame(Axis(x_label, ticks=()), y) + "".join(parts), [])
 
@@ -152,7 +152,7 @@ def _frame(x: Axis, y: Axis) -> str:
         at = _place_x(tick, x)
         parts.append(
             f'<path class="grid" d="M{at:.1f} {TOP}V{bottom}"/>'
-            f'<text x="{at:.1f}" y="{bottom + 15}" text-anchor="middle">{number(tick)}</text>'
+            f'<text x="{at:.1f}" y="{bottom + 17}" text-anchor="middle">{number(tick)}</text>'
         )
     for tick in y.ticks:
         at = _place_y(tick, y)
@@ -164,7 +164,7 @@ def _frame(x: Axis, y: Axis) -> str:
     return (
         f'{"".join(parts)}<path class="axis" d="M{LEFT} {TOP}V{bottom}H{right}"/>'
         f'<text x="{middle_x}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(x.label)}</text>'
-        f'<text transform="translate(13 {middle_y}) rotate(-90)" text-anchor="middle">{html.escape(y.label)}</text>'
+        f'<text transform="translate(14 {middle_y}) rotate(-90)" text-anchor="middle">{html.escape(y.label)}</text>'
     )
 
 
@@ -191,7 +191,7 @@ def _polyline(line: Line, x: Axis, y: Axis, *, style: str) -> str:
         elif not piece:
             piece = f"M{at_x:.1f} {at_y:.1f}"
         else:
-            piece += f"V{at_y:.1f}H{at_x:.1f}" if line.steps else f"L{at_x:.1f} {at_y:.1f}"
+            piece += f"H{at_x:.1f}V{at_y:.1f}" if line.steps else f"L{at_x:.1f} {at_y:.1f}"
     dashes = ' stroke-dasharray="5 4"' if line.dashed else ""
     return f'<path class="{style}"{dashes} d="{"".join([*pieces, piece])}"/>'
 

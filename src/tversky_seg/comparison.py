@@ -290,11 +290,17 @@ def check_alike(first: Run, second: Run) -> None:
     for case, subject in first.subjects.items():
         if second.subjects[case] != subject:
             raise _unlike(second, f"case {case} is of subject {second.subjects[case]}", first, subject)
-    rules = [run.metrics["lesion_rule"] for run in (first, second)]
+    rules = [
+        {
+            **run.metrics["lesion_rule"],
+            **{key: run.metrics[key] for key in ("surface_tolerance_mm",) if key in run.metrics},
+        }
+        for run in (first, second)
+    ]
     for key in dict.fromkeys([*rules[0], *rules[1]]):
         ours, theirs = (rule.get(key) for rule in rules)
         if key not in (OPERATING_POINT, SAME_BY_ANY_NAME) and ours != theirs:
-            raise _unlike(second, f"lesion_rule.{key}={theirs}", first, ours)
+            raise _unlike(second, f"{key}={theirs}", first, ours)
     for name, rows in first.rows.items():
         for case, row in rows.items():
             ours, theirs = row["reference_volume_mm3"], second.rows[name][case]["reference_volume_mm3"]
@@ -464,7 +470,7 @@ def curves_figure(curves: Mapping[str, Mapping[str, tuple[NDArray[np.float64], N
                 recall, precision = by_class[class_name]
                 area = float((-np.diff(recall, append=0) * precision).sum())
                 line = np.append(recall, 0), np.append(precision, precision[-1])
-                axes.plot(*line, drawstyle="steps-pre", label=f"{run}, area {area:.3f}")
+                axes.plot(*line, drawstyle="steps-post", label=f"{run}, area {area:.3f}")
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="Recall (sensitivity)", ylabel="Precision")
         axes.set_title(class_name if len(classes) > 1 else "")
         axes.grid(alpha=0.3)

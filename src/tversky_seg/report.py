@@ -134,7 +134,7 @@ def curve_figure(curves: Sequence[Curve]) -> Figure:
             axes.plot(
                 points.recall,
                 points.precision,
-                drawstyle="steps-pre",
+                drawstyle="steps-post",
                 color=colour,
                 label=f"{name}area {curve.area:.3f}",
             )
@@ -257,9 +257,9 @@ def _threshold_chart(threshold: float | None, columns: Columns | None) -> str:
         Line(at, columns["f2"], name="F2, pooled", colour=1, dashed=True),
     ]
     marks = [] if threshold is None else [Line([threshold, threshold], [0, 1])]
-    chart = line_chart("Dice and F2 against threshold", lines, x=Axis("Threshold"), y=Axis("F_beta"), marks=marks)
+    chart = line_chart("Dice and F2 against threshold", lines, x=Axis("Threshold"), y=Axis("Dice, F2"), marks=marks)
     used = "" if threshold is None else f" The upright line is the threshold in use, {threshold:.3f}."
-    return _chart("F_beta against threshold", chart, f"Mean over cases with lesion, and all voxels pooled.{used}")
+    return _chart("Dice and F2 against threshold", chart, f"Mean over cases with lesion, and all voxels pooled.{used}")
 
 
 def _froc_chart(froc: Mapping[str, Any] | None, columns: Columns | None) -> str:

@@ -27,7 +27,7 @@ def viewer_section(case: ShownCase, *, largest: int = LARGEST) -> str:
     """The part of a page that shows a case in three planes, found, missed and invented voxels in colour.
 
     The image is cropped to what it holds and stored in 8 bits. Where it takes more than `largest` bytes nevertheless,
-    every second voxel along each axis is left out, and the page says so.
+    one voxel in 2 (4, 8) along each axis is shown, and the page says so.
 
     Args:
         case: what is shown.
@@ -36,7 +36,7 @@ def viewer_section(case: ShownCase, *, largest: int = LARGEST) -> str:
     stored, step = _packed(case, largest=largest)
     options = "".join(f'<option value="{k + 1}">{html.escape(name)}</option>' for k, name in enumerate(case.classes))
     choice = f'<label>Class <select id="viewer-class">{options}</select></label>' if len(case.classes) > 1 else ""
-    coarser = f" Every {step}th voxel along each axis is shown." if step > 1 else ""
+    coarser = f" To save room, one voxel in {step} along each axis is shown." if step > 1 else ""
     keys = " ".join(
         f'<span class="swatch" style="border-color: rgb{colour}">{name}</span>' for name, colour in COLOURS.items()
     )
