@@ -53,6 +53,7 @@ def train(cfg: DictConfig) -> int:
         record_environment(output_dir / "environment.json", data=files_of(cases))
     training, validation = prepared[: len(split.train)], prepared[len(split.train) : -len(split.test) or None]
     check_training(training)
+    log_draw_shares(sampler, training)
 
     batches = PatchBatches(
         each_rater(training),

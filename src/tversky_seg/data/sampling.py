@@ -249,8 +249,8 @@ class Hashemi2018Sampler:
     A case uniformly among those with at least `min_case_voxels` lesion voxels, then a lesion voxel uniformly, which
     lies off the centre by -20 to 19 voxels along each axis, pushed back into the volume. The patch is drawn again while
     the cube of half its sides in its middle holds fewer lesion voxels than asked for, at most 50 times: then the one
-    with most is taken. So lesions at the volume's border are seen in
-    patches drawn for others, or where no patch holds enough. Both limits are lower after the first patches of a training. (There, subjects took turns.)
+    with most is taken. So lesions at the volume's border are seen in patches drawn for others, or where no patch holds
+    enough. Both limits are lower after the first patches of a training. (There, subjects took turns.)
 
     Args:
         patch_size: Sides of a patch in voxels, one number or three.
