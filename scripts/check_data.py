@@ -21,9 +21,9 @@ from tversky_seg.data.cohort_page import HEADERS, Checkup, case_row, print_check
 from tversky_seg.data.costs import (
     GIB,
     Plan,
-    draw_shares,
     draws_for_all,
     expected_draws,
+    lesion_shares,
     loader_bytes,
     make_plan,
     memory_at_hand,
@@ -62,6 +62,7 @@ def check_data(cfg: DictConfig) -> int:
     findings += cohort_findings(reports, normalization=data.normalization)
     training = [report for report in reports if report.prepared and sets.get(report.case.case_id) == "train"]
     findings += training_findings([r.prepared for r in training if r.prepared]) if training else []
+    findings += too_few_draws(cfg, sampler, training)
     plan = plan_for(cfg, model, training or reports, data)
     checkup = Checkup(
         title=" ".join(words_of_user()) or "data=phantom",
@@ -162,8 +163,10 @@ def costs(
         yield "training step", f"unknown for a batch of {batch}", str(fault).splitlines()[0]
     yield "loader worker", _size(loader_bytes(shape, n_classes=n_classes)), "of batches, beside Python and torch"
     prepared = each_rater([report.prepared for report in training if report.prepared])
-    shares = draw_shares(sampler, prepared)
-    if shares is not None and shares.size:
+    shares = lesion_shares(sampler, prepared)
+    if shares is None:
+        yield "patches until each lesion was drawn once", "not known", "this sampler does not aim at lesions one by one"
+    elif shares.size:
         mean, most = expected_draws(shares), draws_for_all(shares)
         in_run = cfg.trainer.max_steps * cfg.trainer.batch_size
         yield (
@@ -172,6 +175,17 @@ def costs(
             f"{shares.size} training lesions; the run draws {in_run:,} patches, the rarest lesion "
             f"{shares.min() * in_run:,.1f} times",
         )
+
+
+def too_few_draws(cfg: DictConfig, sampler: Any, training: Sequence[CaseReport]) -> Iterator[Finding]:
+    """A run that ends before each lesion was drawn."""
+    shares = lesion_shares(sampler, each_rater([report.prepared for report in training if report.prepared]))
+    in_run = cfg.trainer.max_steps * cfg.trainer.batch_size
+    if shares is not None and expected_draws(shares) > in_run:
+        found = f"the run draws {in_run:,} patches; it takes {expected_draws(shares):,.0f} on average until each of "
+        found += f"{shares.size} lesions was aimed at"
+        remedy = "lesions are seen in passing too; more steps or a larger batch aim at each"
+        yield Finding("note", "trainer.max_steps", found, remedy)
 
 
 def model_channels(reports: Sequence[CaseReport]) -> int:

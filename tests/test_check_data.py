@@ -18,9 +18,9 @@ from command_line import ROOT, Outcome, call, train
 from tversky_seg.data.cases import Case
 from tversky_seg.data.costs import (
     GIB,
-    draw_shares,
     draws_for_all,
     expected_draws,
+    lesion_shares,
     loader_bytes,
     make_plan,
     memory_at_hand,
@@ -29,7 +29,13 @@ from tversky_seg.data.costs import (
 from tversky_seg.data.doctor import Finding, examine, examine_cases
 from tversky_seg.data.pictures import png
 from tversky_seg.data.preprocessing import Preprocessing, prepare_all, preprocess
-from tversky_seg.data.sampling import LesionSampler
+from tversky_seg.data.sampling import (
+    ForegroundSampler,
+    LesionSampler,
+    Shirokikh2020Sampler,
+    SizeTemperedSampler,
+    UniformSampler,
+)
 from tversky_seg.models import UNet3D
 
 SETTINGS = Preprocessing(modalities=MODALITIES)
@@ -334,13 +340,38 @@ def _draws_until_all_seen(shares: np.ndarray, rng: np.random.Generator) -> int:
     return max(int(np.argmax(drawn == i)) for i in range(len(shares))) + 1
 
 
-def test_shares_of_the_lesion_sampler_are_those_of_its_draws(tmp_path):
-    make_cohort(tmp_path, n=2)
-    cases = [one_case(tmp_path / str(i)) for i in range(2)]
-    prepared = [preprocess(case, SETTINGS) for case in cases]
-    shares = draw_shares(LesionSampler(patch_size=8, lesion_probability=0.5), prepared)
-    assert shares.sum() == pytest.approx(0.5)
-    assert len(shares) == sum(sum(case.n_lesions) for case in prepared)
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        LesionSampler(patch_size=8, lesion_probability=0.6),
+        SizeTemperedSampler(patch_size=8, lesion_probability=0.6, power=0.5),
+        ForegroundSampler(patch_size=8, lesion_probability=0.6),
+        Shirokikh2020Sampler(patch_size=8, lesion_probability=0.6),
+    ],
+)
+def test_exact_shares_are_those_of_the_draws(tmp_path, sampler):
+    cases = []
+    for i, sides in enumerate(([4, 2, 1], [3], [])):
+        case = one_case(tmp_path / str(i))
+        label = np.zeros(scan(0)[1].shape, np.uint8)
+        for k, side in enumerate(sides):
+            label[5 : 5 + side, 4 + 6 * k : 4 + 6 * k + side, 5 : 5 + side] = 1
+        save(case.labels[0], label)
+        cases.append(preprocess(case, SETTINGS))
+    counts = [np.zeros(3), np.zeros(1), np.zeros(0)]
+    n_draws, rng = 4000, np.random.default_rng(0)
+    for _ in range(n_draws):
+        index, lesion, _ = sampler.aim(cases, rng)
+        if lesion is not None:
+            counts[index][lesion] += 1
+    shares = lesion_shares(sampler, cases)
+    assert np.abs(shares - np.concatenate(counts) / n_draws).max() < 0.02
+
+
+def test_a_sampler_that_does_not_aim_at_lesions_has_no_shares(tmp_path):
+    prepared = [preprocess(one_case(tmp_path), SETTINGS)]
+    assert lesion_shares(UniformSampler(patch_size=8), prepared) is None
+    assert "not known" in check(make_cohort(tmp_path, n=3), "sampler=uniform").stdout
 
 
 def test_the_memory_of_a_step_is_counted_to_a_quarter():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tversky_seg.data.prepared import PreparedCase
-from tversky_seg.data.sampling import LesionSampler
+from tversky_seg.data.sampling import ForegroundSampler, LesionSampler, Shirokikh2020Sampler, SizeTemperedSampler
 
 GIB = 2**30
 KEEP_FREE = 0.2  # of the memory at hand
@@ -26,20 +26,33 @@ LONGEST = {"cuda": 128, "cpu": 64}  # voxels along the finest axis; more costs a
 MULTIPLE = 16  # of which patch sides are: the strides of the networks
 
 
-def draw_shares(sampler: Any, cases: Sequence[PreparedCase]) -> NDArray[np.float64] | None:
-    """Probability that one patch is drawn for each lesion, case by case; None where the sampler does not tell.
+def lesion_shares(sampler: Any, cases: Sequence[PreparedCase]) -> NDArray[np.float64] | None:
+    """Probability that one patch is drawn for each lesion, case by case: exact, by the rule of the sampler.
 
+    None where the sampler aims at no lesion (uniform, grid), or refuses patches by what they hold (hashemi2018).
     Lesions that lie in a patch drawn for another are not counted, so these are the least chances that lesions have.
 
     Args:
         sampler: As trained with.
         cases: The training cases; of their arrays only `lesion_offsets` is looked at.
     """
-    if not isinstance(sampler, LesionSampler):
-        return None
-    n_lesions = [sum(case.n_lesions) for case in cases if any(case.n_lesions)]
-    per_case = sampler.lesion_probability / max(len(n_lesions), 1)
-    return np.concatenate([np.zeros(0), *(np.full(n, per_case / n) for n in n_lesions)])
+    sizes = [np.diff(case.lesion_offsets).astype(np.float64) for case in cases if any(case.n_lesions)]
+    n_lesions = sum(map(len, sizes))
+    if not sizes:
+        return np.zeros(0)
+    match sampler:
+        case LesionSampler():
+            shares = [np.full(len(of_case), 1 / len(of_case) / len(sizes)) for of_case in sizes]
+        case SizeTemperedSampler():
+            tempered = [of_case**sampler.power for of_case in sizes]
+            shares = [chances / chances.sum() / len(sizes) for chances in tempered]
+        case ForegroundSampler():
+            shares = [of_case / of_case.sum() / len(cases) for of_case in sizes]
+        case Shirokikh2020Sampler():
+            shares = [np.full(n_lesions, 1 / n_lesions)]
+        case _:
+            return None
+    return np.concatenate(shares) * float(sampler.lesion_probability)
 
 
 def expected_draws(shares: ArrayLike) -> float:
