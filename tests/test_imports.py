@@ -14,7 +14,7 @@ LAYERS = (  # each imports from itself and from those above it
      "weighting", "devices", "progress", "schedules", "settings", "stopping",
      "distributed", "averaging", "passes", "operating_point", "views", "windows"),
     ("data", "models", "checkpoints", "recording"),
-    ("predictions", "saved_predictions", "inference", "config"),
+    ("predictions", "saved_predictions", "ensembles", "inference", "trained", "config"),
     ("measures", "summaries", "report", "comparison", "charts", "slices", "viewer", "evaluation", "training"),
     ("validation",),
 )  # fmt: skip
