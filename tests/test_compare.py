@@ -1,11 +1,13 @@
 """Comparing runs: the statistics against scipy and by hand, what is refused, and what is written."""
 
 import csv
+import io
 import itertools
 import json
 import math
-import subprocess
+import runpy
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -184,15 +186,23 @@ def test_latex_escapes_names_and_has_equal_columns(tmp_path):
 
 
 def run_script(*words):
-    return subprocess.run([sys.executable, SCRIPT, *map(str, words)], capture_output=True, text=True, check=False)
+    """Exit status, stdout and stderr of the script, run in this process."""
+    said = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said[0]), redirect_stderr(said[1]):
+        patch.setattr(sys, "argv", [str(SCRIPT), *map(str, words)])
+        try:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        except SystemExit as end:
+            return end.code, *(stream.getvalue() for stream in said)
+    return 0, *(stream.getvalue() for stream in said)
 
 
 def test_the_script_writes_tables_and_one_figure_of_curves(tmp_path):
     classes = ("core", "<rim>")
     runs = [write_run(tmp_path / name, {"a": v, "b": 0.7}, classes=classes) for name, v in (("r1", 0.5), ("r2", 0.6))]
-    done = run_script(*runs, "--output", tmp_path / "out", "--measures", "dice", "pr_auc")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "core: Dice" in done.stdout
+    status, said, errors = run_script(*runs, "--output", tmp_path / "out", "--measures", "dice", "pr_auc")
+    assert (status, errors) == (0, "")
+    assert "core: Dice" in said
     files = {"comparison.md", "comparison.tex", "comparison.csv", "cases.csv", "pr_curves.png", "pr_curves.pdf"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
     with (tmp_path / "out" / "comparison.csv").open() as file:
@@ -207,10 +217,10 @@ def test_the_script_writes_tables_and_one_figure_of_curves(tmp_path):
 def test_the_script_says_in_one_line_what_is_wrong(tmp_path):
     one, two = (write_run(tmp_path / name, {name: 0.5}) for name in ("r1", "r2"))
     for words in ((one,), (one, two), (one, tmp_path), (), (one, two, "--n-bootstrap", "0")):
-        done = run_script(*words, "--output", tmp_path / "out")
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.startswith("error: ")
-        assert done.stderr.count("\n") == 1
+        status, said, errors = run_script(*words, "--output", tmp_path / "out")
+        assert (status, said) == (2, "")
+        assert errors.startswith("error: ")
+        assert errors.count("\n") == 1
     other = write_run(tmp_path / "r3", {"r1": 0.5})
-    assert "'nonsense' is not in" in run_script(one, other, "--measures", "nonsense").stderr
+    assert "'nonsense' is not in" in run_script(one, other, "--measures", "nonsense")[2]
     assert not (tmp_path / "out").exists()
