@@ -266,7 +266,7 @@ def _reasons(
     sides: Sequence[int], wanted: Sequence[int], batch_size: int, spacing_mm: Sequence[float], shape: Sequence[int],
     device: str,
 ) -> Iterator[str]:  # fmt: skip
-    yield f"voxels of {times(spacing_mm)} mm: those of most cases, so that few are resampled"
+    yield f"voxels of {times(spacing_mm)} mm: the median of the cases as they are prepared"
     extent = times([round(n * size) for n, size in zip(sides, spacing_mm, strict=True)])
     limit = "two larger ones do not fit in memory" if tuple(sides) != tuple(wanted) else (
         "the volumes are no larger" if any(side >= n for side, n in zip(sides, shape, strict=True))
