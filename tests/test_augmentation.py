@@ -1,12 +1,20 @@
+from collections import Counter
+from dataclasses import fields
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from monai.transforms import AdjustContrast, Affine, GaussianSmooth, RandBiasField
+from omegaconf import OmegaConf
 from scipy import ndimage
 from scipy.interpolate import BSpline
+from torch.nn import functional
 
+from tversky_seg.data import intensities
 from tversky_seg.data.augmentation import Augmentation
+from tversky_seg.data.resampling import coordinates
 
 GEOMETRY_ONLY = {f"{name}_probability": 0.0 for name in ("gamma", "contrast", "scale", "shift", "noise")}
 NOTHING = {**GEOMETRY_ONLY, "flip_axes": (), "rotation_axes": ()}
@@ -241,3 +249,127 @@ def test_the_box_that_is_read_is_no_larger_than_the_drawn_deformation_needs() ->
         change = settings.draw(np.random.default_rng(0), n_channels=1, size=size, spacing_mm=(1, 1, 1))
         sizes[zoom] = change.box((50, 50, 50), shape)
     assert sizes == {0.5: ((34,) * 3, (64,) * 3), 1.0: ((50,) * 3, (32,) * 3), 2.0: ((57,) * 3, (18,) * 3)}
+
+
+def a_channel(shape: tuple[int, int, int] = (24, 20, 22)) -> torch.Tensor:
+    return torch.tensor(np.random.default_rng(1).standard_normal(shape, dtype=np.float32))
+
+
+def test_blur_is_monais_gaussian_away_from_the_border() -> None:
+    channel = a_channel()
+    expected = GaussianSmooth((0.8, 0.8, 0.8), approx="sampled")(channel[None])[0]
+    intensities.blur(channel, (0.8, 0.8, 0.8))
+    inside = (slice(5, -5),) * 3
+    torch.testing.assert_close(channel[inside], torch.as_tensor(expected)[inside], atol=5e-3, rtol=0)
+    constant = torch.full((9, 9, 9), 3.0)
+    intensities.blur(constant, (2.0, 1.0, 0.0))
+    torch.testing.assert_close(constant, torch.full((9, 9, 9), 3.0))
+
+
+def test_blur_is_scipys_gaussian_away_from_the_border() -> None:
+    channel = a_channel()
+    expected = ndimage.gaussian_filter(channel.numpy(), (1.0, 0.5, 0.0), truncate=4)
+    intensities.blur(channel, (1.0, 0.5, 0.0))
+    inside = (slice(5, -5),) * 3
+    np.testing.assert_allclose(channel[inside], expected[inside], atol=1e-5)
+
+
+def test_the_bias_field_is_monais() -> None:
+    monai = RandBiasField(degree=3, coeff_range=(-0.3, 0.3), prob=1.0).set_random_state(0)
+    image = a_channel()[None].abs()
+    image[0, 0, 0, 0] = 0  # the smallest value is what MONAI takes for it: 0
+    expected = monai(image)[0]
+    coefficients = np.zeros((4, 4, 4))
+    coefficients[np.add.outer(np.add.outer(range(4), range(4)), range(4)) <= 3] = monai._coeff
+    channel = image[0].clone()
+    intensities.bias_field(channel, coefficients)
+    torch.testing.assert_close(channel, torch.as_tensor(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_gamma_is_monais() -> None:
+    channel = a_channel()
+    expected = AdjustContrast(1.7)(channel[None])[0]
+    intensities.gamma(channel, 1.7)
+    torch.testing.assert_close(channel, torch.as_tensor(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_low_resolution_is_torchs_area_mean_and_trilinear_interpolation() -> None:
+    channel = a_channel()
+    coarse = functional.interpolate(channel[None, None], size=(12, 10, 11), mode="area")
+    expected = functional.interpolate(coarse, size=channel.shape, mode="trilinear")[0, 0]
+    intensities.low_resolution(channel, 2.0)
+    torch.testing.assert_close(channel, expected, atol=1e-5, rtol=1e-5)
+    same = a_channel()
+    intensities.low_resolution(same, 1.0)
+    torch.testing.assert_close(same, a_channel())
+
+
+def test_a_tilted_and_zoomed_patch_is_monais_affine() -> None:
+    volume, _ = smooth_volume((40, 40, 40))
+    settings = Augmentation(**{**DEFORMING, "elastic_probability": 0.0})
+    for rng in rngs(5):
+        change = settings.draw(rng, n_channels=1, size=(40, 40, 40), spacing_mm=(1, 1, 1))
+        matrix = np.eye(4)
+        matrix[:3, :3] = change.matrix
+        expected = Affine(affine=matrix, padding_mode="zeros", image_only=True)(torch.tensor(volume))
+        image, _ = change(torch.tensor(volume), torch.zeros((1, 40, 40, 40), dtype=torch.uint8))
+        torch.testing.assert_close(image, torch.as_tensor(expected), atol=1e-3, rtol=0)
+
+
+def test_the_elastic_displacement_never_folds() -> None:
+    settings = Augmentation(**{**NOTHING, "elastic_probability": 1.0, "elastic_mm": 9.6, "elastic_spacing_mm": 24.0})
+    for rng in rngs(20):
+        change = settings.draw(rng, n_channels=1, size=(40, 40, 40), spacing_mm=(1, 1, 1))
+        places = coordinates((40,) * 3, change.matrix, bumps=change.bumps, knot_distance=change.knot_distance)
+        gradient = np.stack([np.stack(np.gradient(place.numpy(), axis=(0, 1, 2))) for place in places])
+        assert np.linalg.det(np.moveaxis(gradient, (0, 1), (-2, -1))).min() > 0
+
+
+def test_hashemis_turns_come_in_the_shares_of_the_released_code() -> None:
+    settings = Augmentation(
+        **{**NOTHING, "rotation_axes": (2, 1, 0)}, rotation_probability=0.25, quarter_turns=False, at_most_one_turn=True
+    )
+    turns = Counter(
+        settings.draw(np.random.default_rng(i), n_channels=1, size=(8, 8, 8), spacing_mm=(1, 1, 1)).turn.mirrored
+        for i in range(2000)
+    )
+    for mirrored, share in (((0, 0, 0), 27), ((1, 1, 0), 16), ((1, 0, 1), 12), ((0, 1, 1), 9)):
+        assert turns[tuple(map(bool, mirrored))] / 2000 == pytest.approx(share / 64, abs=0.03)
+
+
+def test_a_change_that_is_off_leaves_the_draws_of_the_others_alone() -> None:
+    on, off = (Augmentation(elastic_mm=mm, zoom=(0.5, 2.0)) for mm in (4.0, 1.0))
+    patch = a_patch()
+    np.testing.assert_array_equal(on(*patch, np.random.default_rng(3))[0], off(*patch, np.random.default_rng(3))[0])
+
+
+@pytest.mark.parametrize("name", ["none", "light", "default", "strong", "hashemi2018"])
+def test_every_choice_gives_finite_patches_that_depend_on_the_generator_alone(name: str) -> None:
+    settings = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[1] / f"configs/augmentation/{name}.yaml"))
+    augmentation = Augmentation(**{key: value for key, value in settings.items() if key != "_target_"})
+    patch = a_patch()
+    for i in range(15):
+        first, second = (augmentation(*patch, np.random.default_rng(i)) for _ in range(2))
+        assert np.isfinite(first[0]).all()
+        assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("bad", [{"zoom": (1.2, 0.8)}, {"elastic_mm": 20.0}, {"low_resolution": 0.5}, {"blur_mm": -1}])
+def test_bad_deformations_are_refused_with_name_and_value(bad: dict) -> None:
+    (name, value), *_ = bad.items()
+    with pytest.raises(ValueError, match=name) as caught:
+        Augmentation(**bad)
+    assert str(value) in str(caught.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_computes_what_the_cpu_does() -> None:
+    volume, labels = smooth_volume()
+    probabilities = {field.name: 1.0 for field in fields(Augmentation) if field.name.endswith("_probability")}
+    settings = Augmentation(**{**probabilities, "dropout_probability": 0.3, "zoom": (0.7, 1.4)})
+    for rng in rngs(10):
+        change = settings.draw(rng, n_channels=1, size=volume.shape[1:], spacing_mm=(1.0, 1.0, 1.5))
+        on_cpu, on_cuda = (change(torch.tensor(volume).to(d), torch.tensor(labels).to(d)) for d in ("cpu", "cuda"))
+        torch.testing.assert_close(on_cuda[0].cpu(), on_cpu[0], atol=1e-4, rtol=0)
+        assert (on_cuda[1].cpu() == on_cpu[1]).float().mean() > 0.9999

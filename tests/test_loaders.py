@@ -14,7 +14,7 @@ from tversky_seg.data.augmentation import Augmentation, Change
 from tversky_seg.data.cases import Case, DataError
 from tversky_seg.data.channels import lesion_arrays
 from tversky_seg.data.grids import Geometry
-from tversky_seg.data.loaders import PatchBatches, load_batches
+from tversky_seg.data.loaders import PatchBatches, augmented, load_batches
 from tversky_seg.data.prepared import PreparedCase
 from tversky_seg.data.preprocessing import Preprocessing, prepare, preprocess
 from tversky_seg.data.sampling import LesionSampler
@@ -181,6 +181,26 @@ def test_workers_outlive_the_signals_that_a_trainer_answers_by_stopping() -> Non
 def test_the_cases_of_a_batch_are_known_without_reading() -> None:
     batches = some_batches()
     assert [batches.case_ids(step) for step in range(3)] == [batches[step]["case_ids"] for step in range(3)]
+
+
+def test_what_is_augmented_later_is_the_same_batch() -> None:
+    deforming = Augmentation(zoom=(0.7, 1.4), zoom_probability=1.0, tilt_probability=0.5, elastic_probability=0.5)
+    now, later = (
+        some_batches(augmentation=deforming, with_components=True, augment_later=later) for later in (False, True)
+    )
+    for step in range(3):
+        finished = augmented(later[step], torch.device("cpu"))
+        assert as_bytes(finished) == as_bytes(now[step])
+        assert as_bytes(augmented(now[step], torch.device("cpu"))) == as_bytes(now[step])
+
+
+def test_the_target_of_a_deformed_patch_is_where_its_components_are() -> None:
+    deforming = Augmentation(zoom=(0.7, 1.4), zoom_probability=1.0, tilt_probability=1.0)
+    with_components = some_batches(augmentation=deforming, with_components=True)
+    for step in range(4):
+        batch = with_components[step]
+        assert torch.equal(batch["target"], (batch["components"] > 0).float())
+        assert torch.equal(batch["target"], some_batches(augmentation=deforming)[step]["target"])
 
 
 def test_bad_settings_are_refused_with_the_value() -> None:
