@@ -99,7 +99,8 @@ def read_channel(
     else:
         centre, width = _centre_and_width(values[foreground], normalization, path)
         cut = None if normalization == "none" else cut
-    extremes = _normalised(np.array([values.min(), values.max(), background]), centre, width, cut=cut)
+    lowest, highest = (of.reduce(values, axis=None) for of in (np.fmin, np.fmax))  # NaN beyond the field of view
+    extremes = _normalised(np.array([lowest, highest, background]), centre, width, cut=cut)
     scale = max(float(extremes.max()), -float(extremes.min()), 1e-6) / 32767
     steps = np.empty(values.shape, dtype=np.int16)
     for slab, wanted in zip(values, steps, strict=True):  # one at a time: they are float64
@@ -300,15 +301,16 @@ def lesion_arrays(target: Bools | None) -> tuple[dict[str, NDArray[Any]], tuple[
     """Target, components and the lists of lesion voxels of a target (K, X, Y, Z); the number of lesions per class."""
     if target is None:
         return {"lesion_voxels": np.zeros(0, np.int32), "lesion_offsets": np.zeros(1, np.int64)}, ()
-    components = np.zeros(target.shape, dtype=np.int32)
+    components = np.empty((0, *target.shape[1:]), dtype=np.int32)
+    if len(target) > 1:
+        components = np.zeros(target.shape, dtype=np.int32)
     voxels, sizes = [], []
     for k, mask in enumerate(target):
-        found = cc3d.connected_components(mask, connectivity=26, out_dtype=np.uint32).view(np.int32)
-        if len(target) == 1:
-            components = found[None]  # not copied: the largest array of a case
+        component = cc3d.connected_components(mask, connectivity=26, out_dtype=np.uint32).view(np.int32)
+        if len(target) > 1:
+            components[k] = component
         else:
-            components[k] = found
-        component = components[k]
+            components = component[None]  # not copied: the largest array of a case
         inside = np.flatnonzero(component)
         number = component.reshape(-1)[inside]
         voxels.append(inside[np.argsort(number, kind="stable")])
