@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from cohort import MODALITIES, add_case, write_rows
-from command_line import Outcome, call
+from cohort import MODALITIES, add_case, make_cohort, write_rows
+from command_line import Outcome, call, train
 from tversky_seg.checkpoints import checksum
 from tversky_seg.data.preprocessing import Preprocessing
 from tversky_seg.data.volumes import read_volume
@@ -180,6 +180,28 @@ def test_threshold_and_size_of_the_checkpoint_are_used_unless_set(tmp_path: Path
     assert (settings_of(tmp_path / "kept")["threshold"], settings_of(tmp_path / "kept")["min_volume_mm3"]) == (0.45, 9)
     predict(path, images, tmp_path / "set", "inference.threshold=0.3", "inference.min_volume_mm3=0")
     assert (settings_of(tmp_path / "set")["threshold"], settings_of(tmp_path / "set")["min_volume_mm3"]) == (0.3, 0)
+
+
+def test_a_run_chooses_for_its_goal_keeps_its_views_and_predict_follows(tmp_path: Path) -> None:
+    manifest = make_cohort(tmp_path / "cohort", n=5, splits=["train", "train", "train", "val", "test"])
+    words = ["inference.goal=recall=0.9", "inference.tta=[none,xy]", "trainer.max_steps=2"]
+    outcome = train(manifest, tmp_path / "run", *words)
+    assert outcome.status == 0, outcome.stderr
+    state = torch.load(tmp_path / "run" / "checkpoints" / "best.pt", weights_only=True)
+    chosen = {name: state[name] for name in ("threshold", "min_volume_mm3")}
+    assert (state["inference"]["goal"], state["inference"]["tta"]) == ("recall=0.9", ["none", "xy"])
+    assert state["inference"]["threshold"] is None, "left to be chosen"
+    assert str(state["threshold"]) in outcome.stdout
+    said = settings_of(tmp_path / "run" / "predictions")
+    assert {name: said[name] for name in chosen} == chosen
+    assert predict(tmp_path / "run", manifest, tmp_path / "p", "case_id=c4").status == 0
+    assert settings_of(tmp_path / "p") == said
+    np.testing.assert_array_equal(
+        probability_of(tmp_path / "p", "c4"), probability_of(tmp_path / "run" / "predictions", "c4")
+    )
+    metrics = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
+    assert metrics["threshold"] == chosen["threshold"]
+    assert metrics["lesion_rule"]["prediction_min_volume_mm3"] == chosen["min_volume_mm3"]
 
 
 # Inputs

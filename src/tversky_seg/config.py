@@ -55,7 +55,7 @@ CONFIG_DIR = Path(__file__).parents[2] / "configs"
 ALLOWED_PACKAGES = ("tversky_seg", "torch.nn", "torch.optim", "monai.networks", "monai.losses")
 KINDS: Mapping[str, type] = {"model": nn.Module, "loss": nn.Module, "optimizer": torch.optim.Optimizer}
 NAMES = ("checkpoint", "input", "predictions", "manifest", "output_dir", "case_id", "data.manifest", "data.root",
-         "data.cache_dir", "evaluation.pattern", "trainer.init_from")  # fmt: skip
+         "data.cache_dir", "evaluation.pattern", "inference.goal", "trainer.init_from")  # fmt: skip
 TYPES = {"seed": int, "trust": list, "classes": dict, "inference": dict, "threads": int | None, "combine": str,
          "uncertainty": str | None}  # fmt: skip
 logger = logging.getLogger("tversky_seg")
