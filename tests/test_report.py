@@ -16,7 +16,6 @@ import pytest
 
 from test_evaluation import Cohort, lesions_and_map
 from tversky_seg.charts import Axis, Line, Point, axis_over, bar_chart, line_chart
-from tversky_seg.data.cases import DataError
 from tversky_seg.report import describe_rule, format_value, write_report
 from tversky_seg.slices import PREDICTION_COLOUR, REFERENCE_COLOUR, ShownCase, choose_cases, outline, viewed_case
 from tversky_seg.viewer import viewer_section
@@ -121,7 +120,7 @@ def test_each_class_has_its_charts(tmp_path):
     assert "Free-response" not in text  # masks only: nothing to rank by
 
 
-def test_the_viewer_can_be_left_out_or_chosen(judged, tmp_path):
+def test_the_viewer_can_be_left_out_or_chosen(judged):
     metrics = judged[1]
     chosen = choose_cases(metrics)
     assert viewed_case(chosen, "worst") == next(iter(chosen.values()))
@@ -130,10 +129,14 @@ def test_the_viewer_can_be_left_out_or_chosen(judged, tmp_path):
     assert list(chosen.values()) == [min(dice, key=dice.get), max(dice, key=dice.get), "case3"]
     (middle,) = dice.keys() - set(chosen.values())
     assert choose_cases(metrics, viewed=middle)["Chosen case"] == middle
+
+
+def test_an_unknown_case_to_view_is_said_and_costs_no_evaluation(tmp_path, caplog):
     cohort = Cohort(tmp_path)
     cohort.add(0)
-    with pytest.raises(DataError, match="viewer: 'x' is no labelled case"):
-        cohort.evaluate(viewer="x")
+    assert cohort.evaluate(viewer="x")["n_cases"] == 1
+    assert "viewer: 'x' is no labelled case" in caplog.text
+    assert "in three planes" not in (cohort.output_dir / "report.html").read_text()
 
 
 def test_misses_and_inventions_are_tinted():

@@ -425,7 +425,9 @@ def notes(runs: Sequence[Run], differences: Sequence[Difference]) -> Iterator[st
     if lowest > 0.05:
         yield f"With {subjects} subjects this test cannot give a p below {min(lowest, 1):.3g}."
     rule = ", ".join(
-        f"{key} {_plain(value)}" for key, value in runs[0].metrics["lesion_rule"].items() if key != OPERATING_POINT
+        f"{key} {_plain(value)}"
+        for key, value in runs[0].metrics["lesion_rule"].items()
+        if key != OPERATING_POINT and value != ""
     )
     yield f"Lesion rule: {rule}."
     yield "Operating points: " + "; ".join(f"{run.name} {_operating_point(run)}" for run in runs) + "."

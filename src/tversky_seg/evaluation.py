@@ -110,7 +110,7 @@ def evaluate(
     labelled = [case for case in cases if case.label is not None]
     _check_request(source, labelled, output_dir=Path(output_dir), n_bootstrap=n_bootstrap, tolerance_mm=tolerance_mm)
     if viewer not in ("worst", "none", *(case.case_id for case in labelled)):
-        raise DataError(f"viewer: {viewer!r} is no labelled case; expected worst, none or a case_id")
+        logger.warning("viewer: %r is no labelled case, so none is shown; expected worst, none or a case_id", viewer)
     with _writing_into(Path(output_dir)) as folder:
         lesion_file = folder / "lesions.csv"
         cohort = _judge_cohort(source, labelled, rule=rule, tolerance_mm=tolerance_mm, lesion_file=lesion_file)
