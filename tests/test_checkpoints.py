@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tversky_seg import checkpoints
-from tversky_seg.checkpoints import CheckpointError, checksum, load_checkpoint, load_newest, save_checkpoint
+from tversky_seg.checkpoints import CheckpointError, checksum, load_checkpoint, load_newest, save_checkpoint, warm_start
 
 STATE = {
     "model": {"weight": torch.arange(6.0).reshape(2, 3)},
@@ -158,3 +158,39 @@ def test_the_newest_readable_checkpoint_is_taken_with_a_warning(
 def test_a_checksum_is_that_of_sha256sum(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert checksum(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def a_network(n_classes: int = 1) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.Conv3d(2, n_classes, 1))
+
+
+def test_a_warm_start_takes_all_weights(tmp_path: Path) -> None:
+    there, here = a_network(), a_network()
+    save_checkpoint(tmp_path / "best.pt", {"model": there.state_dict()})
+    warm_start(here, tmp_path / "best.pt")
+    assert all(torch.equal(a, b) for a, b in zip(there.parameters(), here.parameters(), strict=True))
+
+
+def test_a_warm_start_of_another_network_is_refused_or_lists_what_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    there, here = a_network(), a_network(n_classes=3)
+    last = here[1].weight.detach().clone()
+    save_checkpoint(tmp_path / "best.pt", {"model": there.state_dict()})
+    with pytest.raises(
+        CheckpointError, match=r"best\.pt: 2 of its weights do not fit, 1\.weight \(\(1, 2, 1, 1, 1\) the"
+    ):
+        warm_start(here, tmp_path / "best.pt")
+    with caplog.at_level(logging.WARNING, logger="tversky_seg"):
+        warm_start(here, tmp_path / "best.pt", is_strict=False)
+    assert (
+        "2 weights taken, 2 left out: 1.weight ((1, 2, 1, 1, 1) there, (3, 2, 1, 1, 1) here), 1.bias (" in caplog.text
+    )
+    assert torch.equal(here[0].weight, there[0].weight)
+    assert torch.equal(here[1].weight, last)
+
+
+def test_a_warm_start_without_any_weight_in_common_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "best.pt", {"model": {"other": torch.zeros(2)}})
+    with pytest.raises(CheckpointError, match="expected weights of this network"):
+        warm_start(a_network(), tmp_path / "best.pt", is_strict=False)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tversky_seg.checkpoints import load_checkpoint
-from tversky_seg.losses import TverskyLoss
+from tversky_seg.losses import BCELoss, TverskyLoss
 from tversky_seg.models import UNet3D
 from tversky_seg.training import Trainer, Validation
 from tversky_seg.validation import check_monitor
@@ -267,6 +267,10 @@ def test_only_measures_of_which_more_is_better_can_be_monitored() -> None:
         ({"n_workers": -1}, "n_workers must be >= 0, got -1"),
         ({"seed": -1}, "seed must be >= 0, got -1"),
         ({"clip_norm": 0.0}, "clip_norm must be > 0, got 0"),
+        ({"max_hours": 0.0}, "max_hours must be > 0, got 0"),
+        ({"patience": 0}, "patience must be >= 1, got 0"),
+        ({"accumulate": 3}, "accumulate must divide batch_size=2 evenly, got 3"),
+        ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\), got 1"),
         ({"threads": 0}, "threads must be >= 1, got 0"),
         ({"device": "gpu"}, "device must be auto, cpu or cuda, got gpu"),
         ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16, got fp8"),
@@ -275,3 +279,73 @@ def test_only_measures_of_which_more_is_better_can_be_monitored() -> None:
 def test_settings_out_of_range_are_refused_at_once(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         a_trainer(**settings)
+
+
+def test_a_batch_in_parts_gives_the_same_gradient_where_the_loss_is_a_mean(tmp_path: Path) -> None:
+    found = []
+    for accumulate in (1, 2):
+        trainer = a_trainer(max_steps=3, accumulate=accumulate)
+        trainer.loss = BCELoss()
+        for part in trainer.model.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = 0.0
+        trainer.fit(Blobs(), tmp_path / str(accumulate))
+        found.append(weights(tmp_path / str(accumulate) / "checkpoints" / "last.pt"))
+    assert all(torch.allclose(found[0][name], found[1][name], atol=1e-4) for name in found[0])
+
+
+def test_the_average_of_the_weights_is_judged_and_kept_beside(tmp_path: Path) -> None:
+    judged_networks = []
+
+    def validate(network: nn.Module) -> Validation:
+        judged_networks.append([parameter.clone() for parameter in network.parameters()])
+        return Validation({"dice": 0.5 + len(judged_networks)})
+
+    trainer = a_trainer(ema_decay=0.5)
+    trainer.fit(Blobs(), tmp_path, validate=validate)
+    best = load_checkpoint(tmp_path / "checkpoints" / "best.pt")
+    last = load_checkpoint(tmp_path / "checkpoints" / "last.pt")
+    assert_same(best["model"], last["model_average"])
+    assert_same(best["model_last"], last["model"])
+    assert all(
+        torch.equal(a, b) for a, b in zip(judged_networks[-1], trainer.average.network.parameters(), strict=True)
+    )
+    assert any(not torch.equal(best["model"][name], last["model"][name]) for name in last["model"])
+
+
+@pytest.mark.parametrize("stopped_at", [3, 5])
+def test_an_average_goes_on_bit_for_bit(tmp_path: Path, stopped_at: int) -> None:
+    a_trainer(ema_decay=0.9).fit(Blobs(), tmp_path / "whole")
+    with pytest.raises(OSError, match="gone"):
+        a_trainer(ema_decay=0.9).fit(Blobs(dies_at=stopped_at), tmp_path / "run")
+    a_trainer(ema_decay=0.9).fit(Blobs(), tmp_path / "run")
+    for name in ("last", "best"):
+        assert_same(*(weights(tmp_path / run / "checkpoints" / f"{name}.pt") for run in ("whole", "run")))
+
+
+def test_a_training_that_no_longer_improves_ends_and_stays_ended(tmp_path: Path) -> None:
+    settings = {"max_steps": 20, "validate_every": 2, "patience": 2}
+    best = a_trainer(**settings).fit(Blobs(), tmp_path, validate=judged(0.4, 0.6, 0.5, 0.6))
+    assert rows(tmp_path, "val_dice") == {2: 0.4, 4: 0.6, 6: 0.5, 8: 0.6}
+    assert load_checkpoint(best)["step"] == 4
+    assert a_trainer(**settings).fit(Blobs(), tmp_path, validate=judged()) == best
+
+
+def test_a_run_starts_from_the_weights_of_another(tmp_path: Path, whole: Path) -> None:
+    source = whole / "checkpoints" / "best.pt"
+    assert_same(weights(source), a_trainer(init_from=source).model.state_dict())
+
+
+def test_recomputing_blocks_changes_no_bit(tmp_path: Path) -> None:
+    found = []
+    for recompute in (False, True):
+        run = tmp_path / str(recompute)
+        a_trainer(recompute=recompute, max_steps=3).fit(Blobs(), run)
+        found.append(weights(run / "checkpoints" / "last.pt"))
+    assert_same(*found)
+
+
+def test_timings_are_seconds_of_a_step(tmp_path: Path) -> None:
+    a_trainer(max_steps=4, log_every=4).fit(Blobs(), tmp_path)
+    names = {line.split(",")[1] for line in (tmp_path / "timings.csv").read_text().splitlines()[1:]}
+    assert {"data_wait_s", "step_s"} <= names
