@@ -197,8 +197,8 @@ def test_curves_are_drawn_to_scale_in_steps_and_interrupted_by_nan():
     axis = Axis("a")
     line = Line([1, 0.5, np.nan, 0.25, 0], [0, 0.5, np.nan, 1, 1], steps=True)
     path = re.search(r'class="line c0" d="(.*?)"', line_chart("t", [line], x=axis, y=axis))[1]
-    left, right, top, bottom = 74, 438, 10, 292
-    assert path == f"M{right}.0 {bottom}.0H{(left + right) / 2}V{(top + bottom) / 2}M165.0 {top}.0H{left}.0V{top}.0"
+    left, right, top, bottom = 86, 432, 10, 292
+    assert path == f"M{right}.0 {bottom}.0H{(left + right) / 2}V{(top + bottom) / 2}M172.5 {top}.0H{left}.0V{top}.0"
 
 
 def test_long_curves_are_thinned_but_keep_their_ends():
@@ -206,8 +206,8 @@ def test_long_curves_are_thinned_but_keep_their_ends():
     chart = line_chart("t", [Line(x, x**2)], x=Axis("a"), y=Axis("b"))
     path = re.search(r'class="line c0" d="(.*?)"', chart)[1]
     assert 300 < path.count("L") < 1500
-    assert path.startswith("M74.0 292.0")
-    assert path.endswith("L438.0 10.0")
+    assert path.startswith("M86.0 292.0")
+    assert path.endswith("L432.0 10.0")
 
 
 def test_chart_names_are_escaped():

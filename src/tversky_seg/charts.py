@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 WIDTH, HEIGHT = 460, 340
-LEFT, RIGHT, TOP, BOTTOM = 74, 22, 10, 48
+LEFT, RIGHT, TOP, BOTTOM = 86, 28, 10, 48
 N_COLOURS = 6
 FINEST = 0.5  # picture units; a line's points nearer than this to the one before are left out
 

@@ -22,7 +22,7 @@
     const load = (name, base64, opacity) => niivue.NVImage.loadFromBase64({ name, base64, opacity, colormap: "gray",
                                                                             cal_min: 0, cal_max: 255 });
     const viewer = new niivue.Niivue({
-      backColor: [0, 0, 0, 1], crosshairColor: [1, 1, 1, 0.5], crosshairWidth: 0.5, dragAndDropEnabled: false,
+      backColor: [0, 0, 0, 1], crosshairColor: [0.6, 0.6, 0.6, 0.6], crosshairGap: 6, crosshairWidth: 0.5, dragAndDropEnabled: false,
       loadingText: "", logLevel: "error", multiplanarLayout: niivue.MULTIPLANAR_TYPE.ROW,
       multiplanarShowRender: niivue.SHOW_RENDER.NEVER, isRadiologicalConvention: false,
       onLocationChange: (place) => { element("viewer-place").textContent = `${Array.from(place.mm).slice(0, 3)
