@@ -605,7 +605,11 @@ def test_real_lesions_are_judged_on_their_own_grid(real_data, tmp_path):
     probability = np.clip(ndimage.gaussian_filter(reference.astype(np.float32), 0.7), 0, 1)
     save(tmp_path / "in" / "p07_probability.nii.gz", probability, affine=file.affine, scale=1 / 65535)
     metrics = evaluate(
-        tmp_path / "in", [Case("p07", "p07", {}, labels=(label,))], output_dir=tmp_path / "out", n_bootstrap=10
+        tmp_path / "in",
+        [Case("p07", "p07", {}, labels=(label,))],
+        output_dir=tmp_path / "out",
+        n_bootstrap=10,
+        viewer="none",
     )
     found = metrics["cases"][0]
     assert (found["n_reference_lesions"], found["reference_volume_mm3"]) == (37, pytest.approx(1300, abs=1))
