@@ -158,9 +158,11 @@ def augmented(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         pair = image.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         pairs.append(pair if change is None else change(*pair, offset=offset))
     images, labels = (_stack(tensors) for tensors in zip(*pairs, strict=True))
-    finished = {"image": images, "target": (labels > 0).float()}
+    finished = {"image": images}
     if batch["with_components"]:
-        finished["components"] = labels
+        finished |= {"target": (labels > 0).float(), "components": labels}
+    else:
+        finished["target"] = labels.float()
     return finished | {"case_ids": batch["case_ids"], "starts": batch["starts"]}
 
 
