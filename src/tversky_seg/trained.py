@@ -151,7 +151,7 @@ def _found(name: str) -> list[Path]:
     path = Path(name).expanduser()
     if path.exists():
         return [_in_run(path)]
-    if not any(sign in name for sign in "*?["):
+    if not any(sign in name for sign in "*?"):
         return [path]  # loading it says that it is missing
     anchor = Path(path.anchor)
     paths = sorted(anchor.glob(str(path.relative_to(anchor))) if path.anchor else Path().glob(str(path)))
