@@ -115,18 +115,20 @@ def load_newest(*paths: Path) -> dict[str, Any] | None:
     return None
 
 
-def warm_start(network: nn.Module, path: Path, *, is_strict: bool = True) -> None:
+def warm_start(network: nn.Module, path: str | Path | None, *, is_strict: bool = True) -> None:
     """Start from the weights of a checkpoint.
 
     Args:
         network: Gets the weights, in place.
-        path: A checkpoint of this framework.
+        path: A checkpoint of this framework; None: the weights stay.
         is_strict: All weights must be there with the same shapes; else what does not fit is left out and listed.
 
     Raises:
         CheckpointError: When the file cannot be used, all weights must fit and some do not, or none fits.
     """
-    there, here = load_checkpoint(path)["model"], network.state_dict()
+    if path is None:
+        return
+    there, here = load_checkpoint(Path(path).expanduser())["model"], network.state_dict()
     fitting = {name for name in here.keys() & there.keys() if here[name].shape == there[name].shape}
     left_out = [_misfit(name, here, there) for name in dict.fromkeys((*here, *there)) if name not in fitting]
     if left_out and (is_strict or not fitting):

@@ -12,6 +12,17 @@ from tversky_seg.devices import autocast
 from tversky_seg.distributed import adding_up, gathered, world_size
 
 
+def check_positive(**numbers: float | None) -> None:
+    """Refuse numbers by name that are not above 0; None passes.
+
+    Raises:
+        ValueError: With the first.
+    """
+    for name, value in numbers.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be > 0, got {value}")
+
+
 def check_parts(n_parts: int, *, batch_size: int) -> None:
     """Refuse a number of parts into which each process's share of the batch does not fall evenly.
 

@@ -20,7 +20,7 @@ from tversky_seg.checkpoints import State, load_newest, save_checkpoint, warm_st
 from tversky_seg.data.loaders import PatchBatches, load_batches
 from tversky_seg.devices import autocast, for_training, pick_device, place, use_threads
 from tversky_seg.distributed import any_process, in_parallel, is_first, rank, wait_for_all
-from tversky_seg.passes import check_parts, loss_and_gradient, no_finite_gradient
+from tversky_seg.passes import check_parts, check_positive, loss_and_gradient, no_finite_gradient
 from tversky_seg.progress import Reporter
 from tversky_seg.recording import Recorder, Stopwatch, open_recorder
 from tversky_seg.recording import Validation as Validation
@@ -100,28 +100,21 @@ class Trainer:
         for name, least in {**dict.fromkeys((*counts, "patience"), 1), "n_workers": 0, "seed": 0}.items():
             if (value := locals()[name]) is not None and value < least:
                 raise ValueError(f"{name} must be >= {least}, got {value}")
-        for name in ("clip_norm", "max_hours"):
-            if (value := locals()[name]) is not None and not value > 0:
-                raise ValueError(f"{name} must be > 0, got {value}")
+        check_positive(clip_norm=clip_norm, max_hours=max_hours)
         check_parts(accumulate, batch_size=batch_size)
         use_threads(threads)
         self.device = pick_device(device)
         autocast(self.device, precision)  # refuses another precision, and the schedule its arguments,
         schedule(0, max_steps)  # before any data are read
-        if init_from is not None:
-            warm_start(model, Path(init_from).expanduser(), is_strict=init_strict)
+        warm_start(model, init_from, is_strict=init_strict)
         self.model, self.loss = place(model, self.device), loss.to(self.device)
         self.average = WeightAverage(self.model, decay=ema_decay)
         self.for_training = partial(for_training, compile=compile, recompute=recompute, deterministic=deterministic)
         self.optimizer, self.schedule, self.clip_norm = optimizer(model.parameters()), schedule, clip_norm
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        self.gradient = partial(
-            loss_and_gradient,
-            weighting=weighting,
-            scaler=self.scaler,
-            device=self.device,
-            precision=precision,
-            n_parts=accumulate,
+        passes: dict[str, Any] = {"device": self.device, "precision": precision, "n_parts": accumulate}
+        self.gradient: Callable[..., float] = partial(
+            loss_and_gradient, weighting=weighting, scaler=self.scaler, **passes
         )
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.max_steps, self.batch_size, self.seed, self.n_workers = max_steps, batch_size, seed, n_workers
@@ -162,10 +155,8 @@ class Trainer:
         if not validate:
             logger.info("no validation cases: the best checkpoint is the last, the threshold 0.5")
         self.network = in_parallel(self.for_training(self.model), self.device)
-        pin_memory = self.device.type == "cuda"
-        loader = load_batches(
-            batches, start=state.step, stop=self.max_steps, n_workers=self.n_workers, pin_memory=pin_memory
-        )
+        loading: dict[str, Any] = {"n_workers": self.n_workers, "pin_memory": self.device.type == "cuda"}
+        loader = load_batches(batches, start=state.step, stop=self.max_steps, **loading)
         recording = closing(open_recorder(output_dir, from_step=state.step))
         shown = Reporter("train", total=self.max_steps, done=state.step)
         with recording as recorder, shown as progress, finishing_steps():
@@ -260,8 +251,7 @@ class Trainer:
 
     def _resume(self, *checkpoints: Path) -> None:
         """Go back to where the newest readable checkpoint was written; stay at the start without one."""
-        kept = load_newest(*checkpoints)
-        if kept is None:
+        if (kept := load_newest(*checkpoints)) is None:
             return
         self.average.go_on(kept)
         self.optimizer.load_state_dict(kept["optimizer"])
