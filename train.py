@@ -4,9 +4,9 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from rich.console import Console
+from torch import manual_seed
 
 from tversky_seg import config
 from tversky_seg.checkpoints import checksum, load_checkpoint
@@ -34,7 +34,7 @@ def train(cfg: DictConfig) -> int:
     )
     data = with_modalities(data)
     inference = replace(inference, patch_size=inference.patch_size or sampler.patch_size)
-    torch.manual_seed(cfg.seed)
+    manual_seed(cfg.seed)
     model = config.build(cfg, "model", in_channels=len(data.modalities), out_channels=len(data.classes))
     parts = {"loss": loss, "weighting": weighting, "optimizer": optimizer, "schedule": schedule}
     trainer = config.build(cfg, "trainer", model=model, seed=cfg.seed, **parts)

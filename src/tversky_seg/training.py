@@ -112,10 +112,8 @@ class Trainer:
         self.for_training = partial(for_training, compile=compile, recompute=recompute, deterministic=deterministic)
         self.optimizer, self.schedule, self.clip_norm = optimizer(model.parameters()), schedule, clip_norm
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        passes: dict[str, Any] = {"device": self.device, "precision": precision, "n_parts": accumulate}
-        self.gradient: Callable[..., float] = partial(
-            loss_and_gradient, weighting=weighting, scaler=self.scaler, **passes
-        )
+        how = dict[str, Any](precision=precision, n_parts=accumulate, weighting=weighting, scaler=self.scaler)
+        self.gradient: Callable[..., float] = partial(loss_and_gradient, device=self.device, **how)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.max_steps, self.batch_size, self.seed, self.n_workers = max_steps, batch_size, seed, n_workers
         self.validate_every, self.checkpoint_every, self.log_every = validate_every, checkpoint_every, log_every
