@@ -1,48 +1,100 @@
-"""One table from several runs: `python scripts/summarize.py runs/a runs/b … [--measures dice f2 pr_auc lesion_tpr]`.
+"""What a sweep says: `python scripts/summarize.py runs/beta [runs/more …] [--goal f2] [--output DIR]`.
 
-A run is a directory that holds evaluation/metrics.json; a directory that holds runs stands for all of them. Rows are
-runs, then the median of each column, as Markdown.
+Runs (directories that hold evaluation/metrics.json and config.yaml; a directory of runs stands for all of them) are
+grouped by what they set. Folds of a setting are joined: every subject is judged by the run that did not train on it.
+Prints a Markdown table: mean over subjects ± standard deviation between seeds [95 % interval]; below it the setting
+that validation recommends for a goal. Into --output (default: `summary` in the directory of runs, where one is given
+that holds several) go summary.{md,csv,tex}, frontier.{png,pdf} (precision against recall, alpha and beta along it) and
+beta.{png,pdf} (F2, Dice, sensitivity, lesion recall over beta). Runs judged on different cases or by different rules
+are refused.
 """
 
 import argparse
-import json
 import math
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import NoReturn
+
+from tversky_seg.data.cases import DataError
+from tversky_seg.operating_point import check_goal
+from tversky_seg.sweeps import (
+    MEASURES,
+    SweepRun,
+    group,
+    markdown_table,
+    read_sweep,
+    reading,
+    recommend,
+    summarize_settings,
+    write_summary,
+)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says in one line what is wrong, as the verbs do."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line and exit with status 2."""
+        self.exit(2, f"error: {message}\n")
 
 
 def main() -> None:
-    """Read the arguments and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Read the arguments, print the table, write the files."""
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="run directories, or directories of runs")
-    parser.add_argument("--measures", nargs="+", default=["dice", "f2", "pr_auc", "lesion_tpr"])
+    parser.add_argument("--measures", nargs="+", default=list(MEASURES), help="as in metrics.json")
+    goals = "what to recommend a setting for: dice, f2, lesion_f1, recall=0.9, lesion_recall=0.9 (f2)"
+    parser.add_argument("--goal", default="f2", help=goals)
+    parser.add_argument("--output", type=Path, help="folder to write into")
     words = parser.parse_args()
-    files = [file for run in words.runs for file in sorted(run.glob("**/evaluation/metrics.json"))]
-    if not files:
-        parser.exit(2, f"error: {words.runs[0]}: no finished run; expected <run>/evaluation/metrics.json\n")
-    print(table({file.parents[1].name: json.loads(file.read_text()) for file in files}, words.measures))
+    try:
+        check_goal(words.goal)
+        runs = read_sweep(words.runs)
+        settings = group(runs)
+        summaries = summarize_settings(settings, measures=words.measures)
+        _, recommendation = recommend(settings, words.goal)
+        recommendation = recommendation if len(settings) > 1 else ""
+        output = words.output or (words.runs[0] / "summary" if len(words.runs) == 1 and len(runs) > 1 else None)
+        if output:
+            write_summary(settings, summaries, recommendation, output_dir=output)
+    except (DataError, ValueError) as fault:
+        parser.error(str(fault))
+    parts = [runs_table(runs, words.measures)] if len(settings) == 1 else []
+    parts += [markdown_table(summaries), reading(settings), *filter(None, [recommendation, output and str(output)])]
+    sys.stdout.write("\n\n".join(parts) + "\n")
 
 
-def table(runs: dict[str, dict[str, object]], measures: list[str]) -> str:
+def runs_table(runs: Sequence[SweepRun], measures: Sequence[str]) -> str:
     """Markdown table of the means of each run (of each class, where there are several), and their medians."""
-    rows = {name: values for run, metrics in runs.items() for name, values in _means_of(run, metrics).items()}
+    names = _short_names([run.judged.folder.parent for run in runs])
+    rows = {
+        f"{name}, {class_name}" if len(run.judged.rows) > 1 else name: [
+            _mean([row[m] for row in cases.values()]) for m in measures
+        ]
+        for name, run in zip(names, runs, strict=True)
+        for class_name, cases in run.judged.rows.items()
+    }
     lines = [f"| run | {' | '.join(measures)} |", "|---" * (len(measures) + 1) + "|"]
-    lines += [f"| {name} | {' | '.join(_text(values.get(m)) for m in measures)} |" for name, values in rows.items()]
-    columns = [[v for values in rows.values() if (v := values.get(m)) is not None] for m in measures]
-    lines.append(f"| median of {len(rows)} | {' | '.join(_text(median(c) if c else None) for c in columns)} |")
-    return "\n".join(lines)
+    lines += [f"| {name} | {' | '.join(map(_text, values))} |" for name, values in rows.items()]
+    columns = [[value for value in column if not math.isnan(value)] for column in zip(*rows.values(), strict=True)]
+    medians = (_text(median(column) if column else math.nan) for column in columns)
+    return "\n".join([*lines, f"| median of {len(rows)} | {' | '.join(medians)} |"])
 
 
-def _means_of(run: str, metrics: dict[str, object]) -> dict[str, dict[str, float | None]]:
-    means = metrics["mean"]
-    assert isinstance(means, dict)
-    if any(isinstance(value, dict) for value in means.values()):
-        return {f"{run}, {name}": values for name, values in means.items()}
-    return {run: means}
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    names = [folder.name for folder in folders]
+    return names if len(set(names)) == len(names) else [folder.as_posix() for folder in folders]
 
 
-def _text(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
+def _mean(values: Sequence[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def _text(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ LAYERS = (  # each imports from itself and from those above it
      "distributed", "averaging", "passes", "operating_point", "views", "windows"),
     ("data", "models", "checkpoints", "recording"),
     ("predictions", "saved_predictions", "ensembles", "inference", "trained", "config"),
-    ("measures", "summaries", "report", "comparison", "charts", "slices", "viewer", "evaluation", "training"),
+    ("measures", "summaries", "report", "comparison", "charts", "slices", "viewer", "evaluation", "training",
+     "sweeps", "folds"),
     ("validation",),
 )  # fmt: skip
 CORE_MAY_IMPORT = {"numpy", "scipy", "torch", "cc3d", "tversky_seg"}

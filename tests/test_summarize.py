@@ -1,0 +1,297 @@
+"""Sweeps: grouping, joined folds, means and intervals by hand, what validation recommends, what is refused."""
+
+import csv
+import io
+import json
+import runpy
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from tversky_seg.data.cases import DataError
+from tversky_seg.overlap import overlap_counts
+from tversky_seg.sweeps import (
+    group,
+    latex_table,
+    loss_weights,
+    markdown_table,
+    read_sweep,
+    recommend,
+    summarize_settings,
+    write_summary,
+)
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "summarize.py"
+RULE = {"connectivity": 26, "min_overlap": 0.0, "min_volume_mm3": 0.0, "prediction_min_volume_mm3": 0.0}
+TVERSKY = "tversky_seg.losses.TverskyLoss"
+
+
+def case_row(value, *, volume=100.0, found=1):
+    """A case whose sensitivity and precision are `value`."""
+    return {
+        "dice": value, "sensitivity": value, "precision": value, "f2": value, "pr_auc": value, "lesion_f1": value,
+        "lesion_tpr": found / 2, "lesion_fpr": 0.5, "reference_volume_mm3": volume, "predicted_volume_mm3": volume,
+        "n_reference_lesions": 2, "n_predicted_lesions": 4,
+    }  # fmt: skip
+
+
+def write_run(folder, values, *, seed=0, fold=0, loss=None, validation=None, volume=100.0, found=1, subjects=None,
+              weighting=None, **rule):  # fmt: skip
+    """A finished run with these values by case."""
+    cases = [
+        {"case_id": case, "subject_id": (subjects or {}).get(case, case), **case_row(v, volume=volume, found=found)}
+        for case, v in values.items()
+    ]
+    (folder / "evaluation").mkdir(parents=True)
+    metrics = {"n_cases": len(cases), "threshold": 0.5, "lesion_rule": RULE | rule, "cases": cases}
+    (folder / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
+    settings = {
+        "loss": {"_target_": TVERSKY, "alpha": None, "beta": None} | (loss or {}), "weighting": weighting, "seed": seed,
+        "data": {"fold": fold, "cache_dir": str(folder)}, "trainer": {"monitor": "dice"}, "output_dir": str(folder),
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    rows = [(step, f"val_{name}", v) for step, of in (validation or {}).items() for name, v in of.items()]
+    (folder / "metrics.csv").write_text(
+        "\n".join(["step,name,value", "1,loss,0.5", *(",".join(map(str, row)) for row in rows)]) + "\n"
+    )
+    return folder
+
+
+def beta_sweep(root):
+    """Three betas, two folds, two seeds: on the test cases all rises with beta, validation has F2 best at 0.7."""
+    for beta, value, val_f2 in ((0.5, 0.4, 0.5), (0.7, 0.6, 0.7), (0.9, 0.8, 0.6)):
+        for fold in (0, 1):
+            for seed in (0, 1):
+                values = {f"c{2 * fold}": value + 0.1 * seed, f"c{2 * fold + 1}": value - 0.2}
+                early = {"dice": 0.1, "f2": 0.99, "sensitivity": 0.1, "precision": 0.9}
+                late = {"dice": 0.2, "f2": val_f2, "sensitivity": value, "precision": 1 - value}
+                where = root / f"loss.beta={beta},data.fold={fold},seed={seed}"
+                write_run(where, values, seed=seed, fold=fold, loss={"beta": beta}, validation={10: early, 20: late})
+    return root
+
+
+def run_script(*words):
+    out, err = io.StringIO(), io.StringIO()
+    argv, status = sys.argv, 0
+    sys.argv = [str(SCRIPT), *map(str, words)]
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+    except SystemExit as ended:
+        status = ended.code or 0
+    finally:
+        sys.argv = argv
+    return status, out.getvalue(), err.getvalue()
+
+
+def test_runs_are_grouped_by_what_they_set_and_ordered_by_beta(tmp_path):
+    settings = group(read_sweep([beta_sweep(tmp_path)]))
+    assert [setting.name for setting in settings] == [
+        "loss.alpha=0.5, loss.beta=0.5", "loss.alpha=0.3, loss.beta=0.7", "loss.alpha=0.1, loss.beta=0.9"
+    ]  # fmt: skip
+    assert [len(setting.runs) for setting in settings] == [4, 4, 4]
+    assert [setting.weights for setting in settings] == [
+        pytest.approx((0.5, 0.5)), pytest.approx((0.3, 0.7)), pytest.approx((0.1, 0.9))
+    ]  # fmt: skip
+
+
+def test_folds_make_one_cohort_of_all_subjects(tmp_path):
+    setting = group(read_sweep([beta_sweep(tmp_path)]))[0]
+    assert sorted(setting.cohorts) == [0, 1]
+    assert sorted(setting.cohorts[0].subjects) == ["c0", "c1", "c2", "c3"]
+
+
+def test_mean_spread_and_interval_are_those_worked_by_hand(tmp_path):
+    settings = group(read_sweep([beta_sweep(tmp_path)]))
+    found = {s.measure: s for s in summarize_settings(settings[:1], measures=["dice", "lesion_tpr"])}
+    # seed 0: 0.4 0.2 0.4 0.2, seed 1: 0.5 0.2 0.5 0.2
+    assert found["dice"].mean == pytest.approx((0.3 + 0.35) / 2)
+    assert found["dice"].sd == pytest.approx(np.std([0.3, 0.35], ddof=1))
+    assert 0.2 <= found["dice"].low < found["dice"].mean < found["dice"].high <= 0.45
+    assert (found["dice"].n_subjects, found["dice"].n_seeds, found["dice"].n_runs) == (4, 2, 4)
+    assert found["lesion_tpr"].pooled == pytest.approx(0.5)
+
+
+def test_pooled_rates_equal_those_of_all_voxels_together(tmp_path):
+    rng = np.random.default_rng(0)
+    masks = [(rng.random(200) < a, rng.random(200) < b) for a, b in ((0.1, 0.3), (0.5, 0.2), (0.3, 0.02))]
+    run = write_run(tmp_path / "run", {"a": 0.5, "b": 0.5, "c": 0.5})
+    metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
+    for row, (prediction, reference) in zip(metrics["cases"], masks, strict=True):
+        row |= {
+            "sensitivity": overlap_counts(prediction, reference).sensitivity,
+            "reference_volume_mm3": float(reference.sum()), "predicted_volume_mm3": float(prediction.sum()),
+        }  # fmt: skip
+    (run / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
+    expected = overlap_counts(*map(np.concatenate, zip(*masks, strict=True)))
+    found = {s.measure: s.pooled for s in summarize_settings(group(read_sweep([run])))}
+    assert found["dice"] == pytest.approx(expected.dice)
+    assert found["precision"] == pytest.approx(expected.precision)
+    assert found["f2"] == pytest.approx(expected.f(2))
+
+
+def test_sessions_of_a_subject_are_averaged_first(tmp_path):
+    subjects = {"a1": "a", "a2": "a", "b1": "b"}
+    run = write_run(tmp_path / "run", {"a1": 0.2, "a2": 0.4, "b1": 0.9}, subjects=subjects)
+    (found,) = summarize_settings(group(read_sweep([run])), measures=["dice"])
+    assert found.mean == pytest.approx((0.3 + 0.9) / 2)
+    assert found.n_subjects == 2
+
+
+def test_undefined_values_are_left_out_and_an_undefined_measure_is_a_dash(tmp_path):
+    run = write_run(tmp_path / "run", {"a": 0.5, "b": 0.5})
+    path = run / "evaluation" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["cases"][0]["dice"] = None
+    for row in metrics["cases"]:
+        row["pr_auc"] = None
+    path.write_text(json.dumps(metrics))
+    table = markdown_table(summarize_settings(group(read_sweep([run])), measures=["dice", "pr_auc"]))
+    assert table.splitlines()[-1] == "| all runs | 0.500 | – |"
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"loss._target_": TVERSKY, "loss.alpha": None, "loss.beta": None}, (0.3, 0.7)),
+        ({"loss._target_": TVERSKY, "loss.alpha": 0.2, "loss.beta": None}, (0.2, 0.8)),
+        ({"loss._target_": "tversky_seg.losses.DiceLoss"}, (0.5, 0.5)),
+        ({"loss._target_": "tversky_seg.losses.AsymmetricSimilarityLoss", "loss.b": 2.0}, (0.2, 0.8)),
+        ({"loss._target_": "tversky_seg.losses.BCELoss"}, None),
+    ],
+)
+def test_a_losss_weights_are_those_it_acts_with(settings, expected):
+    found = loss_weights(settings)
+    assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_settings_of_different_classes_are_named_by_class_and_what_differs_within(tmp_path):
+    write_run(tmp_path / "a", {"x": 0.5}, loss={"beta": 0.6})
+    write_run(tmp_path / "b", {"x": 0.5}, loss={"beta": 0.8})
+    dice = {"_target_": "tversky_seg.losses.DiceLoss"}
+    write_run(tmp_path / "c", {"x": 0.5}, loss=dice)
+    weighting = {"_target_": "tversky_seg.weighting.inverse_weights", "w_max": 2e5}
+    write_run(tmp_path / "d", {"x": 0.5}, loss=dice, weighting=weighting)
+    assert {setting.name for setting in group(read_sweep([tmp_path]))} == {
+        "TverskyLoss, loss.alpha=0.4, loss.beta=0.6, no weighting",
+        "TverskyLoss, loss.alpha=0.2, loss.beta=0.8, no weighting",
+        "DiceLoss, no weighting",
+        "DiceLoss, inverse_weights",
+    }
+
+
+# Recommended
+
+
+def test_validation_recommends_whatever_the_test_cases_say(tmp_path):
+    settings = group(read_sweep([beta_sweep(tmp_path)]))  # on the test cases 0.9 is best
+    best, said = recommend(settings, "f2")
+    assert best.weights == pytest.approx((0.3, 0.7))
+    assert said == "Recommended for f2, by validation alone (12 runs): loss.alpha=0.3, loss.beta=0.7 (F2 0.700 there)."
+
+
+def test_a_recall_that_is_asked_for_leaves_the_most_precise_setting(tmp_path):
+    settings = group(read_sweep([beta_sweep(tmp_path)]))
+    best, said = recommend(settings, "recall=0.55")
+    assert best.weights == pytest.approx((0.3, 0.7))
+    best, said = recommend(settings, "recall=0.95")
+    assert best.weights == pytest.approx((0.1, 0.9))
+    assert said.endswith("No setting reaches recall=0.95; this one has the highest recall.")
+
+
+def test_nothing_is_recommended_without_validation_cases(tmp_path):
+    write_run(tmp_path / "a", {"x": 0.5}, loss={"beta": 0.6})
+    best, said = recommend(group(read_sweep([tmp_path])), "dice")
+    assert best is None
+    assert said.startswith("No setting is recommended: 1 runs had no validation cases")
+
+
+def test_an_unknown_goal_is_refused(tmp_path):
+    status, _, err = run_script(beta_sweep(tmp_path), "--goal", "luck")
+    assert status == 2
+    assert err.startswith("error: goal must be one of dice, f2, lesion_f1")
+
+
+# Refused
+
+
+def test_settings_judged_on_different_cases_are_refused(tmp_path):
+    write_run(tmp_path / "a", {"x": 0.5, "y": 0.5}, loss={"beta": 0.6})
+    write_run(tmp_path / "b", {"x": 0.5}, loss={"beta": 0.8})
+    with pytest.raises(DataError, match="case y was not judged there"):
+        group(read_sweep([tmp_path]))
+
+
+def test_a_missing_fold_is_refused(tmp_path):
+    beta_sweep(tmp_path)
+    (tmp_path / "loss.beta=0.9,data.fold=1,seed=0" / "evaluation" / "metrics.json").unlink()
+    status, out, err = run_script(tmp_path)
+    assert (status, out) == (2, "")
+    assert "was not judged there" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("other", [{"volume": 90.0}, {"connectivity": 6}])
+def test_settings_judged_by_other_references_or_rules_are_refused(tmp_path, other):
+    write_run(tmp_path / "a", {"x": 0.5}, loss={"beta": 0.6})
+    write_run(tmp_path / "b", {"x": 0.5}, loss={"beta": 0.8}, **other)
+    with pytest.raises(DataError, match="expected"):
+        group(read_sweep([tmp_path]))
+
+
+def test_a_case_judged_twice_in_one_setting_is_refused(tmp_path):
+    for fold in (0, 1):
+        write_run(tmp_path / str(fold), {"x": 0.5}, fold=fold)
+    with pytest.raises(DataError, match="case x was judged by another run of the same setting and seed"):
+        group(read_sweep([tmp_path]))
+
+
+def test_no_run_and_an_unknown_measure_are_one_line(tmp_path):
+    assert "no finished run" in run_script(tmp_path)[2]
+    write_run(tmp_path / "a", {"x": 0.5})
+    assert "measures: 'luck' is not in" in run_script(tmp_path, "--measures", "luck")[2]
+
+
+# Written
+
+
+def test_table_and_figures_are_written(tmp_path):
+    status, out, err = run_script(beta_sweep(tmp_path), "--goal", "f2")
+    assert (status, err) == (0, "")
+    assert "| loss.alpha=0.5, loss.beta=0.5 | 0.325 ± 0.035 [" in out
+    assert "4 cases of 4 subjects; 4 runs (2 seeds) for each setting" in out
+    assert "Recommended for f2" in out
+    names = {path.name for path in (tmp_path / "summary").iterdir()}
+    assert names == {"summary.md", "summary.csv", "summary.tex", *(f"{n}.{e}" for n in ("frontier", "beta")
+                                                                   for e in ("png", "pdf"))}  # fmt: skip
+    rows = list(csv.DictReader((tmp_path / "summary" / "summary.csv").read_text().splitlines()))
+    assert len(rows) == 3 * 8
+    assert rows[0].keys() >= {"setting", "measure", "mean", "sd", "low", "high", "pooled"}
+    assert run_script(tmp_path)[0] == 0, "what was written is no run"
+
+
+def test_one_setting_shows_its_runs_and_writes_no_figure(tmp_path):
+    for seed, value in enumerate((0.2, 0.6, 0.4)):
+        write_run(tmp_path / f"seed{seed}", {"x": value}, seed=seed)
+    out = run_script(tmp_path, "--measures", "dice")[1]
+    assert "| seed1 | 0.600 |" in out
+    assert "| median of 3 | 0.400 |" in out
+    assert "| all runs | 0.400 ± 0.200 |" in out
+    assert not (tmp_path / "summary" / "beta.png").exists()
+
+
+def test_latex_escapes_and_balances(tmp_path):
+    table = latex_table(summarize_settings(group(read_sweep([beta_sweep(tmp_path)])), measures=["dice"]))
+    assert table.count(r"\\") == 4
+    assert r"0.325 $\pm$ 0.035" in table
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path):
+    settings = group(read_sweep([beta_sweep(tmp_path / "runs")]))
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match="cannot be written"):
+        write_summary(settings, summarize_settings(settings), "", output_dir=tmp_path / "file" / "out")
