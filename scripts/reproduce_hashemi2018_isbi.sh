@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Hashemi et al. 2018 (arXiv 1803.11078) on ISBI 2015, with the submission to its site.
+#   scripts/reproduce_hashemi2018_isbi.sh                           the synthetic cohort, minutes a run on two CPU cores
+#   DATA=<folder> scripts/reproduce_hashemi2018_isbi.sh             ISBI 2015 as downloaded
+#   DRY_RUN=1 SCALE=full scripts/reproduce_hashemi2018_isbi.sh      the commands at the paper's scale
+# Further words go to every run (trainer.device=cuda). All variables: scripts/reproduce.py.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+python=${PYTHON:-$([ -x "$here/../.venv/bin/python" ] && echo "$here/../.venv/bin/python" || echo python3)}
+exec "$python" "$here/reproduce.py" hashemi2018_isbi "$@"

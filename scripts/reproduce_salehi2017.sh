@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Salehi et al. 2017 (arXiv 1706.05721), Table 1: alpha and beta of the Tversky loss.
+#   scripts/reproduce_salehi2017.sh                           the synthetic cohort, minutes a run on two CPU cores
+#   DATA=<folder> scripts/reproduce_salehi2017.sh             MSSEG 2016 as downloaded
+#   DRY_RUN=1 SCALE=full scripts/reproduce_salehi2017.sh      the commands at the paper's scale
+# Further words go to every run (trainer.device=cuda). All variables: scripts/reproduce.py.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+python=${PYTHON:-$([ -x "$here/../.venv/bin/python" ] && echo "$here/../.venv/bin/python" || echo python3)}
+exec "$python" "$here/reproduce.py" salehi2017 "$@"

@@ -1,0 +1,237 @@
+"""The scripts that rerun the papers' tables: what they plan, that its settings are valid, and what they write."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from unittest import mock
+
+import nibabel as nib
+import numpy as np
+import pytest
+import yaml
+
+from cohort import save
+from command_line import ROOT, call
+from test_config import composed
+from tversky_seg.config import build, check_config
+from tversky_seg.data.cases import DataError, read_manifest
+from tversky_seg.folds import judge_folds
+
+PAPERS = ("salehi2017", "hashemi2018_msseg", "hashemi2018_isbi", "shirokikh2020")
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+reproduce, isbi_submission = script("reproduce"), script("isbi_submission")
+
+
+@pytest.fixture(autouse=True)
+def fast_yaml() -> Iterator[None]:
+    with mock.patch.object(yaml, "SafeLoader", yaml.CSafeLoader):
+        yield
+
+
+def jobs_of(name: str, *words: str, **environment: str) -> list:
+    paper = reproduce.PAPERS[name]
+    return list(reproduce.plan(paper, reproduce.request_of(environment, name, words)))
+
+
+# What is planned
+
+
+@pytest.mark.parametrize("scale", ["small", "full"])
+@pytest.mark.parametrize("name", PAPERS)
+def test_every_planned_command_has_valid_settings(name: str, scale: str) -> None:
+    first_of_rows = {job.row: job for job in reversed(jobs_of(name, SCALE=scale))}
+    assert list(reversed(first_of_rows)) == list(reproduce.PAPERS[name].rows)
+    for job in list(first_of_rows.values())[:: 1 if scale == "small" else 4]:
+        cfg = composed(*job.words)
+        check_config(cfg, config_name="train")
+        for key in ("data", "sampler", "augmentation", "loss", "optimizer", "schedule", "inference"):
+            build(cfg, key)
+        assert cfg.data.importer.n_test == 0
+        assert (cfg.trainer.max_steps == 600) == (scale == "small")
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_an_official_download_is_run_at_the_papers_scale(name: str, tmp_path: Path) -> None:
+    jobs = jobs_of(name, DATA=str(tmp_path), OUT=str(tmp_path / "out"))
+    n_folds = {"salehi2017": 2, "shirokikh2020": 1}.get(name, 5)
+    assert len(jobs) == n_folds * len(reproduce.PAPERS[name].rows)
+    cfg = composed(*jobs[0].words)
+    check_config(cfg, config_name="train")
+    assert cfg.data.root == str(tmp_path)
+    assert "make_phantom" not in cfg.data.importer._target_
+    assert cfg.trainer.max_steps >= 7000
+
+
+def test_the_test_subjects_of_msseg_stay_out_of_the_folds(tmp_path: Path) -> None:
+    for part in ("Training", "Testing"):
+        (tmp_path / part).mkdir()
+    (job, *_) = jobs_of("salehi2017", DATA=str(tmp_path), OUT=str(tmp_path / "out"))
+    root = Path(next(word for word in job.words if word.startswith("data.root=")).partition("=")[2])
+    assert [path.name for path in root.iterdir()] == ["Training"]
+
+
+def test_seeds_rows_and_further_words_are_taken() -> None:
+    jobs = jobs_of("salehi2017", "trainer.threads=1", SEEDS="3 4", ROWS="tversky_b07", OUT="somewhere")
+    assert [(job.row, job.seed, job.folder.as_posix()) for job in jobs] == [
+        ("tversky_b07", seed, f"somewhere/tversky_b07/fold{fold}_seed{seed}") for seed in (3, 4) for fold in (0, 1)
+    ]
+    assert all("trainer.threads=1" in job.words for job in jobs)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_dry_run_of_the_shell_script_prints_a_command_for_each_run(name: str, tmp_path: Path) -> None:
+    environment = os.environ | {"DRY_RUN": "1", "PYTHON": sys.executable, "OUT": str(tmp_path / "out")}
+    if name != "salehi2017":  # a process of its own once; the others differ in a word
+        assert f'reproduce.py" {name} "$@"' in (ROOT / "scripts" / f"reproduce_{name}.sh").read_text()
+        return
+    line = [str(ROOT / "scripts" / f"reproduce_{name}.sh"), "trainer.threads=1"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 10
+    assert all("train.py 'experiment=[salehi2017/tversky_b" in line for line in done.stdout.splitlines())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "found"),
+    [({"DATA": "/none"}, "DATA: /none is no folder; "), ({"SCALE": "huge"}, "SCALE: huge; expected one of small, full"),
+     ({"ROWS": "luck"}, "ROWS: luck; expected one of tversky_b05"), ({"DATASET": "x"}, "DATASET: x; ")],
+)  # fmt: skip
+def test_what_cannot_be_run_is_refused(environment: dict[str, str], found: str) -> None:
+    with pytest.raises(ValueError, match=found.replace("/", "/")):
+        reproduce.request_of(environment, "salehi2017", ())
+
+
+def test_a_folder_of_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
+    reproduce.keep_plan(jobs_of("salehi2017", OUT=str(tmp_path)), tmp_path)
+    reproduce.keep_plan(jobs_of("salehi2017", "trainer.threads=1", SEEDS="0 1", OUT=str(tmp_path)), tmp_path)
+    with pytest.raises(ValueError, match="was planned with other settings"):
+        reproduce.keep_plan(jobs_of("salehi2017", "trainer.max_steps=5", OUT=str(tmp_path)), tmp_path)
+
+
+def test_the_numbers_of_the_papers_are_those_of_the_experiment_files() -> None:
+    for row, values in reproduce.PAPERS["salehi2017"].rows.items():
+        text = (ROOT / "configs" / "experiment" / "salehi2017" / f"{row}.yaml").read_text()
+        assert all(f"{value:.2f}" in text for value in values.values())
+    for row, (_, _, dice, recall) in reproduce.SHIROKIKH.items():
+        text = (ROOT / "configs" / "experiment" / "shirokikh2020" / f"lits_{row}.yaml").read_text()
+        assert f"object Dice {dice:.2f}, average recall {recall:.2f}" in text
+
+
+# What is written
+
+
+@pytest.fixture(scope="module")
+def table_of_two_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rows of Salehi in two folds of four tiny synthetic subjects, the trainings in this process."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    words = [f"data.root={folder / 'phantom'}", "data.importer.n_train=4", "data.importer.spacing_mm=6",
+             "data.importer.n_workers=0", f"data.cache_dir={folder / 'cache'}", "model.width=4", "model.n_levels=2",
+             "sampler.patch_size=16", "trainer.max_steps=2", "trainer.validate_every=2",
+             "inference.overlap=0", "evaluation.n_bootstrap=50", "evaluation.viewer=none"]  # fmt: skip
+    environment = {"OUT": str(folder / "out"), "ROWS": "tversky_b05 tversky_b09"}
+
+    def run(line: list[str], **_: object) -> SimpleNamespace:
+        outcome = call("train", *line[2:])
+        assert outcome.status == 0, outcome.stderr
+        return SimpleNamespace(returncode=outcome.status)
+
+    with (
+        mock.patch.object(reproduce, "subprocess", SimpleNamespace(run=run)),
+        mock.patch.dict(os.environ, environment),
+        mock.patch.object(sys, "argv", ["reproduce.py", "salehi2017", *words]),
+    ):
+        assert reproduce.main() == 0
+        with mock.patch.object(reproduce, "run_all", side_effect=lambda jobs, **_: []):
+            assert reproduce.main() == 0  # again: nothing is run, all is written anew
+    return folder / "out"
+
+
+def test_the_table_has_the_papers_numbers_and_ours(table_of_two_rows: Path) -> None:
+    text = (table_of_two_rows / "table.md").read_text()
+    assert "| tversky_b05 | paper | 53.42 | 49.85 | 99.93 | 51.77 | 52.57 |" in text
+    assert "| tversky_b09 | ours | " in text
+    assert "SCALE=small" in text
+    assert "4 cases" in text
+    names = {path.name for path in table_of_two_rows.iterdir()}
+    assert names >= {"plan.json", "table.csv", "summary", "comparison", "cohorts", "tversky_b05", "tversky_b09"}
+    assert (table_of_two_rows / "comparison" / "pr_curves.png").exists()
+    assert (table_of_two_rows / "summary" / "frontier.png").exists()
+
+
+def test_folds_are_judged_as_one_cohort_with_the_numbers_of_each(table_of_two_rows: Path, tmp_path: Path) -> None:
+    runs = [table_of_two_rows / "tversky_b05" / f"fold{fold}_seed0" for fold in (0, 1)]
+    joined = judge_folds(runs, tmp_path / "joined")
+    single = [json.loads((run / "evaluation" / "metrics.json").read_text()) for run in runs]
+    rows = {case["case_id"]: case for metrics in single for case in metrics["cases"]}
+    assert joined["n_cases"] == 4 == len(rows)
+    for case in joined["cases"]:
+        for name in ("dice", "pr_auc", "lesion_tpr", "assd_mm"):
+            assert case[name] == rows[case["case_id"]][name], name
+    assert joined["pooled"]["pr_auc"] is not None
+    assert [case.split for case in read_manifest(tmp_path / "joined" / "manifest.csv")] == [None] * 4
+    before = (tmp_path / "joined" / "evaluation" / "metrics.json").stat().st_mtime_ns
+    judge_folds(runs, tmp_path / "joined")
+    assert (tmp_path / "joined" / "evaluation" / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_fold_twice_or_unfinished_is_refused(table_of_two_rows: Path, tmp_path: Path) -> None:
+    run = table_of_two_rows / "tversky_b05" / "fold0_seed0"
+    with pytest.raises(DataError, match="is held out in two of 2 runs"):
+        judge_folds([run, run], tmp_path / "a")
+    with pytest.raises(DataError, match="finish the run first"):
+        judge_folds([run, tmp_path / "none"], tmp_path / "b")
+
+
+# The submission to the ISBI site
+
+
+def masks(folder: Path, *, n_subjects: int = 14, per_subject: int = 5, n: int = 61) -> Path:
+    names = [f"test{s:02}_{t:02}" for t in range(1, per_subject + 1) for s in range(1, n_subjects + 1)][:n]
+    first = save(folder / f"{names[0]}_mask.nii.gz", (np.indices((4, 5, 6)).sum(0) % 3 == 0).astype(np.uint8))
+    for name in names[1:]:
+        shutil.copy(first, folder / f"{name}_mask.nii.gz")
+    (folder / "lesions.csv").write_text("")
+    return folder
+
+
+def test_a_submission_holds_61_plain_masks_named_by_scan_and_method(tmp_path: Path) -> None:
+    folder = masks(tmp_path / "masks")
+    assert isbi_submission.pack(folder, tmp_path / "out.zip", method="asl") == 61
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        names = archive.namelist()
+        archive.extract("test01_01_asl.nii", tmp_path)
+    assert len(names) == 61
+    assert all(name.endswith("_asl.nii") for name in names)
+    image, source = nib.load(tmp_path / "test01_01_asl.nii"), nib.load(folder / "test01_01_mask.nii.gz")
+    assert image.get_data_dtype() == np.uint8
+    assert np.array_equal(np.asarray(image.dataobj), np.asarray(source.dataobj))
+    assert np.allclose(image.affine, source.affine)
+
+
+def test_an_incomplete_submission_is_refused_or_asked_for(tmp_path: Path) -> None:
+    folder = masks(tmp_path / "masks", n=60)
+    with pytest.raises(DataError, match="60 scans of 14 subjects; expected 61 of 14"):
+        isbi_submission.pack(folder, tmp_path / "out.zip", method="asl")
+    assert not (tmp_path / "out.zip").exists()
+    assert isbi_submission.pack(folder, tmp_path / "out.zip", method="asl", is_complete=False) == 60
+    with pytest.raises(DataError, match="--method"):
+        isbi_submission.pack(folder, tmp_path / "out.zip", method="a/b")
