@@ -54,8 +54,7 @@ class Paper:
         folds: Of the official data; 0: its split is fixed.
         phantom: Words for DATA=phantom at SCALE=full, where the official data are named by the experiment.
         prefix: Of the experiment files on the official data.
-        parts: Further experiment files at SCALE=small, but for the rows `whole`.
-        whole: See `parts`.
+        parts: Further experiment files at SCALE=small -> the rows that go without.
     """
 
     title: str
@@ -65,8 +64,7 @@ class Paper:
     folds: int
     phantom: tuple[str, ...] = ()
     prefix: str = ""
-    parts: tuple[str, ...] = ()
-    whole: tuple[str, ...] = ()
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,8 +120,7 @@ PAPERS = {
         folds=5,
         phantom=("data.importer.spacing_mm=1",),
         prefix="msseg_",
-        parts=("small_selection",),
-        whole=("without_selection",),
+        parts={"small_selection": ("without_selection",), "small_network": ("unet_asl_b15",)},
     ),
     "hashemi2018_isbi": Paper(
         "Hashemi et al. 2018, ISBI 2015 (%; paper: 61 test scans, here: the training subjects left out)",
@@ -136,7 +133,7 @@ PAPERS = {
         folds=5,
         phantom=("data.importer.spacing_mm=1", "data.folds=5", "data.rater=null"),
         prefix="isbi_",
-        parts=("small_selection",),
+        parts={"small_selection": (), "small_network": ("unet_asl_b15",)},
     ),
     "shirokikh2020": Paper(
         "Shirokikh et al. 2020 (authors' notebooks; their averages are bootstrapped and some 0.02 to 0.03 optimistic)",
@@ -224,7 +221,7 @@ def experiment(paper: Paper, request: Request, row: str) -> str:
     official = f"{request.dataset}_" if paper.folder == "shirokikh2020" and request.data != "phantom" else paper.prefix
     files = [official + row]
     if request.scale == "small":
-        files += ["small", *(() if row in paper.whole else paper.parts)]
+        files += ["small", *(part for part, without in paper.parts.items() if row not in without)]
     named = [f"{paper.folder}/{file}" for file in files]
     return f"experiment={named[0]}" if len(named) == 1 else f"experiment=[{','.join(named)}]"
 
@@ -348,7 +345,7 @@ def _scale(request: Request, judged: Mapping[str, Sequence[Mapping[str, Any]]]) 
     n = next(iter(judged.values()))[0]["n_cases"]
     data = "the synthetic cohort" if request.data == "phantom" else "the official data"
     size = {
-        "small": "SCALE=small: 600 steps of four patches of 32, with another recipe than the paper's",
+        "small": "SCALE=small: 400 or 600 steps with patches of 32, another recipe than the paper's (its small.yaml)",
         "full": "SCALE=full: the paper's settings as far as they are known (docs/conformance.md)",
     }[request.scale]
     of = "numbers on other data: compare the order of rows, not the values. " if request.data == "phantom" else ""

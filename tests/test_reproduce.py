@@ -59,13 +59,13 @@ def jobs_of(name: str, *words: str, **environment: str) -> list:
 def test_every_planned_command_has_valid_settings(name: str, scale: str) -> None:
     first_of_rows = {job.row: job for job in reversed(jobs_of(name, SCALE=scale))}
     assert list(reversed(first_of_rows)) == list(reproduce.PAPERS[name].rows)
-    for job in list(first_of_rows.values())[:: 1 if scale == "small" else 4]:
+    for job in list(first_of_rows.values())[:: 1 if scale == "small" else 20]:
         cfg = composed(*job.words)
         check_config(cfg, config_name="train")
         for key in ("data", "sampler", "augmentation", "loss", "optimizer", "schedule", "inference"):
             build(cfg, key)
         assert cfg.data.importer.n_test == 0
-        assert (cfg.trainer.max_steps == 600) == (scale == "small")
+        assert (cfg.trainer.max_steps <= 600) == (scale == "small")
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -160,8 +160,6 @@ def table_of_two_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mock.patch.object(sys, "argv", ["reproduce.py", "salehi2017", *words]),
     ):
         assert reproduce.main() == 0
-        with mock.patch.object(reproduce, "run_all", side_effect=lambda jobs, **_: []):
-            assert reproduce.main() == 0  # again: nothing is run, all is written anew
     return folder / "out"
 
 
