@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tversky_seg.data import intensities
 from tversky_seg.data.grids import Shape
+from tversky_seg.data.growth import grow
 from tversky_seg.data.resampling import Turn, coordinates, linear, nearest
 
 Patch = tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.int32] | None]
@@ -31,6 +32,8 @@ class Change:
         knot_distance: Of these along each axis, in voxels.
         channels: For each channel the changes of its intensities, in order.
         dropped: (C,) the channels that are blanked.
+        growth_mm: How far lesions grow.
+        spacing_mm: Voxel size.
     """
 
     size: Shape
@@ -40,6 +43,8 @@ class Change:
     knot_distance: tuple[float, ...]
     channels: tuple[tuple[Step, ...], ...]
     dropped: NDArray[np.bool_]
+    growth_mm: float
+    spacing_mm: tuple[float, ...]
 
     def box(self, start: Sequence[int], shape: Sequence[int]) -> tuple[Shape, Shape]:
         """First voxel and size of the part of a volume that the patch at `start` is made of.
@@ -80,6 +85,8 @@ class Change:
                 device=image.device,
             )
             image, labels = linear(image, places), nearest(labels, places)
+        if self.growth_mm:
+            image, labels = grow(image, labels, reach_mm=self.growth_mm, spacing_mm=self.spacing_mm)
         self._change_intensities(image)
         return image, labels
 
@@ -155,6 +162,8 @@ class Augmentation:
         noise_sd: Gaussian noise with a standard deviation uniform in [0, noise_sd], same units.
         noise_probability: For each channel.
         dropout_probability: For each channel, that it is 0 throughout; where all would be, none is.
+        growth_mm: Lesions grow by a distance uniform in [0, growth_mm], before intensities change (`growth.grow`).
+        growth_probability: For all lesions of a patch together.
 
     Raises:
         ValueError: A probability outside [0, 1], a strength out of its range, an axis not in 0, 1, 2.
@@ -194,6 +203,8 @@ class Augmentation:
     noise_sd: float = 0.15
     noise_probability: float = 0.2
     dropout_probability: float = 0.0
+    growth_mm: float = 8.0
+    growth_probability: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense before any data are read."""
@@ -268,7 +279,10 @@ class Augmentation:
         dropped = np.zeros(n_channels, dtype=bool)
         if self.dropout_probability:
             dropped = rng.random(n_channels) < self.dropout_probability
-        return Change(_shape(size), turn, matrix, bumps, knot_distance, channels, dropped & ~dropped.all())
+        growth_mm = rng.uniform(0, self.growth_mm) if _is_drawn(self.growth_probability, rng) else 0.0
+        spacing = tuple(map(float, spacing_mm))
+        dropped &= ~dropped.all()
+        return Change(_shape(size), turn, matrix, bumps, knot_distance, channels, dropped, growth_mm, spacing)
 
     def _draw_turn(self, rng: np.random.Generator, shape: Sequence[int], spacing_mm: Sequence[float]) -> Turn:
         quarters = []
