@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import io
 import logging
 import os
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -93,7 +95,7 @@ def verb(name: str) -> Callable[[Callable[[DictConfig], int]], Callable[[], None
             with _exceptions_from_hydra() as wants_traceback:
                 try:
                     sys.argv[1:] = _readable(sys.argv[1:])
-                    with listening():
+                    with listening(), _wrapped_help():
                         run()
                 except KeyboardInterrupt:
                     sys.exit(130)
@@ -135,6 +137,19 @@ def _quoted(word: str, *, is_sweep: bool) -> str:
     return f"{key}='{escaped}'"
 
 
+@contextmanager
+def _wrapped_help() -> Iterator[None]:
+    """Where help is asked for, break the lines that list many choices."""
+    if not {"--help", "-h"} & {*sys.argv}:
+        yield
+        return
+    page = io.StringIO()
+    with redirect_stdout(page):
+        yield
+    for line in page.getvalue().splitlines():
+        print("\n".join(textwrap.wrap(line, 116, subsequent_indent="    ")) if len(line) > 116 else line)
+
+
 def _refuse_option(message: str) -> NoReturn:
     raise ConfigError(f"command line: {message}; --help shows what can be set")
 
@@ -161,9 +176,10 @@ def _say(fault: Exception, *, config_name: str) -> int:
 def _objective(cfg: DictConfig) -> float | None:
     """What a search maximises over the jobs of a sweep: the best value of trainer.monitor on validation."""
     hydra_config = HydraConfig.get()
-    is_sweep = hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN"
+    if hydra_config.mode is None or hydra_config.mode.name != "MULTIRUN":
+        return None
     best = run_directory(cfg) / "checkpoints" / "best.pt"
-    return float(load_checkpoint(best)["best"]) if is_sweep and best.exists() else None
+    return float(load_checkpoint(best)["best"]) if best.exists() else None
 
 
 def _overall(statuses: list[int]) -> int:
