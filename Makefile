@@ -35,8 +35,10 @@ lint: $(VENV)/.all             ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.all            ## every benchmark, ours and the peer interleaved
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+bench: $(VENV)/.all            ## ours and the peer interleaved; with DATA=<open_ms_data> on real files too
+	for script in losses networks preprocessing; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	if [ -n "$(DATA)" ]; then $(BIN)/python benchmarks/evaluation.py --data "$(DATA)" \
+	  && $(BIN)/python benchmarks/inference.py --root "$(DATA)"; fi
 
 clean:                         ## forget the environment, keep the runs
 	rm -rf $(VENV)

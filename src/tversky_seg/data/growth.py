@@ -40,9 +40,9 @@ def grow(image: Tensor, labels: Tensor, *, reach_mm: float, spacing_mm: Sequence
     share = torch.from_numpy(fade).to(image)
     level, around = (_mean_inside(image, mask) for mask in (lesion, ring))
     filled = level + TEXTURE * (image - around)
-    places = tuple(torch.from_numpy(index.astype(np.int64)).to(labels.device) for index in nearest)
+    x, y, z = torch.from_numpy(nearest.astype(np.int64)).to(labels.device)
     is_new = torch.from_numpy((distance <= reach_mm) & brain).to(labels.device)
-    return image + share * (filled - image), torch.where(is_new, labels[(slice(None), *places)], labels)
+    return image + share * (filled - image), torch.where(is_new, labels[:, x, y, z], labels)
 
 
 def _mean_inside(image: Tensor, mask: NDArray[np.bool_]) -> Tensor:
