@@ -1,5 +1,6 @@
 """The experiment files: every row of the papers is valid, builds, says its claim, and is what its name says."""
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -8,10 +9,11 @@ from unittest import mock
 
 import pytest
 import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from command_line import ROOT
 from test_config import composed
+from tversky_seg import config
 from tversky_seg.config import build, check_config, check_network
 
 FOLDER = ROOT / "configs" / "experiment"
@@ -120,3 +122,27 @@ def test_ablations_take_away_one_part_each() -> None:
 
 def test_a_file_of_ones_own_starts_from_a_row() -> None:
     assert "/experiment/salehi2017/base" in Path(FOLDER / "salehi2017" / "tversky_b07.yaml").read_text()
+
+
+def test_every_key_that_the_conformance_page_names_exists() -> None:
+    text = (ROOT / "docs" / "conformance.md").read_text()
+    words = [word for code in re.findall(r"`([^`\n]+)`", text) for word in code.split() if "=" in word]
+    known, groups = config._keys("train"), {"experiment", *(path.name for path in (ROOT / "configs").iterdir())}
+    for key, _, value in (word.partition("=") for word in words):
+        if "." in key:
+            assert key in known, key
+        elif key in groups - {"experiment"}:
+            assert (ROOT / "configs" / key / f"{value}.yaml").exists(), f"{key}={value}"
+    assert len(words) > 60
+
+
+def test_the_conformance_page_gives_the_values_of_the_files() -> None:
+    text = (ROOT / "docs" / "conformance.md").read_text()
+    salehi, _, rest = text.partition("## Hashemi")
+    hashemi, _, shirokikh = rest.partition("## Shirokikh")
+    for page, name in ((salehi, "salehi2017/tversky_b07"), (hashemi, "hashemi2018/msseg_asl_b15"),
+                       (shirokikh, "shirokikh2020/lits_dl")):  # fmt: skip
+        cfg = row(name)
+        for key in ("trainer.max_steps", "trainer.batch_size", "trainer.clip_norm"):
+            for value in re.findall(rf"`[^`]*{re.escape(key)}=([\d.]+)", page):
+                assert OmegaConf.select(cfg, key) == float(value), f"{name}: {key}"
