@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import runpy
+import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
+from cohort import make_cohort
+from command_line import train
 from tversky_seg.data.cases import DataError
 from tversky_seg.overlap import overlap_counts
 from tversky_seg.sweeps import (
@@ -295,3 +298,44 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="cannot be written"):
         write_summary(settings, summarize_settings(settings), "", output_dir=tmp_path / "file" / "out")
+
+
+# A sweep as train.py makes it
+
+
+def stamps(folder):
+    """When each file was written last, but for the log, TensorBoard's copy and Hydra's note of the sweep."""
+    files = [path for path in folder.rglob("*.*") if path.is_file() and "tensorboard" not in path.parts]
+    files = [path for path in files if path.name not in ("train.log", "multirun.yaml")]
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_a_sweep_is_finished_where_it_was_left_and_never_written_over(tmp_path):
+    manifest, sweep = make_cohort(tmp_path / "cohort", n=4), tmp_path / "sweep"
+    words = ("trainer.max_steps=2", "evaluation.n_bootstrap=10", "evaluation.viewer=none", "data.folds=2")
+    grid = ("-m", "loss.beta=0.5,0.9", "data.fold=0,1")
+    assert train(manifest, sweep, *grid, *words).status == 0
+    runs = sorted(path for path in sweep.iterdir() if path.is_dir())
+    named = [[f"loss.beta={beta}," in run.name and f"data.fold={fold}," in run.name for run in runs]
+             for beta in (0.5, 0.9) for fold in (0, 1)]  # fmt: skip
+    assert np.array_equal(np.sum(named, axis=0), [1, 1, 1, 1])
+    assert np.array_equal(np.sum(named, axis=1), [1, 1, 1, 1])
+    settings = group(read_sweep([sweep]))
+    assert [len(setting.runs) for setting in settings] == [2, 2]
+    assert [len(setting.cohorts[0].subjects) for setting in settings] == [4, 4]
+
+    before = stamps(sweep)
+    (runs[0] / "evaluation" / "metrics.json").unlink()  # of this run, judging is missing
+    shutil.rmtree(runs[1])  # of this one all
+    assert train(manifest, sweep, *grid, *words).status == 0
+    after = stamps(sweep)
+    kept = [path for path in before if runs[1] not in path.parents and runs[0] / "evaluation" not in path.parents]
+    assert [path for path in kept if path.parents[0].name == "checkpoints" and before[path] != after[path]] == []
+    whole = [path for path in kept if runs[0] not in path.parents]
+    assert {path: before[path] for path in whole} == {path: after[path] for path in whole}
+    assert after.keys() == before.keys()
+
+    assert train(manifest, sweep, "-m", "loss.beta=0.5", "data.fold=0", "optimizer.lr=0.1", *words).status == 0
+    assert len([path for path in sweep.iterdir() if path.is_dir()]) == 5, "other settings, another directory"
+    again = stamps(sweep)
+    assert {path: again[path] for path in after} == after
