@@ -144,10 +144,12 @@ def _wrapped_help() -> Iterator[None]:
         yield
         return
     page = io.StringIO()
-    with redirect_stdout(page):
-        yield
-    for line in page.getvalue().splitlines():
-        print("\n".join(textwrap.wrap(line, 116, subsequent_indent="    ")) if len(line) > 116 else line)
+    try:
+        with redirect_stdout(page):
+            yield
+    finally:  # Hydra ends by SystemExit after some pages, and returns after others
+        for line in page.getvalue().splitlines():
+            print("\n".join(textwrap.wrap(line, 116, subsequent_indent="    ")) if len(line) > 116 else line)
 
 
 def _refuse_option(message: str) -> NoReturn:

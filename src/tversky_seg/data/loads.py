@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -69,5 +70,7 @@ def _write(store: Path, known: Mapping[str, Mapping[str, float]]) -> None:
         partial.write_text(json.dumps(known))
         partial.replace(store)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DataError(f"{store}: cannot be written ({error.strerror or error}); name another cache_dir") from error
+        with suppress(OSError):
+            partial.unlink()
+        fault = f"{store.parent}: cannot be written ({error.strerror or error}); name another cache_dir"
+        raise DataError(fault) from error
