@@ -4,7 +4,7 @@ import numpy as np
 from scipy import ndimage
 
 from tversky_seg.data.volumes import read_volume, spacing_of
-from tversky_seg.predictions import prediction_files, read_lesions, write_prediction
+from tversky_seg.predictions import MANY_VOXELS, distance_to_edge, prediction_files, read_lesions, write_prediction
 
 OBLIQUE = np.array([[0.0, -2.0, 0.1, 10.0], [1.0, 0.1, 0.0, -20.0], [0.0, 0.2, 3.0, 5.0], [0, 0, 0, 1.0]])
 
@@ -73,3 +73,14 @@ def test_several_classes_have_files_rows_and_thresholds_of_their_own(tmp_path: P
         path.name for pair in prediction_files(tmp_path, "a", classes).values() for path in pair
     )
     assert (tmp_path / "a_tumour_mask.nii.gz").is_file()
+
+
+def test_few_voxels_and_many_lie_equally_far_from_the_edge() -> None:
+    brain = ndimage.binary_opening(np.random.default_rng(0).random((30, 40, 50)) > 0.2)
+    brain[:, 20:, :] = True  # up to the edge of the field of view
+    voxels = np.argwhere(np.ones_like(brain))
+    assert len(voxels) > MANY_VOXELS
+    many = distance_to_edge(voxels, brain, spacing_mm=(1.0, 2.0, 0.5))
+    few = distance_to_edge(voxels[::7], brain, spacing_mm=(1.0, 2.0, 0.5))
+    np.testing.assert_allclose(many[::7], few, atol=1e-9)
+    assert (many[~brain.ravel()] == 0).all()
