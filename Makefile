@@ -25,7 +25,7 @@ train: $(VENV)/.base           ## the default run: a synthetic cohort, trained, 
 	$(BIN)/python train.py
 
 test: $(VENV)/.test            ## the fast tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow and not gpu"
 
 test-slow: $(VENV)/.test       ## the tests that train for minutes
 	$(BIN)/python -m pytest -m "slow and not gpu"
