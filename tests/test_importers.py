@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from command_line import SMALL, call
 
 from tversky_seg.data.cases import Case, DataError, Dataset, find_cases, read_manifest, split_cases
 from tversky_seg.data.datasets.bids import find_bids
@@ -145,6 +146,27 @@ def test_lits_liver_box_is_shirokikhs_and_can_be_undone(tmp_path: Path) -> None:
     assert whole.geometry.shape > prepared.geometry.shape
     with pytest.raises(DataError, match=r"holds none of the label values \[7\] of data.crop_values"):
         preprocess(case, Preprocessing(("CT",), {"liver": (1, 2)}, crop_values=(7,)))
+
+
+def test_lits_tumours_alone_are_trained_on_and_judged_in_the_liver_box(tmp_path: Path) -> None:
+    data = ("data=lits", f"data.root={lits(tmp_path / 'LITS')}", f"data.cache_dir={tmp_path / 'cache'}")
+    asked = ("data.classes={tumour: [2]}", "data.importer.split=shirokikh2020", "evaluation.viewer=none")
+    refused = call("train", *data, *asked, *SMALL, f"output_dir={tmp_path / 'no'}").error
+    assert "holds the label values 1 that no class names" in refused
+    run = tmp_path / "run"
+    outcome = call("train", *data, *asked, *SMALL, "data.crop_values=[1, 2]", f"output_dir={run}")
+    assert outcome.status == 0, outcome.stderr
+    metrics = json.loads((run / "evaluation/metrics.json").read_text())
+    assert [case["case_id"] for case in metrics["cases"]] == ["volume-0", "volume-1"]
+    tumour_mm3 = np.count_nonzero(ball((20, 16, 14), 2)) * 0.7 * 0.7 * 2.5
+    assert metrics["cases"][0]["reference_volume_mm3"] == pytest.approx(tumour_mm3, rel=1e-5)
+    assert json.loads((run / "predictions/predictions.json").read_text())["background_values"] == [1, 2]
+    again = ("evaluate", f"predictions={run / 'predictions'}", f"manifest={run / 'manifest.csv'}")
+    assert call(*again, f"output_dir={tmp_path / 'again'}").status == 0
+    masks = ("evaluation.pattern={case_id}_mask.nii.gz", "classes={tumour: [2]}")
+    assert "evaluation.background_values" in call(*again, *masks, f"output_dir={tmp_path / 'masks'}").error
+    named = (*masks, "evaluation.background_values=[1]")
+    assert call(*again, *named, f"output_dir={tmp_path / 'masks'}").status == 0
 
 
 def nnunet(root: Path, **changes: object) -> Path:

@@ -73,6 +73,7 @@ def evaluate(
     threshold: float | Mapping[str, float] | None = None,
     min_volume_mm3: float | Mapping[str, float] | None = None,
     pattern: str | None = None,
+    background_values: Sequence[int] | None = None,
     rule: LesionRule = ANY_OVERLAP,
     tolerance_mm: float = TOLERANCE_MM,
     n_bootstrap: int = 2000,
@@ -91,6 +92,8 @@ def evaluate(
         min_volume_mm3: smaller predicted lesions are taken out before anything is measured; None: as predictions.json
             says, else 0. A number, or by class.
         pattern: name of another tool's masks, as `{case_id}.nii.gz`; ranking measures are then undefined.
+        background_values: label values of the references that belong to no class and count as background; None: as
+            predictions.json says (the `data.crop_values` of training), else none but 0.
         rule: what a lesion is and when it counts as found.
         tolerance_mm: surfaces at most this far apart agree, for the surface Dice.
         n_bootstrap: resamplings of the subjects behind `ci95`.
@@ -105,7 +108,12 @@ def evaluate(
         DataError: no case could be judged, the folder of predictions is missing, or `output_dir` cannot be written.
     """
     source = open_predictions(
-        predictions, classes=classes, threshold=threshold, min_volume_mm3=min_volume_mm3, pattern=pattern
+        predictions,
+        classes=classes,
+        threshold=threshold,
+        min_volume_mm3=min_volume_mm3,
+        pattern=pattern,
+        background_values=background_values,
     )
     labelled = [case for case in cases if case.label is not None]
     _check_request(source, labelled, output_dir=Path(output_dir), n_bootstrap=n_bootstrap, tolerance_mm=tolerance_mm)
@@ -178,8 +186,8 @@ def _judge_case(
     cohort: Cohort, source: Predictions, case: Case, *, rule: LesionRule, tolerance_mm: float, writer: Any
 ) -> None:
     assert case.label is not None
-    reference = _read_reference(case.label, source.classes)
-    others = {number: _read_rater(path, reference, source.classes) for number, path in enumerate(case.labels[1:], 2)}
+    reference = _read_reference(case.label, source)
+    others = {number: _read_rater(path, reference, source) for number, path in enumerate(case.labels[1:], 2)}
     found: dict[str, _Findings] = {}
     by_rater: dict[int, dict[str, Judgement]] = {number: {} for number in others}
     for name, values in source.classes.items():
@@ -246,7 +254,7 @@ def _judge_new_lesions(cohort: Cohort, source: Predictions, *, rule: LesionRule)
 def _new_lesions(before: Case, after: Case, source: Predictions, *, rule: LesionRule) -> dict[str, LesionCounts]:
     assert before.label is not None
     assert after.label is not None
-    labels = [_read_reference(path, source.classes) for path in (before.label, after.label)]
+    labels = [_read_reference(path, source) for path in (before.label, after.label)]
     check_grid(labels[0], labels[1], path=before.label)
     counts = {}
     for name, values in source.classes.items():
@@ -268,18 +276,19 @@ def _natural(session: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", session) if part]
 
 
-def _read_reference(path: Path, classes: Mapping[str, Sequence[int]]) -> Volume:
+def _read_reference(path: Path, source: Predictions) -> Volume:
     reference = read_label(path)
-    known = {0, *(value for values in classes.values() for value in values)}
+    known = {0, *source.background_values, *(value for values in source.classes.values() for value in values)}
     unknown = sorted(set(np.unique(reference.data).tolist()) - known)
     if unknown:
-        named = ", ".join(f"{name}: {list(values)}" for name, values in classes.items())
-        raise DataError(f"{path}: label values {unknown[:5]} belong to no class; data.classes names {{{named}}}")
+        named = ", ".join(f"{name}: {list(values)}" for name, values in source.classes.items())
+        raise DataError(f"{path}: label values {unknown[:5]} belong to no class; data.classes names {{{named}}}; "
+                        "expected other classes, or evaluation.background_values for what is none")  # fmt: skip
     return reference
 
 
-def _read_rater(path: Path, reference: Volume, classes: Mapping[str, Sequence[int]]) -> Volume:
-    label = _read_reference(path, classes)
+def _read_rater(path: Path, reference: Volume, source: Predictions) -> Volume:
+    label = _read_reference(path, source)
     check_grid(label, reference, path=path)
     return label
 

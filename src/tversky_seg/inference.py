@@ -270,6 +270,7 @@ def _settings(ensemble: Ensemble, preprocessing: Preprocessing, inference: Infer
     return {
         "checkpoint": _one([member.checksum for member in ensemble.members]),
         "classes": {name: list(values) for name, values in preprocessing.classes.items()},
+        "background_values": list(preprocessing.crop_values) or None,
         "threshold": _one({name: inference.threshold_of(name) for name in classes}),
         "min_volume_mm3": _one({name: inference.min_volume_of(name) for name in classes}),
         "probability_scale": PROBABILITY_SCALE,

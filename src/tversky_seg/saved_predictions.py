@@ -43,6 +43,7 @@ class Predictions:
         min_volume_mm3: By class; smaller predicted lesions (26-connected) are taken out.
         pattern: Name of another tool's masks, with `{case_id}`, `{subject_id}`, `{class}`; None for our own files.
         uses_masks: Whether saved masks are taken rather than made again from the probabilities.
+        background_values: Label values of the reference that belong to no class and count as background.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class Predictions:
     min_volume_mm3: Mapping[str, float]
     pattern: str | None
     uses_masks: bool
+    background_values: tuple[int, ...] = ()
 
     def read(self, case: Case, name: str, *, reference: Volume) -> Prediction:
         """The prediction of one class of a case.
@@ -101,6 +103,7 @@ def open_predictions(
     threshold: float | Mapping[str, float] | None = None,
     min_volume_mm3: float | Mapping[str, float] | None = None,
     pattern: str | None = None,
+    background_values: Sequence[int] | None = None,
 ) -> Predictions:
     """Settle how a folder of predictions is read; its predictions.json says what is not said here.
 
@@ -114,6 +117,7 @@ def open_predictions(
         min_volume_mm3: Smaller predicted lesions are taken out; as `threshold`.
         pattern: Name of foreign masks, as in `{case_id}.nii.gz`. With several classes and no `{class}` in it, a file is
             a map of label values.
+        background_values: Label values that belong to no class; None: as predictions.json says, else none but 0.
 
     Raises:
         DataError: The folder is missing, predictions.json is damaged, or a setting cannot be used.
@@ -141,6 +145,9 @@ def open_predictions(
         ),
         pattern=pattern,
         uses_masks=saved.get("threshold") is not None and threshold is None and min_volume_mm3 is None,
+        background_values=_whole_numbers(
+            saved.get("background_values") if background_values is None else background_values
+        ),
     )
 
 
@@ -197,6 +204,13 @@ def _saved_settings(path: Path) -> dict[str, Any]:
     if not isinstance(saved, dict):
         raise DataError(f"{path}: holds no settings; predict again, or delete it")
     return saved
+
+
+def _whole_numbers(values: Any) -> tuple[int, ...]:
+    values = () if values is None else values
+    if not isinstance(values, Sequence) or not all(type(value) is int for value in values):
+        raise DataError(f"background_values: {values!r}; expected label values, as [1], or null")
+    return tuple(values)
 
 
 def _by_class(key: str, candidates: Sequence[Any], *, names: Mapping[str, Any], highest: float) -> dict[str, Any]:
