@@ -11,8 +11,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from command_line import SMALL, call
 
+from command_line import SMALL, call
 from tversky_seg.data.cases import Case, DataError, Dataset, find_cases, read_manifest, split_cases
 from tversky_seg.data.datasets.bids import find_bids
 from tversky_seg.data.datasets.importing import import_command

@@ -130,7 +130,9 @@ def _readable(words: Sequence[str]) -> list[str]:
 
 def _quoted(word: str, *, is_sweep: bool) -> str:
     key, _, name = word.partition("=")
-    means_more = name in ("", "null", "???") or name[0] in "'\"{[" or "${" in name or (is_sweep and "," in name)
+    brackets = "" if key == "evaluation.pattern" else "{["  # {case_id}_mask.nii.gz is a name, no mapping
+    means_more = name in ("", "null", "???") or name[0] in "'\"" + brackets or "${" in name
+    means_more = means_more or (is_sweep and "," in name)
     if key not in NAMES or means_more:
         return word
     escaped = name.replace("'", r"\'")
@@ -322,6 +324,7 @@ def check_network(network: nn.Module, *shapes: Sequence[int], n_classes: int) ->
             if "meta" in str(fault):
                 return
             raise ConfigError(f"model: {_first_line(fault)} (for a batch of {tuple(shape)})") from fault
+        logits = logits[0] if isinstance(logits, tuple) else logits  # with deep supervision: full resolution first
         if logits.shape != (shape[0], n_classes, *shape[2:]):
             raise ConfigError(
                 f"model: makes {tuple(logits.shape)} of {tuple(shape)}; expected {n_classes} channels of the same sides"
