@@ -11,7 +11,7 @@ PACKAGE = ROOT / "src" / "tversky_seg"
 LAYERS = (  # each imports from itself and from those above it
     ("masks", "overlap", "lesions", "surface", "ranking", "calibration", "froc", "rules", "cohort",
      "new_lesions", "soft_counts", "losses", "overlap_losses", "voxel_losses",
-     "weighting", "devices", "progress", "schedules", "settings", "stopping",
+     "weighting", "deep_supervision", "devices", "progress", "schedules", "settings", "stopping",
      "distributed", "averaging", "passes", "operating_point", "views", "windows"),
     ("data", "models", "checkpoints", "recording"),
     ("predictions", "saved_predictions", "ensembles", "inference", "trained", "config"),

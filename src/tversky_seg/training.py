@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from tversky_seg.averaging import WeightAverage
 from tversky_seg.checkpoints import State, load_newest, save_checkpoint, warm_start
 from tversky_seg.data.loaders import PatchBatches, load_batches
+from tversky_seg.deep_supervision import over_scales
 from tversky_seg.devices import autocast, for_training, pick_device, place, use_threads
 from tversky_seg.distributed import any_process, in_parallel, is_first, rank, wait_for_all
 from tversky_seg.passes import check_parts, check_positive, loss_and_gradient, no_finite_gradient
 from tversky_seg.progress import Reporter
-from tversky_seg.recording import Recorder, Stopwatch, open_recorder
-from tversky_seg.recording import Validation as Validation
+from tversky_seg.recording import Recorder, Stopwatch, Validation, open_recorder
 from tversky_seg.stopping import Stopped, finishing_steps, interruptible, reason_to_stop
 
 logger = logging.getLogger("tversky_seg")
@@ -107,7 +107,7 @@ class Trainer:
         autocast(self.device, precision)  # refuses another precision, and the schedule its arguments,
         schedule(0, max_steps)  # before any data are read
         warm_start(model, init_from, is_strict=init_strict)
-        self.model, self.loss = place(model, self.device), loss.to(self.device)
+        self.model, self.loss = place(model, self.device), over_scales(loss).to(self.device)
         self.average = WeightAverage(self.model, decay=ema_decay)
         self.for_training = partial(for_training, compile=compile, recompute=recompute, deterministic=deterministic)
         self.optimizer, self.schedule, self.clip_norm = optimizer(model.parameters()), schedule, clip_norm

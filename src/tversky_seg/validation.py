@@ -17,8 +17,8 @@ from tversky_seg.masks import Mask
 from tversky_seg.measures import judge, mean_measures
 from tversky_seg.operating_point import OperatingPoint, ScoredCase, choose_operating_point
 from tversky_seg.ranking import N_LEVELS, levels_histogram, to_levels
+from tversky_seg.recording import Validation
 from tversky_seg.slices import slice_pictures
-from tversky_seg.training import Validation
 
 MONITORED = ("dice", "sensitivity", "specificity", "precision", "f2", "pr_auc", "lesion_tpr", "lesion_f1")
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -34,20 +34,27 @@ def normalization(norm: Norm | None, n_channels: int, *, eps: float = 1e-5) -> n
     raise ValueError(f"norm must be one of {', '.join(NORMS)} or null, got {norm!r}")
 
 
-def pad_and_crop(network: Callable[[Tensor], Tensor], image: Tensor, *, multiple: int) -> Tensor:
+Logits = TypeVar("Logits", bound=Tensor | tuple[Tensor, ...])
+
+
+def pad_and_crop(network: Callable[[Tensor], Logits], image: Tensor, *, multiple: int) -> Logits:
     """Run a network that needs sides divisible by `multiple` on an image of any size.
 
     The image is padded with zeros (the background of a normalised image) at the far end of each axis, and the
     result is cropped to the image's size.
 
     Args:
-        network: (B, C, X', Y', Z') -> (B, K, X', Y', Z').
+        network: (B, C, X', Y', Z') -> (B, K, X', Y', Z'), or a tuple of this and of half, quarter ... its sides.
         image: (B, C, X, Y, Z).
         multiple: what X', Y', Z' are divisible by.
     """
     x, y, z = image.shape[2:]
     image = F.pad(image, (0, -z % multiple, 0, -y % multiple, 0, -x % multiple))
-    return network(image)[..., :x, :y, :z]
+    logits = network(image)
+    if isinstance(logits, tuple):
+        cropped = [of[..., : -(-x >> k), : -(-y >> k), : -(-z >> k)] for k, of in enumerate(logits)]
+        return tuple(cropped)  # type: ignore[return-value]
+    return logits[..., :x, :y, :z]  # type: ignore[return-value]
 
 
 def require_statistics(image: Tensor, *, norm: Norm | None, multiple: int, training: bool) -> None:

@@ -46,9 +46,10 @@ class UNet3D(nn.Module):
         residual: add a 1^3 convolution of a level's input to its output.
         prior: foreground probability of the untrained network, in (0, 1); None is about 0.5, from which
             the Tversky loss of a rare class starts slowly.
+        deep_supervision: so many coarser levels, below n_levels, have a 1^3 convolution of their own in training.
 
     Raises:
-        ValueError: for n_levels or width below 1, an unknown norm, a prior outside (0, 1).
+        ValueError: for n_levels or width below 1, an unknown norm, a prior outside (0, 1), too many heads.
     """
 
     def __init__(
@@ -62,10 +63,13 @@ class UNet3D(nn.Module):
         dropout: float = 0.0,
         residual: bool = False,
         prior: float | None = 0.01,
+        deep_supervision: int = 0,
     ):
         super().__init__()
         if n_levels < 1 or width < 1:
             raise ValueError(f"n_levels and width must be >= 1, got n_levels={n_levels}, width={width}")
+        if not 0 <= deep_supervision < n_levels:
+            raise ValueError(f"deep_supervision must be >= 0 and < n_levels={n_levels}, got {deep_supervision}")
         widths = [width * 2**level for level in range(n_levels)]
 
         def block(before: int, after: int) -> ConvBlock:
@@ -78,19 +82,29 @@ class UNet3D(nn.Module):
         self.decoder = nn.ModuleList(block(2 * w, w) for w in reversed(widths[:-1]))
         self.pool = nn.MaxPool3d(2)
         self.head = nn.Conv3d(width, out_channels, 1)
-        initialize(self)
-        set_prior(self.head, prior)
+        initialize(self)  # before further heads, so that these change no weight
+        self.coarse_heads = nn.ModuleList(nn.Conv3d(w, out_channels, 1) for w in widths[1 : deep_supervision + 1])
+        initialize(self.coarse_heads)
+        for head in (self.head, *self.coarse_heads):
+            set_prior(head, prior)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits (B, K, X, Y, Z) of an image (B, C, X, Y, Z) of any size."""
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Logits (B, K, X, Y, Z) of an image (B, C, X, Y, Z) of any size.
+
+        In training with deep supervision, a tuple of these and of (B, K, X/2, Y/2, Z/2) ..., rounded up.
+        """
         require_statistics(image, norm=self.norm, multiple=self.multiple, training=self.training)
         return pad_and_crop(self._logits, image, multiple=self.multiple)
 
-    def _logits(self, features: Tensor) -> Tensor:
-        skips = []
+    def _logits(self, features: Tensor) -> Tensor | tuple[Tensor, ...]:
+        skips, coarse = [], []
         for level, block in enumerate(self.encoder):
             features = block(self.pool(features) if level else features)
             skips.append(features)
         for skip, upsample, block in zip(reversed(skips[:-1]), self.upsample, self.decoder, strict=True):
+            coarse.append(features)
             features = block(torch.cat((skip, upsample(features)), dim=1))
-        return self.head(features)  # type: ignore[no-any-return]
+        if not (self.training and self.coarse_heads):
+            return self.head(features)  # type: ignore[no-any-return]
+        coarse = [head(level) for head, level in zip(self.coarse_heads, reversed(coarse), strict=False)]
+        return self.head(features), *coarse
