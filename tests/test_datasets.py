@@ -4,13 +4,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hydra
+import nibabel as nib
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from tversky_seg.data.cases import DataError, Dataset, find_cases, split_cases
+from cohort import save, scan
+from command_line import SMALL, call
+from tversky_seg.data.cases import DataError, Dataset, find_cases, read_manifest, split_cases, write_manifest
 from tversky_seg.data.datasets.decathlon import find_decathlon
 from tversky_seg.data.datasets.lesjak2017 import find_lesjak2017
 from tversky_seg.data.datasets.msseg2016 import find_msseg2016
+from tversky_seg.data.preprocessing import Preprocessing, prepare, to_input_grid
+from tversky_seg.data.volumes import read_volume
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "data"
 
@@ -180,10 +186,73 @@ def test_decathlon_real_task_is_found_whole(real_data: Path) -> None:
     assert all(case.label is not None and case.label.is_file() for case in cases)
 
 
-def test_decathlon_with_several_modalities_in_a_file_is_one_clear_line(tmp_path: Path) -> None:
-    decathlon(tmp_path, modality={"0": "FLAIR", "1": "T1w"})
-    with pytest.raises(DataError, match=r"2 modalities in one 4D file \(FLAIR, T1w\); expected one"):
-        find_decathlon(tmp_path)
+def save_task(root: Path) -> Path:
+    """A task with two modalities in each file, T1w the negative of FLAIR; one test image."""
+    decathlon(root, modality={"0": "FLAIR", "1": "T1w"})
+    affine = np.array([[-1.5, 0, 0, 20], [0, 0, 2.0, -5], [0, -2, 0.1, 7], [0, 0, 0, 1]])
+    for seed, name in enumerate(("Tr/liver_0", "Tr/liver_10", "Ts/liver_132")):
+        image, label = scan(seed, shape=(18, 16, 20))
+        image = image.astype(np.int16)
+        save(root / f"images{name}.nii.gz", np.stack([image, (200 - image) * (image > 0)], axis=-1), affine)
+        if name.startswith("Tr"):
+            save(root / f"labels{name}.nii.gz", label, affine)
+    return root
+
+
+def test_decathlon_modalities_are_the_frames_of_a_file(tmp_path: Path) -> None:
+    cases = find_decathlon(save_task(tmp_path / "Task"))
+    assert [(case.case_id, list(case.images), len(case.labels)) for case in cases] == [
+        ("liver_0", ["FLAIR", "T1w"], 1),
+        ("liver_10", ["FLAIR", "T1w"], 1),
+        ("liver_132", ["FLAIR", "T1w"], 0),
+    ]
+    settings, cache = Preprocessing(("FLAIR", "T1w"), normalization="none"), tmp_path / "cache"
+    prepared = prepare(cases[0], settings, cache_dir=cache)
+    stored = nib.load(tmp_path / "Task/imagesTr/liver_0.nii.gz")
+    flair, t1w = (
+        to_input_grid(channel * scale, prepared.geometry)
+        for channel, scale in zip(prepared.image, prepared.image_scale, strict=True)
+    )
+    assert flair == pytest.approx(stored.dataobj[..., 0], abs=0.01)
+    assert t1w == pytest.approx(stored.dataobj[..., 1], abs=0.01)
+    assert np.array_equal(prepared.geometry.input_affine, stored.affine)
+    turned = prepare(cases[0], Preprocessing(("T1w", "FLAIR"), normalization="none"), cache_dir=cache)
+    assert np.array_equal(turned.image[0], prepared.image[1])
+    assert len(list(cache.iterdir())) == 2
+    prepare(cases[0], settings, cache_dir=cache)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_decathlon_frames_are_trained_on_and_predicted_from_a_manifest_and_by_name(tmp_path: Path) -> None:
+    root, run = save_task(tmp_path / "Task"), tmp_path / "run"
+    data = ("data=decathlon", f"data.root={root}", f"data.cache_dir={tmp_path / 'cache'}", "data.folds=2")
+    outcome = call("train", *data, *SMALL, f"output_dir={run}", "evaluation.viewer=none", "data.spacing_mm=native")
+    assert outcome.status == 0, outcome.stderr
+    manifest = tmp_path / "task.csv"
+    write_manifest(find_decathlon(root), manifest)
+    assert read_manifest(manifest)[2].images["T1w"].name == "liver_132.nii.gz@1"
+    by_name = f"{{FLAIR: {root}/imagesTs/liver_132.nii.gz@0, T1w: {root}/imagesTs/liver_132.nii.gz@1}}"
+    for name, given in (("manifest", manifest), ("by_name", by_name)):
+        outcome = call("predict", f"checkpoint={run}", f"input={given}", f"output_dir={tmp_path / name}")
+        assert outcome.status == 0, outcome.stderr
+    image = nib.load(root / "imagesTs/liver_132.nii.gz")
+    masks = [nib.load(tmp_path / name / "liver_132_mask.nii.gz") for name in ("manifest", "by_name")]
+    assert masks[0].shape == image.shape[:3]
+    assert masks[0].affine == pytest.approx(image.affine, abs=1e-5)
+    assert np.array_equal(masks[0].dataobj, masks[1].dataobj)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("image.nii.gz", "4 x 5 x 6 x 2; expected one 3D volume, or the frame named, as image.nii.gz@0"),
+        ("image.nii.gz@2", "image.nii.gz@2: has shape 4 x 5 x 6 x 2, no frame 2; expected one from 0 to 1"),
+    ],
+)
+def test_a_frame_that_is_not_there_or_not_named_is_one_clear_line(tmp_path: Path, name: str, message: str) -> None:
+    save(tmp_path / "image.nii.gz", np.zeros((4, 5, 6, 2), np.int16))
+    with pytest.raises(DataError, match=message):
+        read_volume(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.cases import DataError
+from tversky_seg.data.cases import DataError, file_and_frame
 
 
 def fingerprint(settings: Mapping[str, Any], sources: Sequence[Path]) -> str:
@@ -25,11 +25,13 @@ def fingerprint(settings: Mapping[str, Any], sources: Sequence[Path]) -> str:
     """
     files = []
     for source in sources:
+        file, frame = file_and_frame(source)
         try:
-            status = source.stat()
+            status = file.stat()
         except OSError as error:
             raise DataError(f"{source}: {error.strerror or error}; expected an image") from error
-        files.append([str(source.resolve()), status.st_size, status.st_mtime_ns])
+        name = str(file.resolve()) if frame is None else f"{file.resolve()}@{frame}"
+        files.append([name, status.st_size, status.st_mtime_ns])
     return _digest(settings, files)
 
 

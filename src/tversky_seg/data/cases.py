@@ -23,6 +23,7 @@ _RESERVED = ("case_id", "subject_id", "consensus", "brain_mask", "site", "sessio
 _LABEL_COLUMN = re.compile(r"label(_[2-9]|_[1-9]\d+)?")
 _SAFE_NAME = re.compile(r"\w([\w .=+@-]{0,126}[\w=+@-])?")
 _NIFTI = (".nii.gz", ".nii")
+_FRAME = re.compile(r"(.+\.nii(?:\.gz)?)@(\d+)")
 
 
 class DataError(ValueError):
@@ -164,6 +165,12 @@ class Dataset:
             _require(self.manifest is not None, "data.manifest: none given; expected a CSV file that lists the cases")
         else:
             _require(self.root is not None, "data.root: none given; expected the folder of the data set as downloaded")
+
+
+def file_and_frame(path: Path | str) -> tuple[Path, int | None]:
+    """The file that a path names, and which of its 3D frames where it is a 4D one: `scan.nii.gz@1` is the second."""
+    match = _FRAME.fullmatch(str(path))
+    return (Path(path), None) if match is None else (Path(match[1]), int(match[2]))
 
 
 def check_modalities(modalities: Sequence[str] | None) -> tuple[str, ...]:
@@ -310,7 +317,8 @@ def read_manifest(path: Path | str, *, modalities: Sequence[str] | None = None) 
     """The cases that a CSV lists, in its order.
 
     Columns: `case_id, subject_id, <one per modality>, label[, label_2, …][, consensus][, brain_mask][, site]
-    [, session][, split | fold]`; file names are relative to the manifest's folder. An empty label cell: predicted, not
+    [, session][, split | fold]`; file names are relative to the manifest's folder, `<file>@0` is the first frame of a
+    4D file. An empty label cell: predicted, not
     judged. `consensus` is yes where `label` is what the raters agreed on, and the first rater's is `label_2`.
 
     Args:
@@ -353,7 +361,9 @@ def inspect_manifest(
         except DataError as fault:
             faults.append(fault)
     faults += _faults_between([*cases.values()], source=str(path))
-    missing = [(case, file) for case in cases.values() for file in _files(case) if not file.is_file()]
+    missing = [
+        (case, file) for case in cases.values() for file in _files(case) if not file_and_frame(file)[0].is_file()
+    ]
     faults += [DataError(f"{file}: no such file; {path} names it for case {case.case_id}") for case, file in missing]
     incomplete = {case.case_id for case, _ in missing}
     return [case for case in cases.values() if case.case_id not in incomplete], faults
@@ -699,7 +709,7 @@ def _case_of_files(files: Mapping[str, Path | str], modalities: Sequence[str], *
     for name, path in paths.items():
         _require(name in modalities or name == "brain_mask",
                  f"input: {name} is no modality of this network; expected {', '.join(modalities)}")  # fmt: skip
-        _require(path.is_file(), f"{path}: no such file; expected the image of {name}")
+        _require(file_and_frame(path)[0].is_file(), f"{path}: no such file; expected the image of {name}")
     name = _stem(paths[modalities[0]]) if case_id is None else case_id
     _require(_is_safe(name), f"case_id: {name!r}; expected letters, digits and _ . = + @ -; set case_id=")
     images = {modality: paths[modality] for modality in modalities}
@@ -707,6 +717,7 @@ def _case_of_files(files: Mapping[str, Path | str], modalities: Sequence[str], *
 
 
 def _stem(path: Path) -> str:
+    path, _ = file_and_frame(path)
     return next((path.name.removesuffix(end) for end in _NIFTI if path.name.endswith(end)), path.stem)
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.cases import Case, DataError
+from tversky_seg.data.cases import Case, DataError, file_and_frame
 from tversky_seg.data.pictures import picture_of
 from tversky_seg.data.preprocessing import PreparedCase, Preprocessing, preprocess, require_lesions
 from tversky_seg.data.volumes import affine_shift_voxels, axis_codes, read_grid, read_label, read_volume, spacing_of
@@ -251,7 +251,7 @@ def _facts(case: Case) -> tuple[CaseReport, list[Finding]]:
         findings += _about_background(volume.data, path, case)
     try:
         path = next(iter(case.images.values()))
-        report = replace(report, checksum=_checksum(path))
+        report = replace(report, checksum=_checksum(file_and_frame(path)[0]))
         shape, affine = read_grid(path)
         report = replace(
             report,

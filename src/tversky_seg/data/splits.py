@@ -11,6 +11,7 @@ from tversky_seg.data.cases import (
     Dataset,
     Split,
     are_folds_drawn,
+    file_and_frame,
     find_cases,
     read_manifest,
     split_cases,
@@ -60,7 +61,6 @@ def draw_split(dataset: Dataset, cases: Sequence[Case]) -> Split:
 
 
 def files_of(cases: Sequence[Case]) -> list[Path]:
-    """The files of some cases: images, labels and brain masks."""
-    return [
-        path for case in cases for path in (*case.images.values(), *case.labels, case.brain_mask) if path is not None
-    ]
+    """The files of some cases, each once: images, labels and brain masks."""
+    paths = (path for case in cases for path in (*case.images.values(), *case.labels, case.brain_mask))
+    return [*dict.fromkeys(file_and_frame(path)[0] for path in paths if path is not None)]

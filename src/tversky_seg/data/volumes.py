@@ -14,7 +14,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from tversky_seg.data.cases import DataError
+from tversky_seg.data.cases import DataError, file_and_frame
 
 PROBABILITY_SCALE = 1 / 65535
 MAX_VOXELS = 2**30
@@ -50,7 +50,8 @@ def read_volume(path: Path | str, *, dtype: DTypeLike | None = np.float32) -> Vo
     """Read a 3D image (NIfTI) with its scale factor applied.
 
     Args:
-        path: `.nii` or `.nii.gz`; a 4D file of one frame is taken as 3D.
+        path: `.nii` or `.nii.gz`; a 4D file of one frame is taken as 3D, and `scan.nii.gz@1` is the second frame of one
+            of several.
         dtype: Of the result; None: as stored, float64 where a scale factor applies.
 
     Raises:
@@ -160,6 +161,7 @@ def ras_grid(shape: tuple[int, int, int], affine: ArrayLike) -> tuple[tuple[int,
 
 def _open(path: Path) -> Any:
     """The nibabel image of a file that declares one 3D volume of plain numbers which it can hold."""
+    named, (path, frame) = path, file_and_frame(path)
     size = _size(path)
     _refuse_other_content(path)
     try:
@@ -167,8 +169,13 @@ def _open(path: Path) -> Any:
         shape, dtype = image.shape, image.get_data_dtype()
     except _UNREADABLE as error:
         raise DataError(f"{path}: cannot be read ({_said(error, path)}); expected a NIfTI image") from error
-    if len(shape) < 3 or min(shape) < 1 or max(shape[3:], default=1) > 1:
-        raise DataError(f"{path}: has shape {_times(shape)}; expected one 3D volume")
+    n_frames = max(shape[3:], default=1)
+    if len(shape) < 3 or min(shape) < 1 or (frame is None and n_frames > 1):
+        raise DataError(
+            f"{path}: has shape {_times(shape)}; expected one 3D volume, or the frame named, as {path.name}@0"
+        )
+    if frame is not None and (len(shape) > 4 or frame >= n_frames):
+        raise DataError(f"{named}: has shape {_times(shape)}, no frame {frame}; expected one from 0 to {n_frames - 1}")
     if dtype.kind not in "iuf":
         raise DataError(f"{path}: holds {dtype} voxels; expected one number per voxel")
     n_voxels = int(np.prod(shape, dtype=object))
@@ -212,7 +219,8 @@ def _refuse_other_content(path: Path) -> None:
 def _voxels(image: Any, path: Path, *, dtype: DTypeLike | None) -> NDArray[Any]:
     try:
         with np.errstate(all="ignore"):
-            data = np.asarray(image.dataobj, dtype=dtype)
+            frame = file_and_frame(path)[1] if len(image.shape) == 4 else None
+            data = np.asarray(image.dataobj if frame is None else image.dataobj[..., frame], dtype=dtype)
     except _UNREADABLE as error:
         raise DataError(f"{path}: is cut off or damaged ({_said(error, path)}); fetch it anew") from error
     return data.reshape(data.shape[:3], order="F")

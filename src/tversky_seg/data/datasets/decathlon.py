@@ -2,16 +2,17 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tversky_seg.data.cases import Case, DataError
+from tversky_seg.data.cases import Case, DataError, file_and_frame
 
 logger = logging.getLogger("tversky_seg")
 
 
 def find_decathlon(root: Path) -> list[Case]:
-    """List the cases of a task with one modality, which is called as in `dataset.json`.
+    """List the cases of a task; modalities are called as in `dataset.json`, and several are the frames of a 4D file.
 
     The official test images have no labels: they are predicted, not judged.
 
@@ -19,21 +20,15 @@ def find_decathlon(root: Path) -> list[Case]:
         root: The folder of one task, which holds `dataset.json`, `imagesTr` and `labelsTr`.
 
     Raises:
-        DataError: There is no readable `dataset.json`, none of its images is there, or the task keeps several
-            modalities in one 4D file.
+        DataError: There is no readable `dataset.json`, or none of its images is there.
     """
     root = Path(root)
     listing = _read_listing(root / "dataset.json")
-    modalities = list(listing["modality"].values())
-    if len(modalities) != 1:
-        raise DataError(
-            f"{root / 'dataset.json'}: {len(modalities)} modalities in one 4D file ({', '.join(map(str, modalities))});"
-            " expected one, so write them as 3D files and list these in a manifest"
-        )
+    modalities = [str(name).strip().replace(" ", "_") for name in listing["modality"].values()]
     names = [(entry["image"], entry.get("label")) for entry in listing["training"]]
     names += [(entry["image"] if isinstance(entry, dict) else entry, None) for entry in listing.get("test", [])]
-    cases = [_case(root, image, label, modality=str(modalities[0])) for image, label in names]
-    there = [case for case in cases if all(file.is_file() for file in (*case.images.values(), *case.labels))]
+    cases = [_case(root, image, label, modalities=modalities) for image, label in names]
+    there = [case for case in cases if all(map(_is_there, (*case.images.values(), *case.labels)))]
     if not there:
         raise DataError(
             f"{root}: none of the {len(cases)} images in dataset.json is there; expected imagesTr, labelsTr"
@@ -44,12 +39,17 @@ def find_decathlon(root: Path) -> list[Case]:
     return there
 
 
-def _case(root: Path, image: str, label: str | None, *, modality: str) -> Case:
+def _is_there(path: Path) -> bool:
+    return file_and_frame(path)[0].is_file()
+
+
+def _case(root: Path, image: str, label: str | None, *, modalities: Sequence[str]) -> Case:
     case_id = PurePosixPath(image).name.removesuffix(".gz").removesuffix(".nii")
+    frames = [root / image] if len(modalities) == 1 else [root / f"{image}@{n}" for n in range(len(modalities))]
     return Case(
         case_id=case_id,
         subject_id=case_id,
-        images={modality: root / image},
+        images=dict(zip(modalities, frames, strict=True)),
         labels=(root / label,) if label else (),
         split=None if label else "test",
     )
