@@ -18,6 +18,7 @@ from torch import nn
 
 from cohort import make_cohort
 from command_line import ROOT, SMALL
+from tversky_seg import distributed
 from tversky_seg.distributed import first_before_others, gathered, in_shares, shared_out, world_size
 from tversky_seg.losses import TverskyLoss
 from tversky_seg.models import UNet3D
@@ -206,6 +207,27 @@ def wait_for(path: Path, *, within_s: float = 120) -> None:
     while not path.exists():
         assert time.monotonic() < until, f"no {path}"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("n_lost", [0, 2, 3])
+def test_a_connection_that_is_lost_while_it_is_made_is_made_again(n_lost: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries, waits = [], []
+
+    def connect(backend: str, *, timeout: object, **_: object) -> None:
+        tries.append(timeout)
+        if len(tries) <= n_lost:
+            raise RuntimeError("Gloo connectFullMesh failed")
+
+    monkeypatch.setattr(distributed, "rendezvous", lambda _: iter([(torch.distributed.HashStore(), 0, 2)]))
+    monkeypatch.setattr(distributed.dist, "init_process_group", connect)
+    monkeypatch.setattr(distributed.dist.distributed_c10d, "_set_pg_timeout", waits.append)
+    if n_lost == 3:
+        with pytest.raises(distributed.LostProcess, match="process 0: the 2 processes did not meet in 3 tries"):
+            distributed._connect()
+    else:
+        distributed._connect()
+    assert tries == [distributed.CONNECT_WITHIN] * min(n_lost + 1, 3)
+    assert waits == [distributed.LONGEST_WAIT] * (n_lost < 3)
 
 
 def test_alone_nothing_is_shared() -> None:

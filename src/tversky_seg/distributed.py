@@ -12,10 +12,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger("tversky_seg")
 LONGEST_WAIT = timedelta(hours=6)  # for the first process to prepare the data; a process that ends is noticed at once
+CONNECT_WITHIN, N_TRIES = timedelta(seconds=60), 3
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 Item = TypeVar("Item")
 
@@ -34,7 +37,7 @@ def processes() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_torchelastic_launched():
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT)
+    _connect()
     try:
         yield
     except RuntimeError as fault:
@@ -45,6 +48,34 @@ def processes() -> Iterator[None]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _connect() -> None:
+    """Meet the others. A connection can be lost while it is made, and gloo then waits: each try has a minute.
+
+    Raises:
+        LostProcess: When no try brought all together.
+    """
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    meeting_point, number, size = next(rendezvous("env://"))
+    for attempt in range(N_TRIES):
+        store = PrefixStore(f"try{attempt}", meeting_point)
+        store.set_timeout(CONNECT_WITHIN)
+        try:
+            dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=CONNECT_WITHIN)
+        except RuntimeError as fault:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            cause = str(fault).splitlines()[0]
+            logger.warning(
+                "process %d: try %d of %d to meet the others failed: %s", number, attempt + 1, N_TRIES, cause
+            )
+            continue
+        dist.distributed_c10d._set_pg_timeout(LONGEST_WAIT)
+        return
+    raise LostProcess(
+        f"process {number}: the {size} processes did not meet in {N_TRIES} tries; start the command again"
+    )
 
 
 def rank() -> int:
