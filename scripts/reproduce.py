@@ -12,21 +12,23 @@ OUT      where all goes (default runs/reproduce/PAPER_DATA_SCALE)
 JOBS     runs side by side (default 1)
 DRY_RUN  1: print the commands, run nothing
 
-The same call goes on with what is missing. OUT gets a run directory for each row, fold and seed; for each row and seed
-the out-of-fold predictions of all subjects judged as one cohort; table.{md,csv}, the summary of the sweep and paired
-tests of each row against the first, with one precision-recall figure (comparison/).
+The same call goes on with what is missing; a run that fails stops no other, and the table then has the complete rows.
+OUT gets a run directory for each row, fold and seed; for each row and seed the out-of-fold predictions of all subjects
+judged as one cohort; table.{md,csv}, the summary of the sweep and paired tests of each row against the first, with one
+precision-recall figure (comparison/).
 """
 
 import csv
 import math
 import os
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +163,17 @@ def main() -> int:
                 print(shlex.join(command(job)))
             return 0
         keep_plan(jobs, request.output_dir)
-        faults = run_all(jobs, n_jobs=int(os.environ.get("JOBS", "1")))
+        faults = run_all(jobs, n_jobs=_count(os.environ.get("JOBS") or "1"))
+        lacking = {job.row for job in jobs if not is_finished(job)}
+        request = replace(request, rows=tuple(row for row in request.rows if row not in lacking))
+        if request.rows:
+            jobs = [job for job in jobs if job.row in request.rows]
+            report(PAPERS[name], request, jobs)
+            if name == "hashemi2018_isbi" and request.data != "phantom":
+                submit(request, jobs)
         if faults:
-            return _say(f"{faults[0].folder}: the run failed ({len(faults)} such in all); the same call goes on", 1)
-        report(PAPERS[name], request, jobs)
-        if name == "hashemi2018_isbi" and request.data != "phantom":
-            submit(request, jobs)
+            left = f"; without {', '.join(sorted(lacking))}" if lacking else ""
+            return _say(f"{faults[0].folder}: the run failed ({len(faults)} such in all{left}); repeat to go on", 1)
     except (DataError, ValueError) as fault:
         return _say(str(fault))
     return 0
@@ -270,18 +277,35 @@ def _deciding(words: Sequence[str]) -> set[str]:
     return {word for word in words if not word.startswith(free)}
 
 
+def is_finished(job: Job) -> bool:
+    """Whether the run was judged."""
+    return (job.folder / "evaluation" / "metrics.json").exists()
+
+
 def run_all(jobs: Sequence[Job], *, n_jobs: int) -> list[Job]:
-    """Run what is not finished; gives the runs that failed."""
-    missing = [job for job in jobs if not (job.folder / "evaluation" / "metrics.json").exists()]
+    """Run what is not finished; gives the runs that failed. SIGTERM is passed on, so that each run keeps its steps."""
+    missing = [job for job in jobs if not is_finished(job)]
     print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are there", flush=True)
+    running: set[subprocess.Popen[bytes]] = set()
 
     def run(numbered: tuple[int, Job]) -> int:
         number, job = numbered
         print(f"[{number} of {len(missing)}] {shlex.join(command(job)[1:])}", flush=True)
-        return subprocess.run(command(job), check=False).returncode
+        with subprocess.Popen(command(job)) as process:
+            running.add(process)
+            return process.wait()
 
-    with ThreadPoolExecutor(max_workers=n_jobs) as pool:
-        statuses = list(pool.map(run, enumerate(missing, 1)))
+    def stop(*_: object) -> None:
+        for process in running:
+            process.terminate()
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with ThreadPoolExecutor(max_workers=n_jobs) as pool:
+            statuses = list(pool.map(run, enumerate(missing, 1)))
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return [job for job, status in zip(missing, statuses, strict=True) if status]
 
 
@@ -388,6 +412,12 @@ def submit(request: Request, jobs: Sequence[Job]) -> None:
         name = row.replace("_", "-")
         pack = [sys.executable, str(ROOT / "scripts" / "isbi_submission.py"), str(masks), "--method", name]
         subprocess.run([*pack, "--output", str(masks.with_suffix(".zip"))], check=True)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"JOBS: {text}; expected a number from 1")
+    return int(text)
 
 
 def _say(line: str, status: int = 2) -> int:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest import mock
@@ -136,30 +137,67 @@ def test_the_numbers_of_the_papers_are_those_of_the_experiment_files() -> None:
         assert f"object Dice {dice:.2f}, average recall {recall:.2f}" in text
 
 
+# How it is run
+
+
+def test_a_failed_run_stops_no_other_and_jobs_run_side_by_side(tmp_path: Path) -> None:
+    jobs = jobs_of("salehi2017", ROWS="tversky_b05 tversky_b07", OUT=str(tmp_path))
+    meet = "import pathlib, sys, time; me, other = map(pathlib.Path, sys.argv[1:]); me.touch()\n"
+    meet += "while not other.exists(): time.sleep(0.01)"
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    lines = [["-c", meet, a, b], ["-c", meet, b, a], ["-c", "raise SystemExit(2)"], ["-c", ""]]
+    by_folder = {job.folder: [sys.executable, "-S", *line] for job, line in zip(jobs, lines, strict=True)}
+    with mock.patch.object(reproduce, "command", lambda job: by_folder[job.folder]):
+        assert reproduce.run_all(jobs, n_jobs=2) == [jobs[2]]
+
+
+def test_a_signal_to_end_reaches_the_runs_and_no_other_begins(tmp_path: Path) -> None:
+    jobs = jobs_of("salehi2017", OUT=str(tmp_path))
+    wait = (
+        f"import pathlib, time; p = pathlib.Path({str(tmp_path / 'begun')!r}); p.open('a').write('x'); time.sleep(60)"
+    )
+    watcher = (
+        "import os, pathlib, time; p = pathlib.Path({!r})\nwhile not p.exists(): time.sleep(0.01)\nos.kill({}, 15)"
+    )
+    killer = subprocess.Popen([sys.executable, "-S", "-c", watcher.format(str(tmp_path / "begun"), os.getpid())])
+    with (
+        mock.patch.object(reproduce, "command", return_value=[sys.executable, "-S", "-c", wait]),
+        pytest.raises(SystemExit, match="143"),
+    ):
+        reproduce.run_all(jobs, n_jobs=1)
+    assert (killer.wait(), (tmp_path / "begun").read_text()) == (0, "x")
+
+
 # What is written
 
 
 @pytest.fixture(scope="module")
 def table_of_two_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two rows of Salehi in two folds of four tiny synthetic subjects, the trainings in this process."""
+    """Rows of Salehi in two folds of four tiny synthetic subjects, the trainings in this process; one row fails."""
     folder = tmp_path_factory.mktemp("reproduce")
     words = [f"data.root={folder / 'phantom'}", "data.importer.n_train=4", "data.importer.spacing_mm=6",
              "data.importer.n_workers=0", f"data.cache_dir={folder / 'cache'}", "model.width=4", "model.n_levels=2",
              "sampler.patch_size=16", "trainer.max_steps=2", "trainer.validate_every=2",
              "inference.overlap=0", "evaluation.n_bootstrap=50", "evaluation.viewer=none"]  # fmt: skip
-    environment = {"OUT": str(folder / "out"), "ROWS": "tversky_b05 tversky_b09"}
+    environment = {"OUT": str(folder / "out"), "ROWS": "tversky_b05 tversky_b07 tversky_b09"}
 
-    def run(line: list[str], **_: object) -> SimpleNamespace:
-        outcome = call("train", *line[2:])
-        assert outcome.status == 0, outcome.stderr
-        return SimpleNamespace(returncode=outcome.status)
+    class Here:
+        def __init__(self, line: list[str]) -> None:
+            self.status = 2 if "tversky_b07" in line[2] else call("train", *line[2:]).status
 
+        def wait(self) -> int:
+            return self.status
+
+    opened = mock.Mock(side_effect=lambda line: nullcontext(Here(line)))
     with (
-        mock.patch.object(reproduce, "subprocess", SimpleNamespace(run=run)),
+        mock.patch.object(reproduce, "subprocess", SimpleNamespace(Popen=opened)),
         mock.patch.dict(os.environ, environment),
         mock.patch.object(sys, "argv", ["reproduce.py", "salehi2017", *words]),
     ):
-        assert reproduce.main() == 0
+        assert reproduce.main() == 1
+        assert opened.call_count == 6
+        assert reproduce.main() == 1
+        assert opened.call_count == 8, "the failed runs alone are run again"
     return folder / "out"
 
 
@@ -167,6 +205,7 @@ def test_the_table_has_the_papers_numbers_and_ours(table_of_two_rows: Path) -> N
     text = (table_of_two_rows / "table.md").read_text()
     assert "| tversky_b05 | paper | 53.42 | 49.85 | 99.93 | 51.77 | 52.57 |" in text
     assert "| tversky_b09 | ours | " in text
+    assert "tversky_b07" not in text, "its runs failed"
     assert "SCALE=small" in text
     assert "4 cases" in text
     names = {path.name for path in table_of_two_rows.iterdir()}
