@@ -80,3 +80,10 @@ def test_growth_is_drawn_last_and_only_where_it_may_happen() -> None:
 def test_growth_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="growth_probability is out of range, got growth_probability=1"):
         Augmentation(growth_probability=1.5)
+
+
+def test_a_patch_with_much_lesion_stays_as_it_is() -> None:
+    image, labels = torch.ones(1, 20, 20, 20), torch.zeros(1, 20, 20, 20, dtype=torch.uint8)
+    labels[0, :10, :10, :10] = 1
+    assert grow(image, labels, reach_mm=3, spacing_mm=(1, 1, 1))[1].sum() > 1000  # 1 ml
+    assert grow(image, labels, reach_mm=3, spacing_mm=(1, 1, 3))[1] is labels  # 3 ml

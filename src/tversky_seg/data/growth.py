@@ -1,5 +1,6 @@
 """Larger lesions than the training cases have: those of a patch grow, in the image and in the labels."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ from scipy import ndimage
 from torch import Tensor
 
 TEXTURE = 0.4  # share of the tissue's own contrast that shows through a lesion that has grown over it
+SMALL_MM3 = 2000.0  # of lesion in a patch; with more it shows large lesions as it is
 EDGE_MM = 2.0  # over which the new border fades
 
 
@@ -26,11 +28,11 @@ def grow(image: Tensor, labels: Tensor, *, reach_mm: float, spacing_mm: Sequence
         spacing_mm: Voxel size.
 
     Returns:
-        Both anew; as they came where there is no lesion or nothing around it.
+        Both anew; as they came where there is no lesion, more than `SMALL_MM3` of it, or nothing around it.
     """
     lesion = (labels > 0).any(dim=0).cpu().numpy()
     brain = (image != 0).any(dim=0).cpu().numpy() | lesion
-    if not lesion.any():
+    if not 0 < lesion.sum() * math.prod(spacing_mm) <= SMALL_MM3:
         return image, labels
     distance, nearest = ndimage.distance_transform_edt(~lesion, sampling=spacing_mm, return_indices=True)
     ring = brain & (distance > 1) & (distance < 4)
