@@ -12,7 +12,7 @@ LAYERS = (  # each imports from itself and from those above it
     ("masks", "overlap", "lesions", "surface", "ranking", "calibration", "froc", "rules", "cohort",
      "new_lesions", "soft_counts", "losses", "overlap_losses", "voxel_losses",
      "weighting", "deep_supervision", "devices", "progress", "schedules", "settings", "stopping",
-     "distributed", "averaging", "passes", "operating_point", "views", "windows"),
+     "distributed", "averaging", "passes", "operating_point", "trackers", "views", "windows"),
     ("data", "models", "checkpoints", "recording"),
     ("predictions", "saved_predictions", "ensembles", "inference", "trained", "config"),
     ("measures", "summaries", "report", "comparison", "charts", "slices", "viewer", "evaluation", "training",
@@ -23,7 +23,8 @@ CORE_MAY_IMPORT = {"numpy", "scipy", "torch", "cc3d", "tversky_seg"}
 CORE = ("masks", "overlap", "lesions", "surface", "ranking", "soft_counts", "losses", "overlap_losses", "voxel_losses",
         "weighting", "calibration", "froc", "rules", "cohort", "new_lesions")  # fmt: skip
 ONLY_IN = {"nibabel": {"data/volumes.py"}, "hydra": {"config.py"}, "omegaconf": {"config.py"}}
-NEVER_AT_THE_TOP = {"monai", "nilearn", "matplotlib", "tensorboard", "torch.utils.tensorboard", "pandas", "sklearn"}
+NEVER_AT_THE_TOP = {"monai", "nilearn", "matplotlib", "tensorboard", "torch.utils.tensorboard", "pandas", "sklearn",
+                    "mlflow", "wandb"}  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -13,14 +13,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tversky_seg.overlap_losses import AsymmetricSimilarityLoss as AsymmetricSimilarityLoss
-from tversky_seg.overlap_losses import BlobLoss as BlobLoss
-from tversky_seg.overlap_losses import FocalTverskyLoss as FocalTverskyLoss
-from tversky_seg.overlap_losses import GeneralizedDiceLoss as GeneralizedDiceLoss
+from tversky_seg.overlap_losses import AsymmetricSimilarityLoss, BlobLoss, FocalTverskyLoss, GeneralizedDiceLoss
 from tversky_seg.soft_counts import check_smooth, check_weights, tversky_loss
-from tversky_seg.voxel_losses import BCELoss as BCELoss
-from tversky_seg.voxel_losses import FocalLoss as FocalLoss
-from tversky_seg.voxel_losses import WeightedBCELoss as WeightedBCELoss
+from tversky_seg.voxel_losses import BCELoss, FocalLoss, WeightedBCELoss
+
+__all__ = ["AsymmetricSimilarityLoss", "BCELoss", "BlobLoss", "CombinedLoss", "DiceLoss", "FocalLoss",
+           "FocalTverskyLoss", "GeneralizedDiceLoss", "TverskyLoss", "WeightedBCELoss"]  # fmt: skip
 
 
 class TverskyLoss(nn.Module):

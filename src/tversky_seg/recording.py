@@ -1,4 +1,4 @@
-"""What a run leaves to read: metrics.csv (numbers only), timings.csv, TensorBoard, environment.json."""
+"""What a run leaves to read: metrics.csv (numbers only), timings.csv, TensorBoard, environment.json; trackers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 
 from tversky_seg.distributed import is_first, world_size
+from tversky_seg.trackers import Tracker, check_trackers, open_trackers
 
 logger = logging.getLogger("tversky_seg")
 VERSIONED = ("torch", "monai", "numpy", "scipy", "nibabel", "hydra-core", "scikit-image", "connected-components-3d")
@@ -38,23 +40,25 @@ class Validation:
 
 
 class Recorder:
-    """Writes scalars as rows `step,name,value`, and the same scalars and pictures for TensorBoard.
+    """Writes scalars as rows `step,name,value`, and the same scalars and pictures for TensorBoard and trackers.
 
     Args:
         output_dir: The run directory.
         from_step: Rows of later steps, left by a run that was stopped after its last checkpoint, are dropped, and
             TensorBoard's events are written again from what remains: no step appears twice.
+        trackers: Names of what else to send to (trackers.py); what an earlier command did not send is sent now.
     """
 
-    def __init__(self, output_dir: Path, *, from_step: int = 0) -> None:
+    def __init__(self, output_dir: Path, *, from_step: int = 0, trackers: Sequence[str] = ()) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._metrics, self._timings = output_dir / "metrics.csv", output_dir / "timings.csv"
         kept = [_cut(path, from_step) for path in (self._metrics, self._timings)]
         shutil.rmtree(output_dir / "tensorboard", ignore_errors=True)
         self._events = SummaryWriter(str(output_dir / "tensorboard"))
-        for step, name, value in (row for rows in kept for row in rows):
-            self._events.add_scalar(name, float(value), int(step))
+        self._trackers = open_trackers(trackers, output_dir)
+        for step, name, value in sorted((row for rows in kept for row in rows), key=lambda row: int(row[0])):
+            self._send(int(step), {name: float(value)})
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers that a rerun repeats exactly."""
@@ -68,15 +72,31 @@ class Recorder:
         """Pictures as uint8 arrays (height, width, 3)."""
         for name, picture in values.items():
             self._events.add_image(name, picture, step, dataformats="HWC")
+        self._track(lambda tracker: tracker.pictures(step, values))
 
     def close(self) -> None:
-        """Flush what TensorBoard still holds."""
+        """Flush what TensorBoard and the trackers still hold."""
         self._events.close()
+        self._track(lambda tracker: tracker.close())
 
     def _write(self, path: Path, step: int, values: Mapping[str, float]) -> None:
         _append(path, ((step, name, repr(float(value))) for name, value in values.items()))
+        self._send(step, {name: float(value) for name, value in values.items()})
+
+    def _send(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._events.add_scalar(name, float(value), step)
+            self._events.add_scalar(name, value, step)
+        self._track(lambda tracker: tracker.numbers(step, values))
+
+    def _track(self, send: Callable[[Tracker], None]) -> None:
+        """Training goes on without a tracker that fails; its package may raise anything."""
+        for tracker in [*self._trackers]:
+            try:
+                send(tracker)
+            except Exception as fault:
+                cause = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+                logger.warning("%s left out from here on: %s; metrics.csv has all", type(tracker).__name__, cause)
+                self._trackers.remove(tracker)
 
 
 class Silent(Recorder):
@@ -94,9 +114,14 @@ class Silent(Recorder):
         """Nothing."""
 
 
-def open_recorder(output_dir: Path, *, from_step: int = 0) -> Recorder:
-    """The recorder of a run; of several processes, the first one's writes."""
-    return Recorder(output_dir, from_step=from_step) if is_first() else Silent()
+def recording_to(trackers: Sequence[str] | None) -> Callable[..., Recorder]:
+    """What opens the recorder of a run, `(output_dir, from_step=)`; of several processes, the first one's writes.
+
+    Raises:
+        ValueError: For a tracker that is unknown or not installed.
+    """
+    names = check_trackers(trackers or ())
+    return partial(Recorder, trackers=names) if is_first() else lambda *_, **__: Silent()
 
 
 class Stopwatch:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 FREE_KEYS = ("output_dir", "data.cache_dir", "trainer.device", "trainer.n_workers", "trainer.threads",
-             "trainer.max_hours", "trust")  # fmt: skip
+             "trainer.max_hours", "trainer.trackers", "trust")  # fmt: skip
 
 
 class ConfigError(ValueError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
@@ -23,7 +23,7 @@ from tversky_seg.devices import autocast, for_training, pick_device, place, use_
 from tversky_seg.distributed import any_process, in_parallel, is_first, rank, wait_for_all
 from tversky_seg.passes import check_parts, check_positive, loss_and_gradient, no_finite_gradient
 from tversky_seg.progress import Reporter
-from tversky_seg.recording import Recorder, Stopwatch, Validation, open_recorder
+from tversky_seg.recording import Recorder, Stopwatch, Validation, recording_to
 from tversky_seg.stopping import Stopped, finishing_steps, interruptible, reason_to_stop
 
 logger = logging.getLogger("tversky_seg")
@@ -62,6 +62,7 @@ class Trainer:
         deterministic: Ask for deterministic algorithms on CUDA as well; on the CPU they always are.
         n_workers: Loader processes; 0 loads in this one. The batches are the same for any number.
         threads: CPU threads; None leaves OMP_NUM_THREADS in force.
+        trackers: Of `mlflow` and `wandb`; what is recorded is sent there as well.
         seed: Seed of everything random in a step.
     """
 
@@ -94,6 +95,7 @@ class Trainer:
         deterministic: bool = False,
         n_workers: int = 0,
         threads: int | None = None,
+        trackers: Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
         counts = ("max_steps", "batch_size", "validate_every", "checkpoint_every", "log_every", "max_skipped")
@@ -118,7 +120,7 @@ class Trainer:
         self.max_steps, self.batch_size, self.seed, self.n_workers = max_steps, batch_size, seed, n_workers
         self.validate_every, self.checkpoint_every, self.log_every = validate_every, checkpoint_every, log_every
         self.monitor, self.patience, self.max_hours, self.max_skipped = monitor, patience, max_hours, max_skipped
-        self.network, self.state = self.model, State()
+        self.network, self.state, self.open_recorder = self.model, State(), recording_to(trackers)
 
     def fit(
         self,
@@ -155,7 +157,7 @@ class Trainer:
         self.network = in_parallel(self.for_training(self.model), self.device)
         loading: dict[str, Any] = {"n_workers": self.n_workers, "pin_memory": self.device.type == "cuda"}
         loader = load_batches(batches, start=state.step, stop=self.max_steps, **loading)
-        recording = closing(open_recorder(output_dir, from_step=state.step))
+        recording = closing(self.open_recorder(output_dir, from_step=state.step))
         shown = Reporter("train", total=self.max_steps, done=state.step)
         with recording as recorder, shown as progress, finishing_steps():
             try:
