@@ -242,25 +242,38 @@ class Nothing(torch.nn.Module):
     def forward(self, windows):
         return windows
 
-def peak_of(n_members, n):
+def peak_of(n_members, n, **settings):
     geometry = Geometry((n, n, n), np.eye(4), (n, n, n), np.eye(4), (0, 0, 0), (n, n, n))
     arrays = {"image": np.ones((1, n, n, n), np.int16), "foreground_voxels": np.arange(n**3, dtype=np.int32)}
     case = PreparedCase("a", "a", geometry, np.ones(1, np.float32), arrays=arrays)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    Ensemble([Member(Nothing(), {"patch_size": 48, "overlap": 0.0})] * n_members).predict(case)
+    Ensemble([Member(Nothing(), {"patch_size": 48, "overlap": 0.0})] * n_members, **settings).predict(case)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (4 * n**3)
 
 peak_of(1, 40)
-print(peak_of(N_MEMBERS, 240))
+print(peak_of(N_MEMBERS, 240, combine="COMBINE"))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process as Linux gives it")
-@pytest.mark.parametrize(("n_members", "volumes"), [(1, 1), (2, 2)])
-def test_memory_beside_the_network_is_a_volume_and_one_more_for_an_ensemble(n_members: int, volumes: int) -> None:
-    command = [sys.executable, "-c", MEASURE.replace("N_MEMBERS", str(n_members))]
+@pytest.mark.parametrize(("n_members", "combine", "volumes"), [(1, "mean", 1.6), (2, "mean", 1.6), (2, "vote", 2.0)])
+def test_memory_beside_the_network_is_twice_the_output_at_most(n_members: int, combine: str, volumes: float) -> None:
+    command = [sys.executable, "-c", MEASURE.replace("N_MEMBERS", str(n_members)).replace("COMBINE", combine)]
     found = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert found < volumes + 0.6, "with the foreground (a quarter of a volume), slabs and windows"
+    assert found < volumes, "with the foreground (a quarter of a volume), slabs and windows"
+
+
+@pytest.mark.parametrize("patch_size", [6, 20, "whole"])
+def test_what_is_added_to_a_volume_is_what_is_predicted_alone(patch_size: int | str) -> None:
+    image, foreground = torch.randn(1, 17, 14, 15), torch.zeros(17, 14, 15, dtype=torch.bool)
+    foreground[3:9, 2:14, 4:] = True
+    settings = {"patch_size": patch_size, "tta": "flips8", "foreground": foreground, "overlap": 0.4}
+    alone = predict_volume(FirstChannel(), image, **settings)
+    begun = torch.rand(1, 17, 14, 15) / 2
+    expected = begun + 0.5 * alone
+    added = predict_volume(FirstChannel(), image, **settings, into=begun, share=0.5)
+    assert added is begun
+    torch.testing.assert_close(added, expected, atol=1e-5, rtol=0)
 
 
 def test_bad_arguments_are_refused_with_what_was_given() -> None:
@@ -406,6 +419,7 @@ def test_a_folder_says_how_it_was_predicted_and_refuses_other_settings(tmp_path:
     assert json.loads((tmp_path / "p" / "predictions.json").read_text()) == {
         "checkpoint": "abc",
         "classes": {"lesion": [1]},
+        "background_values": None,
         "threshold": 0.7,
         "min_volume_mm3": 0.0,
         "probability_scale": 1 / 65535,

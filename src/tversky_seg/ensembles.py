@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ class Ensemble:
             raise ValueError(f"combine must be one of {', '.join(COMBINATIONS)}, got {self.combine}")
         if self.uncertainty not in (None, *UNCERTAINTIES):
             raise ValueError(f"uncertainty must be one of {', '.join(UNCERTAINTIES)} or null, got {self.uncertainty}")
-        n_parts = sum(len(self._parts(member)) for member in self.members)
+        n_parts = sum(len(member.views) if self.combine == "mean" else 1 for member in self.members)
         if self.uncertainty == "disagreement" and n_parts < 2:
             raise ValueError("uncertainty must compare several checkpoints or views (inference.tta), got one of one")
 
@@ -87,46 +88,56 @@ class Ensemble:
     ) -> tuple[Tensor, Tensor | None]:
         """Probability and uncertainty (K, X, Y, Z) float32 on the network's grid; None for what was not asked for.
 
-        Beside the members two volumes of the output's shape are held, three with disagreement.
+        Beside the members one volume of the output's shape is held for a mean, one and a half for votes, four for
+        the two volumes of mean and disagreement.
         """
+        run = partial(self._run, prepared, device=device, precision=precision)
+        if self.combine == "mean" and self.uncertainty == "disagreement":
+            return self._with_disagreement(run)
+        mean = self._votes(run) if self.combine == "vote" else self._mean(run)
+        return mean, None if self.uncertainty is None else entropy(mean)
+
+    def _mean(self, run: Callable[..., Tensor]) -> Tensor:
+        share = 1 / len(self.members)
+        mean = run(self.members[0]).mul_(share)
+        for member in self.members[1:]:
+            run(member, into=mean, share=share)
+        return mean
+
+    def _votes(self, run: Callable[..., Tensor]) -> Tensor:
+        """The share of members that vote for lesion."""
+        probability = run(self.members[0])
+        votes = _vote(self.members[0], probability).to(torch.uint8 if len(self.members) < 256 else torch.int32)
+        for member in self.members[1:]:
+            votes += _vote(member, run(member, into=probability.zero_()))
+        return probability.copy_(votes).div_(len(self.members))
+
+    def _with_disagreement(self, run: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean and disagreement of members and views."""
         mean: Tensor | None = None
         parts: Tensor | None = None
-        for share, probability in self._maps(prepared, device=device, precision=precision):
-            if self.uncertainty == "disagreement":
-                parts = _add(parts, entropy(probability), share)
-            mean = _add(mean, probability, share)
-        assert mean is not None
-        if self.uncertainty is None:
-            return mean, None
-        total = entropy(mean)
-        return mean, total if parts is None else total.sub_(parts).clamp_(0, 1)
-
-    def _maps(
-        self, prepared: PreparedCase, *, device: torch.device | str | None, precision: str
-    ) -> Iterator[tuple[float, Tensor]]:
-        """Each part's share of the mean, and its map."""
         for member in self.members:
-            parts = self._parts(member)
-            for tta in parts:
-                probability = predict_volume(
-                    member.network,
-                    prepared.image,
-                    image_scale=prepared.image_scale,
-                    foreground=prepared.foreground,
-                    device=device,
-                    precision=precision,
-                    **{**member.windows, "tta": tta},
-                )
-                if self.combine == "vote":
-                    thresholds = torch.tensor(member.threshold).view(-1, 1, 1, 1)
-                    probability = (probability >= thresholds).float()
-                yield 1 / (len(self.members) * len(parts)), probability
+            for view in member.views:
+                share, probability = 1 / (len(self.members) * len(member.views)), run(member, tta=[view])
+                parts = _add(parts, entropy(probability), share)
+                mean = _add(mean, probability, share)
+        assert mean is not None
+        assert parts is not None
+        return mean, entropy(mean).sub_(parts).clamp_(0, 1)
 
-    def _parts(self, member: Member) -> list[Any]:
-        """What of a member is told apart: its views where a disagreement of probabilities is asked for."""
-        if self.uncertainty == "disagreement" and self.combine == "mean":
-            return [[name] for name in member.views]
-        return [member.windows.get("tta", "none")]
+    def _run(self, prepared: PreparedCase, member: Member, **settings: Any) -> Tensor:
+        """What one member says of a case, as `predict_volume` gives it."""
+        return predict_volume(
+            member.network,
+            prepared.image,
+            image_scale=prepared.image_scale,
+            foreground=prepared.foreground,
+            **{**member.windows, **settings},
+        )
+
+
+def _vote(member: Member, probability: Tensor) -> Tensor:
+    return probability >= torch.tensor(member.threshold).view(-1, 1, 1, 1)
 
 
 def entropy(probability: Tensor) -> Tensor:

@@ -63,6 +63,8 @@ def predict_volume(
     image_scale: ArrayLike | None = None,
     device: torch.device | str | None = None,
     precision: str = "fp32",
+    into: Tensor | None = None,
+    share: float = 1.0,
 ) -> Tensor:
     """Probability of each class in each voxel of a volume of any size, from overlapping windows.
 
@@ -87,9 +89,12 @@ def predict_volume(
         image_scale: (C,) factors that the network's input is multiplied by, for images kept as integers; None: 1.
         device: Where to compute; the network is moved there. None: where the network is.
         precision: "fp32", "bf16" or "fp16" inside the network; sums are float32.
+        into: (K, X, Y, Z) float32 on the CPU, to which `share` times the probability is added window by window, so that
+            several networks need one volume; None: a new volume.
+        share: As said; the shares of all that is added to a volume are 1 at most.
 
     Returns:
-        (K, X, Y, Z) float32 on the CPU, in [0, 1].
+        (K, X, Y, Z) float32 on the CPU, in [0, 1]; `into` where that is given.
 
     Raises:
         ValueError: Arguments out of range, shapes that do not match, or a network that gives NaN.
@@ -105,10 +110,12 @@ def predict_volume(
     }
     device = _device_of(network) if device is None else torch.device(device)
     run = partial(_predict, network, volume, image_scale=image_scale, device=device, precision=precision, **settings)
-    if not isinstance(patch_size, str):
-        return run(sides=_sides(patch_size))
     x, y, z = volume.shape[1:]
-    return _whole(run, (x, y, z))
+    is_whole = isinstance(patch_size, str)
+    if into is not None and not is_whole and all(np.less_equal(_sides(patch_size), (x, y, z))):
+        return run(sides=_sides(patch_size), into=into, share=share)
+    probability = _whole(run, (x, y, z)) if is_whole else run(sides=_sides(patch_size))
+    return probability if into is None else into.add_(probability, alpha=share)
 
 
 def _as_volume(image: Tensor | NDArray[Any]) -> Tensor:
@@ -146,6 +153,8 @@ def _predict(
     image_scale: ArrayLike | None,
     device: torch.device,
     precision: str,
+    into: Tensor | None = None,
+    share: float = 1.0,
 ) -> Tensor:
     """As `predict_volume`, for one size of windows."""
     shape = volume.shape[1:]
@@ -160,7 +169,10 @@ def _predict(
     scale = torch.ones(len(volume)) if image_scale is None else torch.as_tensor(image_scale, dtype=torch.float32)
     with _evaluating(place(network, device)):
         forward = partial(_forward, network, scale=scale.view(-1, 1, 1, 1), device=device, precision=precision)
-        probability = _fuse(forward, volume, corners, weights, views=seen, batch_size=batch_size, device=device)
+        how: dict[str, Any] = {"views": seen, "batch_size": batch_size, "device": device}
+        if into is not None:
+            return _fuse(forward, volume, corners, weights, into=into, share=share, **how)
+        probability = _fuse(forward, volume, corners, weights, **how)
     x, y, z = (slice(b, b + n) for b, n in zip(before, shape, strict=True))
     return probability[:, x, y, z].contiguous()
 
@@ -252,11 +264,16 @@ def _fuse(
     views: Sequence[View],
     batch_size: int,
     device: torch.device,
+    into: Tensor | None = None,
+    share: float = 1.0,
 ) -> Tensor:
-    """Weighted mean over windows and views, (K, X, Y, Z) float32 on the CPU; 0 where there is no window."""
+    """Weighted mean over windows and views, (K, X, Y, Z) float32 on the CPU; 0 where there is no window.
+
+    What is added to a volume that is there is divided first, window by window, else the sum is at the end.
+    """
     volume, weights = volume.to(device), weights.to(device)
     jobs = [(_box(corner, weights.shape), view) for corner in corners for view in views]
-    total: Tensor | None = None
+    total = into
     done, has_warned = 0, False
     while done < len(jobs):
         batch = jobs[done : done + batch_size]
@@ -276,10 +293,12 @@ def _fuse(
         if total is None:
             total = torch.zeros(len(probabilities[0]), *volume.shape[1:], device=volume.device)
         for (box, _), probability in zip(batch, probabilities, strict=True):
-            total[:, *box].addcmul_(probability.to(volume.device), weights)
+            factor = weights if into is None else weights * (share / len(views)) / _summed(box, corners, weights)
+            total[:, *box].addcmul_(probability.to(total.device), factor.to(total.device))
         done += len(batch)
     assert total is not None
-    _divide(total, corners, weights, n_views=len(views))
+    if into is None:
+        _divide(total, corners, weights, n_views=len(views))
     if not torch.isfinite(total.sum()):
         raise ValueError("the network gave NaN; expected finite logits")
     return total.clamp_(0, 1).cpu()
@@ -296,6 +315,18 @@ def _divide(total: Tensor, corners: Sequence[Sides], weights: Tensor, *, n_views
             if low < high:
                 sums[low - start : high - start, y : y + n, z : z + m] += weights[low - x : high - x]
         slab /= sums.mul_(n_views).clamp_(min=torch.finfo(torch.float32).tiny)
+
+
+def _summed(box: tuple[slice, ...], corners: Sequence[Sides], weights: Tensor) -> Tensor:
+    """The weights (x, y, z) that all windows add up to in the box of one of them."""
+    sums = torch.zeros_like(weights)
+    for corner in corners:
+        offsets = [first - side.start for first, side in zip(corner, box, strict=True)]
+        if all(abs(offset) < n for offset, n in zip(offsets, weights.shape, strict=True)):
+            here = tuple(slice(max(o, 0), n + min(o, 0)) for o, n in zip(offsets, weights.shape, strict=True))
+            there = tuple(slice(max(-o, 0), n + min(-o, 0)) for o, n in zip(offsets, weights.shape, strict=True))
+            sums[here] += weights[there]
+    return sums
 
 
 @torch.inference_mode()
