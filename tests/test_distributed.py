@@ -230,6 +230,23 @@ def test_a_connection_that_is_lost_while_it_is_made_is_made_again(n_lost: int, m
     assert waits == [distributed.LONGEST_WAIT] * (n_lost < 3)
 
 
+def test_processes_that_are_restarted_see_no_address_of_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = torch.distributed.HashStore()
+    seen = []
+
+    def connect(backend: str, *, store: torch.distributed.Store, **_: object) -> None:
+        seen.append(store.check(["address"]))
+        store.set("address", "here")
+
+    monkeypatch.setattr(distributed, "rendezvous", lambda _: iter([(kept, 0, 2)]))
+    monkeypatch.setattr(distributed.dist, "init_process_group", connect)
+    monkeypatch.setattr(distributed.dist.distributed_c10d, "_set_pg_timeout", lambda _: None)
+    for count in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        distributed._connect()
+    assert seen == [False, False]
+
+
 def test_alone_nothing_is_shared() -> None:
     assert world_size() == 1
     assert list(shared_out([1, 2], lambda n: torch.tensor(n))) == [1, 2]

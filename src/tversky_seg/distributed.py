@@ -51,15 +51,18 @@ def processes() -> Iterator[None]:
 
 
 def _connect() -> None:
-    """Meet the others. A connection can be lost while it is made, and gloo then waits: each try has a minute.
+    """Meet the others; each try has a minute, since gloo waits for an address that no longer answers.
+
+    After a restart torchrun's store still holds the addresses of the processes before: names in it count the restarts.
 
     Raises:
         LostProcess: When no try brought all together.
     """
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     meeting_point, number, size = next(rendezvous("env://"))
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     for attempt in range(N_TRIES):
-        store = PrefixStore(f"try{attempt}", meeting_point)
+        store = PrefixStore(f"restart{restart}/try{attempt}", meeting_point)
         store.set_timeout(CONNECT_WITHIN)
         try:
             dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=CONNECT_WITHIN)
