@@ -1,5 +1,6 @@
 import csv
 import logging
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from tversky_seg.checkpoints import load_checkpoint
+from tversky_seg.checkpoints import CheckpointError, load_checkpoint
+from tversky_seg.config import one_line
 from tversky_seg.losses import BCELoss, TverskyLoss
 from tversky_seg.models import UNet3D
 from tversky_seg.training import Trainer, Validation
@@ -188,6 +190,54 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_counted(tmp_path: Path)
     assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "checkpoints" / "last.pt").values())
     steps_taken = load_checkpoint(tmp_path / "checkpoints" / "last.pt")["optimizer"]["state"][0]["step"]
     assert steps_taken == 2
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_infinity_and_nan_in_loss_or_gradient_change_no_weight(value: float, where: str) -> None:
+    class Spoiled(nn.Module):
+        def forward(self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+            if where == "gradient":
+                logits.register_hook(lambda gradient: gradient * value)
+                return logits.mean()
+            return logits.mean() * value
+
+    trainer = a_trainer()
+    trainer.loss = Spoiled()
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer._step(1, Blobs()[0])
+    assert_same(before, trainer.model.state_dict())
+    assert trainer.state.n_skipped == 1
+
+
+def test_a_disk_that_fills_during_a_checkpoint_costs_only_the_steps_since_the_one_before(
+    tmp_path: Path, whole: Path
+) -> None:
+    run, trainer = tmp_path / "run", a_trainer()
+    save = trainer._save
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save_on_a_small_disk(*arguments: Any, **settings: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000 if trainer.state.step == 4 else limits[0], limits[1]))
+        save(*arguments, **settings)
+
+    trainer._save = save_on_a_small_disk  # type: ignore[method-assign]
+    try:
+        with pytest.raises(CheckpointError, match=r"last\.pt: cannot be written \(File too large\); make room and run"):
+            trainer.fit(Blobs(), run, validate=judged(0.4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert load_checkpoint(run / "checkpoints" / "last.pt")["step"] == 2
+    assert not list((run / "checkpoints").glob(".*"))
+    a_trainer().fit(Blobs(), run, validate=judged(0.4, 0.8))
+    assert_same(*(weights(each / "checkpoints" / "last.pt") for each in (whole, run)))
+
+
+def test_memory_that_runs_out_is_one_line_with_what_to_lower() -> None:
+    for fault in (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), MemoryError()):
+        said = one_line(fault, config_name="train")
+        assert said.startswith("trainer.batch_size: out of memory; lower it, sampler.patch_size,")
+        assert "\n" not in said
 
 
 def test_a_run_of_skipped_steps_ends_the_training_and_names_the_batch(tmp_path: Path) -> None:
