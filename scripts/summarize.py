@@ -5,12 +5,15 @@ grouped by what they set. Folds of a setting are joined: every subject is judged
 Prints a Markdown table: mean over subjects ± standard deviation between seeds [95 % interval]; below it the setting
 that validation recommends for a goal. Into --output (default: `summary` in the directory of runs, where one is given
 that holds several) go summary.{md,csv,tex}, frontier.{png,pdf} (precision against recall, alpha and beta along it) and
-beta.{png,pdf} (F2, Dice, sensitivity, lesion recall over beta). Runs judged on different cases or by different rules
+beta.{png,pdf} (F2, Dice, sensitivity, lesion recall over beta). With --cohorts each setting and seed also gets a folder
+there, cohorts/<setting>/seed<n>, with the held-out predictions of all folds and their evaluation as one cohort: one
+metrics.json, one precision-recall curve, one report.html. Runs judged on different cases or by different rules
 are refused.
 """
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +21,11 @@ from statistics import median
 from typing import NoReturn
 
 from tversky_seg.data.cases import DataError
+from tversky_seg.folds import judge_folds
 from tversky_seg.operating_point import check_goal
 from tversky_seg.sweeps import (
     MEASURES,
+    Setting,
     SweepRun,
     group,
     markdown_table,
@@ -48,6 +53,9 @@ def main() -> None:
     goals = "what to recommend a setting for: dice, f2, lesion_f1, recall=0.9, lesion_recall=0.9 (f2)"
     parser.add_argument("--goal", default="f2", help=goals)
     parser.add_argument("--output", type=Path, help="folder to write into")
+    parser.add_argument(
+        "--cohorts", action="store_true", help="judge the folds of a setting as one cohort, with a report"
+    )
     words = parser.parse_args()
     try:
         check_goal(words.goal)
@@ -59,11 +67,25 @@ def main() -> None:
         output = words.output or (words.runs[0] / "summary" if len(words.runs) == 1 and len(runs) > 1 else None)
         if output:
             write_summary(settings, summaries, recommendation, output_dir=output)
+        if words.cohorts:
+            write_cohorts(settings, output)
     except (DataError, ValueError) as fault:
         parser.error(str(fault))
     parts = [runs_table(runs, words.measures)] if len(settings) == 1 else []
     parts += [markdown_table(summaries), reading(settings), *filter(None, [recommendation, output and str(output)])]
     sys.stdout.write("\n\n".join(parts) + "\n")
+
+
+def write_cohorts(settings: Sequence[Setting], output: Path | None) -> None:
+    """Judge the folds of each setting and seed together; names each report."""
+    if output is None:
+        raise DataError("--cohorts: no folder to write into; give --output")
+    for setting in settings:
+        for seed in setting.cohorts:
+            runs = [run.judged.folder.parent for run in setting.runs if run.settings.get("seed") == seed]
+            folder = output / "cohorts" / re.sub(r"[^\w.=-]+", "_", setting.name) / f"seed{seed}"
+            judge_folds(runs, folder)
+            print(folder / "evaluation" / "report.html")
 
 
 def runs_table(runs: Sequence[SweepRun], measures: Sequence[str]) -> str:

@@ -324,6 +324,14 @@ def test_a_sweep_is_finished_where_it_was_left_and_never_written_over(tmp_path):
     assert [len(setting.runs) for setting in settings] == [2, 2]
     assert [len(setting.cohorts[0].subjects) for setting in settings] == [4, 4]
 
+    status, out, err = run_script(sweep, "--cohorts", "--output", tmp_path / "summary")
+    assert (status, err) == (0, "")
+    for beta in (0.5, 0.9):
+        cohort = next((tmp_path / "summary" / "cohorts").glob(f"*loss.beta={beta}*")) / "seed0"
+        assert str(cohort / "evaluation" / "report.html") in out
+        metrics = json.loads((cohort / "evaluation" / "metrics.json").read_text())
+        assert metrics["n_cases"] == 4, "all subjects, each predicted by the fold that did not train on it"
+
     before = stamps(sweep)
     (runs[0] / "evaluation" / "metrics.json").unlink()  # of this run, judging is missing
     shutil.rmtree(runs[1])  # of this one all
