@@ -120,6 +120,18 @@ def test_ablations_take_away_one_part_each() -> None:
     }  # fmt: skip
 
 
+def test_the_hippocampus_has_two_classes_in_patches_of_most_of_a_volume() -> None:
+    cfg = row("hippocampus")
+    assert [*build(cfg, "data").classes] == ["anterior", "posterior"]
+    assert build(cfg, "inference").tta == ["none", "x"]
+    assert (FOLDER / "hippocampus.yaml").read_text().count("experiment=hippocampus ") == 1
+    check_network(
+        build(cfg, "model", in_channels=1, out_channels=2),
+        (cfg.trainer.batch_size, 1, *build(cfg, "sampler").sides),
+        n_classes=2,
+    )
+
+
 def test_a_file_of_ones_own_starts_from_a_row() -> None:
     assert "/experiment/salehi2017/base" in Path(FOLDER / "salehi2017" / "tversky_b07.yaml").read_text()
 
