@@ -27,7 +27,6 @@ from tversky_seg.evaluation import (
     _judge_cohort,
     case_measures,
     evaluate,
-    validation_measures,
 )
 from tversky_seg.froc import average_recall, froc_curve
 from tversky_seg.lesions import lesion_counts
@@ -549,31 +548,6 @@ def test_measures_of_one_case_take_probabilities_or_masks():
     assert {**scored, "pr_auc": 0} == {**masked, "pr_auc": 0}
     with pytest.raises(ValueError, match="probability must lie in"):
         case_measures(probability + 1, reference, spacing_mm=SPACING)
-
-
-def test_validation_tunes_the_threshold_and_measures_at_it():
-    pairs = [(p[None], r[None], SPACING) for r, p in map(lesions_and_map, range(3))]
-    means, threshold = validation_measures(pairs)
-    rows = [case_measures(p[0], r[0], spacing_mm=SPACING, threshold=threshold) for p, r, _ in pairs]
-    for name in set(METRICS) - {"assd_mm", "hd95_mm"}:
-        assert means[name] == pytest.approx(np.mean([row[name] for row in rows]), abs=1e-4)
-    fixed = np.mean([overlap_counts(p >= 0.5, r).dice for p, r, _ in pairs])
-    assert means["dice"] > fixed
-    assert validation_measures(pairs, goal="f2")[1] < threshold
-
-
-def test_validation_of_several_classes_names_each():
-    pairs = [(np.stack([p, p**2]), np.stack([r, r]), SPACING) for r, p in map(lesions_and_map, range(2))]
-    means, thresholds = validation_measures(iter(pairs), classes=("a", "b"))
-    assert set(thresholds) == {"a", "b"}
-    assert means["dice"] == pytest.approx((means["a/dice"] + means["b/dice"]) / 2)
-
-
-def test_validation_without_any_lesion_is_undefined_at_one_half():
-    empty = np.zeros((1, *SHAPE))
-    means, threshold = validation_measures([(empty, empty, SPACING)])
-    assert threshold == 0.5
-    assert math.isnan(means["dice"])
 
 
 @pytest.mark.parametrize("wrong", [{"connectivity": 8}, {"min_overlap": 1}, {"min_volume_mm3": -1}])

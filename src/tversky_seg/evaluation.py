@@ -35,7 +35,6 @@ from tversky_seg.measures import (
     case_measures,
     judge,
     ranking_of,
-    validation_measures,
 )
 from tversky_seg.new_lesions import new_lesion_counts
 from tversky_seg.progress import track
@@ -57,7 +56,7 @@ from tversky_seg.summaries import (
     threshold_rows,
 )
 
-__all__ = ["FURTHER_METRICS", "METRICS", "LesionRule", "case_measures", "evaluate", "validation_measures"]
+__all__ = ["FURTHER_METRICS", "METRICS", "LesionRule", "case_measures", "evaluate"]
 
 LESION_COLUMNS = ("case_id", "class", "mask", "lesion", "volume_mm3", "x_mm", "y_mm", "z_mm", "overlap", "matched")
 FINE_SHIFT = 0.01  # voxels

@@ -1,9 +1,9 @@
-"""The published measures of one case, of several pooled, and of a validation set. docs/metrics.md defines each."""
+"""The published measures of one case, and of several pooled. docs/metrics.md defines each."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,9 +14,7 @@ from tversky_seg.lesions import LesionCounts, LesionMatch, overlap_lesions, remo
 from tversky_seg.masks import Mask, as_array, as_mask, check_spacing
 from tversky_seg.overlap import OverlapCounts, overlap_counts
 from tversky_seg.ranking import (
-    N_LEVELS,
     ScoreHistogram,
-    choose_threshold,
     levels_histogram,
     ranking_areas,
     to_levels,
@@ -238,48 +236,6 @@ def judge(
 def ranking_of(histogram: ScoreHistogram) -> Ranking:
     """Ranking measures of the voxels of a histogram."""
     return Ranking(histogram.average_precision(), histogram.roc_auc(), calibrate(histogram).error)
-
-
-def validation_measures(
-    pairs: Iterable[tuple[ArrayLike, ArrayLike, ArrayLike]],
-    *,
-    classes: Sequence[str] = ("lesion",),
-    goal: str = "dice",
-    rule: LesionRule = ANY_OVERLAP,
-) -> tuple[dict[str, float], float | dict[str, float]]:
-    """Choose the threshold on validation cases, and say what the network is worth there.
-
-    Args:
-        pairs: one (probability, reference, spacing_mm) per case, the first two of shape (K, X, Y, Z); read once, of
-            which 3 bytes per voxel are kept.
-        classes: the K classes.
-        goal: what the threshold maximises in the mean over cases, "dice" or "f2".
-        rule: what a lesion is and when it counts as found.
-
-    Returns:
-        The mean over cases of each measure but the distances (NaN where no case defines it), and the threshold.
-        With several classes: measures also as `<class>/<measure>`, the plain names being means over classes, and a
-        threshold per class.
-    """
-    kept = [
-        (to_levels(probability), as_mask(reference, name="reference"), spacing_mm)
-        for probability, reference, spacing_mm in pairs
-    ]
-    thresholds: dict[str, float] = {}
-    means: dict[str, dict[str, float]] = {}
-    for k, name in enumerate(classes):
-        histograms = [levels_histogram(levels[k], reference[k]) for levels, reference, _ in kept]
-        thresholds[name] = choose_threshold(histograms, goal)
-        rows = []
-        for (levels, reference, spacing_mm), histogram in zip(kept, histograms, strict=True):
-            mask = levels[k] >= thresholds[name] * (N_LEVELS - 1)
-            found, _ = judge(mask, reference[k], spacing_mm=spacing_mm, rule=rule, with_distances=False)
-            rows.append(replace(found, ranking=Ranking(histogram.average_precision())).measures())
-        means[name] = mean_measures(rows)
-    if len(classes) == 1:
-        return means[classes[0]], thresholds[classes[0]]
-    by_class = {f"{name}/{measure}": value for name in classes for measure, value in means[name].items()}
-    return mean_measures(list(means.values())) | by_class, thresholds
 
 
 def mean_measures(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
