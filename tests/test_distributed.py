@@ -45,6 +45,7 @@ class Cubes:
 OPTIMIZERS = {
     "sgd": (torch.float64, 50, partial(torch.optim.SGD, lr=0.05, momentum=0.9)),
     "adamw": (torch.float32, 20, partial(torch.optim.AdamW, lr=0.01)),
+    "deep": (torch.float64, 10, partial(torch.optim.SGD, lr=0.05)),
 }
 
 
@@ -54,7 +55,7 @@ def train_in_process(rank: int, size: int, store: str, folder: str, name: str, n
         torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     dtype, n_steps, optimizer = OPTIMIZERS[name]
     torch.manual_seed(0)
-    model = UNet3D(in_channels=1, out_channels=1, width=4, n_levels=2).to(dtype)
+    model = UNet3D(in_channels=1, out_channels=1, width=4, n_levels=2, deep_supervision=int(name == "deep")).to(dtype)
     computed: list[int] = []
 
     def double(case: int) -> torch.Tensor:
@@ -111,6 +112,12 @@ def test_loss_curves_agree_on_one_two_three_and_four_processes(tmp_path: Path, n
         together = losses_of(tmp_path / str(size), size=size, name=name)
         print(f"{name}, {size} processes: largest difference {np.abs(together - alone).max():.1e}")
         np.testing.assert_allclose(together, alone, rtol=0, atol=tolerance)
+
+
+@pytest.mark.slow
+def test_deep_supervision_is_shared_by_processes(tmp_path: Path) -> None:
+    alone, together = (losses_of(tmp_path / str(size), size=size, name="deep") for size in (1, 2))
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-10)
 
 
 # Under torchrun
