@@ -390,6 +390,15 @@ def test_a_spoilt_prediction_is_a_fault_of_its_case_alone(cohort, spoil, message
         raise AssertionError(fault)
 
 
+def test_a_probability_that_is_a_link_to_nothing_is_a_fault_though_its_mask_is_there(cohort):
+    reference, _ = cohort.add(0)
+    save(cohort.predictions / "case0_mask.nii.gz", reference)
+    (cohort.predictions / "case0_probability.nii.gz").unlink()
+    (cohort.predictions / "case0_probability.nii.gz").symlink_to("nowhere.nii.gz")
+    with pytest.raises(DataError, match=r"case0_probability.nii.gz: a link to a file that is not here"):
+        cohort.evaluate()
+
+
 def test_a_mask_of_other_values_is_a_fault(cohort):
     reference, _ = cohort.add(0, predicted=False)
     save(cohort.predictions / "case0.nii.gz", reference.astype(np.uint8) * 255)

@@ -71,15 +71,15 @@ class Predictions:
     def _read_own(self, case: Case, name: str, reference: Volume) -> Prediction:
         stem = case.case_id if len(self.classes) == 1 else f"{case.case_id}_{name}"
         scored, masked = (self.folder / f"{stem}_{kind}.nii.gz" for kind in ("probability", "mask"))
-        if not scored.exists() and not masked.exists():
+        if not _is_named(scored) and not _is_named(masked):
             raise DataError(f"{scored}: no such file, nor {masked.name}; predict case {case.case_id} first")
         probability, shifts = None, []
-        if scored.exists():
+        if _is_named(scored):
             volume = read_volume(scored)
             shifts.append(check_grid(volume, reference, path=scored))
             probability = _as_probability(volume.data, scored)
         threshold = self.threshold[name]
-        if probability is not None and threshold is not None and not (self.uses_masks and masked.exists()):
+        if probability is not None and threshold is not None and not (self.uses_masks and _is_named(masked)):
             return Prediction(probability >= threshold, probability, max(shifts))
         volume = read_label(masked)
         shifts.append(check_grid(volume, reference, path=masked))
@@ -162,6 +162,11 @@ def check_grid(volume: Volume, reference: Volume, *, path: Path) -> float:
     if shift > LARGEST_SHIFT:
         raise DataError(f"{path}: {_describe_grid(volume)}; expected the reference's {_describe_grid(reference)}")
     return shift
+
+
+def _is_named(path: Path) -> bool:
+    """Whether the folder has such a name, be it a link to a file that is gone, which reading then says."""
+    return path.exists() or path.is_symlink()
 
 
 def _describe_grid(volume: Volume) -> str:
