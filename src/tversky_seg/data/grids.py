@@ -147,17 +147,24 @@ def shift(voxels: ArrayLike) -> Affine:
 
 def window(data: NDArray[Any], start: Shape, shape: Shape, *, fill: float = 0) -> NDArray[Any]:
     """The box of a volume (..., X, Y, Z) from voxel `start` on, `fill` where it overhangs."""
-    source, target = [slice(None)] * (data.ndim - 3), [slice(None)] * (data.ndim - 3)
-    for first, n, available in zip(start, shape, data.shape[-3:], strict=True):
-        low, high = max(first, 0), max(min(first + n, available), max(first, 0))
-        source.append(slice(low, high))
-        target.append(slice(low - first, high - first))
-    box = data[tuple(source)]
+    source, target = overlap(start, shape, data.shape[-3:])
+    channels = (slice(None),) * (data.ndim - 3)
+    box = data[channels + source]
     if box.shape[-3:] == tuple(shape):
         return box
     filled = np.full((*data.shape[:-3], *shape), fill, dtype=data.dtype)
-    filled[tuple(target)] = box
+    filled[channels + target] = box
     return filled
+
+
+def overlap(start: Shape, shape: Shape, available: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Where a box from voxel `start` on and a volume of the shape `available` meet: in the volume, and in the box."""
+    source, target = [], []
+    for first, n, end in zip(start, shape, available, strict=True):
+        low, high = max(first, 0), max(min(first + n, end), max(first, 0))
+        source.append(slice(low, high))
+        target.append(slice(low - first, high - first))
+    return tuple(source), tuple(target)
 
 
 def _aligned(data: NDArray[Any], matrix: Affine) -> tuple[NDArray[Any], Affine]:

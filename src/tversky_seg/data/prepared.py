@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.grids import Bools, Floats, Geometry, Shape, window
+from tversky_seg.data.grids import Bools, Floats, Geometry, Shape, overlap, window
+
+SLAB_VOXELS = 2**15  # 128 KiB of float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +96,23 @@ class PreparedCase:
         Raises:
             ValueError: The case has no label.
         """
-        if self.target is None or self.components is None:
+        target, components = (self.labels(start, size, components=of_lesions) for of_lesions in (False, True))
+        return self.intensities(start, size), target, components
+
+    def intensities(self, start: Shape, size: Shape) -> Floats:
+        """Normalised image (C, *size) of a box, 0 where it overhangs."""
+        return _scaled(np.asarray(self.image), self.image_scale, start, size)
+
+    def labels(self, start: Shape, size: Shape, *, components: bool = False) -> NDArray[Any]:
+        """Target (K, *size) of a box, or its components, 0 where it overhangs; a view of the file where it does not.
+
+        Raises:
+            ValueError: The case has no label.
+        """
+        volume = self.components if components else self.target
+        if volume is None:
             raise ValueError(f"{self.case_id} has no label; patches to train on need one")
-        image = window(self.image, start, size) * self.image_scale[:, None, None, None]
-        return image, window(self.target, start, size), window(self.components, start, size)
+        return window(np.asarray(volume), start, size)
 
     def _array(self, name: str) -> NDArray[Any]:
         name = rater_array(name, self.rater)
@@ -127,6 +142,21 @@ def each_rater(cases: Sequence[PreparedCase]) -> list[PreparedCase]:
 def _opened(path: str) -> NDArray[Any]:
     opened: NDArray[Any] = np.load(path, mmap_mode="r")
     return opened
+
+
+def _scaled(image: NDArray[np.int16], scale: Floats, start: Shape, size: Shape) -> Floats:
+    """`window(image) * scale` (C, *size), by slabs that the processor's cache holds."""
+    source, place = overlap(start, size, image.shape[-3:])
+    is_inside = all(part == slice(0, n) for part, n in zip(place, size, strict=True))
+    values = (np.empty if is_inside else np.zeros)((len(image), *size), dtype=np.float32)
+    slab = max(1, SLAB_VOXELS // max(1, size[1] * size[2]))
+    for channel, into, factor in zip(image, values, scale, strict=True):
+        box, into = channel[source], into[place]
+        for x in range(0, len(box), slab):
+            part = into[x : x + slab]
+            part[...] = box[x : x + slab]
+            part *= factor
+    return values
 
 
 def forget_opened() -> None:
