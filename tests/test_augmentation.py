@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.transforms import AdjustContrast, Affine, GaussianSmooth, RandBiasField
 from omegaconf import OmegaConf
-from scipy import ndimage
+from scipy import ndimage, stats
 from scipy.interpolate import BSpline
 from torch.nn import functional
 
@@ -133,6 +133,16 @@ def test_noise_has_at_most_the_standard_deviation_asked_for() -> None:
     sds = [np.std((augmentation(image, target, None, rng)[0] - image)[0][brain]) for rng in rngs(40)]
     assert max(sds) < 0.21
     assert np.mean(sds) == pytest.approx(0.1, abs=0.03)
+
+
+def test_noise_is_normally_distributed() -> None:
+    channel = torch.zeros(64, 64, 64)
+    ranks = np.random.default_rng(0).integers(0, 65536, channel.shape, dtype=np.uint16)
+    intensities.noise(channel, (ranks, 2.0))
+    values = channel.flatten().double().numpy()
+    assert stats.kstest(values / 2, "norm").statistic < 0.005
+    assert values.std() == pytest.approx(2, rel=0.01)
+    assert np.abs(values).max() < 2 * 4.4
 
 
 @pytest.mark.parametrize(

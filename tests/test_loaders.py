@@ -20,6 +20,8 @@ from tversky_seg.data.preprocessing import Preprocessing, prepare, preprocess
 from tversky_seg.data.sampling import LesionSampler
 from tversky_seg.data.volumes import write_volume
 
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+
 
 def a_case(case_id: str, *, seed: int = 0) -> PreparedCase:
     """A case in memory: noise, two lesions, a brain that is everything."""
@@ -71,7 +73,6 @@ def test_without_augmentation_a_sample_is_the_patch_of_its_case_and_start() -> N
     np.testing.assert_array_equal(batch["image"][1], case.patch(batch["starts"][1], (16, 16, 16))[0])
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 def test_workers_change_nothing_byte_for_byte() -> None:
     batches = some_batches(with_components=True)
     expected = [as_bytes(batches[step]) for step in range(2, 9)]
@@ -100,7 +101,6 @@ def test_loading_leaves_torchs_random_stream_alone() -> None:
     assert torch.rand(1) == expected
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 def test_cases_in_the_cache_give_the_same_batches_as_in_memory(tmp_path: Path) -> None:
     data = np.random.default_rng(0).normal(100, 20, (30, 28, 26)).astype(np.float32)
     label = np.zeros(data.shape, np.uint8)
@@ -192,6 +192,14 @@ def test_what_is_augmented_later_is_the_same_batch() -> None:
         finished = augmented(later[step], torch.device("cpu"))
         assert as_bytes(finished) == as_bytes(now[step])
         assert as_bytes(augmented(now[step], torch.device("cpu"))) == as_bytes(now[step])
+
+
+def test_a_patch_is_the_stored_integers_times_their_scale_wherever_it_lies() -> None:
+    case = a_case("a")
+    volume = np.pad(case.image * case.image_scale[:, None, None, None], [(0, 0), *[(20, 20)] * 3])
+    for start in ((0, 0, 0), (-7, 3, 20), (30, 30, 30), (-20, 0, 0), (4, 5, 6)):
+        box = (slice(None), *(slice(20 + first, 20 + first + 11) for first in start))
+        np.testing.assert_array_equal(case.intensities(start, (11, 11, 11)), volume[box])
 
 
 def test_the_target_of_a_deformed_patch_is_where_its_components_are() -> None:

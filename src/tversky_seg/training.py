@@ -155,7 +155,7 @@ class Trainer:
         if not validate:
             logger.info("no validation cases: the best checkpoint is the last, the threshold 0.5")
         self.network = in_parallel(self.for_training(self.model), self.device)
-        loading: dict[str, Any] = {"n_workers": self.n_workers, "pin_memory": self.device.type == "cuda"}
+        loading: dict[str, Any] = {"n_workers": self.n_workers, "device": self.device}
         loader = load_batches(batches, start=state.step, stop=self.max_steps, **loading)
         recording = closing(self.open_recorder(output_dir, from_step=state.step))
         shown = Reporter("train", total=self.max_steps, done=state.step)

@@ -93,13 +93,22 @@ class Change:
     def _change_intensities(self, image: Tensor) -> None:
         """In place; the background goes back to 0."""
         if any(self.channels):
-            brain = (image != 0).any(dim=0)
+            brain = _inside(image)
             for channel, steps in zip(image, self.channels, strict=True):
                 for change, amount in steps:
                     change(channel, amount)
-            image *= brain
+                if steps:
+                    channel *= brain
         for channel in np.flatnonzero(self.dropped).tolist():
             image[channel] = 0
+
+
+def _inside(image: Tensor) -> Tensor:
+    """(X, Y, Z) float32: 1 where any channel of (C, X, Y, Z) differs from 0, else 0."""
+    strongest = image[0].abs()
+    for channel in image[1:]:
+        torch.maximum(strongest, channel.abs(), out=strongest)
+    return strongest.sign_()
 
 
 def _shape(numbers: Sequence[int] | NDArray[np.int_]) -> Shape:
@@ -347,9 +356,8 @@ class Augmentation:
         if rng.random() < self.shift_probability:
             steps.append((intensities.shift, rng.uniform(-self.shift, self.shift)))
         if rng.random() < self.noise_probability:
-            field = rng.standard_normal(size, dtype=np.float32)
-            field *= np.float32(rng.uniform(0, self.noise_sd))
-            steps.append((intensities.noise, field))
+            ranks = rng.integers(0, 65536, size, dtype=np.uint16)
+            steps.append((intensities.noise, (ranks, rng.uniform(0, self.noise_sd))))
         return steps
 
 

@@ -5,7 +5,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -140,8 +140,11 @@ class PatchBatches(Dataset[dict[str, Any]]):
                 rng, n_channels=len(case.image_scale), size=size, spacing_mm=case.spacing_mm
             )
             first, size = change.box(start, case.geometry.shape)
-        image, target, components = case.patch(first, size)
-        labels = torch.from_numpy(np.array(components if self.with_components else target))
+        image = case.intensities(first, size)
+        read = case.labels(first, size, components=self.with_components)
+        labels = torch.from_numpy(
+            read.astype(np.float32) if change is None and not self.with_components else read.copy()
+        )
         x, y, z = (int(a - b) for a, b in zip(first, start, strict=True))
         return torch.from_numpy(image), labels, change, (x, y, z)
 
@@ -186,7 +189,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def load_batches(
-    batches: PatchBatches, *, start: int, stop: int, n_workers: int = 0, pin_memory: bool = False
+    batches: PatchBatches, *, start: int, stop: int, n_workers: int = 0, device: torch.device | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yield batches[start], ..., batches[stop - 1] in this order, byte for byte the same for any number of workers.
 
@@ -195,18 +198,21 @@ def load_batches(
         start: First step.
         stop: One past the last step.
         n_workers: Processes that work ahead, each on one thread; 0 computes in this process when a batch is asked for.
-        pin_memory: Put batches into page-locked memory, for fast copies to a CUDA device.
+        device: Where the batches are wanted. A CUDA device augments them itself, out of page-locked memory; its batches
+            differ from the CPU's by rounding.
 
     Raises:
         DataError, RuntimeError: As `PatchBatches` does, also out of a worker. A worker that was killed, or that gives
             nothing for `STUCK_AFTER_S`, is named with its step and cases.
     """
+    device = device or torch.device("cpu")
+    on_device = device.type == "cuda"
     loader = DataLoader(
-        _Guarded(batches),
+        _Guarded(replace(batches, augment_later=True) if on_device else batches),
         batch_size=None,
         sampler=range(start, stop),
         num_workers=n_workers,
-        pin_memory=pin_memory and torch.cuda.is_available(),
+        pin_memory=on_device,
         generator=torch.Generator(),  # DataLoader draws a seed: not from the global stream
         timeout=LOOK_EVERY_S if n_workers else 0,
         worker_init_fn=_leave_signals_to_the_trainer,
@@ -225,7 +231,7 @@ def load_batches(
         if isinstance(batch, Exception):
             del iterator  # ends the workers now: left to the garbage collector it takes 5 seconds for each
             raise batch
-        yield batch
+        yield augmented(batch, device)
 
 
 def _next(iterator: Iterator[Any], workers: Sequence[Any]) -> Any:
