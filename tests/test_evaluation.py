@@ -399,6 +399,28 @@ def test_a_probability_that_is_a_link_to_nothing_is_a_fault_though_its_mask_is_t
         cohort.evaluate()
 
 
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ('{"classes": 3}', r"predictions.json: classes: 3; expected e.g."),
+        ('{"classes": {"lesion": ["a"]}}', r"predictions.json: classes.lesion: \['a'\]; expected label values"),
+        ('{"background_values": 7}', r"background_values: 7; expected label values, as \[1\], or null"),
+        ('{"threshold": "a"}', "threshold: a for class lesion; expected a number from 0 to 1"),
+    ],
+)
+def test_odd_settings_of_a_folder_are_named(cohort, saved, message):
+    cohort.add(0)
+    (cohort.predictions / "predictions.json").write_text(saved)
+    with pytest.raises(DataError, match=message):
+        cohort.evaluate()
+
+
+def test_background_values_are_no_class_and_no_fault(cohort):
+    cohort.add(0, reference=np.where(np.indices(SHAPE)[0] < 4, 3, 0).astype(np.uint8))
+    metrics = cohort.evaluate(background_values=[3])
+    assert metrics["cases"][0]["reference_volume_mm3"] == 0
+
+
 def test_a_mask_of_other_values_is_a_fault(cohort):
     reference, _ = cohort.add(0, predicted=False)
     save(cohort.predictions / "case0.nii.gz", reference.astype(np.uint8) * 255)

@@ -133,7 +133,11 @@ def open_predictions(
         )
     if pattern is not None:
         _file_name(pattern, Case("case", "subject", {}), "class")
-    checked = check_classes(classes if classes is not None else saved.get("classes"))
+    try:
+        checked = check_classes(classes if classes is not None else saved.get("classes"))
+    except DataError as fault:
+        where = "classes" if classes is not None else str(folder / "predictions.json")
+        raise DataError(f"{where}: {str(fault).removeprefix('data.')}") from fault
     return Predictions(
         folder=folder,
         classes=checked,

@@ -273,7 +273,7 @@ def _fuse(
     """
     volume, weights = volume.to(device), weights.to(device)
     jobs = [(_box(corner, weights.shape), view) for corner in corners for view in views]
-    total = into
+    total, factor, placed = into, weights, None
     done, has_warned = 0, False
     while done < len(jobs):
         batch = jobs[done : done + batch_size]
@@ -293,7 +293,8 @@ def _fuse(
         if total is None:
             total = torch.zeros(len(probabilities[0]), *volume.shape[1:], device=volume.device)
         for (box, _), probability in zip(batch, probabilities, strict=True):
-            factor = weights if into is None else weights * (share / len(views)) / _summed(box, corners, weights)
+            if into is not None and box != placed:  # the views of a window follow each other
+                placed, factor = box, weights * (share / len(views)) / _summed(box, corners, weights)
             total[:, *box].addcmul_(probability.to(total.device), factor.to(total.device))
         done += len(batch)
     assert total is not None
