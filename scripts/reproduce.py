@@ -241,7 +241,9 @@ def data_words(paper: Paper, request: Request) -> tuple[str, ...]:
 
 
 def _training_alone(root: Path, output_dir: Path) -> Path:
-    """The papers cross-validate on the 15 training subjects of MSSEG 2016: a folder with these alone."""
+    """The papers cross-validate on the challenges' training subjects: a folder with these alone."""
+    if (root / "testdata_website").is_dir() and (root / "training").is_dir():
+        return root / "training"
     if not (root / "Testing").is_dir():
         return root
     link = output_dir / "msseg2016" / "Training"

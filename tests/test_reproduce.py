@@ -89,6 +89,13 @@ def test_the_test_subjects_of_msseg_stay_out_of_the_folds(tmp_path: Path) -> Non
     assert [path.name for path in root.iterdir()] == ["Training"]
 
 
+def test_the_test_scans_of_isbi_are_left_to_the_submission(tmp_path: Path) -> None:
+    for part in ("training", "testdata_website"):
+        (tmp_path / part).mkdir()
+    (job, *_) = jobs_of("hashemi2018_isbi", DATA=str(tmp_path))
+    assert f"data.root={tmp_path / 'training'}" in job.words
+
+
 def test_seeds_rows_and_further_words_are_taken() -> None:
     jobs = jobs_of("salehi2017", "trainer.threads=1", SEEDS="3 4", ROWS="tversky_b07", OUT="somewhere")
     assert [(job.row, job.seed, job.folder.as_posix()) for job in jobs] == [
