@@ -216,7 +216,8 @@ def report_memory(tool: str, folder: str, files: list[str]) -> None:
     make = {"ours": lambda case: our_patches(case, None), "monai": monai_patches, "torchio": torchio_patches}[tool]
     settings, held, found = Preprocessing(modalities=CHANNELS), [], []
     for i in range(3):
-        case = prepare(as_case(list(map(Path, files)), f"c{i}"), settings, cache_dir=Path(folder))
+        one = as_case(list(map(Path, files)), f"c{i}")
+        case = prepare(one, settings, cache_dir=Path(folder) / str(i))  # files of its own
         held.append(make(case))
         for k in range(24):
             held[-1](k)
