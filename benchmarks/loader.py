@@ -215,9 +215,8 @@ def report_memory(tool: str, folder: str, files: list[str]) -> None:
     """Print what the last of three cases adds, after 24 patches of each."""
     make = {"ours": lambda case: our_patches(case, None), "monai": monai_patches, "torchio": torchio_patches}[tool]
     settings, held, found = Preprocessing(modalities=CHANNELS), [], []
-    for i in range(3):
-        one = as_case(list(map(Path, files)), f"c{i}")
-        case = prepare(one, settings, cache_dir=Path(folder) / str(i))  # files of its own
+    one = as_case(list(map(Path, files)))
+    for case in [prepare(one, settings, cache_dir=Path(folder) / str(i)) for i in range(3)]:  # files of their own
         held.append(make(case))
         for k in range(24):
             held[-1](k)
