@@ -151,7 +151,7 @@ def test_a_fingerprint_is_of_contents_not_of_places(tmp_path: Path) -> None:
     assert data_fingerprint(there) == first
     assert data_fingerprint(here[::-1]) != first
     assert data_fingerprint(here[:1]) != first
-    for changed in (b"\xff" + large[1:], large[:-1] + b"\x00", large + b"x"):  # beginning, end, length
+    for changed in (b"\xff" + large[1:], large[:-1] + b"\x00", large + large[:256]):  # beginning, end, length
         there[0].write_bytes(changed)
         assert data_fingerprint(there) != first
 
