@@ -21,7 +21,7 @@ def evaluate(cfg: DictConfig) -> int:
     metrics = judge(predictions, tested, output_dir=output_dir, classes=settings["classes"])
     console = Console()
     console.print(metrics_table(metrics))
-    console.print(str(output_dir))
+    console.print(str(output_dir), soft_wrap=True)
     return 1 if metrics.get("faults") else 0
 
 

@@ -90,7 +90,7 @@ def show(metrics: dict[str, Any], title: str) -> int:
     """Print the table; the exit status says whether all cases could be judged."""
     console = Console(quiet=not is_first())
     console.print(metrics_table(metrics))
-    console.print(title)
+    console.print(title, soft_wrap=True)  # a path to copy stays in one piece
     return 1 if metrics.get("faults") else 0
 
 

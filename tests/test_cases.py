@@ -200,7 +200,7 @@ def test_unlabelled_cases_are_only_ever_tested(caplog: pytest.LogCaptureFixture)
 @pytest.mark.parametrize(
     ("cases", "message"),
     [
-        ([a_case(0, label=False)], "0 labelled subjects"),
+        ([a_case(0, label=False)], "0 labelled subjects; expected label files, in a manifest in the column label"),
         ([a_case(0)], "1 labelled subjects; expected two or more"),
         ([a_case(0, split="test"), a_case(1, label=False, split="train")], "no labelled case to train on among 2"),
         ([a_case(0, split="train"), a_case(1)], "case c1 has a label but no split"),

@@ -430,7 +430,7 @@ def test_a_mask_of_other_values_is_a_fault(cohort):
 
 def test_label_values_that_no_class_names_are_a_fault(cohort):
     cohort.add(0, reference=np.full(SHAPE, 3, np.uint8))
-    with pytest.raises(DataError, match=r"label values \[3\] belong to no class; data.classes names {lesion: \[1\]}"):
+    with pytest.raises(DataError, match=r"label values \[3\] belong to no class of {lesion: \[1\]}"):
         cohort.evaluate()
 
 

@@ -399,7 +399,9 @@ def one_line(fault: BaseException, *, config_name: str) -> str:
         return f"{fault.override}: cannot be read; expected key=value (quote it where it has spaces or brackets)"
     if isinstance(fault, ConfigCompositionException) and isinstance(fault.__cause__, OmegaConfBaseException):
         key, known = fault.__cause__.full_key or str(fault.__cause__.key), _keys(config_name)
-        return f"{key}: no such key; {nearest(key, known)}" if key not in known else f"{key}: not set; write +{key}=…"
+        if key not in known:
+            return f"{key}: no such key; {nearest(key, known)}"
+        return f"{key}: not set by the chosen {key.split('.')[0]}; choose one that sets it, or write +{key}=…"
     if isinstance(fault, OmegaConfBaseException):
         return f"{fault.full_key or 'settings'}: {_first_line(fault)}; --cfg job shows the settings"
     if isinstance(fault, HydraException):

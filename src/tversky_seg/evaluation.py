@@ -281,7 +281,7 @@ def _read_reference(path: Path, source: Predictions) -> Volume:
     unknown = sorted(set(np.unique(reference.data).tolist()) - known)
     if unknown:
         named = ", ".join(f"{name}: {list(values)}" for name, values in source.classes.items())
-        raise DataError(f"{path}: label values {unknown[:5]} belong to no class; data.classes names {{{named}}}; "
+        raise DataError(f"{path}: label values {unknown[:5]} belong to no class of {{{named}}}; "
                         "expected other classes, or evaluation.background_values for what is none")  # fmt: skip
     return reference
 

@@ -79,7 +79,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     Args:
         metrics: What metrics.json holds.
     """
-    table = Table(title=f"{metrics['n_cases']} cases", caption=describe_rule(metrics))
+    table = Table(title=_count(metrics["n_cases"], "case"), caption=describe_rule(metrics))
     table.title_justify = table.caption_justify = "left"
     for header in ("Measure", "Mean", "95 % interval", "Pooled", "Undefined"):
         table.add_column(header, justify="left" if header == "Measure" else "right")

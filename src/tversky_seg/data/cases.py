@@ -671,6 +671,7 @@ def _leave_one_out(cases: Sequence[Case], attribute: str) -> dict[str, int]:
 def _draw_folds(cases: Sequence[Case], *, folds: int, seed: int, loads: Mapping[str, float] | None) -> dict[str, int]:
     """Subject -> fold; with loads, subjects of one site and near loads go to different folds."""
     subjects = sorted({case.subject_id for case in cases})
+    _require(bool(subjects), "data: 0 labelled subjects; expected label files, in a manifest in the column label")
     _require(len(subjects) > 1, f"data: {len(subjects)} labelled subjects; expected two or more to hold one out, "
              "or a split column in the manifest")  # fmt: skip
     n_folds, rng = min(folds, len(subjects)), np.random.default_rng([seed, 0])
