@@ -292,6 +292,10 @@ def test_where_nothing_can_be_done_one_line_says_why(tmp_path):
     assert "absent.csv: No such file" in check(tmp_path / "absent.csv").error
     outcome = call("check_data", "data=lesjak2017", f"data.root={tmp_path}", f"output_dir={tmp_path / 'check'}")
     assert "does not look like open_ms_data" in outcome.error
+    outcome = call(
+        "check_data", "data=lesjak2017", f"data.root={tmp_path / 'absent'}", f"output_dir={tmp_path / 'check'}"
+    )
+    assert "absent: no such folder; " in outcome.error
     assert not (tmp_path / "check").exists()
 
 

@@ -308,7 +308,12 @@ def _list_cases(dataset: Dataset) -> list[Case]:
         assert dataset.manifest is not None
         return read_manifest(dataset.manifest, modalities=dataset.modalities or None)
     assert dataset.root is not None
-    cases = dataset.importer(dataset.root)
+    try:
+        cases = dataset.importer(dataset.root)
+    except DataError as fault:
+        if str(fault).startswith(f"{dataset.root}: ") and not dataset.root.exists():
+            raise DataError(f"{dataset.root}: no such folder; expected that of the data set as downloaded") from fault
+        raise
     _require(len(cases) > 0, f"{dataset.root}: no case found; expected the folder of the data set as downloaded")
     return cases
 
