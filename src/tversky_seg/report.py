@@ -466,7 +466,7 @@ def _count(n: int, noun: str) -> str:
 def _spread(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{_spread(item)} ({name})" for name, item in value.items())
-    return "?" if value is None else f"{value:.4g}"
+    return "?" if value is None else f"{value:.6g}"
 
 
 def _share(min_overlap: float) -> str:
