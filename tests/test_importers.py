@@ -437,7 +437,7 @@ def test_a_manifest_is_written_that_lists_what_the_importer_finds(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere", "m.csv"], "error: nowhere: does not look like MSSEG 2016; expected Training"),
+        (["nowhere", "m.csv"], "error: nowhere: no such folder; expected that of the data set as downloaded"),
         (["nowhere"], "error: command line: the following arguments are required: MANIFEST.csv"),
         (["a", "b", "--part", "MNI"], "error: command line: unrecognized arguments"),
     ],
