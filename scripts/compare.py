@@ -36,8 +36,9 @@ def main() -> None:
     parser.add_argument("--n-bootstrap", type=int, default=10_000, help="resamplings behind the intervals (10000)")
     parser.add_argument("--seed", type=int, default=0, help="of the resamplings (0)")
     words = parser.parse_args()
+    words.runs = [run for run in words.runs if run.name != "multirun.yaml"]  # Hydra's note, which sweep/* names too
     if len(words.runs) < 2:
-        parser.error(f"RUN: {words.runs[0]} alone; expected two or more runs to compare")
+        parser.error(f"RUN: {' '.join(map(str, words.runs)) or 'none'}; expected two or more runs to compare")
     if words.n_bootstrap < 1 or words.seed < 0:
         parser.error(f"--n-bootstrap: {words.n_bootstrap}, --seed: {words.seed}; expected 1 or more, and 0 or more")
     try:

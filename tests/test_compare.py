@@ -175,6 +175,11 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
     assert [run.name for run in read_runs(folders)] == ["x/seed0", "y/seed0"]
 
 
+def test_runs_of_a_sweep_are_named_by_the_settings_that_differ(tmp_path):
+    folders = [write_run(tmp_path / f"loss.beta={beta},seed=0", {"a": 0.5}) for beta in (0.5, 0.8)]
+    assert [run.name for run in read_runs(folders)] == ["loss.beta=0.5", "loss.beta=0.8"]
+
+
 def test_latex_escapes_names_and_has_equal_columns(tmp_path):
     runs = read_runs([write_run(tmp_path / name, {"a": 0.5, "b": 0.7}) for name in ("run_1", "50%_&")])
     text = latex(runs, compare(runs, measures=["dice"]))
@@ -200,9 +205,11 @@ def run_script(*words):
 def test_the_script_writes_tables_and_one_figure_of_curves(tmp_path):
     classes = ("core", "<rim>")
     runs = [write_run(tmp_path / name, {"a": v, "b": 0.7}, classes=classes) for name, v in (("r1", 0.5), ("r2", 0.6))]
-    status, said, errors = run_script(*runs, "--output", tmp_path / "out", "--measures", "dice", "pr_auc")
+    met = tmp_path / "multirun.yaml"  # as sweep/* names it
+    status, said, errors = run_script(met, *runs, "--output", tmp_path / "out", "--measures", "dice", "pr_auc")
     assert (status, errors) == (0, "")
     assert "core: Dice" in said
+    assert "2 cases of 2 subjects." in said
     files = {"comparison.md", "comparison.tex", "comparison.csv", "cases.csv", "pr_curves.png", "pr_curves.pdf"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
     with (tmp_path / "out" / "comparison.csv").open() as file:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tversky_seg.data.cases import DataError
-from tversky_seg.report import LABELS, format_value
+from tversky_seg.report import LABELS, count, format_value
 
 MEASURES = (
     "dice",
@@ -322,14 +322,17 @@ def _evaluation_of(folder: Path) -> Path:
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """The shortest ends of the paths that tell them apart; of a sweep's settings those that differ."""
     parts = [
         (path.parts[:-1] if path.name == "evaluation" else path.parts) for path in (place.resolve() for place in places)
     ]
     for n in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-n:]) for part in parts]
         if len(set(names)) == len(names):
-            return names
+            settings = [name.split(",") for name in names]
+            shared = set.intersection(*map(set, settings))
+            short = [",".join(word for word in words if word not in shared) for words in settings]
+            return short if all(short) else names
     return [str(place) for place in places]
 
 
@@ -413,17 +416,18 @@ def notes(runs: Sequence[Run], differences: Sequence[Difference]) -> Iterator[st
     """How the numbers came about, in sentences: units, tests, rule, operating points."""
     subjects = len(set(runs[0].subjects.values()))
     yield (
-        f"{len(runs[0].subjects)} cases of {subjects} subjects. Means over subjects whose value is defined in both "
-        "runs; cases of a subject are averaged first. Difference: second minus first, with the 95 % percentile "
-        "interval of its mean, subjects resampled. p: Wilcoxon signed-rank test, two-sided, with Holm's correction "
-        f"for {sum(not math.isnan(d.p) for d in differences)} tests. ↑ higher is better, ↓ lower."
+        f"{count(len(runs[0].subjects), 'case')} of {count(subjects, 'subject')}. Means over subjects "
+        "whose value is defined in both runs; cases of a subject are averaged first. Difference: second minus first, "
+        "with the 95 % percentile interval of its mean, subjects resampled. p: Wilcoxon signed-rank test, "
+        f"two-sided, with Holm's correction for {sum(not math.isnan(d.p) for d in differences)} tests. "
+        "↑ higher is better, ↓ lower."
     )
     left_out = sum(difference.n_undefined for difference in differences)
     if left_out:
         yield f"{left_out} pairs of values left out, because one or both are undefined (column n counts subjects)."
     lowest = 2.0 ** (1 - subjects)
     if lowest > 0.05:
-        yield f"With {subjects} subjects this test cannot give a p below {min(lowest, 1):.3g}."
+        yield f"With {count(subjects, 'subject')} this test cannot give a p below {min(lowest, 1):.3g}."
     rule = ", ".join(
         f"{key} {_plain(value)}"
         for key, value in runs[0].metrics["lesion_rule"].items()

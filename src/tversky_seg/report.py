@@ -79,7 +79,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     Args:
         metrics: What metrics.json holds.
     """
-    table = Table(title=_count(metrics["n_cases"], "case"), caption=describe_rule(metrics))
+    table = Table(title=count(metrics["n_cases"], "case"), caption=describe_rule(metrics))
     table.title_justify = table.caption_justify = "left"
     for header in ("Measure", "Mean", "95 % interval", "Pooled", "Undefined"):
         table.add_column(header, justify="left" if header == "Measure" else "right")
@@ -171,7 +171,7 @@ def write_report(
     sections += [viewer, _case_section(metrics)]
     template = (files("tversky_seg") / "assets" / "report.html").read_text(encoding="utf-8")
     before, between, after = template.replace("{{title}}", "{{content}}").split("{{content}}")
-    page = f"{before}{_count(metrics['n_cases'], 'case')}{between}" + "\n".join(filter(None, sections)) + after
+    page = f"{before}{count(metrics['n_cases'], 'case')}{between}" + "\n".join(filter(None, sections)) + after
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
@@ -214,7 +214,7 @@ def _class_sections(
 def _header(metrics: Mapping[str, Any]) -> str:
     subjects = len({case["subject_id"] for case in metrics["cases"]})
     return (
-        f"<h1>Evaluation of {_count(metrics['n_cases'], 'case')}, {_count(subjects, 'subject')}</h1>"
+        f"<h1>Evaluation of {count(metrics['n_cases'], 'case')}, {count(subjects, 'subject')}</h1>"
         f'<p class="soft">{html.escape(describe_rule(metrics))}</p>'
     )
 
@@ -347,8 +347,8 @@ def _lesion_free_section(found: Mapping[str, Any] | None) -> str:
     ]
     return (
         "<h3>Cases without lesion</h3>"
-        f"<p>{found['n_clean']} of {_count(found['n_cases'], 'such case')} without any prediction; in the others "
-        f"{_count(found['n_false_lesions'], 'false lesion')}, {found['false_volume_mm3']:,.0f} mm³ in all.</p>"
+        f"<p>{found['n_clean']} of {count(found['n_cases'], 'such case')} without any prediction; in the others "
+        f"{count(found['n_false_lesions'], 'false lesion')}, {found['false_volume_mm3']:,.0f} mm³ in all.</p>"
         + _table(("", "False lesions", "False volume (mm³)"), rows)
     )
 
@@ -459,7 +459,8 @@ def _difference(reference: float, predicted: float) -> float:
     return predicted - reference
 
 
-def _count(n: int, noun: str) -> str:
+def count(n: int, noun: str) -> str:
+    """The number with its noun, in the plural where it is not 1."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 

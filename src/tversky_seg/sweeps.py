@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tversky_seg.comparison import OPERATING_POINT, Run, bootstrap_interval, check_alike, read_runs
 from tversky_seg.data.cases import DataError
 from tversky_seg.operating_point import check_goal
-from tversky_seg.report import LABELS
+from tversky_seg.report import LABELS, count
 from tversky_seg.settings import flatten, is_free
 from tversky_seg.soft_counts import check_weights
 
@@ -209,9 +209,9 @@ def reading(settings: Sequence[Setting]) -> str:
     n_runs = sorted({(len(s.runs), len(s.cohorts)) for s in settings})
     runs = " or ".join(f"{n} runs ({n_seeds} {'seed' if n_seeds == 1 else 'seeds'})" for n, n_seeds in n_runs)
     return (
-        f"{len(cohort.subjects)} cases of {len(set(cohort.subjects.values()))} subjects; {runs} for each setting, each "
-        "subject judged by the runs that did not train on it. Mean over subjects ± standard deviation between seeds "
-        "[95 % interval, subjects resampled]."
+        f"{count(len(cohort.subjects), 'case')} of {count(len(set(cohort.subjects.values())), 'subject')}; {runs} "
+        "for each setting, each subject judged by the runs that did not train on it. Mean over subjects ± "
+        "standard deviation between seeds [95 % interval, subjects resampled]."
     )
 
 
