@@ -115,11 +115,13 @@ def _located(
     """Values and foreground in the box around the foreground, this box, and the value beyond it (NaN: none)."""
     volume = _on_grid(read_volume(path), modality, path, reference, notes, strict=False)
     background = _background(volume.data) if brain is None else np.nan
+    differs = None
+    if not np.isnan(background):  # before the values, so that fewer volumes are held at a time
+        differs = reference.resampled(Volume(volume.data != background, volume.affine)) > 0.5
     values = reference.resampled(volume, fill=background)
-    if np.isnan(background):
-        foreground = np.isfinite(values) if brain is None else brain & np.isfinite(values)
-    else:
-        foreground = reference.resampled(Volume(volume.data != background, volume.affine)) > 0.5
+    if differs is None:
+        differs = np.isfinite(values)
+    foreground = differs if brain is None else brain & differs
     if not foreground.any():
         found = "shows nothing of the brain" if np.isnan(background) else f"holds nothing but {background:g}"
         raise DataError(f"{path}: {found}; expected {modality} of the body part that {reference.modality} shows")
