@@ -453,7 +453,7 @@ def _frontier(settings: Sequence[Setting], found: Found) -> Figure:
                 text = f"α {setting.weights[0]:.2g}, β {setting.weights[1]:.2g}"
                 axes.annotate(text, (x, y), xytext=(5, 5), textcoords="offset points", fontsize="small")
     axes.set(xlabel="Recall (sensitivity)", ylabel="Precision")
-    axes.margins(0.15)
+    axes.margins(x=0.3, y=0.15)  # the labels stand to the right
     axes.grid(alpha=0.3)
     if len(axes.lines) > 1:
         axes.legend()
