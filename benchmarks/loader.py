@@ -351,7 +351,8 @@ def main() -> None:
         head = [
             "# Loader: time and memory",
             "",
-            f"`python benchmarks/loader.py --repeats {n}`, {datetime.date.today()}, torch {torch.__version__}, "
+            f"`python benchmarks/loader.py --case FLAIR.nii.gz T1.nii.gz T2.nii.gz LABEL.nii.gz --repeats {n}`, "
+            f"{datetime.date.today()}, torch {torch.__version__}, "
             f"MONAI {monai.__version__}, TorchIO {torchio.__version__}, Python {platform.python_version()}, 1 thread.",
             "",
             *(__doc__ or "").split("\n\n", 2)[2].strip().split("\n"),

@@ -178,6 +178,8 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
 def test_runs_of_a_sweep_are_named_by_the_settings_that_differ(tmp_path):
     folders = [write_run(tmp_path / f"loss.beta={beta},seed=0", {"a": 0.5}) for beta in (0.5, 0.8)]
     assert [run.name for run in read_runs(folders)] == ["loss.beta=0.5", "loss.beta=0.8"]
+    runs = read_runs(folders)
+    assert "1 case of 1 subject. Means" in markdown(runs, compare(runs, measures=["dice"]))
 
 
 def test_latex_escapes_names_and_has_equal_columns(tmp_path):
