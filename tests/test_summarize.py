@@ -18,6 +18,7 @@ from command_line import train
 from tversky_seg.data.cases import DataError
 from tversky_seg.overlap import overlap_counts
 from tversky_seg.sweeps import (
+    figures,
     group,
     latex_table,
     loss_weights,
@@ -275,6 +276,20 @@ def test_table_and_figures_are_written(tmp_path):
     assert len(rows) == 3 * 8
     assert rows[0].keys() >= {"setting", "measure", "mean", "sd", "low", "high", "pooled"}
     assert run_script(tmp_path)[0] == 0, "what was written is no run"
+
+
+def test_lines_join_settings_that_differ_in_alpha_and_beta_alone(tmp_path):
+    weighting = {"_target_": "tversky_seg.weighting.inverse_weights", "w_max": 2e5}
+    dice = {"_target_": "tversky_seg.losses.DiceLoss", "squared": False}
+    for name, of in (("none", None), ("inverse", weighting)):
+        write_run(tmp_path / f"{name}_dice", {"x": 0.5}, loss=dice, weighting=of)
+        write_run(tmp_path / f"{name}_tversky", {"x": 0.6}, loss={"beta": 0.7}, weighting=of)
+    write_run(tmp_path / "alone", {"x": 0.6}, loss={"beta": 0.7, "smooth": 0.0})
+    drawn = figures(group(read_sweep([tmp_path])))
+    frontier = drawn["frontier"].axes[0]
+    assert sorted(line.get_label() for line in frontier.lines) == ["inverse_weights", "no weighting"]
+    assert {len(line.get_xdata()) for line in frontier.lines} == {2}
+    assert sorted(axes.get_title() for axes in drawn["beta"].axes) == ["inverse_weights", "no weighting"]
 
 
 def test_one_setting_shows_its_runs_and_writes_no_figure(tmp_path):

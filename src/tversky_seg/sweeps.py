@@ -241,13 +241,17 @@ def write_summary(
 
 
 def figures(settings: Sequence[Setting]) -> dict[str, Figure]:
-    """Precision against recall with alpha and beta along it, and measures over beta; {} below two values of beta."""
-    weighed = [setting for setting in settings if setting.weights]
-    if len({setting.weights for setting in weighed}) < 2:
+    """Precision against recall with alpha and beta along it, and measures over beta.
+
+    A line joins settings that differ in alpha and beta alone; {} where no two do.
+    """
+    lines = _lines([setting for setting in settings if setting.weights])
+    weighed = [setting for line in lines.values() for setting in line]
+    if not weighed:
         return {}
     shown = ("sensitivity", "precision", "dice", "f2", "lesion_tpr")
     found = {(s.setting, s.class_name, s.measure): s for s in summarize_settings(weighed, measures=shown)}
-    return {"frontier": _frontier(weighed, found), "beta": _over_beta(weighed, found)}
+    return {"frontier": _frontier(lines, found), "beta": _over_beta(lines, found)}
 
 
 def _read(folder: Path) -> SweepRun:
@@ -438,41 +442,66 @@ def _tex(text: str) -> str:
 
 
 Found = Mapping[tuple[str, str, str], Summary]
+Lines = Mapping[str, Sequence[Setting]]
 
 
-def _frontier(settings: Sequence[Setting], found: Found) -> Figure:
+def _lines(weighed: Sequence[Setting]) -> dict[str, list[Setting]]:
+    """Settings by all that they set beside alpha and beta; those of one value of these are left out."""
+    lines: dict[str, list[Setting]] = {}
+    for name, setting in zip(_names(_beside_weights(weighed)), weighed, strict=True):
+        lines.setdefault(name, []).append(setting)
+    kept = [line for line in lines.values() if len({setting.weights for setting in line}) > 1]
+    names = _names(_beside_weights([line[0] for line in kept]))
+    return dict(zip(names, kept, strict=True))
+
+
+def _beside_weights(weighed: Sequence[Setting]) -> list[Settings]:
+    """Their settings without alpha and beta, and without the names that one formula has for some values of them."""
+    unsaid = {"loss._target_", "loss.alpha", "loss.beta", "loss.b"}
+    return [
+        {k: v for k, v in setting.runs[0].settings.items() if k not in unsaid and not (k == "loss.squared" and not v)}
+        for setting in weighed
+    ]
+
+
+def _frontier(lines: Lines, found: Found) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2, 4.4), layout="constrained")
     axes = figure.subplots()
-    for name in dict.fromkeys(key[1] for key in found):
-        points = [[found[s.name, name, measure].mean for s in settings] for measure in ("sensitivity", "precision")]
-        axes.plot(*points, marker="o", label=name)
-        for x, y, setting in zip(*points, settings, strict=True):
-            if setting.weights:
-                text = f"α {setting.weights[0]:.2g}, β {setting.weights[1]:.2g}"
-                axes.annotate(text, (x, y), xytext=(5, 5), textcoords="offset points", fontsize="small")
+    classes = list(dict.fromkeys(key[1] for key in found))
+    for name in classes:
+        for line, settings in lines.items():
+            points = [[found[s.name, name, measure].mean for s in settings] for measure in ("sensitivity", "precision")]
+            words = [name] * (len(classes) > 1) + [line] * (len(lines) > 1)
+            axes.plot(*points, marker="o", label=", ".join(words))
+            for x, y, setting in zip(*points, settings, strict=True):
+                if setting.weights:
+                    text = f"α {setting.weights[0]:.2g}, β {setting.weights[1]:.2g}"
+                    axes.annotate(text, (x, y), xytext=(5, 5), textcoords="offset points", fontsize="small")
     axes.set(xlabel="Recall (sensitivity)", ylabel="Precision")
     axes.margins(x=0.3, y=0.15)  # the labels stand to the right
     axes.grid(alpha=0.3)
     if len(axes.lines) > 1:
-        axes.legend()
+        axes.legend(fontsize="small")
     return figure
 
 
-def _over_beta(settings: Sequence[Setting], found: Found) -> Figure:
+def _over_beta(lines: Lines, found: Found) -> Figure:
     from matplotlib.figure import Figure
 
     classes = list(dict.fromkeys(key[1] for key in found))
-    figure = Figure(figsize=(5.2 * len(classes), 4.2), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(classes), squeeze=False)[0], classes, strict=True):
+    figure = Figure(figsize=(5.2 * len(classes), 4.2 * len(lines)), layout="constrained")
+    panels = [(line, name) for line in lines for name in classes]
+    for axes, (line, name) in zip(figure.subplots(len(lines), len(classes), squeeze=False).flat, panels, strict=True):
         for place, measure in enumerate(("f2", "dice", "sensitivity", "lesion_tpr")):
-            rows = [found[setting.name, name, measure] for setting in settings]
-            x = [setting.weights[1] + 0.006 * (place - 1.5) for setting in settings if setting.weights]
+            rows = [found[setting.name, name, measure] for setting in lines[line]]
+            x = [setting.weights[1] + 0.006 * (place - 1.5) for setting in lines[line] if setting.weights]
             y = np.array([row.mean for row in rows])
             ends = np.nan_to_num([[row.mean - row.low, row.high - row.mean] for row in rows]).T.clip(min=0)
             axes.errorbar(x, y, yerr=ends, marker="o", capsize=2, label=LABELS[measure])
-        axes.set(xlabel="β, weight of misses", ylim=(0, 1), title=name if len(classes) > 1 else "")
+        title = ", ".join([name] * (len(classes) > 1) + [line] * (len(lines) > 1))
+        axes.set(xlabel="β, weight of misses", ylim=(0, 1), title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     return figure
