@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tversky_seg.comparison import OPERATING_POINT
@@ -88,14 +89,17 @@ def _link(source: Path, target: Path, case_id: str, *, classes: Sequence[str]) -
 
 
 def _agreed(said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What predictions.json says of all folds: values that they share; of thresholds and sizes the mean."""
+    """What predictions.json says of all folds: values that they share; of thresholds the mean.
+
+    Each fold's masks are without the lesions that were too small there; the least of these sizes takes no more out.
+    """
     found = dict(said[0]) | {"checkpoint": [each.get("checkpoint") for each in said]}
-    for key in ("threshold", "min_volume_mm3"):
+    for key, joined in (("threshold", fmean), ("min_volume_mm3", min)):
         values = [each[key] for each in said]
         found[key] = (
-            {name: sum(value[name] for value in values) / len(values) for name in values[0]}
+            {name: joined([value[name] for value in values]) for name in values[0]}
             if isinstance(values[0], Mapping)
-            else sum(values) / len(values)
+            else joined(values)
         )
     return found
 

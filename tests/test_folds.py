@@ -1,0 +1,67 @@
+"""The folds of a cross-validation as one cohort: finished runs on tiny cases, made without a training."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cohort import AFFINE, make_cohort, scan
+from tversky_seg.data.cases import Case, read_manifest, write_manifest
+from tversky_seg.evaluation import evaluate
+from tversky_seg.folds import judge_folds
+from tversky_seg.predictions import write_prediction
+from tversky_seg.recording import write_json
+
+
+def finish_run(folder: Path, cases: Sequence[Case], held_out: Sequence[int], **settings: Any) -> Path:
+    """A run directory as training leaves it, with half of each lesion predicted and one false lesion of a voxel."""
+    said = {"checkpoint": folder.name, "classes": {"lesion": [1]}, "threshold": 0.5, "min_volume_mm3": 0.0} | settings
+    parted = [replace(case, split="test" if i in held_out else "train") for i, case in enumerate(cases)]
+    write_manifest(parted, folder / "manifest.csv")
+    (folder / "predictions").mkdir()
+    for i in held_out:
+        _, label = scan(i)
+        probability = 0.9 * label.astype(np.float32) * (np.arange(label.shape[2]) % 4 < 2)
+        probability[0, 0, 0] = 0.7
+        write_prediction(folder / "predictions", cases[i].case_id, probability[None], AFFINE, threshold=0.5)
+    write_json(folder / "predictions" / "predictions.json", said)
+    evaluate(folder / "predictions", [case for case in parted if case.split == "test"], output_dir=folder / "evaluation")
+    return folder
+
+
+def change(file: Path, **values: Any) -> None:
+    """Replace some values of a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def rows(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {case["case_id"]: case for case in metrics["cases"]}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three folds of six cases."""
+    folder = tmp_path_factory.mktemp("folds")
+    cases = read_manifest(make_cohort(folder / "scans"))
+    for fold in range(3):
+        finish_run(folder / f"fold{fold}", cases, (2 * fold, 2 * fold + 1))
+    return folder
+
+
+@pytest.fixture
+def folds(finished: Path, tmp_path: Path) -> list[Path]:
+    """A copy of these runs, to be spoilt."""
+    return [shutil.copytree(finished / f"fold{fold}", tmp_path / f"fold{fold}") for fold in range(3)]
+
+
+def test_a_folds_smallest_lesion_takes_nothing_from_another_fold(folds: list[Path], tmp_path: Path) -> None:
+    change(folds[0] / "predictions" / "predictions.json", min_volume_mm3=1e9)
+    joined = rows(judge_folds(folds, tmp_path / "joined"))
+    of_fold = rows(json.loads((folds[1] / "evaluation" / "metrics.json").read_text()))
+    assert of_fold["c2"]["n_predicted_lesions"] > 1
+    assert {name: joined[name] for name in of_fold} == of_fold
