@@ -32,7 +32,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tversky_seg.comparison import compare, read_runs, write_comparison
+from tversky_seg.comparison import average, compare, read_runs, write_comparison
 from tversky_seg.data.cases import DataError, write_manifest
 from tversky_seg.data.datasets.isbi2015 import find_isbi2015
 from tversky_seg.folds import judge_folds
@@ -314,13 +314,13 @@ def run_all(jobs: Sequence[Job], *, n_jobs: int) -> list[Job]:
 def report(paper: Paper, request: Request, jobs: Sequence[Job]) -> None:
     """Judge each row and seed as one cohort; write the table, the summary and the paired tests."""
     judged: dict[str, list[dict[str, Any]]] = {}
-    folders: dict[str, Path] = {}
+    folders: dict[str, list[Path]] = {}
     for seed in request.seeds:
         for row in request.rows:
             runs = [job.folder for job in jobs if (job.row, job.seed) == (row, seed)]
             joined = request.output_dir / "cohorts" / f"seed{seed}" / row
             judged.setdefault(row, []).append(judge_folds(runs, joined))
-            folders.setdefault(row, joined)
+            folders.setdefault(row, []).append(joined)
     text = table(paper, request, judged)
     (request.output_dir / "table.md").write_text(text, encoding="utf-8")
     write_csv(paper, request, judged, request.output_dir / "table.csv")
@@ -328,7 +328,7 @@ def report(paper: Paper, request: Request, jobs: Sequence[Job]) -> None:
     _, said = recommend(settings, "f2")
     write_summary(settings, summarize_settings(settings), said, output_dir=request.output_dir / "summary")
     if len(folders) > 1:
-        compared = read_runs(list(folders.values()))
+        compared = [average(read_runs(of_row), name=row) for row, of_row in folders.items()]
         write_comparison(compared, compare(compared), output_dir=request.output_dir / "comparison")
     print(f"{text}\n{said}\n{request.output_dir}")
 

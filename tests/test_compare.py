@@ -15,6 +15,7 @@ import pytest
 from scipy import stats
 
 from tversky_seg.comparison import (
+    average,
     bootstrap_interval,
     compare,
     holm,
@@ -180,6 +181,20 @@ def test_runs_of_a_sweep_are_named_by_the_settings_that_differ(tmp_path):
     assert [run.name for run in read_runs(folders)] == ["loss.beta=0.5", "loss.beta=0.8"]
     runs = read_runs(folders)
     assert "1 case of 1 subject. Means" in markdown(runs, compare(runs, measures=["dice"]))
+
+
+def test_seeds_are_averaged_and_do_not_count_as_subjects(tmp_path):
+    seeds = [write_run(tmp_path / f"one{n}", {"a": v, "b": 0.5}, threshold=n / 10) for n, v in ((2, 0.2), (4, 0.4))]
+    others = [write_run(tmp_path / f"two{n}", {"a": 0.5, "b": v}) for n, v in ((2, None), (4, 0.6))]
+    runs = [average(read_runs(seeds), name="one"), average(read_runs(others), name="two")]
+    (dice,) = compare(runs, measures=["dice"])
+    assert (dice.mean_first, dice.mean_second, dice.n_subjects) == (pytest.approx(0.4), pytest.approx(0.55), 2)
+    assert dice.p == pytest.approx(0.5), "two subjects, not four pairs"
+    text = markdown(runs, [dice])
+    assert "Each value is the mean of 2 seeds" in text
+    assert "one at threshold 0.3" in text
+    with pytest.raises(DataError, match="was not judged there"):
+        average([runs[0], *read_runs([write_run(tmp_path / "other", {"a": 0.5})])], name="none")
 
 
 def test_latex_escapes_names_and_has_equal_columns(tmp_path):

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class Run:
         metrics: What it says.
         subjects: Case -> subject.
         rows: Class -> case -> measure -> value, NaN where undefined.
+        n_averaged: Runs of other seeds that these values are the means of.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Run:
     metrics: Mapping[str, Any]
     subjects: Mapping[str, str]
     rows: Rows
+    n_averaged: int = 1
 
 
 @dataclass(frozen=True)
@@ -268,6 +270,51 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return runs
 
 
+def average(runs: Sequence[Run], *, name: str) -> Run:
+    """Runs of one setting with other seeds as one run, so that subjects and not seeds are what a test counts.
+
+    Args:
+        runs: Judged alike; their folders' curves are not averaged, those of the first stay.
+        name: Of the mean run.
+
+    Returns:
+        Each case's measures, and the operating point, as means over the runs that define them.
+
+    Raises:
+        DataError: They were judged otherwise than the first.
+    """
+    for run in runs[1:]:
+        check_alike(runs[0], run)
+    rows = {
+        class_name: {
+            case: {
+                measure: _mean([run.rows[class_name][case].get(measure, math.nan) for run in runs]) for measure in row
+            }
+            for case, row in cases.items()
+        }
+        for class_name, cases in runs[0].rows.items()
+    }
+    sizes = [run.metrics["lesion_rule"].get(OPERATING_POINT) for run in runs]
+    rule = {**runs[0].metrics["lesion_rule"], OPERATING_POINT: _mean_setting(sizes)}
+    threshold = _mean_setting([run.metrics.get("threshold") for run in runs])
+    metrics = {**runs[0].metrics, "threshold": threshold, "lesion_rule": rule}
+    return replace(runs[0], name=name, metrics=metrics, rows=rows, n_averaged=len(runs))
+
+
+def _mean(values: Sequence[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return float(np.mean(defined)) if defined else math.nan
+
+
+def _mean_setting(values: Sequence[Any]) -> Any:
+    """Of numbers, or by class; None where one is None."""
+    if any(value is None for value in values):
+        return None
+    if isinstance(values[0], Mapping):
+        return {name: _mean_setting([value[name] for value in values]) for name in values[0]}
+    return float(np.mean(values))
+
+
 def check_alike(first: Run, second: Run) -> None:
     """Refuse runs judged on other classes, cases, subjects or references, or by another rule.
 
@@ -422,6 +469,11 @@ def notes(runs: Sequence[Run], differences: Sequence[Difference]) -> Iterator[st
         f"two-sided, with Holm's correction for {sum(not math.isnan(d.p) for d in differences)} tests. "
         "↑ higher is better, ↓ lower."
     )
+    if runs[0].n_averaged > 1:
+        yield (
+            f"Each value is the mean of {runs[0].n_averaged} seeds, so that a subject counts once; "
+            "precision-recall curves are of the first seed."
+        )
     left_out = sum(difference.n_undefined for difference in differences)
     if left_out:
         yield f"{left_out} pairs of values left out, because one or both are undefined (column n counts subjects)."
