@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cohort import AFFINE, make_cohort, scan
-from tversky_seg.data.cases import Case, read_manifest, write_manifest
+from tversky_seg.data.cases import Case, DataError, read_manifest, write_manifest
 from tversky_seg.evaluation import evaluate
 from tversky_seg.folds import judge_folds
 from tversky_seg.predictions import write_prediction
@@ -30,7 +30,8 @@ def finish_run(folder: Path, cases: Sequence[Case], held_out: Sequence[int], **s
         probability[0, 0, 0] = 0.7
         write_prediction(folder / "predictions", cases[i].case_id, probability[None], AFFINE, threshold=0.5)
     write_json(folder / "predictions" / "predictions.json", said)
-    evaluate(folder / "predictions", [case for case in parted if case.split == "test"], output_dir=folder / "evaluation")
+    tested = [case for case in parted if case.split == "test"]
+    evaluate(folder / "predictions", tested, output_dir=folder / "evaluation")
     return folder
 
 
@@ -65,3 +66,41 @@ def test_a_folds_smallest_lesion_takes_nothing_from_another_fold(folds: list[Pat
     of_fold = rows(json.loads((folds[1] / "evaluation" / "metrics.json").read_text()))
     assert of_fold["c2"]["n_predicted_lesions"] > 1
     assert {name: joined[name] for name in of_fold} == of_fold
+
+
+def test_a_cohort_of_other_folds_is_judged_anew_and_that_of_the_same_is_kept(folds: list[Path], tmp_path: Path) -> None:
+    written = tmp_path / "joined" / "evaluation" / "metrics.json"
+    for n_folds in (2, 3, 1):  # all of them finished before the first was judged
+        assert judge_folds(folds[:n_folds], tmp_path / "joined")["n_cases"] == 2 * n_folds
+        before = written.stat().st_mtime_ns
+        assert judge_folds(folds[:n_folds], tmp_path / "joined")["n_cases"] == 2 * n_folds
+        assert written.stat().st_mtime_ns == before
+
+
+def test_what_a_fold_lacks_is_named(folds: list[Path], tmp_path: Path) -> None:
+    mask = folds[1] / "predictions" / "c2_mask.nii.gz"
+    mask.unlink()
+    with pytest.raises(DataError, match=rf"{mask}: no such file; expected all predictions"):
+        judge_folds(folds, tmp_path / "joined")
+    (folds[1] / "predictions" / "predictions.json").unlink()
+    with pytest.raises(DataError, match=r"fold1/predictions/predictions\.json: no such file"):
+        judge_folds(folds, tmp_path / "joined")
+    (folds[0] / "evaluation" / "metrics.json").write_text('{"n_cases"')
+    with pytest.raises(DataError, match=r"fold0/evaluation/metrics\.json: damaged"):
+        judge_folds(folds, tmp_path / "joined")
+
+
+def test_folds_that_are_none_of_one_setting_are_refused(folds: list[Path], tmp_path: Path) -> None:
+    change(folds[2] / "predictions" / "predictions.json", classes={"liver": [1], "tumour": [2]})
+    with pytest.raises(DataError, match=r"fold2: has other classes than .*fold0"):
+        judge_folds(folds, tmp_path / "joined")
+    change(folds[1] / "evaluation" / "metrics.json", surface_tolerance_mm=2.0)
+    with pytest.raises(DataError, match=r"fold1: was judged by another rule than .*fold0"):
+        judge_folds(folds, tmp_path / "joined")
+
+
+def test_a_subject_in_two_folds_is_refused(folds: list[Path], tmp_path: Path) -> None:
+    manifest = folds[2] / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace("subject_c0", "another").replace("subject_c4", "subject_c0"))
+    with pytest.raises(DataError, match=r"fold2: subject subject_c0 is held out in two of 3 runs, also in .*fold0"):
+        judge_folds(folds, tmp_path / "joined")

@@ -13,8 +13,11 @@ from typing import Any
 from tversky_seg.comparison import OPERATING_POINT
 from tversky_seg.data.cases import Case, DataError, read_manifest, write_manifest
 from tversky_seg.evaluation import LesionRule, evaluate
+from tversky_seg.measures import TOLERANCE_MM
 from tversky_seg.predictions import prediction_files
 from tversky_seg.recording import read_json, write_json
+
+WANTED = "expected all predictions of a finished run, which the cohort is judged from"
 
 
 def judge_folds(runs: Sequence[Path], output_dir: Path) -> dict[str, Any]:
@@ -23,46 +26,76 @@ def judge_folds(runs: Sequence[Path], output_dir: Path) -> dict[str, Any]:
     Args:
         runs: Finished run directories of one setting, fold by fold.
         output_dir: Gets manifest.csv, predictions/ (links to the runs' files) and evaluation/, as a run has them. Where
-            all is there already and no older than the runs, nothing is done.
+            that of just these runs is there already and no older than they are, nothing is done.
 
     Returns:
         What metrics.json holds: means and intervals over all subjects, and pooled measures with one ranking of all
         voxels.
 
     Raises:
-        DataError: A run is not finished, two judge the same case, or they judge by different rules.
+        DataError: A run is not finished or lacks a prediction, two judge the same case or subject, or they differ in
+            classes or in how they judge.
     """
-    results = [run / "evaluation" / "metrics.json" for run in runs]
-    for path in results:
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; finish the run first")
-    written = output_dir / "evaluation" / "metrics.json"
-    if written.exists() and all(path.stat().st_mtime <= written.stat().st_mtime for path in results):
+    judged = [_read(run / "evaluation" / "metrics.json", otherwise="finish the run first") for run in runs]
+    said = [_read(run / "predictions" / "predictions.json", otherwise=WANTED) for run in runs]
+    _require_alike(
+        [_rule_of(metrics) for metrics in judged], runs, found="was judged by another rule", wanted="evaluate all alike"
+    )
+    _require_alike(
+        [list(each["classes"].items()) for each in said],
+        runs,
+        found="has other classes",
+        wanted="expected folds of one setting",
+    )
+    written, agreed = output_dir / "evaluation" / "metrics.json", _agreed(said)
+    if _is_of(written, agreed, runs):
         return dict(read_json(written))
-    judged = [read_json(path) for path in results]
-    rules = [_rule_of(metrics) for metrics in judged]
-    if any(rule != rules[0] for rule in rules):
-        raise DataError(f"{results[0]}: has another lesion rule than other folds; evaluate all alike")
-    said = [read_json(run / "predictions" / "predictions.json") for run in runs]
-    cases = [case for run, metrics in zip(runs, judged, strict=True) for case in _cases_of(run, metrics)]
-    _refuse_twice(cases, runs)
-    write_manifest([replace(case, split=None, fold=None) for case in cases], _made(output_dir) / "manifest.csv")
-    predictions = _made(output_dir / "predictions")
-    for run, metrics in zip(runs, judged, strict=True):
-        for case in metrics["cases"]:
-            _link(run / "predictions", predictions, case["case_id"], classes=list(said[0]["classes"]))
-    write_json(predictions / "predictions.json", _agreed(said))
+    by_run = [_cases_of(run, metrics) for run, metrics in zip(runs, judged, strict=True)]
+    _refuse_twice(by_run, runs)
+    cases = [case for of_run in by_run for case in of_run]
+    classes, predictions = list(said[0]["classes"]), _made(output_dir / "predictions")
+    written.unlink(missing_ok=True)  # so that a stop leaves nothing that looks whole
+    write_manifest([replace(case, split=None, fold=None) for case in cases], output_dir / "manifest.csv")
+    for run, of_run in zip(runs, by_run, strict=True):
+        for case in of_run:
+            _link(run / "predictions", predictions, case.case_id, classes=classes)
+    write_json(predictions / "predictions.json", agreed)
+    rule, tolerance_mm = _rule_of(judged[0])
     return evaluate(
-        predictions,
-        cases,
-        output_dir=output_dir / "evaluation",
-        rule=LesionRule(**rules[0]),
-        tolerance_mm=judged[0].get("surface_tolerance_mm", 1.0),
+        predictions, cases, output_dir=output_dir / "evaluation", rule=LesionRule(**rule), tolerance_mm=tolerance_mm
     )
 
 
-def _rule_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in metrics["lesion_rule"].items() if key != OPERATING_POINT}
+def _read(path: Path, *, otherwise: str) -> Any:
+    """The content of a JSON file of a run."""
+    try:
+        return read_json(path)
+    except OSError as fault:
+        raise DataError(f"{path}: no such file; {otherwise}") from fault
+    except ValueError as fault:
+        raise DataError(f"{path}: damaged; delete it and repeat the run's command") from fault
+
+
+def _is_of(written: Path, agreed: Mapping[str, Any], runs: Sequence[Path]) -> bool:
+    """Whether a cohort was judged before, of just these runs as they are."""
+    try:
+        since = written.stat().st_mtime
+        earlier = read_json(written.parents[1] / "predictions" / "predictions.json")
+    except (OSError, ValueError):
+        return False
+    return earlier == agreed and all((run / "evaluation" / "metrics.json").stat().st_mtime <= since for run in runs)
+
+
+def _rule_of(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
+    """The lesion rule, and how far apart surfaces may lie."""
+    rule = {key: value for key, value in metrics["lesion_rule"].items() if key != OPERATING_POINT}
+    return rule, metrics.get("surface_tolerance_mm", TOLERANCE_MM)
+
+
+def _require_alike(values: Sequence[Any], runs: Sequence[Path], *, found: str, wanted: str) -> None:
+    for value, run in zip(values, runs, strict=True):
+        if value != values[0]:
+            raise DataError(f"{run}: {found} than {runs[0]}; {wanted}")
 
 
 def _cases_of(run: Path, metrics: Mapping[str, Any]) -> list[Case]:
@@ -70,11 +103,18 @@ def _cases_of(run: Path, metrics: Mapping[str, Any]) -> list[Case]:
     return [case for case in read_manifest(run / "manifest.csv") if case.case_id in judged]
 
 
-def _refuse_twice(cases: Sequence[Case], runs: Sequence[Path]) -> None:
-    names = [case.case_id for case in cases]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise DataError(f"{runs[0]}: case {twice[0]} is held out in two of {len(runs)} runs; expected one fold each")
+def _refuse_twice(by_run: Sequence[Sequence[Case]], runs: Sequence[Path]) -> None:
+    """A case or subject of two runs is no fold of either, or they are folds of other splits."""
+    seen: dict[tuple[str, str], Path] = {}
+    for cases, run in zip(by_run, runs, strict=True):
+        names = {("case", case.case_id) for case in cases} | {("subject", case.subject_id) for case in cases}
+        for kind, name in sorted(names):
+            if (kind, name) in seen:
+                raise DataError(
+                    f"{run}: {kind} {name} is held out in two of {len(runs)} runs, also in {seen[kind, name]}; "
+                    "expected one fold each"
+                )
+        seen |= dict.fromkeys(names, run)
 
 
 def _link(source: Path, target: Path, case_id: str, *, classes: Sequence[str]) -> None:
@@ -82,6 +122,8 @@ def _link(source: Path, target: Path, case_id: str, *, classes: Sequence[str]) -
     for pair in prediction_files(Path(), case_id, classes).values():
         for name in pair:
             (target / name).unlink(missing_ok=True)
+            if not (source / name).is_file():
+                raise DataError(f"{source / name}: no such file; {WANTED}")
             try:
                 os.link(source / name, target / name)
             except OSError:
