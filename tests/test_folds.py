@@ -77,6 +77,15 @@ def test_a_cohort_of_other_folds_is_judged_anew_and_that_of_the_same_is_kept(fol
         assert written.stat().st_mtime_ns == before
 
 
+def test_a_fold_that_is_missing_is_said(folds: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    judge_folds(folds[1:], tmp_path / "joined")
+    assert "2 of 6 labelled cases were judged by none of 2 runs, as c0" in caplog.text
+    caplog.clear()
+    judge_folds(folds, tmp_path / "joined")
+    judge_folds(folds[:1], tmp_path / "single")  # as of a cohort with a fixed split
+    assert "judged by none" not in caplog.text
+
+
 def test_what_a_fold_lacks_is_named(folds: list[Path], tmp_path: Path) -> None:
     mask = folds[1] / "predictions" / "c2_mask.nii.gz"
     mask.unlink()

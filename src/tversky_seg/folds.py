@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from tversky_seg.measures import TOLERANCE_MM
 from tversky_seg.predictions import prediction_files
 from tversky_seg.recording import read_json, write_json
 
+logger = logging.getLogger("tversky_seg")
 WANTED = "expected all predictions of a finished run, which the cohort is judged from"
 
 
@@ -24,7 +26,7 @@ def judge_folds(runs: Sequence[Path], output_dir: Path) -> dict[str, Any]:
     """Judge the held-out subjects of several runs together, as saved: each fold's masks at its own threshold.
 
     Args:
-        runs: Finished run directories of one setting, fold by fold.
+        runs: Finished run directories of one setting, fold by fold; a warning tells which labelled cases these leave out.
         output_dir: Gets manifest.csv, predictions/ (links to the runs' files) and evaluation/, as a run has them. Where
             that of just these runs is there already and no older than they are, nothing is done.
 
@@ -50,8 +52,10 @@ def judge_folds(runs: Sequence[Path], output_dir: Path) -> dict[str, Any]:
     written, agreed = output_dir / "evaluation" / "metrics.json", _agreed(said)
     if _is_of(written, agreed, runs):
         return dict(read_json(written))
-    by_run = [_cases_of(run, metrics) for run, metrics in zip(runs, judged, strict=True)]
+    listed = [read_manifest(run / "manifest.csv") for run in runs]
+    by_run = [_judged(cases, metrics) for cases, metrics in zip(listed, judged, strict=True)]
     _refuse_twice(by_run, runs)
+    _say_what_is_left(listed, by_run)
     cases = [case for of_run in by_run for case in of_run]
     classes, predictions = list(said[0]["classes"]), _made(output_dir / "predictions")
     written.unlink(missing_ok=True)  # so that a stop leaves nothing that looks whole
@@ -98,9 +102,23 @@ def _require_alike(values: Sequence[Any], runs: Sequence[Path], *, found: str, w
             raise DataError(f"{run}: {found} than {runs[0]}; {wanted}")
 
 
-def _cases_of(run: Path, metrics: Mapping[str, Any]) -> list[Case]:
+def _judged(cases: Sequence[Case], metrics: Mapping[str, Any]) -> list[Case]:
     judged = {case["case_id"] for case in metrics["cases"]}
-    return [case for case in read_manifest(run / "manifest.csv") if case.case_id in judged]
+    return [case for case in cases if case.case_id in judged]
+
+
+def _say_what_is_left(listed: Sequence[Sequence[Case]], by_run: Sequence[Sequence[Case]]) -> None:
+    """Warn of labelled cases that several runs leave out, as where a fold was not trained."""
+    labelled = {case.case_id for cases in listed for case in cases if case.labels}
+    left = sorted(labelled - {case.case_id for cases in by_run for case in cases})
+    if left and len(by_run) > 1:
+        logger.warning(
+            "%d of %d labelled cases were judged by none of %d runs, as %s; finish all folds, or do without them",
+            len(left),
+            len(labelled),
+            len(by_run),
+            left[0],
+        )
 
 
 def _refuse_twice(by_run: Sequence[Sequence[Case]], runs: Sequence[Path]) -> None:
