@@ -5,12 +5,12 @@ shirokikh2020. Further words go to every run (trainer.device=cpu trainer.threads
 
 DATA     phantom (default): the synthetic cohort of 15 subjects; or the folder of the official download
 SCALE    small (default with DATA=phantom): minutes a run on two CPU cores, voxels of 2 mm; full: the paper's, for a GPU
-SEEDS    seeds of training, as "0 1 2" (default 0)
+SEEDS    seeds of training, as "0 1 2" (default 0); paired tests take each subject's mean over them
 ROWS     rows of the table to run, as "tversky_b05 tversky_b07" (default all)
 DATASET  of shirokikh2020: lits (default) or luna16
 OUT      where all goes (default runs/reproduce/PAPER_DATA_SCALE)
-JOBS     runs side by side (default 1)
-DRY_RUN  1: print the commands, run nothing
+JOBS     runs side by side (default 1), which share the cores unless OMP_NUM_THREADS or trainer.threads says otherwise
+DRY_RUN  1: print the commands, run and write nothing
 
 The same call goes on with what is missing; a run that fails stops no other, and the table then has the complete rows.
 OUT gets a run directory for each row, fold and seed; for each row and seed the out-of-fold predictions of all subjects
@@ -37,10 +37,13 @@ from tversky_seg.data.cases import DataError, write_manifest
 from tversky_seg.data.datasets.isbi2015 import find_isbi2015
 from tversky_seg.folds import judge_folds
 from tversky_seg.recording import read_json, write_json
+from tversky_seg.settings import is_free
 from tversky_seg.sweeps import group, read_sweep, recommend, summarize_settings, write_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 PHANTOM = ("data=phantom", "data.modalities=[FLAIR,T1,T2]", "data.importer.n_test=0")
+PLANNED = {"experiment": "follows from ROWS and SCALE", "data": "follows from DATA", "seed": "follows from SEEDS",
+           "output_dir": "follows from OUT", "data.fold": "each fold is run"}  # fmt: skip
 Values = Mapping[str, float]
 
 
@@ -152,18 +155,25 @@ PAPERS = {
 
 def main() -> int:
     """Run what is missing; the exit status says whether all is there."""
+    if {"-h", "--help"} & {*sys.argv}:
+        print(__doc__)
+        return 0
     if len(sys.argv) < 2 or sys.argv[1] not in PAPERS:
         return _say(f"PAPER: {' '.join(sys.argv[1:2]) or 'none given'}; expected one of {', '.join(PAPERS)}")
     name = sys.argv[1]
     try:
         request = request_of(os.environ, name, sys.argv[2:])
         jobs = list(plan(PAPERS[name], request))
-        if os.environ.get("DRY_RUN") == "1":
+        n_jobs = _count(os.environ.get("JOBS") or "1")
+        if os.environ.get("DRY_RUN", "") not in ("", "0"):
             for job in jobs:
                 print(shlex.join(command(job)))
             return 0
         keep_plan(jobs, request.output_dir)
-        faults = run_all(jobs, n_jobs=_count(os.environ.get("JOBS") or "1"))
+        link_training(request)
+        if n_jobs > 1:  # runs that each take all cores slow each other down many times
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n_jobs)))
+        faults = run_all(jobs, n_jobs=n_jobs)
         lacking = {job.row for job in jobs if not is_finished(job)}
         request = replace(request, rows=tuple(row for row in request.rows if row not in lacking))
         if request.rows:
@@ -173,9 +183,16 @@ def main() -> int:
                 submit(request, jobs)
         if faults:
             left = f"; without {', '.join(sorted(lacking))}" if lacking else ""
-            return _say(f"{faults[0].folder}: the run failed ({len(faults)} such in all{left}); repeat to go on", 1)
+            line = f"{faults[0].folder}: the run failed ({len(faults)} such in all{left}); repeat to go on"
+            return _say(line, 1 if request.rows else 2)
     except (DataError, ValueError) as fault:
         return _say(str(fault))
+    except OSError as fault:
+        return _say(f"{fault.filename or 'OUT'}: {fault.strerror}; choose another OUT or make room")
+    except subprocess.CalledProcessError as fault:
+        return _say(f"{shlex.join(fault.cmd[1:3])}: ended with status {fault.returncode}; repeat to go on", 1)
+    except KeyboardInterrupt:
+        return _say("stopped; repeat to go on", 130)
     return 0
 
 
@@ -189,7 +206,7 @@ def request_of(environment: Mapping[str, str], name: str, words: Sequence[str]) 
     if data != "phantom" and not Path(data).is_dir():
         raise ValueError(f"DATA: {data} is no folder; expected phantom or the folder of the official download")
     scale = environment.get("SCALE") or ("small" if data == "phantom" else "full")
-    rows, dataset = tuple((environment.get("ROWS") or "").split()), environment.get("DATASET") or "lits"
+    rows, dataset = _listed(environment, "ROWS"), environment.get("DATASET") or "lits"
     unknown = [row for row in rows if row not in paper.rows]
     if unknown or scale not in ("small", "full") or dataset not in ("lits", "luna16"):
         key, found, known = (
@@ -198,16 +215,28 @@ def request_of(environment: Mapping[str, str], name: str, words: Sequence[str]) 
             else ("DATASET", dataset, ("lits", "luna16"))
         )  # fmt: skip
         raise ValueError(f"{key}: {found}; expected one of {', '.join(known)}")
+    seeds = _listed(environment, "SEEDS") or ("0",)
+    if not all(seed.isdecimal() for seed in seeds):
+        raise ValueError(f'SEEDS: {" ".join(seeds)}; expected whole numbers from 0, as "0 1 2"')
+    for word in words:
+        key = word.partition("=")[0].lstrip("+")
+        if key in PLANNED or "=" not in word:
+            raise ValueError(f"{word}: {PLANNED.get(key, 'is no setting')}; expected key=value of other keys")
     label = "phantom" if data == "phantom" else dataset if name == "shirokikh2020" else "official"
     return Request(
         data=data,
         scale=scale,
-        seeds=tuple(int(seed) for seed in (environment.get("SEEDS") or "0").split()),
+        seeds=tuple(dict.fromkeys(map(int, seeds))),
         rows=rows or tuple(paper.rows),
         dataset=dataset,
         output_dir=Path(environment.get("OUT") or f"runs/reproduce/{name}_{label}_{scale}"),
         words=tuple(words),
     )
+
+
+def _listed(environment: Mapping[str, str], key: str) -> tuple[str, ...]:
+    """The words of a list, each once."""
+    return tuple(dict.fromkeys((environment.get(key) or "").replace(",", " ").split()))
 
 
 def plan(paper: Paper, request: Request) -> Iterator[Job]:
@@ -244,13 +273,21 @@ def _training_alone(root: Path, output_dir: Path) -> Path:
     """The papers cross-validate on the challenges' training subjects: a folder with these alone."""
     if (root / "testdata_website").is_dir() and (root / "training").is_dir():
         return root / "training"
-    if not (root / "Testing").is_dir():
-        return root
-    link = output_dir / "msseg2016" / "Training"
-    link.parent.mkdir(parents=True, exist_ok=True)
+    return output_dir / "msseg2016" if (root / "Testing").is_dir() else root
+
+
+def link_training(request: Request) -> None:
+    """Make that folder where the download has none, also after the download has moved."""
+    target = (Path(request.data) / "Training").resolve()
+    folder = _training_alone(Path(request.data), request.output_dir)
+    if request.data == "phantom" or folder != request.output_dir / "msseg2016":
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "Training"
+    if link.is_symlink() and link.resolve() != target:
+        link.unlink()
     if not link.exists():
-        link.symlink_to((root / "Training").resolve(), target_is_directory=True)
-    return link.parent
+        link.symlink_to(target, target_is_directory=True)
 
 
 def command(job: Job) -> list[str]:
@@ -265,18 +302,21 @@ def keep_plan(jobs: Sequence[Job], output_dir: Path) -> None:
         ValueError: naming it.
     """
     path = output_dir / "plan.json"
-    before = read_json(path) if path.exists() else {}
+    try:
+        before = dict(read_json(path)) if path.exists() else {}
+    except ValueError as fault:
+        raise ValueError(f"{path}: cannot be read ({fault}); restore it or choose another OUT") from fault
     now = {str(job.folder.relative_to(output_dir)): list(job.words) for job in jobs}
-    for name in before.keys() & now.keys():
-        if _deciding(before[name]) != _deciding(now[name]):
-            raise ValueError(f"OUT: {output_dir / name} was planned with other settings; choose another OUT")
+    for job, (name, words) in zip(jobs, now.items(), strict=True):
+        is_begun = (job.folder / "config.yaml").exists()
+        if is_begun and name in before and _deciding(before[name]) != _deciding(words):
+            raise ValueError(f"OUT: {job.folder} was begun with other settings; choose another OUT")
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(path, before | now)
 
 
 def _deciding(words: Sequence[str]) -> set[str]:
-    free = ("output_dir=", "data.root=", "trainer.device=", "trainer.threads=", "trainer.n_workers=", "data.cache_dir=")
-    return {word for word in words if not word.startswith(free)}
+    return {word for word in words if not is_free(word.partition("=")[0]) and not word.startswith("data.root=")}
 
 
 def is_finished(job: Job) -> bool:
@@ -325,7 +365,7 @@ def report(paper: Paper, request: Request, jobs: Sequence[Job]) -> None:
     (request.output_dir / "table.md").write_text(text, encoding="utf-8")
     write_csv(paper, request, judged, request.output_dir / "table.csv")
     settings = group(read_sweep(sorted({job.folder for job in jobs})))
-    _, said = recommend(settings, "f2")
+    said = recommend(settings, "f2")[1] if len(settings) > 1 else ""
     write_summary(settings, summarize_settings(settings), said, output_dir=request.output_dir / "summary")
     if len(folders) > 1:
         compared = [average(read_runs(of_row), name=row) for row, of_row in folders.items()]

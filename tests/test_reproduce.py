@@ -84,9 +84,18 @@ def test_an_official_download_is_run_at_the_papers_scale(name: str, tmp_path: Pa
 def test_the_test_subjects_of_msseg_stay_out_of_the_folds(tmp_path: Path) -> None:
     for part in ("Training", "Testing"):
         (tmp_path / part).mkdir()
-    (job, *_) = jobs_of("salehi2017", DATA=str(tmp_path), OUT=str(tmp_path / "out"))
+    environment = {"DATA": str(tmp_path), "OUT": str(tmp_path / "out")}
+    (job, *_) = jobs_of("salehi2017", **environment)
     root = Path(next(word for word in job.words if word.startswith("data.root=")).partition("=")[2])
+    assert not (tmp_path / "out").exists(), "a plan writes nothing"
+    reproduce.link_training(reproduce.request_of(environment, "salehi2017", ()))
     assert [path.name for path in root.iterdir()] == ["Training"]
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for part in ("Training", "Testing"):
+        (tmp_path / part).rename(moved / part)
+    reproduce.link_training(reproduce.request_of(environment | {"DATA": str(moved)}, "salehi2017", ()))
+    assert (root / "Training").resolve() == moved / "Training"
 
 
 def test_the_test_scans_of_isbi_are_left_to_the_submission(tmp_path: Path) -> None:
@@ -121,18 +130,78 @@ def test_a_dry_run_of_the_shell_script_prints_a_command_for_each_run(name: str, 
 @pytest.mark.parametrize(
     ("environment", "found"),
     [({"DATA": "/none"}, "DATA: /none is no folder; "), ({"SCALE": "huge"}, "SCALE: huge; expected one of small, full"),
-     ({"ROWS": "luck"}, "ROWS: luck; expected one of tversky_b05"), ({"DATASET": "x"}, "DATASET: x; ")],
+     ({"ROWS": "luck"}, "ROWS: luck; expected one of tversky_b05"), ({"DATASET": "x"}, "DATASET: x; "),
+     ({"SEEDS": "0 a"}, "SEEDS: 0 a; expected whole numbers from 0")],
 )  # fmt: skip
 def test_what_cannot_be_run_is_refused(environment: dict[str, str], found: str) -> None:
     with pytest.raises(ValueError, match=found.replace("/", "/")):
         reproduce.request_of(environment, "salehi2017", ())
 
 
+@pytest.mark.parametrize("word", ["seed=3", "data.fold=1", "output_dir=x", "experiment=hippocampus", "-m", "max_steps"])
+def test_words_that_the_plan_sets_are_refused(word: str) -> None:
+    with pytest.raises(ValueError, match=f"{word}: "):
+        jobs_of("salehi2017", "trainer.threads=1", word)
+
+
+def test_lists_may_have_commas_and_name_each_once() -> None:
+    jobs = jobs_of("salehi2017", SEEDS="0,1, 1", ROWS="tversky_b07,tversky_b07")
+    assert len({job.folder for job in jobs}) == len(jobs) == 4
+
+
 def test_a_folder_of_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
-    reproduce.keep_plan(jobs_of("salehi2017", OUT=str(tmp_path)), tmp_path)
-    reproduce.keep_plan(jobs_of("salehi2017", "trainer.threads=1", SEEDS="0 1", OUT=str(tmp_path)), tmp_path)
-    with pytest.raises(ValueError, match="was planned with other settings"):
+    reproduce.keep_plan(jobs_of("salehi2017", "trainer.max_stps=5", OUT=str(tmp_path)), tmp_path)  # none of these began
+    jobs = jobs_of("salehi2017", OUT=str(tmp_path))
+    reproduce.keep_plan(jobs, tmp_path)
+    jobs[0].folder.mkdir(parents=True)
+    (jobs[0].folder / "config.yaml").touch()
+    free = ("trainer.threads=1", "trainer.max_hours=8")
+    reproduce.keep_plan(jobs_of("salehi2017", *free, SEEDS="0 1", OUT=str(tmp_path)), tmp_path)
+    with pytest.raises(ValueError, match="tversky_b05/fold0_seed0 was begun with other settings"):
         reproduce.keep_plan(jobs_of("salehi2017", "trainer.max_steps=5", OUT=str(tmp_path)), tmp_path)
+
+
+def call_script(*words: str, **environment: str) -> int:
+    with mock.patch.dict(os.environ, environment), mock.patch.object(sys, "argv", ["reproduce.py", *words]):
+        return int(reproduce.main())
+
+
+def test_what_cannot_be_done_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "plan.json").write_text("{")
+    for found, environment in (
+        ("file: File exists", {"OUT": str(tmp_path / "file")}),
+        ("plan.json: cannot be read", {"OUT": str(tmp_path / "damaged")}),
+        ("JOBS: many; expected a number", {"JOBS": "many", "OUT": str(tmp_path / "out")}),
+    ):
+        assert call_script("salehi2017", **environment) == 2
+        errors = capsys.readouterr().err
+        assert found in errors
+        assert (errors.startswith("error: "), errors.count("\n")) == (True, 1)
+    assert not (tmp_path / "out").exists()
+    with mock.patch.object(reproduce, "run_all", side_effect=KeyboardInterrupt):
+        assert call_script("salehi2017", OUT=str(tmp_path / "out")) == 130
+    assert capsys.readouterr().err == "error: stopped; repeat to go on\n"
+
+
+def test_help_is_shown_and_any_dry_run_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call_script("salehi2017", "--help") == 0
+    assert "DRY_RUN" in capsys.readouterr().out
+    assert call_script("salehi2017", DRY_RUN="true", OUT=str(tmp_path / "out")) == 0
+    assert capsys.readouterr().out.count("train.py") == 10
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_side_by_side_share_the_cores(tmp_path: Path) -> None:
+    shares = []
+    with mock.patch.dict(os.environ), mock.patch.object(os, "cpu_count", return_value=8):
+        os.environ.pop("OMP_NUM_THREADS", None)
+        with mock.patch.object(reproduce, "run_all", side_effect=lambda jobs, **_: shares.append(
+            os.environ.get("OMP_NUM_THREADS")) or jobs):  # fmt: skip
+            for jobs in "13":
+                assert call_script("salehi2017", JOBS=jobs, OUT=str(tmp_path / jobs)) == 2, "no run is there"
+    assert shares == [None, "2"]
 
 
 def test_the_numbers_of_the_papers_are_those_of_the_experiment_files() -> None:
