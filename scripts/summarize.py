@@ -8,7 +8,7 @@ that holds several) go summary.{md,csv,tex}, frontier.{png,pdf} (precision again
 beta.{png,pdf} (F2, Dice, sensitivity, lesion recall over beta). With --cohorts each setting and seed also gets a folder
 there, cohorts/<setting>/seed<n>, with the held-out predictions of all folds and their evaluation as one cohort: one
 metrics.json, one precision-recall curve, one report.html. Runs judged on different cases or by different rules
-are refused.
+are refused; runs that are not finished are left out, and named.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from tversky_seg.sweeps import (
     reading,
     recommend,
     summarize_settings,
+    unfinished,
     write_summary,
 )
 
@@ -57,20 +58,21 @@ def main() -> None:
         "--cohorts", action="store_true", help="judge the folds of a setting as one cohort, with a report"
     )
     words = parser.parse_args()
+    left = unfinished(words.runs)
     try:
         check_goal(words.goal)
         runs = read_sweep(words.runs)
         settings = group(runs)
         summaries = summarize_settings(settings, measures=words.measures)
         _, recommendation = recommend(settings, words.goal)
-        recommendation = recommendation if len(settings) > 1 else ""
+        recommendation = " ".join(filter(None, [recommendation if len(settings) > 1 else "", left]))
         output = words.output or (words.runs[0] / "summary" if len(words.runs) == 1 and len(runs) > 1 else None)
         if output:
             write_summary(settings, summaries, recommendation, output_dir=output)
         if words.cohorts:
             write_cohorts(settings, output)
     except (DataError, ValueError) as fault:
-        parser.error(str(fault))
+        parser.error(f"{fault} ({left.rstrip('.')})" if left else str(fault))
     parts = [runs_table(runs, words.measures)] if len(settings) == 1 else []
     parts += [markdown_table(summaries), reading(settings), *filter(None, [recommendation, output and str(output)])]
     sys.stdout.write("\n\n".join(parts) + "\n")

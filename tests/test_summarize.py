@@ -223,6 +223,36 @@ def test_an_unknown_goal_is_refused(tmp_path):
 # Refused
 
 
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    write_run(tmp_path / "a", {"x": 0.5})
+    status, out, err = run_script(tmp_path / "a", tmp_path / "b")
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: {tmp_path / 'b'}: no such folder; ")
+
+
+def test_runs_that_are_not_finished_are_named(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"seed{seed}", {"x": 0.5}, seed=seed)
+    (tmp_path / "seed1" / "evaluation" / "metrics.json").unlink()
+    (tmp_path / "seed1" / "train.log").touch()
+    (tmp_path / "seed0" / "wandb").mkdir()
+    (tmp_path / "seed0" / "wandb" / "config.yaml").touch()  # of a tracker
+    status, out, _ = run_script(*sorted(tmp_path.iterdir()))
+    assert status == 0
+    assert f"1 run not finished and left out, as {tmp_path / 'seed1'}." in out
+    (tmp_path / "seed0" / "evaluation" / "metrics.json").write_text("{")
+    assert run_script(tmp_path)[2].endswith(f"(1 run not finished and left out, as {tmp_path / 'seed1'})\n")
+
+
+def test_a_run_made_again_under_another_name_counts_once(tmp_path, caplog):
+    for name in ("loss.beta=0.7", "loss.beta=0.7,seed=0"):
+        write_run(tmp_path / name, {"x": 0.5, "y": 0.7}, loss={"beta": 0.7})
+    write_run(tmp_path / "loss.beta=0.7,seed=1", {"x": 0.5, "y": 0.9}, loss={"beta": 0.7}, seed=1)
+    (setting,) = group(read_sweep([tmp_path]))
+    assert (len(setting.runs), len(setting.cohorts)) == (2, 2)
+    assert "loss.beta=0.7,seed=0: has the settings of " in caplog.text
+
+
 def test_settings_judged_on_different_cases_are_refused(tmp_path):
     write_run(tmp_path / "a", {"x": 0.5, "y": 0.5}, loss={"beta": 0.6})
     write_run(tmp_path / "b", {"x": 0.5}, loss={"beta": 0.8})

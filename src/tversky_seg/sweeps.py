@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 MEASURES = ("dice", "sensitivity", "precision", "f2", "pr_auc", "lesion_tpr", "lesion_fpr", "lesion_f1")
 REPEATED = ("seed", "data.fold")  # what runs of one setting differ in
 Settings = Mapping[str, Any]
+logger = logging.getLogger("tversky_seg")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,16 +97,39 @@ class Summary:
 
 
 def read_sweep(folders: Sequence[Path]) -> list[SweepRun]:
-    """Read every finished run in some folders.
+    """Read every finished run in some folders; one that repeats another's settings and cases is left out, and named.
 
     Raises:
-        DataError: There is none, or one is damaged.
+        DataError: There is none, a folder is missing, or a run is damaged.
     """
-    files = [file for folder in folders for file in sorted(folder.glob("**/evaluation/metrics.json"))]
-    found = list(dict.fromkeys(file.parents[1] for file in files if (file.parents[1] / "config.yaml").exists()))
+    missing = [folder for folder in folders if not folder.exists()]
+    if missing:
+        raise DataError(f"{missing[0]}: no such folder; expected runs, or folders of runs")
+    found = list(dict.fromkeys(folder for folder in _runs_in(folders) if _is_finished(folder)))
     if not found:
         raise DataError(f"{folders[0]}: no finished run; expected <run>/evaluation/metrics.json and <run>/config.yaml")
-    return [_read(folder) for folder in found]
+    runs: dict[Any, SweepRun] = {}
+    for run in map(_read, found):
+        deciding = frozenset((key, repr(value)) for key, value in run.settings.items() if not is_free(key))
+        first = runs.setdefault((deciding, *sorted(run.judged.subjects)), run)
+        if first is not run:
+            logger.warning("%s: has the settings of %s; left out", run.judged.folder.parent, first.judged.folder.parent)
+    return list(runs.values())
+
+
+def unfinished(folders: Sequence[Path]) -> str:
+    """A sentence that names runs which were begun and not judged; "" where there are none."""
+    begun = [folder for folder in _runs_in(folders) if (folder / "train.log").exists()]
+    left = [folder for folder in begun if not _is_finished(folder)]
+    return f"{count(len(left), 'run')} not finished and left out, as {left[0]}." if left else ""
+
+
+def _runs_in(folders: Sequence[Path]) -> list[Path]:
+    return [file.parent for folder in folders for file in sorted(folder.glob("**/config.yaml"))]
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / "evaluation" / "metrics.json").exists()
 
 
 def group(runs: Sequence[SweepRun]) -> list[Setting]:
