@@ -214,6 +214,14 @@ def test_nothing_is_recommended_without_validation_cases(tmp_path):
     assert said.startswith("No setting is recommended: 1 runs had no validation cases")
 
 
+def test_nothing_is_recommended_where_the_goal_is_undefined_on_validation(tmp_path):
+    for beta in (0.6, 0.8):
+        undefined = {10: {"dice": "nan", "f2": "nan", "lesion_f1": 0.5}}
+        write_run(tmp_path / str(beta), {"x": 0.5}, loss={"beta": beta}, validation=undefined)
+    best, said = recommend(group(read_sweep([tmp_path])), "f2")
+    assert (best, said) == (None, "No setting is recommended: F2 is undefined on the validation cases of all.")
+
+
 def test_an_unknown_goal_is_refused(tmp_path):
     status, _, err = run_script(beta_sweep(tmp_path), "--goal", "luck")
     assert status == 2

@@ -188,7 +188,8 @@ def recommend(settings: Sequence[Setting], goal: str) -> tuple[Setting | None, s
             the best lesion F1 where the share of lesions found reaches r.
 
     Returns:
-        The setting, or None where some run has no validation cases, and a sentence that says why.
+        The setting, or None where validation does not tell (some run has no validation cases, or the measure is
+        defined in none), and a sentence that says why.
 
     Raises:
         ValueError: For another goal.
@@ -202,10 +203,14 @@ def recommend(settings: Sequence[Setting], goal: str) -> tuple[Setting | None, s
         kind, (kind, "")
     )
     means = {setting.name: _validation_means(setting) for setting in settings}
-    able = [s for s in settings if not target or means[s.name][recall] >= float(target)]
-    best = max(able or settings, key=lambda s: _low_if_nan(means[s.name][worth if able else recall]))
+    if all(math.isnan(found.get(worth, math.nan)) for found in means.values()):
+        return None, f"No setting is recommended: {LABELS[worth]} is undefined on the validation cases of all."
+    able = [s for s in settings if not target or means[s.name].get(recall, math.nan) >= float(target)]
+    best = max(able or settings, key=lambda s: _low_if_nan(means[s.name].get(worth if able else recall, math.nan)))
     found = means[best.name]
-    said = ", ".join(f"{LABELS[name]} {found[name]:.3f}" for name in dict.fromkeys((worth, recall)) if name)
+    said = ", ".join(
+        f"{LABELS[name]} {found.get(name, math.nan):.3f}" for name in dict.fromkeys((worth, recall)) if name
+    )
     short = "" if able else f" No setting reaches {goal}; this one has the highest recall."
     n = sum(len(setting.runs) for setting in settings)
     return best, f"Recommended for {goal}, by validation alone ({n} runs): {best.name} ({said} there).{short}"
