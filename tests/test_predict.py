@@ -137,6 +137,26 @@ def test_checkpoints_that_are_none_are_one_line(tmp_path: Path, images: Path) ->
 # Settings
 
 
+def test_a_glob_of_runs_passes_over_what_is_no_run_and_tells_which_are_in_training(
+    tmp_path: Path, images: Path
+) -> None:
+    for fold in range(2):
+        run = a_checkpoint(tmp_path / "cv" / f"fold={fold}" / "checkpoints" / "best.pt", seed=fold).parents[1]
+        (run / "config.yaml").write_text("seed: 0")
+    (tmp_path / "cv" / "fold=0" / "predictions").mkdir()
+    (tmp_path / "cv" / "summary").mkdir()
+    (tmp_path / "cv" / "plan.json").write_text("{}")
+    outcome = predict(f"{tmp_path}/cv/*", images, tmp_path / "out")
+    assert outcome.status == 0, outcome.stderr
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["checkpoint"]) == 2
+    assert "training is not finished" in outcome.stdout + outcome.stderr
+    assert "fold=0" not in (outcome.stdout + outcome.stderr).partition("training is not finished")[2]
+    (tmp_path / "cv" / "fold=1" / "checkpoints" / "best.pt").unlink()
+    outcome = predict(f"{tmp_path}/cv/*", images, tmp_path / "out2")
+    assert outcome.status == 2
+    assert "fold=1/checkpoints/best.pt: no such file" in outcome.stderr
+
+
 def test_views_and_windows_may_be_set_and_are_written_down(tmp_path: Path, images: Path) -> None:
     path = a_checkpoint(tmp_path / "a.pt")
     for name, words in {

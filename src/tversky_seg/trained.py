@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from tversky_seg.data.preprocessing import Preprocessing
 from tversky_seg.ensembles import Ensemble, Member
 from tversky_seg.inference import Inference
 
+logger = logging.getLogger("tversky_seg")
 NEEDED = {"config", "preprocessing", "inference", "threshold"}
 
 
@@ -42,6 +44,9 @@ class Trained:
 def find_checkpoints(asked: str | Sequence[str]) -> list[Path]:
     """The checkpoint files that a setting names, in its order: files, run folders (their best.pt), or globs of these.
 
+    A glob that matches run folders means these alone, so that `runs/cv/*` passes over the summary beside them. A run
+    that is still in training is taken as it is, with a warning.
+
     Raises:
         CheckpointError: Nothing is there, or a file is named twice.
     """
@@ -52,6 +57,11 @@ def find_checkpoints(asked: str | Sequence[str]) -> list[Path]:
         found = f"{twice[0]} stands twice" if twice else "none given"
         raise CheckpointError(
             f"checkpoint: {found}; expected each member of the ensemble once, as [a/best.pt,b/best.pt]"
+        )
+    training = [path.absolute().parents[1] for path in paths if _is_in_training(path)]
+    if training:
+        logger.warning(
+            "training is not finished in %s; its best network so far is taken", ", ".join(map(str, training))
         )
     return paths
 
@@ -157,7 +167,19 @@ def _found(name: str) -> list[Path]:
     paths = sorted(anchor.glob(str(path.relative_to(anchor))) if path.anchor else Path().glob(str(path)))
     if not paths:
         raise CheckpointError(f"checkpoint: no file matches {name}; expected as runs/*/checkpoints/best.pt")
-    return [_in_run(path) for path in paths]
+    runs = [path for path in paths if _is_run(path)]
+    return [_in_run(path) for path in runs or paths]
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file() or (path / "checkpoints").is_dir()
+
+
+def _is_in_training(path: Path) -> bool:
+    """Whether train.py, which predicts the test cases after training, has not come to that in this checkpoint's run."""
+    run = path.absolute().parents[1]
+    is_over = any((run / name).exists() for name in ("predictions", "evaluation"))
+    return path.is_file() and (run / "config.yaml").is_file() and not is_over
 
 
 def _in_run(path: Path) -> Path:
