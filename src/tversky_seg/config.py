@@ -396,7 +396,7 @@ def one_line(fault: BaseException, *, config_name: str) -> str:
     if isinstance(fault, MissingConfigException):
         return _missing_choice(fault)
     if isinstance(fault, OverrideParseException):
-        return f"{fault.override}: cannot be read; expected key=value (quote it where it has spaces or brackets)"
+        return f"{fault.override}: cannot be read; expected key=value (quote what has spaces, brackets or =)"
     if isinstance(fault, ConfigCompositionException) and isinstance(fault.__cause__, OmegaConfBaseException):
         key, known = fault.__cause__.full_key or str(fault.__cause__.key), _keys(config_name)
         if key not in known:
