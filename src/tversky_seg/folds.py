@@ -26,7 +26,7 @@ def judge_folds(runs: Sequence[Path], output_dir: Path) -> dict[str, Any]:
     """Judge the held-out subjects of several runs together, as saved: each fold's masks at its own threshold.
 
     Args:
-        runs: Finished run directories of one setting, fold by fold; a warning tells which labelled cases these leave out.
+        runs: Finished run directories of one setting, fold by fold; a warning says which labelled cases they leave out.
         output_dir: Gets manifest.csv, predictions/ (links to the runs' files) and evaluation/, as a run has them. Where
             that of just these runs is there already and no older than they are, nothing is done.
 
