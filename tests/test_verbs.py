@@ -320,6 +320,7 @@ def test_a_sweep_makes_a_directory_for_each_setting_and_outlives_a_failing_job(f
         next(path for path in (tmp_path / "sweep").iterdir() if f"loss.alpha={alpha}," in path.name)
         for alpha in ("null", "-1")
     )
+    assert outcome.stderr.endswith(f" (in {bad})\n")
     assert {path for path in (tmp_path / "sweep").iterdir() if path.is_dir()} == {good, bad}
     assert_same_results(finished.folder, good)
     assert not list(bad.iterdir())

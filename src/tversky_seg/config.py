@@ -86,8 +86,8 @@ def verb(name: str) -> Callable[[Callable[[DictConfig], int]], Callable[[], None
                     if wants_traceback:
                         raise
                     if os.getpid() != root:  # a launcher's process: it carries the fault to the root
-                        raise ConfigError(one_line(fault, config_name=name)) from None
-                    statuses.append(_say(fault, config_name=name))
+                        raise ConfigError(one_line(fault, config_name=name) + _which(cfg)) from None
+                    statuses.append(_say(fault, config_name=name, which=_which(cfg)))
                 return _objective(cfg)
 
             job.__module__, job.__qualname__ = function.__module__, function.__qualname__
@@ -170,17 +170,26 @@ def _exceptions_from_hydra() -> Iterator[bool]:
         os.environ.update({} if before is None else {"HYDRA_FULL_ERROR": before})
 
 
-def _say(fault: Exception, *, config_name: str) -> int:
+def _which(cfg: DictConfig) -> str:
+    """Of a sweep's jobs, the directory of this one."""
+    return f" (in {run_directory(cfg)})" if _is_sweep() else ""
+
+
+def _is_sweep() -> bool:
+    mode = HydraConfig.get().mode
+    return mode is not None and mode.name == "MULTIRUN"
+
+
+def _say(fault: Exception, *, config_name: str, which: str = "") -> int:
     is_said_by_first = isinstance(fault, ConfigError | HydraException) and os.environ.get("RANK", "0") != "0"
     if not is_said_by_first:
-        print(f"error: {one_line(fault, config_name=config_name)}", file=sys.stderr)
+        print(f"error: {one_line(fault, config_name=config_name)}{which}", file=sys.stderr)
     return 2
 
 
 def _objective(cfg: DictConfig) -> float | None:
     """What a search maximises over the jobs of a sweep: the best value of trainer.monitor on validation."""
-    hydra_config = HydraConfig.get()
-    if hydra_config.mode is None or hydra_config.mode.name != "MULTIRUN":
+    if not _is_sweep():
         return None
     best = run_directory(cfg) / "checkpoints" / "best.pt"
     return float(load_checkpoint(best)["best"]) if best.exists() else None
@@ -358,7 +367,7 @@ def open_run(cfg: DictConfig) -> Path:
 def run_directory(cfg: DictConfig) -> Path:
     """The directory of this run: Hydra's in a sweep, else `output_dir`, else a name made from the settings."""
     hydra_config = HydraConfig.get()
-    if hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN":
+    if _is_sweep():
         return Path(hydra_config.runtime.output_dir)
     if cfg.output_dir is not None:
         return Path(str(cfg.output_dir)).expanduser()
