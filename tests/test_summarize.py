@@ -344,6 +344,11 @@ def test_latex_escapes_and_balances(tmp_path):
     table = latex_table(summarize_settings(group(read_sweep([beta_sweep(tmp_path)])), measures=["dice"]))
     assert table.count(r"\\") == 4
     assert r"0.325 $\pm$ 0.035" in table
+    loss = {"_target_": "a_package.losses.Own", "form": "x^2~{y}"}
+    write_run(tmp_path / "b" / "1", {"x": 0.5}, loss=loss)
+    write_run(tmp_path / "b" / "2", {"x": 0.5}, loss=loss | {"form": "z"})
+    table = latex_table(summarize_settings(group(read_sweep([tmp_path / "b"])), measures=["dice"]))
+    assert r"loss.form=x\textasciicircum{}2\textasciitilde{}\{y\}" in table
 
 
 def test_an_output_that_cannot_be_written_is_named(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from tversky_seg.comparison import OPERATING_POINT, Run, bootstrap_interval, check_alike, read_runs
+from tversky_seg.comparison import OPERATING_POINT, TEX, Run, bootstrap_interval, check_alike, read_runs
 from tversky_seg.data.cases import DataError
 from tversky_seg.operating_point import check_goal
 from tversky_seg.report import LABELS, count
@@ -466,9 +466,7 @@ def _value(summary: Summary) -> str:
 
 
 def _tex(text: str) -> str:
-    for character in "&%$#_":
-        text = text.replace(character, f"\\{character}")
-    return text.replace("±", r"$\pm$").replace("–", "--").replace("³", "$^3$")
+    return "".join(TEX.get(character, character) for character in text)
 
 
 Found = Mapping[tuple[str, str, str], Summary]
