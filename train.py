@@ -47,8 +47,8 @@ def train(cfg: DictConfig) -> int:
         if (output_dir / "evaluation" / "metrics.json").exists():
             return show(read_json(output_dir / "evaluation" / "metrics.json"), f"{output_dir}, finished before")
         split = split_dataset(data, output_dir / "manifest.csv", is_started=(output_dir / "checkpoints").exists())
-        preprocessing = preprocessing_of(data, split.train)
         cases = [*split.train, *split.val, *split.test]  # the test cases too: a fault in them is better known before
+        preprocessing = preprocessing_of(data, cases)
         prepared = prepare_all(cases, preprocessing, cache_dir=data.cache_dir)
         record_environment(output_dir / "environment.json", data=files_of(cases))
     training, validation = prepared[: len(split.train)], prepared[len(split.train) : -len(split.test) or None]

@@ -3,7 +3,7 @@
 import csv
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def check_data(cfg: DictConfig) -> int:
     output_dir.mkdir(parents=True, exist_ok=True)
 
     sets, faults = assign_sets(data, cases)
-    reports = examine_cases(cases, settings_for(data, cases, sets), n_workers=cfg.n_workers)
+    reports = examine_cases(cases, settings_for(data, cases), n_workers=cfg.n_workers)
     findings += [*faults, *(finding for report in reports for finding in report.findings)]
     findings += cohort_findings(reports, normalization=data.normalization)
     training = [report for report in reports if report.prepared and sets.get(report.case.case_id) == "train"]
@@ -114,10 +114,9 @@ def assign_sets(data: Dataset, cases: Sequence[Case]) -> tuple[dict[str, str], l
     return {case.case_id: name for name, part in parts.items() for case in part}, []
 
 
-def settings_for(data: Dataset, cases: Sequence[Case], sets: Mapping[str, str]) -> Preprocessing:
+def settings_for(data: Dataset, cases: Sequence[Case]) -> Preprocessing:
     """What training would do to the cases, whose voxel size follows from the headers that can be read."""
-    training = [case for case in cases if sets.get(case.case_id, "train") == "train"]
-    readable = [case for case in training if is_readable(next(iter(case.images.values())))]
+    readable = [case for case in cases if is_readable(next(iter(case.images.values())))]
     return preprocessing_of(data if readable else replace(data, spacing_mm="native"), readable)
 
 

@@ -15,7 +15,7 @@ import pytest
 from scipy import ndimage
 
 from tversky_seg.data import preprocessing
-from tversky_seg.data.cases import Case, DataError, Dataset
+from tversky_seg.data.cases import Case, DataError, Dataset, split_cases
 from tversky_seg.data.preprocessing import (
     PreparedCase,
     Preprocessing,
@@ -663,6 +663,20 @@ def test_the_voxel_size_may_be_left_to_the_cases(tmp_path: Path) -> None:
         assert preprocessing_of(dataset, cases).spacing_mm == spacing_mm
     with pytest.raises(DataError, match=r"data\.spacing_mm: mean; expected three positive numbers"):
         Dataset(modalities=("FLAIR",), manifest=tmp_path, spacing_mm="mean")
+
+
+@pytest.mark.parametrize("asked", [None, "median"])
+def test_all_folds_have_one_voxel_size(tmp_path: Path, asked: str | None) -> None:
+    sizes, lesion = [(1, 1, 1)] * 3 + [(2, 2, 2)] * 3, brain_of().astype(np.uint8)
+    cases = [
+        a_case(tmp_path, label=lesion, affine=np.diag([*size, 1.0]), case_id=f"c{i}") for i, size in enumerate(sizes)
+    ]
+    dataset = Dataset(modalities=("FLAIR",), manifest=tmp_path, spacing_mm=asked)
+    found = set()
+    for fold in range(6):
+        split = split_cases([replace(case, subject_id=case.case_id) for case in cases], folds="loso", fold=fold)
+        found.add(preprocessing_of(dataset, [*split.train, *split.val, *split.test]).spacing_mm)
+    assert len(found) == 1
 
 
 def rated(folder: Path, *, consensus: bool) -> tuple[Case, list[np.ndarray]]:

@@ -106,7 +106,7 @@ class Dataset:
         root: Folder of a public data set as downloaded.
         importer: `importer(root)` lists the cases of such a folder.
         spacing_mm: Voxel size that the network sees, along R, A, S, null for an axis that stays as it is; "median" of
-            the training cases; "native": each case keeps its own; None: that of most cases.
+            the labelled cases; "native": each case keeps its own; None: that of most cases.
         cache_dir: Where preprocessed cases are kept.
         folds: Number of folds where neither a split nor a fold column decides; "loso": each subject is one, "site":
             each site is one, whatever the columns say.

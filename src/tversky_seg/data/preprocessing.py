@@ -136,16 +136,20 @@ class Preprocessing:
 
 
 def preprocessing_of(dataset: Dataset, cases: Sequence[Case]) -> Preprocessing:
-    """What a data set asks for; where it leaves the voxel size to the cases, that of these, the training cases.
+    """What a data set asks for; where it leaves the voxel size to the cases, that of all labelled ones among these.
+
+    Test cases have a say too, so that the folds of a cohort see alike and can predict as one ensemble.
 
     Raises:
         DataError: A header cannot be read.
     """
     spacing_mm = dataset.spacing_mm
+    listed = sorted(cases, key=lambda case: case.case_id)  # ties are broken alike in every fold
+    labelled = [case for case in listed if case.labels] or listed
     if spacing_mm is None:
-        spacing_mm = common_spacing(cases)
+        spacing_mm = common_spacing(labelled)
     elif spacing_mm == "median":
-        spacing_mm = median_spacing(cases)
+        spacing_mm = median_spacing(labelled)
     return Preprocessing(
         modalities=dataset.modalities,
         classes=dataset.classes,
