@@ -107,6 +107,7 @@ SHIROKIKH = {  # object Dice and average recall: LUNA16, LiTS
     "fl": (0.51, 0.38, 0.58, 0.58), "iwfl": (0.54, 0.65, 0.48, 0.72), "wce": (0.50, 0.82, 0.41, 0.56),
     "gdl": (0.73, 0.79, 0.60, 0.76),
 }  # fmt: skip
+DATASETS = {"lits": "LiTS", "luna16": "LUNA16"}
 PAPERS = {
     "salehi2017": Paper(
         "Salehi et al. 2017, Table 1 (MSSEG 2016, 15 subjects, two folds, %)",
@@ -208,11 +209,11 @@ def request_of(environment: Mapping[str, str], name: str, words: Sequence[str]) 
     scale = environment.get("SCALE") or ("small" if data == "phantom" else "full")
     rows, dataset = _listed(environment, "ROWS"), environment.get("DATASET") or "lits"
     unknown = [row for row in rows if row not in paper.rows]
-    if unknown or scale not in ("small", "full") or dataset not in ("lits", "luna16"):
+    if unknown or scale not in ("small", "full") or dataset not in DATASETS:
         key, found, known = (
             ("ROWS", unknown[0], paper.rows) if unknown
             else ("SCALE", scale, ("small", "full")) if scale not in ("small", "full")
-            else ("DATASET", dataset, ("lits", "luna16"))
+            else ("DATASET", dataset, DATASETS)
         )  # fmt: skip
         raise ValueError(f"{key}: {found}; expected one of {', '.join(known)}")
     seeds = _listed(environment, "SEEDS") or ("0",)
@@ -383,7 +384,8 @@ def table(paper: Paper, request: Request, judged: Mapping[str, Sequence[Mapping[
             lines.append(f"| {row} | paper | {' | '.join(cells)} |")
         ours = (_spread([_at(m, *where) for m in metrics]) for where in paper.columns.values())
         lines.append(f"| {row} | ours | {' | '.join(ours)} |")
-    return f"**{paper.title}**\n\n" + "\n".join(lines) + f"\n\n{_scale(request, judged)}\n"
+    of_data = f", {DATASETS[request.dataset]}" if paper.folder == "shirokikh2020" else ""
+    return f"**{paper.title}{of_data}**\n\n" + "\n".join(lines) + f"\n\n{_scale(request, judged)}\n"
 
 
 def write_csv(paper: Paper, request: Request, judged: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
@@ -403,7 +405,7 @@ def paper_values(paper: Paper, request: Request, row: str) -> Values:
     """The numbers that the paper, or its authors' notebooks, give for a row."""
     if paper.folder != "shirokikh2020":
         return paper.rows[row]
-    first = 0 if request.dataset == "luna16" else 2
+    first = 2 if request.dataset == "lits" else 0
     return dict(zip(("Object Dice", "Average recall"), SHIROKIKH[row][first : first + 2], strict=True))
 
 

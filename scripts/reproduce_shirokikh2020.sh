@@ -7,4 +7,5 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=${PYTHON:-$([ -x "$here/../.venv/bin/python" ] && echo "$here/../.venv/bin/python" || echo python3)}
+"$python" -c "import tversky_seg" 2>/dev/null || { echo "error: $python: tversky_seg is not installed; run make setup" >&2; exit 2; }
 exec "$python" "$here/reproduce.py" shirokikh2020 "$@"

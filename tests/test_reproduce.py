@@ -127,6 +127,25 @@ def test_a_dry_run_of_the_shell_script_prints_a_command_for_each_run(name: str, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_shell_script_says_that_nothing_is_installed(name: str, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    line = [str(ROOT / "scripts" / f"reproduce_{name}.sh")]
+    done = subprocess.run(line, env=os.environ | {"PYTHON": str(python)}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {python}: tversky_seg is not installed; run make setup\n"
+
+
+@pytest.mark.parametrize("dataset", ["lits", "luna16"])
+def test_the_table_says_whose_numbers_stand_beside_ours(dataset: str) -> None:
+    request = reproduce.request_of({"DATASET": dataset}, "shirokikh2020", ())
+    text = reproduce.table(reproduce.PAPERS["shirokikh2020"], request, {"iwdl": [{"n_cases": 15}]})
+    assert {"lits": ", LiTS**", "luna16": ", LUNA16**"}[dataset] in text
+    assert {"lits": "| iwdl | paper | 0.49 | 0.79 |", "luna16": "| iwdl | paper | 0.77 | 0.83 |"}[dataset] in text
+
+
 @pytest.mark.parametrize(
     ("environment", "found"),
     [({"DATA": "/none"}, "DATA: /none is no folder; "), ({"SCALE": "huge"}, "SCALE: huge; expected one of small, full"),
