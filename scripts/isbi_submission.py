@@ -18,7 +18,7 @@ from tversky_seg.data.cases import DataError
 from tversky_seg.data.volumes import read_label, write_volume
 
 N_SCANS, N_SUBJECTS = 61, 14
-SCAN = re.compile(r"(test(\d\d)_\d\d)_mask\.nii\.gz")
+SCAN = re.compile(r"(test(0[1-9]|1[0-4])_\d\d)_mask\.nii\.gz")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -40,8 +40,10 @@ def main() -> None:
     output = words.output or Path(f"{words.method}.zip")
     try:
         n = pack(words.masks, output, method=words.method, is_complete=not words.allow_incomplete)
-    except (DataError, OSError) as fault:
+    except DataError as fault:
         parser.error(str(fault))
+    except OSError as fault:
+        parser.error(f"--output: {output} cannot be written ({fault.strerror}); name another")
     print(f"{output}: {n} scans")
 
 
@@ -49,10 +51,17 @@ def pack(masks: Path, output: Path, *, method: str, is_complete: bool = True) ->
     """Write the zip, whole or not at all; gives the number of scans.
 
     Raises:
-        DataError: Scans are missing, a file is no mask, or the method's name does not fit into a file name.
+        DataError: Scans are missing, a file is no mask, the zip has no place, or the method's name does not fit into a
+            file name.
     """
     if not re.fullmatch(r"[A-Za-z0-9-]+", method):
         raise DataError(f"--method: {method!r}; expected letters, digits and -")
+    if not masks.is_dir():
+        raise DataError(f"{masks}: no such folder; expected the one that predict.py wrote for the test scans")
+    if not output.parent.is_dir() or output.is_dir():
+        raise DataError(
+            f"--output: {output} cannot be a file there; expected the name of a zip in a folder that exists"
+        )
     files = {found[1]: file for file in sorted(masks.glob("*.nii.gz")) if (found := SCAN.fullmatch(file.name))}
     subjects = {name[:6] for name in files}
     if is_complete and (len(files), len(subjects)) != (N_SCANS, N_SUBJECTS):
