@@ -41,6 +41,16 @@ def test_predict_takes_the_notebooks_checkpoint(after: dict[str, Any], tmp_path:
     assert (tmp_path / f"{case_id}_mask.nii.gz").exists()
 
 
+def test_other_settings_have_another_folder_so_that_no_finished_run_is_taken_for_theirs() -> None:
+    parameters = "".join(CELLS[0]["source"])
+    folders = set()
+    for source in (parameters, parameters.replace("0.3, 0.7", "0.2, 0.8"), parameters.replace("500", "900")):
+        names: dict[str, Any] = {}
+        exec(source, names)
+        folders.add(names["output_dir"])
+    assert len(folders) == 3
+
+
 def test_the_notebook_is_kept_without_results_and_needs_no_hydra() -> None:
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in CELLS)
     text = "".join("".join(cell["source"]) for cell in CELLS)
