@@ -12,12 +12,12 @@ from tversky_seg.report import metrics_table
 
 @config.verb("evaluate")
 def evaluate(cfg: DictConfig) -> int:
-    """Read the saved files, measure, and write the report. Of a manifest with a test set, that set is judged."""
+    """Read the saved files, measure, and write the report. Of a manifest with a labelled test set, that is judged."""
     judge = config.build(cfg, "evaluation")
     settings = config.plain(cfg)
     predictions, manifest, output_dir = (Path(str(settings[key])) for key in ("predictions", "manifest", "output_dir"))
     cases = labelled_cases(manifest)
-    tested = [case for case in cases if case.split == "test"] or cases
+    tested = [case for case in cases if case.split == "test" and case.labels] or cases
     metrics = judge(predictions, tested, output_dir=output_dir, classes=settings["classes"])
     console = Console()
     console.print(metrics_table(metrics))
