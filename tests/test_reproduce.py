@@ -17,12 +17,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cohort import save
 from command_line import ROOT, call
 from test_config import composed
 from tversky_seg.config import build, check_config
-from tversky_seg.data.cases import DataError, read_manifest
+from tversky_seg.data.cases import Case, DataError, read_manifest
 from tversky_seg.folds import judge_folds
 
 PAPERS = ("salehi2017", "hashemi2018_msseg", "hashemi2018_isbi", "shirokikh2020")
@@ -103,6 +104,25 @@ def test_the_test_scans_of_isbi_are_left_to_the_submission(tmp_path: Path) -> No
         (tmp_path / part).mkdir()
     (job, *_) = jobs_of("hashemi2018_isbi", DATA=str(tmp_path))
     assert f"data.root={tmp_path / 'training'}" in job.words
+
+
+def test_the_submission_names_all_folds_whatever_the_folder_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "beta=1.5, [Bob's]"
+    out.mkdir()
+    (tmp_path / "training").mkdir()
+    environment = {"DATA": str(tmp_path), "OUT": str(out), "ROWS": "asl_b15"}
+    request = reproduce.request_of(environment, "hashemi2018_isbi", ())
+    jobs = list(reproduce.plan(reproduce.PAPERS["hashemi2018_isbi"], request))
+    called: list[list[str]] = []
+    monkeypatch.setitem(reproduce.submit.__globals__, "find_isbi2015", lambda _: [Case("c", "s", {"FLAIR": out}, ())])
+    monkeypatch.setattr(subprocess, "run", lambda words, check: called.append(words))
+    reproduce.submit(request, jobs)
+    predict, pack = called
+    override = OverridesParser.create().parse_override(next(word for word in predict if word.startswith("checkpoint")))
+    assert [str(name) for name in override.value()] == [str(job.folder) for job in jobs]
+    assert pack[-1] == str(out / "submissions" / "asl_b15.zip")
 
 
 def test_seeds_rows_and_further_words_are_taken() -> None:
