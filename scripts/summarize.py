@@ -7,8 +7,9 @@ that validation recommends for a goal. Into --output (default: `summary` in the 
 that holds several) go summary.{md,csv,tex}, frontier.{png,pdf} (precision against recall, alpha and beta along it) and
 beta.{png,pdf} (F2, Dice, sensitivity, lesion recall over beta). With --cohorts each setting and seed also gets a folder
 there, cohorts/<setting>/seed<n>, with the held-out predictions of all folds and their evaluation as one cohort: one
-metrics.json, one precision-recall curve, one report.html. Runs judged on different cases or by different rules
-are refused; runs that are not finished are left out, and named.
+metrics.json, one precision-recall curve, one report.html; and comparison/ holds each setting against the first, paired
+by subject (of several seeds the means), with one figure of all precision-recall curves. Runs judged on different cases
+or by different rules are refused; runs that are not finished are left out, and named.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import NoReturn
 
+from tversky_seg.comparison import average, compare, read_runs, write_comparison
 from tversky_seg.data.cases import DataError
 from tversky_seg.folds import judge_folds
 from tversky_seg.operating_point import check_goal
@@ -79,15 +81,19 @@ def main() -> None:
 
 
 def write_cohorts(settings: Sequence[Setting], output: Path | None) -> None:
-    """Judge the folds of each setting and seed together; names each report."""
+    """Judge the folds of each setting and seed together, and the settings against the first; names each report."""
     if output is None:
         raise DataError("--cohorts: no folder to write into; give --output")
+    compared = []
     for setting in settings:
-        for seed in setting.cohorts:
-            runs = [run.judged.folder.parent for run in setting.runs if run.settings.get("seed") == seed]
-            folder = output / "cohorts" / re.sub(r"[^\w.=-]+", "_", setting.name) / f"seed{seed}"
-            judge_folds(runs, folder)
+        folders = [output / "cohorts" / re.sub(r"[^\w.=-]+", "_", setting.name) / f"seed{s}" for s in setting.cohorts]
+        for seed, folder in zip(setting.cohorts, folders, strict=True):
+            judge_folds([run.judged.folder.parent for run in setting.runs if run.settings.get("seed") == seed], folder)
             print(folder / "evaluation" / "report.html")
+        compared.append(average(read_runs(folders), name=setting.name))
+    if len(compared) > 1:
+        write_comparison(compared, compare(compared), output_dir=output / "comparison")
+        print(output / "comparison" / "comparison.md")
 
 
 def runs_table(runs: Sequence[SweepRun], measures: Sequence[str]) -> str:

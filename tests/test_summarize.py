@@ -389,6 +389,9 @@ def test_a_sweep_is_finished_where_it_was_left_and_never_written_over(tmp_path):
         assert str(cohort / "evaluation" / "report.html") in out
         metrics = json.loads((cohort / "evaluation" / "metrics.json").read_text())
         assert metrics["n_cases"] == 4, "all subjects, each predicted by the fold that did not train on it"
+    compared = (tmp_path / "summary" / "comparison" / "comparison.md").read_text()
+    assert "loss.beta=0.5" in compared
+    assert "loss.beta=0.9" in compared
 
     before = stamps(sweep)
     (runs[0] / "evaluation" / "metrics.json").unlink()  # of this run, judging is missing
