@@ -439,7 +439,8 @@ def _spread(values: Sequence[float]) -> str:
     if not defined:
         return "–"
     mean = f"{statistics.fmean(defined):.4g}"
-    return mean if len(defined) < 2 else f"{mean} ± {statistics.stdev(defined):.2g}"
+    n_decimals = max(1, len(mean.partition(".")[2]))
+    return mean if len(defined) < 2 else f"{mean} ± {statistics.stdev(defined):.{n_decimals}f}"
 
 
 def submit(request: Request, jobs: Sequence[Job]) -> None:

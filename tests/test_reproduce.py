@@ -387,3 +387,12 @@ def test_an_incomplete_submission_is_refused_or_asked_for(tmp_path: Path) -> Non
     assert isbi_submission.pack(folder, tmp_path / "out.zip", method="asl", is_complete=False) == 60
     with pytest.raises(DataError, match="--method"):
         isbi_submission.pack(folder, tmp_path / "out.zip", method="a/b")
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [((99.96, 99.96004), "99.96 ± 0.00"), ((70.0, 72.82), "71.41 ± 1.99"), ((70.0, 71.0), "70.5 ± 0.7"),
+     ((0.5,), "0.5"), ((float("nan"), 0.25), "0.25"), ((float("nan"),), "–")],
+)  # fmt: skip
+def test_spreads_have_the_decimals_of_their_mean(values: tuple[float, ...], text: str) -> None:
+    assert reproduce._spread(values) == text
