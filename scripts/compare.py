@@ -9,18 +9,10 @@ docs/reports.md says what is computed.
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
+from tversky_seg.arguments import OneLineParser
 from tversky_seg.comparison import MEASURES, compare, markdown, read_runs, write_comparison
 from tversky_seg.data.cases import DataError
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says in one line what is wrong, as the verbs do."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the line and exit with status 2."""
-        self.exit(2, f"error: {message}\n")
 
 
 def main() -> None:

@@ -10,23 +10,15 @@ import re
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
+from tversky_seg.arguments import OneLineParser
 from tversky_seg.data.cases import DataError
 from tversky_seg.data.volumes import read_label, write_volume
 
 N_SCANS, N_SUBJECTS = 61, 14
 SCAN = re.compile(r"(test(0[1-9]|1[0-4])_\d\d)_mask\.nii\.gz")
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says in one line what is wrong, as the verbs do."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the line and exit with status 2."""
-        self.exit(2, f"error: {message}\n")
 
 
 def main() -> None:

@@ -12,29 +12,21 @@ import argparse
 import math
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tversky_seg.arguments import OneLineParser
 from tversky_seg.cohort import quartile_edges, recall_by_volume
 from tversky_seg.data.cases import Case, DataError, read_manifest
 from tversky_seg.data.volumes import read_label
-from tversky_seg.lesions import overlap_lesions
+from tversky_seg.lesions import label_lesions
 from tversky_seg.overlap import overlap_counts
 from tversky_seg.progress import track
 from tversky_seg.saved_predictions import Predictions, open_predictions
 
 LOG_ODDS = np.linspace(-6, 12, 73)
 COLUMNS = ("false per case", "recall", "recall of the smallest quarter", "Dice")
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says in one line what is wrong, as the verbs do."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the line and exit with status 2."""
-        self.exit(2, f"error: {message}\n")
 
 
 def main() -> None:
@@ -89,13 +81,15 @@ def points_by_threshold(source: Predictions, cases: list[Case], name: str) -> ND
         probability = source.read(case, name, reference=reference).probability
         if probability is None:
             raise DataError(f"{source.folder}: case {case.case_id} has a mask only; expected its probability")
+        lesions, n_lesions = label_lesions(target)
+        volumes.append(np.bincount(lesions.ravel(order="K"))[1:] * float(np.prod(reference.spacing_mm)))
         for k, odds in enumerate(LOG_ODDS):
             mask = probability >= 1 / (1 + math.exp(-odds))
-            match = overlap_lesions(mask, target, spacing_mm=reference.spacing_mm)
-            found[k].append(match.referred.overlap > 0)
-            false[k] += match.false.sum() / len(cases)
+            predicted, n_predicted = label_lesions(mask)
+            true = mask & target
+            found[k].append(np.bincount(lesions[true], minlength=n_lesions + 1)[1:] > 0)
+            false[k] += (n_predicted - len(np.unique(predicted[true]))) / len(cases)
             dice[k, number] = overlap_counts(mask, target).dice
-        volumes.append(match.referred.volume_mm3)
     sizes = np.concatenate(volumes)
     if not sizes.size:
         raise DataError(f"{source.folder}: no case has a lesion of class {name}; expected one at least")

@@ -19,9 +19,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import NoReturn
 
-from tversky_seg.comparison import average, compare, read_runs, write_comparison
+from tversky_seg.arguments import OneLineParser
+from tversky_seg.comparison import average, compare, mean_of_defined, read_runs, write_comparison
 from tversky_seg.data.cases import DataError
 from tversky_seg.folds import judge_folds
 from tversky_seg.operating_point import check_goal
@@ -38,14 +38,6 @@ from tversky_seg.sweeps import (
     unfinished,
     write_summary,
 )
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says in one line what is wrong, as the verbs do."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the line and exit with status 2."""
-        self.exit(2, f"error: {message}\n")
 
 
 def main() -> None:
@@ -101,7 +93,7 @@ def runs_table(runs: Sequence[SweepRun], measures: Sequence[str]) -> str:
     names = _short_names([run.judged.folder.parent for run in runs])
     rows = {
         f"{name}, {class_name}" if len(run.judged.rows) > 1 else name: [
-            _mean([row[m] for row in cases.values()]) for m in measures
+            mean_of_defined([row[m] for row in cases.values()]) for m in measures
         ]
         for name, run in zip(names, runs, strict=True)
         for class_name, cases in run.judged.rows.items()
@@ -116,11 +108,6 @@ def runs_table(runs: Sequence[SweepRun], measures: Sequence[str]) -> str:
 def _short_names(folders: Sequence[Path]) -> list[str]:
     names = [folder.name for folder in folders]
     return names if len(set(names)) == len(names) else [folder.as_posix() for folder in folders]
-
-
-def _mean(values: Sequence[float]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else math.nan
 
 
 def _text(value: float) -> str:

@@ -12,7 +12,7 @@ LAYERS = (  # each imports from itself and from those above it
     ("masks", "overlap", "lesions", "surface", "ranking", "calibration", "froc", "rules", "cohort",
      "new_lesions", "soft_counts", "losses", "overlap_losses", "voxel_losses",
      "weighting", "deep_supervision", "devices", "progress", "schedules", "settings", "stopping",
-     "distributed", "averaging", "passes", "operating_point", "trackers", "views", "windows"),
+     "arguments", "distributed", "averaging", "passes", "operating_point", "trackers", "views", "windows"),
     ("data", "models", "checkpoints", "recording"),
     ("predictions", "saved_predictions", "ensembles", "inference", "trained", "config"),
     ("measures", "summaries", "report", "comparison", "charts", "slices", "viewer", "evaluation", "training",

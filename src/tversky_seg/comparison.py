@@ -288,7 +288,8 @@ def average(runs: Sequence[Run], *, name: str) -> Run:
     rows = {
         class_name: {
             case: {
-                measure: _mean([run.rows[class_name][case].get(measure, math.nan) for run in runs]) for measure in row
+                measure: mean_of_defined([run.rows[class_name][case].get(measure, math.nan) for run in runs])
+                for measure in row
             }
             for case, row in cases.items()
         }
@@ -301,7 +302,8 @@ def average(runs: Sequence[Run], *, name: str) -> Run:
     return replace(runs[0], name=name, metrics=metrics, rows=rows, n_averaged=len(runs))
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean_of_defined(values: Sequence[float] | NDArray[np.float64]) -> float:
+    """The mean of the values that are not NaN; NaN where all are."""
     defined = [value for value in values if not math.isnan(value)]
     return float(np.mean(defined)) if defined else math.nan
 

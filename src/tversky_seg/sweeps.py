@@ -12,9 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 
-from tversky_seg.comparison import OPERATING_POINT, TEX, Run, bootstrap_interval, check_alike, read_runs
+from tversky_seg.comparison import (
+    OPERATING_POINT,
+    TEX,
+    Run,
+    bootstrap_interval,
+    check_alike,
+    mean_of_defined,
+    read_runs,
+)
 from tversky_seg.data.cases import DataError
 from tversky_seg.operating_point import check_goal
 from tversky_seg.report import LABELS, count
@@ -385,19 +392,19 @@ def _summary(setting: Setting, name: str, measure: str, *, n_bootstrap: int, see
             raise DataError(f"measures: {measure!r} is not in {cohort.folder}; expected some of {known}")
     subjects = sorted(set(cohorts[0].subjects.values()))
     values = np.array([_by_subject(cohort, name, measure, subjects) for cohort in cohorts])  # (seeds, subjects)
-    of_seeds = [_mean(row) for row in values]
-    of_subjects = np.array([_mean(column) for column in values.T])
+    of_seeds = [mean_of_defined(row) for row in values]
+    of_subjects = np.array([mean_of_defined(column) for column in values.T])
     defined = of_subjects[~np.isnan(of_subjects)]
     low, high = bootstrap_interval(defined, n_bootstrap=n_bootstrap, rng=np.random.default_rng(seed))
     return Summary(
         setting=setting.name,
         class_name=name,
         measure=measure,
-        mean=_mean(of_seeds),
+        mean=mean_of_defined(of_seeds),
         sd=float(np.std(of_seeds, ddof=1)) if len(of_seeds) > 1 else math.nan,
         low=low,
         high=high,
-        pooled=_mean([_pooled(cohort.rows[name].values()).get(measure, math.nan) for cohort in cohorts]),
+        pooled=mean_of_defined([_pooled(cohort.rows[name].values()).get(measure, math.nan) for cohort in cohorts]),
         n_subjects=len(defined),
         n_seeds=len(cohorts),
         n_runs=len(setting.runs),
@@ -408,7 +415,7 @@ def _by_subject(cohort: Run, name: str, measure: str, subjects: Sequence[str]) -
     values: dict[str, list[float]] = {subject: [] for subject in subjects}
     for case, row in cohort.rows[name].items():
         values[cohort.subjects[case]].append(row[measure])
-    return [_mean(of_subject) for of_subject in values.values()]
+    return [mean_of_defined(of_subject) for of_subject in values.values()]
 
 
 def _pooled(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -433,18 +440,13 @@ def _ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole else math.nan
 
 
-def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return float(np.mean(defined)) if defined else math.nan
-
-
 def _low_if_nan(value: float) -> float:
     return -math.inf if math.isnan(value) else value
 
 
 def _validation_means(setting: Setting) -> dict[str, float]:
     names = set.intersection(*(set(run.validation) for run in setting.runs))
-    return {name: _mean([run.validation[name] for run in setting.runs]) for name in names}
+    return {name: mean_of_defined([run.validation[name] for run in setting.runs]) for name in names}
 
 
 def _cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
