@@ -6,16 +6,18 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from tversky_seg import config
-from tversky_seg.data.cases import Case, DataError, read_manifest
-from tversky_seg.report import metrics_table
+from tversky_seg.data.case import Case, DataError, read_manifest
+from tversky_seg.report.page import metrics_table
 
 
-@config.verb("evaluate")
+@config.command("evaluate")
 def evaluate(cfg: DictConfig) -> int:
     """Read the saved files, measure, and write the report. Of a manifest with a labelled test set, that is judged."""
     judge = config.build(cfg, "evaluation")
     settings = config.plain(cfg)
-    predictions, manifest, output_dir = (Path(str(settings[key])) for key in ("predictions", "manifest", "output_dir"))
+    predictions, manifest, output_dir = (
+        Path(str(settings[key])) for key in ("predictions", "manifest", "output_dir")
+    )
     cases = labelled_cases(manifest)
     tested = [case for case in cases if case.split == "test" and case.labels] or cases
     metrics = judge(predictions, tested, output_dir=output_dir, classes=settings["classes"])

@@ -5,14 +5,19 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from tversky_seg import config
-from tversky_seg.data.cases import DataError
+from tversky_seg.data.case import DataError
 from tversky_seg.data.inputs import find_inputs
-from tversky_seg.devices import autocast, pick_device, use_threads
-from tversky_seg.inference import Inference, predict_cases
-from tversky_seg.trained import combine, find_checkpoints, load_trained, require_agreement
+from tversky_seg.inference.predict import Inference, predict_cases
+from tversky_seg.inference.trained_model import (
+    combine,
+    find_checkpoints,
+    load_trained,
+    require_agreement,
+)
+from tversky_seg.runtime.devices import autocast, pick_device, use_threads
 
 
-@config.verb("predict")
+@config.command("predict")
 def predict(cfg: DictConfig) -> int:
     """Load the networks, find the cases, write mask, probability and lesion table of each."""
     settings = config.plain(cfg)
@@ -20,17 +25,24 @@ def predict(cfg: DictConfig) -> int:
     config.check_arguments("inference", asked, Inference)
     Inference(**asked)  # refuses values out of range
     if settings["input"] is None:
-        raise config.ConfigError("input: none given; expected {MODALITY: file, ...}, a manifest CSV or a folder")
+        raise config.ConfigError(
+            "input: none given; expected {MODALITY: file, ...}, a manifest CSV or a folder"
+        )
     use_threads(settings["threads"])
     device = pick_device(settings["device"])
     autocast(device, settings["precision"])  # refuses another precision
 
-    members = [load_trained(path, trust=settings["trust"]) for path in find_checkpoints(settings["checkpoint"])]
+    members = [
+        load_trained(path, trust=settings["trust"])
+        for path in find_checkpoints(settings["checkpoint"])
+    ]
     preprocessing = require_agreement(members)
     ensemble, inference = combine(
         members, asked=asked, combination=settings["combine"], uncertainty=settings["uncertainty"]
     )
-    config.logger.info("threshold %s, smallest lesion %s mm3", inference.threshold, inference.min_volume_mm3)
+    config.logger.info(
+        "threshold %s, smallest lesion %s mm3", inference.threshold, inference.min_volume_mm3
+    )
 
     cases = find_inputs(
         settings["input"],

@@ -9,54 +9,73 @@ from rich.console import Console
 from torch import manual_seed
 
 from tversky_seg import config
-from tversky_seg.checkpoints import checksum, load_checkpoint
-from tversky_seg.data.cases import DataError, with_modalities
-from tversky_seg.data.doctor import check_training
-from tversky_seg.data.loaders import PatchBatches
-from tversky_seg.data.preprocessing import each_rater, prepare_all, preprocessing_of
-from tversky_seg.data.sampling import log_draw_shares
-from tversky_seg.data.splits import files_of, split_dataset
-from tversky_seg.distributed import first_before_others, in_shares, is_first, rank, world_size
-from tversky_seg.inference import predict_cases
-from tversky_seg.recording import read_json, record_environment
-from tversky_seg.report import metrics_table
-from tversky_seg.validation import check_monitor, validate
+from tversky_seg.data.case import DataError, with_modalities
+from tversky_seg.data.patches.loader import PatchBatches
+from tversky_seg.data.patches.samplers import log_draw_shares
+from tversky_seg.data.preprocessing.pipeline import (
+    one_case_per_rater,
+    prepare_all,
+    preprocessing_of,
+)
+from tversky_seg.data.split import files_of, split_dataset
+from tversky_seg.data_check.examine import check_training
+from tversky_seg.inference.predict import predict_cases
+from tversky_seg.report.page import metrics_table
+from tversky_seg.runtime.checkpoints import checksum, load_checkpoint
+from tversky_seg.runtime.distributed import is_first, rank, rank_zero_first, run_sharded, world_size
+from tversky_seg.runtime.recorder import read_json, record_environment
+from tversky_seg.training.validation import check_monitor, validate
 
 
-@config.verb("train")
+@config.command("train")
 def train(cfg: DictConfig) -> int:
     """Build every part, then train, predict and judge; what an earlier call has done is kept."""
     data, sampler, augmentation, inference = (
         config.build(cfg, key) for key in ("data", "sampler", "augmentation", "inference")
     )
     loss, weighting, optimizer, schedule, evaluate = (
-        config.build(cfg, key) for key in ("loss", "weighting", "optimizer", "schedule", "evaluation")
+        config.build(cfg, key)
+        for key in ("loss", "weighting", "optimizer", "schedule", "evaluation")
     )
     data = with_modalities(data)
     inference = replace(inference, patch_size=inference.patch_size or sampler.patch_size)
     manual_seed(cfg.seed)
-    model = config.build(cfg, "model", in_channels=len(data.modalities), out_channels=len(data.classes))
+    model = config.build(
+        cfg, "model", in_channels=len(data.modalities), out_channels=len(data.classes)
+    )
     parts = {"loss": loss, "weighting": weighting, "optimizer": optimizer, "schedule": schedule}
     trainer = config.build(cfg, "trainer", model=model, seed=cfg.seed, **parts)
     check_monitor(trainer.monitor, classes=tuple(data.classes))
     patch = (trainer.batch_size, len(data.modalities), *sampler.sides)
     config.check_network(model, patch, n_classes=len(data.classes))
 
-    with first_before_others():
+    with rank_zero_first():
         output_dir = config.open_run(cfg)
         if (output_dir / "evaluation" / "metrics.json").exists():
-            return show(read_json(output_dir / "evaluation" / "metrics.json"), f"{output_dir}, finished before")
-        split = split_dataset(data, output_dir / "manifest.csv", is_started=(output_dir / "checkpoints").exists())
-        cases = [*split.train, *split.val, *split.test]  # the test cases too: a fault in them is better known before
+            return show(
+                read_json(output_dir / "evaluation" / "metrics.json"),
+                f"{output_dir}, finished before",
+            )
+        split = split_dataset(
+            data, output_dir / "manifest.csv", is_started=(output_dir / "checkpoints").exists()
+        )
+        cases = [
+            *split.train,
+            *split.val,
+            *split.test,
+        ]  # the test cases too: a fault in them is better known before
         preprocessing = preprocessing_of(data, cases)
         prepared = prepare_all(cases, preprocessing, cache_dir=data.cache_dir)
         record_environment(output_dir / "environment.json", data=files_of(cases))
-    training, validation = prepared[: len(split.train)], prepared[len(split.train) : -len(split.test) or None]
+    training, validation = (
+        prepared[: len(split.train)],
+        prepared[len(split.train) : -len(split.test) or None],
+    )
     check_training(training)
     log_draw_shares(sampler, training)
 
     batches = PatchBatches(
-        each_rater(training),
+        one_case_per_rater(training),
         sampler,
         augmentation,
         batch_size=trainer.batch_size,
@@ -66,15 +85,22 @@ def train(cfg: DictConfig) -> int:
         world_size=world_size(),
     )
     judge = partial(validate, cases=validation, classes=tuple(data.classes), inference=inference)
-    keep = {"config": config.plain(cfg), "preprocessing": preprocessing.as_dict(), "inference": asdict(inference)}
+    keep = {
+        "config": config.plain(cfg),
+        "preprocessing": preprocessing.as_dict(),
+        "inference": asdict(inference),
+    }
     best = trainer.fit(batches, output_dir, validate=judge if validation else None, keep=keep)
 
     checkpoint = load_checkpoint(best)
     model.load_state_dict(checkpoint["model"])
-    inference = inference.settled(checkpoint)
+    inference = inference.with_operating_point(checkpoint)
     predictions = output_dir / "predictions"
     settings = {"inference": inference, "checksum": checksum(best)}
-    faults = in_shares(lambda cases: predict_cases(model, cases, preprocessing, predictions, **settings), split.test)
+    faults = run_sharded(
+        lambda cases: predict_cases(model, cases, preprocessing, predictions, **settings),
+        split.test,
+    )
     if not is_first():
         return 0
     if len(faults) == len(split.test) > 0:

@@ -35,10 +35,10 @@ from scipy import ndimage
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from tversky_seg.evaluation import case_measures
-from tversky_seg.lesions import overlap_lesions
-from tversky_seg.ranking import average_precision
-from tversky_seg.surface import surface_distances
+from tversky_seg.evaluation.evaluator import case_measures
+from tversky_seg.metrics.lesions import overlap_lesions
+from tversky_seg.metrics.ranking import average_precision
+from tversky_seg.metrics.surface import surface_distances
 
 SHAPE, SPACING = (182, 218, 182), (1.0, 1.0, 1.0)
 
@@ -51,7 +51,10 @@ def draw_reference(n_lesions: int = 100) -> np.ndarray:
     for radius in np.geomspace(0.8, 10, n_lesions):
         centre = np.array(SHAPE) * rng.uniform(0.3, 0.7, 3)
         box = tuple(slice(int(c - 11), int(c + 12)) for c in centre)
-        near = [axis[tuple(s if axis.shape[k] > 1 else slice(None) for k, s in enumerate(box))] for axis in grid]
+        near = [
+            axis[tuple(s if axis.shape[k] > 1 else slice(None) for k, s in enumerate(box))]
+            for axis in grid
+        ]
         mask[box] |= sum((axis - c) ** 2 for axis, c in zip(near, centre, strict=True)) <= radius**2
     return mask
 
@@ -70,7 +73,9 @@ def draw_probability(reference: np.ndarray, brain: np.ndarray) -> np.ndarray:
     noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=reference.shape), 1.2)
     lesion = ndimage.gaussian_filter(np.roll(reference, 1, axis=0).astype(np.float32), 0.8)
     probability = brain / (1 + np.exp(7 - 12 * lesion - 2.2 * noise / noise.std()))
-    levels = np.asarray(np.rint(probability * 65535), dtype=np.uint16, order="F")  # as a NIfTI file holds it
+    levels = np.asarray(
+        np.rint(probability * 65535), dtype=np.uint16, order="F"
+    )  # as a NIfTI file holds it
     return levels * np.float32(1 / 65535)
 
 
@@ -79,14 +84,18 @@ def peer_measures(probability: np.ndarray, reference: np.ndarray) -> dict[str, f
     mask = probability >= 0.5
     pair = [torch.from_numpy(m)[None, None] for m in (mask, reference)]
     tp, fp, tn, fn = (
-        get_confusion_matrix(*(m.to(torch.uint8) for m in pair), include_background=True)[0, 0].double().tolist()
+        get_confusion_matrix(*(m.to(torch.uint8) for m in pair), include_background=True)[0, 0]
+        .double()
+        .tolist()
     )
     spacing = {"include_background": True, "spacing": SPACING}
     there, back = (
         float(compute_average_surface_distance(*two, **spacing)) for two in (pair, pair[::-1])
     )  # directed means
     n_there, n_back = (np.count_nonzero(m & ~ndimage.binary_erosion(m)) for m in (mask, reference))
-    share, mean = calibration_curve(reference.ravel(order="K"), probability.ravel(order="K"), n_bins=10)
+    share, mean = calibration_curve(
+        reference.ravel(order="K"), probability.ravel(order="K"), n_bins=10
+    )
     n_bin = np.histogram(probability, bins=np.linspace(0, 1, 11))[0]
     return {
         "dice": 2 * tp / (2 * tp + fp + fn),
@@ -211,13 +220,19 @@ def table(probability: np.ndarray, reference: np.ndarray, *, repeats: int) -> li
     for name, (ours, peer, who) in rows.items():
         times = seconds({"ours": ours, "peer": peer}, repeats=repeats)
         peaks = [f"{peak_mib(job):.0f}" for job in (ours, peer)]
-        cells = (f"{1e3 * times['ours']:.0f}", f"{1e3 * times['peer']:.0f}", f"**{times['peer'] / times['ours']:.1f}**")
+        cells = (
+            f"{1e3 * times['ours']:.0f}",
+            f"{1e3 * times['peer']:.0f}",
+            f"**{times['peer'] / times['ours']:.1f}**",
+        )
         lines.append(f"| {' | '.join((name, *cells, *peaks, who))} |")
     return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, help="the folder open_ms_data")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, help="also write the page there")

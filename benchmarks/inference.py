@@ -25,11 +25,11 @@ import torch
 from monai.data.utils import compute_importance_map
 from monai.inferers import sliding_window_inference
 
-from tversky_seg.data.cases import Case
-from tversky_seg.data.preprocessing import PreparedCase, Preprocessing, preprocess
-from tversky_seg.devices import place
-from tversky_seg.inference import predict_case, predict_volume
+from tversky_seg.data.case import Case
+from tversky_seg.data.preprocessing.pipeline import PreparedCase, Preprocessing, preprocess
+from tversky_seg.inference.predict import predict_case, predict_volume
 from tversky_seg.models import UNet3D
+from tversky_seg.runtime.devices import place
 
 MODALITIES = ("FLAIR", "T1", "T2")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -55,25 +55,35 @@ class Timed(torch.nn.Module):
 def load(root: Path, patient: str) -> PreparedCase:
     folder = root / "cross_sectional" / "MNI" / patient
     images = {name: next(folder.glob(f"{name}[._]*nii.gz")) for name in MODALITIES}
-    return preprocess(Case(case_id=patient, subject_id=patient, images=images), Preprocessing(modalities=MODALITIES))
+    return preprocess(
+        Case(case_id=patient, subject_id=patient, images=images),
+        Preprocessing(modalities=MODALITIES),
+    )
 
 
 def on_full_grid(prepared: PreparedCase, image: torch.Tensor) -> torch.Tensor:
     """The cropped image back in the volume that the file holds, on the network's axes."""
     full = torch.zeros(len(image), *prepared.geometry.full_shape)
-    box = [slice(a, a + n) for a, n in zip(prepared.geometry.crop_start, prepared.geometry.shape, strict=True)]
+    box = [
+        slice(a, a + n)
+        for a, n in zip(prepared.geometry.crop_start, prepared.geometry.shape, strict=True)
+    ]
     full[:, *box] = image
     return full
 
 
 @torch.inference_mode()
-def monai(network: torch.nn.Module, image: torch.Tensor, side: int, sw_batch_size: int) -> torch.Tensor:
+def monai(
+    network: torch.nn.Module, image: torch.Tensor, side: int, sw_batch_size: int
+) -> torch.Tensor:
     network.eval()
 
     def probability(windows: torch.Tensor) -> torch.Tensor:
         return network(windows).sigmoid()
 
-    return sliding_window_inference(image[None], side, sw_batch_size, probability, overlap=0.5, mode="gaussian")[0]
+    return sliding_window_inference(
+        image[None], side, sw_batch_size, probability, overlap=0.5, mode="gaussian"
+    )[0]
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -87,21 +97,29 @@ def fastest_batch(predict: Callable[[int], Any], sizes: tuple[int, ...] = (1, 2,
     return min(sizes, key=lambda size: seconds(lambda: predict(size)))
 
 
-def compare(prepared: PreparedCase, side: int, *, repeats: int, whole_file: bool, same_layout: bool) -> dict[str, Any]:
+def compare(
+    prepared: PreparedCase, side: int, *, repeats: int, whole_file: bool, same_layout: bool
+) -> dict[str, Any]:
     network = Timed(UNet3D(in_channels=len(MODALITIES), out_channels=1).eval())
     theirs = copy.deepcopy(network)
     if same_layout:
         theirs = place(theirs, torch.device("cpu"))
-    cropped = torch.from_numpy(np.multiply(prepared.image, prepared.image_scale[:, None, None, None], dtype=np.float32))
+    cropped = torch.from_numpy(
+        np.multiply(prepared.image, prepared.image_scale[:, None, None, None], dtype=np.float32)
+    )
     image = on_full_grid(prepared, cropped) if whole_file else cropped
     sample = cropped[:, : 2 * side, :side, : side // 2 * 3].contiguous()
     theirs_batch = fastest_batch(lambda size: monai(theirs, sample, side, size))
-    ours_batch = fastest_batch(lambda size: predict_volume(network, sample, patch_size=side, batch_size=size))
+    ours_batch = fastest_batch(
+        lambda size: predict_volume(network, sample, patch_size=side, batch_size=size)
+    )
 
     def ours() -> Any:
         if whole_file:
             return predict_case(network, prepared, patch_size=side, batch_size=ours_batch)
-        return predict_volume(network, image, patch_size=side, batch_size=ours_batch, foreground=prepared.foreground)
+        return predict_volume(
+            network, image, patch_size=side, batch_size=ours_batch, foreground=prepared.foreground
+        )
 
     times: dict[str, list[float]] = {"ours": [], "network": [], "monai": []}
     for _ in range(repeats):
@@ -128,10 +146,14 @@ def largest_difference(prepared: PreparedCase, side: int) -> float:
     Both networks are laid out alike: convolutions of another layout round differently, by 1e-4 in an untrained network.
     """
     network = place(UNet3D(in_channels=len(MODALITIES), out_channels=1).eval(), torch.device("cpu"))
-    image = torch.from_numpy(np.multiply(prepared.image, prepared.image_scale[:, None, None, None], dtype=np.float32))
+    image = torch.from_numpy(
+        np.multiply(prepared.image, prepared.image_scale[:, None, None, None], dtype=np.float32)
+    )
     weights = compute_importance_map((side,) * 3, mode="gaussian", sigma_scale=0.125)
     theirs = monai(network, image, side, 1)
-    return float((predict_volume(network, image, patch_size=side, window=weights) - theirs).abs().max())
+    return float(
+        (predict_volume(network, image, patch_size=side, window=weights) - theirs).abs().max()
+    )
 
 
 def memory_beside_the_network() -> float:
@@ -145,21 +167,34 @@ def memory_beside_the_network() -> float:
     predict_volume(Nothing(), image[:, :64, :64, :64], patch_size=32)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     predict_volume(Nothing(), image, patch_size=32)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (image.numel() * 4)
+    return (
+        (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (image.numel() * 4)
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--root", type=Path, default=Path("../shared/data/open_ms_data"), help="the open_ms_data folder"
+        "--root",
+        type=Path,
+        default=Path("../shared/data/open_ms_data"),
+        help="the open_ms_data folder",
     )
     parser.add_argument("--patient", default="patient19")
     parser.add_argument("--sides", type=int, nargs="+", default=[64, 96])
-    parser.add_argument("--volumes", nargs="+", choices=["file", "cropped"], default=["file", "cropped"])
+    parser.add_argument(
+        "--volumes", nargs="+", choices=["file", "cropped"], default=["file", "cropped"]
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a busy machine, with --threads 1")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: on a busy machine, with --threads 1"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--same-layout", action="store_true", help="lay out MONAI's weights as ours are")
+    parser.add_argument(
+        "--same-layout", action="store_true", help="lay out MONAI's weights as ours are"
+    )
     arguments = parser.parse_args()
     if not arguments.root.is_dir():
         print(f"skipped: no data at {arguments.root}; name the open_ms_data folder by --root")
@@ -170,7 +205,10 @@ def main() -> None:
     torch.manual_seed(0)
     print(f"memory beside the network: {memory_beside_the_network():.2f} x the output volume")
     prepared = load(arguments.root, arguments.patient)
-    full, crop = ("x".join(map(str, shape)) for shape in (prepared.geometry.full_shape, prepared.geometry.shape))
+    full, crop = (
+        "x".join(map(str, shape))
+        for shape in (prepared.geometry.full_shape, prepared.geometry.shape)
+    )
     setting = f"torch {torch.__version__}, {arguments.threads} threads, {clock} clock"
     print(f"{setting}, {arguments.patient}: {full}, brain-cropped {crop}")
     for volume, side in itertools.product(arguments.volumes, arguments.sides):
@@ -178,7 +216,9 @@ def main() -> None:
         row = compare(prepared, side, whole_file=volume == "file", **asked)
         print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     for side in arguments.sides:
-        print(f"largest difference to MONAI with its weights, window {side}: {largest_difference(prepared, side):.1e}")
+        print(
+            f"largest difference to MONAI with its weights, window {side}: {largest_difference(prepared, side):.1e}"
+        )
 
 
 if __name__ == "__main__":

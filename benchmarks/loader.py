@@ -31,27 +31,42 @@ from monai import transforms as mt
 from monai.data import CacheDataset
 from omegaconf import OmegaConf
 
-from tversky_seg.data.augmentation import Augmentation
-from tversky_seg.data.cases import Case
-from tversky_seg.data.loaders import PatchBatches
-from tversky_seg.data.prepared import PreparedCase
-from tversky_seg.data.preprocessing import Preprocessing, prepare
-from tversky_seg.data.sampling import ForegroundSampler, LesionSampler
+from tversky_seg.data.case import Case
+from tversky_seg.data.patches.augmentation import Augmentation
+from tversky_seg.data.patches.loader import PatchBatches
+from tversky_seg.data.patches.samplers import ForegroundSampler, LesionSampler
+from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.losses import TverskyLoss
 from tversky_seg.models import UNet3D
 
 SIDE = 96
 CHANNELS = ("FLAIR", "T1", "T2")
-OFF = {f"{name}_probability": 0.0 for name in ("flip", "rotation", "gamma", "contrast", "scale", "shift", "noise")}
+OFF = {
+    f"{name}_probability": 0.0
+    for name in ("flip", "rotation", "gamma", "contrast", "scale", "shift", "noise")
+}
 # matched: the same kinds of change, with the same probability, of the same strength
-PROBABILITY = {"affine": 0.3, "bias": 0.1, "blur": 0.2, "low resolution": 0.2, "gamma": 0.3, "noise": 0.2, "flip": 0.5}
+PROBABILITY = {
+    "affine": 0.3,
+    "bias": 0.1,
+    "blur": 0.2,
+    "low resolution": 0.2,
+    "gamma": 0.3,
+    "noise": 0.2,
+    "flip": 0.5,
+}
 
 
 def as_case(files: list[Path], case_id: str = "patient") -> Case:
-    return Case(case_id, case_id, images=dict(zip(CHANNELS, files, strict=False)), labels=(files[3],))
+    return Case(
+        case_id, case_id, images=dict(zip(CHANNELS, files, strict=False)), labels=(files[3],)
+    )
 
 
-def in_turns(jobs: Mapping[str, Callable[[int], object]], *, repeats: int) -> dict[str, list[float]]:
+def in_turns(
+    jobs: Mapping[str, Callable[[int], object]], *, repeats: int
+) -> dict[str, list[float]]:
     """Milliseconds of the processor for each job, which take turns; job k is called with k, the first not timed."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(repeats + 1):
@@ -82,7 +97,13 @@ def monai_patches(case: PreparedCase, *, is_batch: bool = True) -> Callable[[int
         "background": np.setdiff1d(case.foreground_voxels, foreground).astype(np.int64),
     }
     crop = mt.RandCropByPosNegLabeld(
-        ["image", "label"], "label", (SIDE,) * 3, pos=1, neg=1, fg_indices_key="foreground", bg_indices_key="background"
+        ["image", "label"],
+        "label",
+        (SIDE,) * 3,
+        pos=1,
+        neg=1,
+        fg_indices_key="foreground",
+        bg_indices_key="background",
     )
     dataset = CacheDataset([volume], mt.Compose([crop]), copy_cache=False, progress=False)
     if not is_batch:
@@ -98,10 +119,13 @@ def monai_patches(case: PreparedCase, *, is_batch: bool = True) -> Callable[[int
 def torchio_patches(case: PreparedCase) -> Callable[[int], object]:
     volume = volume_of(case)
     subject = torchio.Subject(
-        image=torchio.ScalarImage(tensor=volume["image"]), label=torchio.LabelMap(tensor=volume["label"])
+        image=torchio.ScalarImage(tensor=volume["image"]),
+        label=torchio.LabelMap(tensor=volume["label"]),
     )
     sampler = torchio.LabelSampler(SIDE, "label", {0: 0.5, 1: 0.5})
-    queue = torchio.Queue(torchio.SubjectsDataset([subject]), 8, 8, sampler, num_workers=0, start_background=False)
+    queue = torchio.Queue(
+        torchio.SubjectsDataset([subject]), 8, 8, sampler, num_workers=0, start_background=False
+    )
 
     def fetch(_: int) -> object:
         patch = queue[0]
@@ -111,7 +135,9 @@ def torchio_patches(case: PreparedCase) -> Callable[[int], object]:
 
 
 def our_patches(case: PreparedCase, augmentation: Augmentation | None) -> Callable[[int], object]:
-    batches = PatchBatches([case], ForegroundSampler(SIDE, lesion_probability=0.5), augmentation, batch_size=1)
+    batches = PatchBatches(
+        [case], ForegroundSampler(SIDE, lesion_probability=0.5), augmentation, batch_size=1
+    )
     return lambda k: batches[k]
 
 
@@ -128,13 +154,18 @@ def matched_monai(p: Mapping[str, float]) -> list[Any]:
     def each_channel(make: Callable[[], Any]) -> Any:
         """Channels are changed independently, as in the other tools."""
         transforms = [make() for _ in CHANNELS]
-        return mt.Lambdad("image", lambda x: torch.stack([t(c[None])[0] for t, c in zip(transforms, x, strict=True)]))
+        return mt.Lambdad(
+            "image",
+            lambda x: torch.stack([t(c[None])[0] for t, c in zip(transforms, x, strict=True)]),
+        )
 
     angle = (np.radians(15),) * 3
     makers: dict[str, Callable[[], Any]] = {
         "bias": lambda: mt.RandBiasField(3, (-0.1, 0.1), prob=p["bias"]),
         "blur": lambda: mt.RandGaussianSmooth((0, 1), (0, 1), (0, 1), prob=p["blur"]),
-        "low resolution": lambda: mt.RandSimulateLowResolution(p["low resolution"], zoom_range=(0.5, 1.0)),
+        "low resolution": lambda: mt.RandSimulateLowResolution(
+            p["low resolution"], zoom_range=(0.5, 1.0)
+        ),
         "gamma": lambda: mt.RandAdjustContrast(p["gamma"], (0.67, 1.5)),
         "noise": lambda: mt.RandGaussianNoise(p["noise"], std=0.15),
     }
@@ -143,7 +174,9 @@ def matched_monai(p: Mapping[str, float]) -> list[Any]:
         keys, mode = ["image", "label"], ("bilinear", "nearest")
         best = {"spatial_size": (SIDE,) * 3, "cache_grid": True}
         steps.append(
-            mt.RandAffined(keys, prob=p["affine"], rotate_range=angle, mode=mode, padding_mode="zeros", **best)
+            mt.RandAffined(
+                keys, prob=p["affine"], rotate_range=angle, mode=mode, padding_mode="zeros", **best
+            )
         )
     if p.get("flip"):
         steps += [mt.RandFlipd(["image", "label"], p["flip"], axis) for axis in range(3)]
@@ -154,7 +187,9 @@ def matched_torchio(p: Mapping[str, float]) -> Callable[[torchio.Subject], Any]:
     makers: dict[str, Callable[[], Any]] = {
         "bias": lambda: torchio.RandomBiasField(0.1, 3, p=p["bias"]),
         "blur": lambda: torchio.RandomBlur((0, 1), p=p["blur"]),
-        "low resolution": lambda: torchio.RandomAnisotropy((0, 1, 2), (1, 2), p=p["low resolution"]),
+        "low resolution": lambda: torchio.RandomAnisotropy(
+            (0, 1, 2), (1, 2), p=p["low resolution"]
+        ),
         "gamma": lambda: torchio.RandomGamma(0.4, p=p["gamma"]),
         "noise": lambda: torchio.RandomNoise(0, (0, 0.15), p=p["noise"]),
     }
@@ -169,7 +204,9 @@ def matched_torchio(p: Mapping[str, float]) -> Callable[[torchio.Subject], Any]:
         for transform in both:
             subject = transform(subject)
         for transform in each:  # channels independently
-            channels = [transform(torchio.ScalarImage(tensor=c[None])).data for c in subject["image"].data]
+            channels = [
+                transform(torchio.ScalarImage(tensor=c[None])).data for c in subject["image"].data
+            ]
             subject["image"].set_data(torch.cat(channels))
         return subject
 
@@ -184,22 +221,27 @@ def fetch_lines(case: PreparedCase, files: list[Path], *, repeats: int) -> list[
         f"TorchIO {torchio.__version__}": torchio_patches(case),
     }
     found = in_turns(jobs, repeats=3 * repeats)
-    times = {name: (mean if "TorchIO" in name else median)(values) for name, values in found.items()}  # a full queue
+    times = {
+        name: (mean if "TorchIO" in name else median)(values) for name, values in found.items()
+    }  # a full queue
     with tempfile.TemporaryDirectory() as folder:
         memory = [resident_mib(files, tool, folder) for tool in ("ours", "monai", "torchio")]
     memory.insert(2, memory[1])
     ours, *_ = times.values()
-    lines = ["| loader | ms a patch | of ours | MiB resident a case | anonymous |", "|---|---|---|---|---|"]
+    lines = [
+        "| loader | ms a patch | of ours | MiB resident a case | anonymous |",
+        "|---|---|---|---|---|",
+    ]
     for (name, value), (resident, anonymous) in zip(times.items(), memory, strict=True):
-        lines.append(f"| {name} | {value:.2f} | {value / ours:.1f} | {resident:.0f} | {anonymous:.0f} |")
+        lines.append(
+            f"| {name} | {value:.2f} | {value / ours:.1f} | {resident:.0f} | {anonymous:.0f} |"
+        )
     return lines
 
 
 def resident_mib(files: list[Path], tool: str, folder: str) -> tuple[float, float]:
     """Resident and anonymous memory that one more case takes, in a process of its own."""
-    code = (
-        "from benchmarks.loader import report_memory; import sys; report_memory(sys.argv[1], sys.argv[2], sys.argv[3:])"
-    )
+    code = "from benchmarks.loader import report_memory; import sys; report_memory(sys.argv[1], sys.argv[2], sys.argv[3:])"
     found = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, tool, folder, *map(str, files)],
         capture_output=True,
@@ -213,10 +255,16 @@ def resident_mib(files: list[Path], tool: str, folder: str) -> tuple[float, floa
 
 def report_memory(tool: str, folder: str, files: list[str]) -> None:
     """Print what the last of three cases adds, after 24 patches of each."""
-    make = {"ours": lambda case: our_patches(case, None), "monai": monai_patches, "torchio": torchio_patches}[tool]
+    make = {
+        "ours": lambda case: our_patches(case, None),
+        "monai": monai_patches,
+        "torchio": torchio_patches,
+    }[tool]
     settings, held, found = Preprocessing(modalities=CHANNELS), [], []
     one = as_case(list(map(Path, files)))
-    for case in [prepare(one, settings, cache_dir=Path(folder) / str(i)) for i in range(3)]:  # files of their own
+    for case in [
+        prepare(one, settings, cache_dir=Path(folder) / str(i)) for i in range(3)
+    ]:  # files of their own
         held.append(make(case))
         for k in range(24):
             held[-1](k)
@@ -240,7 +288,9 @@ def augmentation_lines(case: PreparedCase, *, repeats: int) -> list[str]:
     shares = ", ".join(f"{name} {share}" for name, share in PROBABILITY.items())
     rows[f"all, with probabilities {shares}"] = (PROBABILITY, repeats)
     volume = volume_of(case)
-    corner = tuple(slice(max(0, (n - SIDE) // 2), max(0, (n - SIDE) // 2) + SIDE) for n in case.geometry.shape)
+    corner = tuple(
+        slice(max(0, (n - SIDE) // 2), max(0, (n - SIDE) // 2) + SIDE) for n in case.geometry.shape
+    )
     patch = {name: values[(slice(None), *corner)].contiguous() for name, values in volume.items()}
     start = tuple(side.start for side in corner)
     for name, (probability, n) in rows.items():
@@ -260,7 +310,11 @@ def augmentation_lines(case: PreparedCase, *, repeats: int) -> list[str]:
         cells = [f"{times[tool]:.1f}" for tool in ("ours", "monai", "torchio")]
         ratio = min(times["monai"], times["torchio"]) / times["ours"]
         lines.append(f"| {name} | {' | '.join(cells)} | **{ratio:.1f}** |")
-    return [*lines, "", "Ours reads the patch too, with the margin that a rotation needs; the peers' patch is at hand."]
+    return [
+        *lines,
+        "",
+        "Ours reads the patch too, with the margin that a rotation needs; the peers' patch is at hand.",
+    ]
 
 
 class Fixed:
@@ -296,23 +350,28 @@ def step_lines(case: PreparedCase, *, repeats: int) -> list[str]:
         jobs[name] = lambda k, batches=batches: batches[k]
     times = in_turns(jobs, repeats=2 * repeats)
     lines = ["| augmentation | ms to load a batch | of the bare step, with it |", "|---|---|---|"]
-    lines += [f"| {name} | {mean(values):.0f} | {1 + mean(values) / bare:.3f} |" for name, values in times.items()]
+    lines += [
+        f"| {name} | {mean(values):.0f} | {1 + mean(values) / bare:.3f} |"
+        for name, values in times.items()
+    ]
     return [*lines, "", f"The bare step (forward, backward, optimizer): {bare:.0f} ms."]
 
 
 def augmentation_of(name: str) -> Augmentation:
-    settings = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[1] / f"configs/augmentation/{name}.yaml"))
+    settings = OmegaConf.to_container(
+        OmegaConf.load(Path(__file__).parents[1] / f"configs/augmentation/{name}.yaml")
+    )
     return Augmentation(**{key: value for key, value in settings.items() if key != "_target_"})
 
 
 FIRST_BATCH = """
 import sys
 from pathlib import Path
-from tversky_seg.data.augmentation import Augmentation
-from tversky_seg.data.cases import Case
-from tversky_seg.data.loaders import PatchBatches
-from tversky_seg.data.preprocessing import Preprocessing, prepare_all
-from tversky_seg.data.sampling import LesionSampler
+from tversky_seg.data.patches.augmentation import Augmentation
+from tversky_seg.data.case import Case
+from tversky_seg.data.patches.loader import PatchBatches
+from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare_all
+from tversky_seg.data.patches.samplers import LesionSampler
 if __name__ == "__main__":
     folder, *images, label = map(Path, sys.argv[1:])
     named = dict(zip(("FLAIR", "T1", "T2"), images))
@@ -331,14 +390,16 @@ def start_line(files: list[Path]) -> str:
             command = [sys.executable, "-c", FIRST_BATCH, folder, *map(str, files)]
             subprocess.run(command, check=True, cwd=Path(__file__).parents[1], capture_output=True)
             seconds.append(time.perf_counter() - start)
-    return (
-        f"First batch (2 of 64^3) of 12 cases from a warm cache: {median(seconds[1:]):.1f} s after the start of Python."
-    )
+    return f"First batch (2 of 64^3) of 12 cases from a warm cache: {median(seconds[1:]):.1f} s after the start of Python."
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", type=Path, nargs=4, required=True, help="three images and a label of one patient")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--case", type=Path, nargs=4, required=True, help="three images and a label of one patient"
+    )
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--output", type=Path, help="also write the page there")
     arguments = parser.parse_args()
@@ -360,7 +421,9 @@ def main() -> None:
         sections: dict[str, Callable[[], list[str]]] = {
             "Fetch a patch": lambda: fetch_lines(case, files, repeats=n),
             "Change a patch": lambda: augmentation_lines(case, repeats=n),
-            "A training step (default U-Net, batch of two 64^3 patches)": lambda: step_lines(case, repeats=n),
+            "A training step (default U-Net, batch of two 64^3 patches)": lambda: step_lines(
+                case, repeats=n
+            ),
             "Start": lambda: [start_line(files)],
         }
         page = shown(head)

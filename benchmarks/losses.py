@@ -55,7 +55,11 @@ def plain_focal(logits: Tensor, target: Tensor) -> Tensor:
 
 
 ROWS: dict[str, tuple[Loss, Loss | None, Loss | None]] = {  # ours, MONAI's, plain PyTorch
-    "Tversky": (TverskyLoss(), MonaiTversky(sigmoid=True, alpha=0.3, beta=0.7, batch=True), plain_tversky),
+    "Tversky": (
+        TverskyLoss(),
+        MonaiTversky(sigmoid=True, alpha=0.3, beta=0.7, batch=True),
+        plain_tversky,
+    ),
     "Dice": (DiceLoss(), MonaiDice(sigmoid=True, batch=True), plain_dice),
     "Dice, squared": (
         DiceLoss(squared=True),
@@ -63,7 +67,11 @@ ROWS: dict[str, tuple[Loss, Loss | None, Loss | None]] = {  # ours, MONAI's, pla
         plain_squared_dice,
     ),
     "focal": (FocalLoss(), MonaiFocal(alpha=0.75, gamma=2.0), plain_focal),
-    "generalised Dice": (GeneralizedDiceLoss(), MonaiGeneralizedDice(sigmoid=True, batch=True), None),
+    "generalised Dice": (
+        GeneralizedDiceLoss(),
+        MonaiGeneralizedDice(sigmoid=True, batch=True),
+        None,
+    ),
     "cross-entropy": (BCELoss(), None, functional.binary_cross_entropy_with_logits),
 }
 
@@ -137,10 +145,16 @@ def loss_table(side: int, *, repeats: int) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, losses in ROWS.items():
-        jobs = {str(i): forward_and_backward(loss, logits, target) for i, loss in enumerate(losses) if loss}
+        jobs = {
+            str(i): forward_and_backward(loss, logits, target)
+            for i, loss in enumerate(losses)
+            if loss
+        }
         times = milliseconds(jobs, repeats=repeats)
         ours, theirs, plain = (times.get(str(i)) for i in range(3))
-        kept = [f"{kept_for_backward(loss, logits, target):.1f}" if loss else "-" for loss in losses]
+        kept = [
+            f"{kept_for_backward(loss, logits, target):.1f}" if loss else "-" for loss in losses
+        ]
         cells = [f"{value:.1f}" if value else "-" for value in (ours, theirs, plain)]
         cells += [f"**{value / ours:.1f}**" if value else "-" for value in (theirs, plain)]
         lines.append(f"| {name} | {' | '.join(cells + kept)} |")
@@ -156,13 +170,18 @@ def weighted_lines(logits: Tensor, target: Tensor, *, repeats: int) -> list[str]
             "weighted": forward_and_backward(loss, logits, target, weight),
         }
         times = milliseconds(jobs, repeats=repeats)
-        lines.append(f"- Ready weights add {100 * (times['weighted'] / times['bare'] - 1):.0f} % to the {name} loss.")
+        lines.append(
+            f"- Ready weights add {100 * (times['weighted'] / times['bare'] - 1):.0f} % to the {name} loss."
+        )
     return lines
 
 
 def weights_line(*, repeats: int) -> str:
     components = random_components()
-    jobs = {"ours": lambda: inverse_weights(components), "masks": lambda: weights_by_masks(components.numpy())}
+    jobs = {
+        "ours": lambda: inverse_weights(components),
+        "masks": lambda: weights_by_masks(components.numpy()),
+    }
     times = milliseconds(jobs, repeats=max(repeats // 3, 3))
     return (
         f"Inverse weights of one 128^3 patch with 40 lesions: {times['ours']:.1f} ms from cached components; "
@@ -171,7 +190,9 @@ def weights_line(*, repeats: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sides", type=int, nargs="+", default=[96, 128])

@@ -22,23 +22,26 @@ import nibabel as nib
 import numpy as np
 from torch import nn
 
-from tversky_seg.data.augmentation import Augmentation
-from tversky_seg.data.cases import Case
-from tversky_seg.data.loaders import PatchBatches
-from tversky_seg.data.prepared import PreparedCase
-from tversky_seg.data.preprocessing import Preprocessing, prepare
-from tversky_seg.data.sampling import LesionSampler
+from tversky_seg.data.case import Case
+from tversky_seg.data.patches.augmentation import Augmentation
+from tversky_seg.data.patches.loader import PatchBatches
+from tversky_seg.data.patches.samplers import LesionSampler
+from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.losses import TverskyLoss
 from tversky_seg.models import UNet3D
-from tversky_seg.recording import Validation
-from tversky_seg.training import Trainer
+from tversky_seg.runtime.recorder import Validation
+from tversky_seg.training.trainer import Trainer
 
 N_REAL = 5
 
 
 def linked_cases(folder: Path, *, n: int, side: int) -> list[PreparedCase]:
     """So many prepared cases with cache entries of their own, whose files are those of a few."""
-    few = [prepare(make_case(folder, i, side=side), Preprocessing(("FLAIR",)), cache_dir=folder) for i in range(N_REAL)]
+    few = [
+        prepare(make_case(folder, i, side=side), Preprocessing(("FLAIR",)), cache_dir=folder)
+        for i in range(N_REAL)
+    ]
     return [linked(few[i % N_REAL], folder / f"linked{i}") for i in range(n)]
 
 
@@ -77,7 +80,10 @@ def measure(n: int, *, steps: int, side: int, n_workers: int) -> list[dict[str, 
     found = []
 
     def validate(network: nn.Module) -> Validation:
-        own = {"main": anonymous_mib(os.getpid()), "worker": max(map(anonymous_mib, workers()), default=0.0)}
+        own = {
+            "main": anonymous_mib(os.getpid()),
+            "worker": max(map(anonymous_mib, workers()), default=0.0),
+        }
         found.append(own)
         return Validation({"dice": 0.0})
 
@@ -86,8 +92,15 @@ def measure(n: int, *, steps: int, side: int, n_workers: int) -> list[dict[str, 
         cases = linked_cases(folder, n=n, side=side)
         batches = PatchBatches(cases, LesionSampler(patch_size=32), Augmentation(), batch_size=4)
         network = UNet3D(in_channels=1, out_channels=1, width=4, n_levels=2)
-        settings = {"max_steps": steps + 8, "validate_every": steps // 2, "checkpoint_every": steps, "batch_size": 4}
-        trainer = Trainer(network, TverskyLoss(), n_workers=n_workers, threads=1, device="cpu", **settings)
+        settings = {
+            "max_steps": steps + 8,
+            "validate_every": steps // 2,
+            "checkpoint_every": steps,
+            "batch_size": 4,
+        }
+        trainer = Trainer(
+            network, TverskyLoss(), n_workers=n_workers, threads=1, device="cpu", **settings
+        )
         trainer.fit(batches, folder / "run", validate=validate)
     return found[:2]
 
@@ -102,7 +115,9 @@ def row(n: int, words: Sequence[str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", type=int, nargs="+", default=[10, 1000])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--side", type=int, default=128, help="of a case's cube of voxels")
@@ -110,7 +125,9 @@ def main() -> None:
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        found = measure(options.one, steps=options.steps, side=options.side, n_workers=options.workers)
+        found = measure(
+            options.one, steps=options.steps, side=options.side, n_workers=options.workers
+        )
         print(json.dumps(found))
         return
     words = [f"--{name}={getattr(options, name)}" for name in ("steps", "side", "workers")]

@@ -23,9 +23,9 @@ from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
 from monai.utils import set_determinism
 
-from tversky_seg.data.cases import Case, read_manifest
-from tversky_seg.data.volumes import read_volume
-from tversky_seg.predictions import write_prediction
+from tversky_seg.data.case import Case, read_manifest
+from tversky_seg.data.nifti import read_volume
+from tversky_seg.inference.prediction_folder import write_prediction
 
 
 def load(case: Case) -> dict[str, torch.Tensor]:
@@ -48,7 +48,9 @@ def random_patches(cases: list[dict[str, torch.Tensor]], *, patch: int, samples:
     keys = ("image", "label")
     steps = mt.Compose(
         [
-            mt.RandCropByPosNegLabeld(keys, "label", [patch] * 3, pos=1, neg=1, num_samples=samples),
+            mt.RandCropByPosNegLabeld(
+                keys, "label", [patch] * 3, pos=1, neg=1, num_samples=samples
+            ),
             *(mt.RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(3)),
             mt.RandScaleIntensityd("image", factors=0.1, prob=1.0),
             mt.RandShiftIntensityd("image", offsets=0.1, prob=1.0),
@@ -62,11 +64,15 @@ def random_patches(cases: list[dict[str, torch.Tensor]], *, patch: int, samples:
         step += 1
 
 
-def train(network: UNet, cases: list[dict[str, torch.Tensor]], arguments: argparse.Namespace) -> int:
+def train(
+    network: UNet, cases: list[dict[str, torch.Tensor]], arguments: argparse.Namespace
+) -> int:
     """Adam for so many minutes; returns the number of steps."""
     optimizer, loss = torch.optim.Adam(network.parameters(), lr=1e-3), DiceCELoss(sigmoid=True)
     start, step, limit = time.perf_counter(), 0, 60 * arguments.minutes
-    for image, label in random_patches(cases, patch=arguments.patch, samples=2, seed=arguments.seed):
+    for image, label in random_patches(
+        cases, patch=arguments.patch, samples=2, seed=arguments.seed
+    ):
         passed = (time.perf_counter() - start) / limit
         if passed >= 1:
             return step
@@ -86,21 +92,35 @@ def predict(network: UNet, case: Case, arguments: argparse.Namespace) -> None:
     prepared = load(case)
     with torch.inference_mode():
         logits = sliding_window_inference(
-            prepared["image"][None].as_tensor(), [arguments.patch] * 3, 2, network, overlap=0.5, mode="gaussian"
+            prepared["image"][None].as_tensor(),
+            [arguments.patch] * 3,
+            2,
+            network,
+            overlap=0.5,
+            mode="gaussian",
         )
     first = read_volume(next(iter(case.images.values())))
     probability = torch.zeros(first.data.shape)
     start = prepared["image"].applied_operations
-    crop = next(each["extra_info"]["cropped"] for each in start if each["class"] == "CropForeground")
+    crop = next(
+        each["extra_info"]["cropped"] for each in start if each["class"] == "CropForeground"
+    )
     inside = tuple(slice(crop[2 * i], first.data.shape[i] - crop[2 * i + 1]) for i in range(3))
     probability[inside] = logits[0, 0].sigmoid()
     write_prediction(
-        arguments.output_dir, case.case_id, probability[None].numpy(), first.affine, classes=("lesion",), threshold=0.5
+        arguments.output_dir,
+        case.case_id,
+        probability[None].numpy(),
+        first.affine,
+        classes=("lesion",),
+        threshold=0.5,
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("manifest", type=Path)
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--minutes", type=float, default=5)
@@ -112,7 +132,15 @@ def main() -> None:
     set_determinism(arguments.seed)
     cases = read_manifest(arguments.manifest)
     n_channels = len(cases[0].images)
-    network = UNet(3, n_channels, 1, channels=(16, 32, 64, 128, 256), strides=(2,) * 4, num_res_units=2, norm="batch")
+    network = UNet(
+        3,
+        n_channels,
+        1,
+        channels=(16, 32, 64, 128, 256),
+        strides=(2,) * 4,
+        num_res_units=2,
+        norm="batch",
+    )
     n_steps = train(network, [load(case) for case in cases if case.split == "train"], arguments)
     network.eval()
     arguments.output_dir.mkdir(parents=True, exist_ok=True)

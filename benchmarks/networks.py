@@ -24,15 +24,25 @@ from monai.networks.nets import DynUNet, UNet
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tversky_seg.devices import pick_device, place, use_threads
 from tversky_seg.models import FCDenseNet3D, ResidualUNet3D, UNet3D
+from tversky_seg.runtime.devices import pick_device, place, use_threads
 
 CHANNELS = {"in_channels": 3, "out_channels": 1}
 
 
 def dynunet(widths: tuple[int, ...], *, residual: bool = False) -> nn.Module:
     kernels, strides = [3] * len(widths), [1] + [2] * (len(widths) - 1)
-    return DynUNet(3, 3, 1, kernels, strides, strides[1:], filters=widths, norm_name="batch", res_block=residual)
+    return DynUNet(
+        3,
+        3,
+        1,
+        kernels,
+        strides,
+        strides[1:],
+        filters=widths,
+        norm_name="batch",
+        res_block=residual,
+    )
 
 
 def unet(widths: tuple[int, ...]) -> nn.Module:
@@ -41,7 +51,9 @@ def unet(widths: tuple[int, ...]) -> nn.Module:
 
 
 NARROW, WIDE = (16, 32, 64, 128), (16, 64, 128, 256)
-NETWORKS: dict[str, dict[str, Callable[[], nn.Module]]] = {  # ours, then MONAI's, of the same widths and normalisation
+NETWORKS: dict[
+    str, dict[str, Callable[[], nn.Module]]
+] = {  # ours, then MONAI's, of the same widths and normalisation
     "U-Net, widths 16-128": {
         "UNet3D": lambda: UNet3D(**CHANNELS, norm="batch"),
         "MONAI DynUNet": lambda: dynunet(NARROW),
@@ -126,7 +138,9 @@ def compare(
     steps = {name: training_step(name, size=size, device=device) for name in names}
     for step in steps.values():
         step()
-    turns = [{name: seconds(step, clock=clock) for name, step in steps.items()} for _ in range(repeats)]
+    turns = [
+        {name: seconds(step, clock=clock) for name, step in steps.items()} for _ in range(repeats)
+    ]
     return {name: [turn[name] for turn in turns] for name in names}
 
 
@@ -151,8 +165,12 @@ def rows(group: dict[str, Callable[[], nn.Module]], args: argparse.Namespace) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=64, help="side of the patches, batch 2, 3 channels")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--size", type=int, default=64, help="side of the patches, batch 2, 3 channels"
+    )
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="auto")
@@ -160,9 +178,16 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run the groups whose title holds this")
     args = parser.parse_args()
     use_threads(args.threads)
-    print(f"{date.today()}, torch {torch.__version__}, MONAI {monai.__version__}, {platform.processor()},", end=" ")
-    print(f"{args.threads} threads, (2, 3, {args.size}^3) fp32, {args.clock} clock, median of {args.repeats} turns\n")
-    print("| network | parameters | GFLOP | ms a step | ours / this | ours / this, per GFLOP | peak MiB |")
+    print(
+        f"{date.today()}, torch {torch.__version__}, MONAI {monai.__version__}, {platform.processor()},",
+        end=" ",
+    )
+    print(
+        f"{args.threads} threads, (2, 3, {args.size}^3) fp32, {args.clock} clock, median of {args.repeats} turns\n"
+    )
+    print(
+        "| network | parameters | GFLOP | ms a step | ours / this | ours / this, per GFLOP | peak MiB |"
+    )
     print("|---|---|---|---|---|---|---|")
     for title, group in NETWORKS.items():
         if args.only in title:

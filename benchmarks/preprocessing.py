@@ -16,17 +16,26 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from tversky_seg.data.cases import Case
-from tversky_seg.data.preprocessing import Preprocessing, prepare, prepare_all, return_memory
+from tversky_seg.data.case import Case
+from tversky_seg.data.preprocessing.pipeline import (
+    Preprocessing,
+    prepare,
+    prepare_all,
+    return_memory,
+)
 
 MODALITIES = ("FLAIR", "T1", "T2")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", nargs="+", type=int, default=[4, 40])
     parser.add_argument("--side", type=int, default=192, help="voxels along each axis")
-    parser.add_argument("--spacing", type=float, default=None, help="mm to resample to; the files have 1 mm")
+    parser.add_argument(
+        "--spacing", type=float, default=None, help="mm to resample to; the files have 1 mm"
+    )
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.measure:
@@ -39,8 +48,12 @@ def main() -> None:
         print("|---|---|---|---|")
         for n in words.cases:
             own = [sys.executable, __file__, "--measure", folder, "--cases", str(n)]
-            own += ["--side", str(words.side)] + (["--spacing", str(words.spacing)] if words.spacing else [])
-            found = json.loads(subprocess.run(own, check=True, capture_output=True, text=True).stdout)
+            own += ["--side", str(words.side)] + (
+                ["--spacing", str(words.spacing)] if words.spacing else []
+            )
+            found = json.loads(
+                subprocess.run(own, check=True, capture_output=True, text=True).stdout
+            )
             volume = words.side**3 * 4
             print(
                 f"| {n} | {found['bytes'] / volume:.2f} | {found['bytes'] / 2**20:.0f} | {found['seconds'] / n:.2f} |"
@@ -70,7 +83,9 @@ def measure(folder: Path, n: int, words: argparse.Namespace) -> dict[str, float]
     """Prepare n cases; the growth of peak memory of this process."""
     return_memory()  # as each worker of prepare_all does
     case_of = {f"c{i}": {m: folder / f"{m}.nii.gz" for m in MODALITIES} for i in range(n)}
-    cases = [Case(name, name, images, (folder / "label.nii.gz",)) for name, images in case_of.items()]
+    cases = [
+        Case(name, name, images, (folder / "label.nii.gz",)) for name, images in case_of.items()
+    ]
     spacing = None if words.spacing is None else (words.spacing,) * 3
     settings = Preprocessing(MODALITIES, spacing_mm=spacing)
     cache = folder / f"cache_{n}"

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from tversky_seg.devices import pick_device
 from tversky_seg.losses import TverskyLoss
 from tversky_seg.models import FCDenseNet3D, UNet3D
-from tversky_seg.training import Trainer
+from tversky_seg.runtime.devices import pick_device
+from tversky_seg.training.trainer import Trainer
 
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}  # dense bf16, as their makers state
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -25,9 +25,13 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def our_step(name: str, *, precision: str, compile: bool, channels_last: bool, device: str) -> Callable[..., object]:
+def our_step(
+    name: str, *, precision: str, compile: bool, channels_last: bool, device: str
+) -> Callable[..., object]:
     """A step of Trainer."""
-    trainer = Trainer(NETWORKS[name](), TverskyLoss(), precision=precision, compile=compile, device=device)
+    trainer = Trainer(
+        NETWORKS[name](), TverskyLoss(), precision=precision, compile=compile, device=device
+    )
     if channels_last:
         trainer.model.to(memory_format=torch.channels_last_3d)
     trainer.network = trainer.for_training(trainer.model)
@@ -58,17 +62,28 @@ def peer_step(*, precision: str, compile: bool, device: str) -> Callable[..., ob
 
 def settings(device: str) -> Iterator[tuple[str, Callable[[], Callable[..., object]], str]]:
     """Name, step and precision of each row."""
-    ways = [("fp32", False, False), ("bf16", False, False), ("bf16", True, False), ("bf16", False, True)]
+    ways = [
+        ("fp32", False, False),
+        ("bf16", False, False),
+        ("bf16", True, False),
+        ("bf16", False, True),
+    ]
     for precision, compile, last in ways if device.startswith("cuda") else ways[:1]:
         words = " ".join([precision, *["compiled"] * compile, *["channels_last_3d"] * last])
         how = {"precision": precision, "compile": compile, "device": device}
         for name in NETWORKS:
-            yield f"{name}, {words}", lambda n=name, h=how, c=last: our_step(n, channels_last=c, **h), precision
+            yield (
+                f"{name}, {words}",
+                lambda n=name, h=how, c=last: our_step(n, channels_last=c, **h),
+                precision,
+            )
         if not last:
             yield f"MONAI DynUNet, {words}", lambda h=how: peer_step(**h), precision
 
 
-def measured(step: Callable[..., object], batch: tuple[Tensor, Tensor], *, n_steps: int) -> tuple[float, float]:
+def measured(
+    step: Callable[..., object], batch: tuple[Tensor, Tensor], *, n_steps: int
+) -> tuple[float, float]:
     """Seconds of a step (the median), and peak memory in GiB on CUDA."""
     is_cuda = batch[0].is_cuda
     if is_cuda:
@@ -80,7 +95,9 @@ def measured(step: Callable[..., object], batch: tuple[Tensor, Tensor], *, n_ste
         if is_cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
-    return sorted(times[3:])[n_steps // 2], torch.cuda.max_memory_allocated() / 2**30 if is_cuda else float("nan")
+    return sorted(times[3:])[
+        n_steps // 2
+    ], torch.cuda.max_memory_allocated() / 2**30 if is_cuda else float("nan")
 
 
 def flops(step: Callable[..., object], batch: tuple[Tensor, Tensor]) -> float:
@@ -94,7 +111,9 @@ def flops(step: Callable[..., object], batch: tuple[Tensor, Tensor]) -> float:
 
 def main() -> None:
     """Measure each way."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--side", type=int, default=32)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
@@ -106,13 +125,17 @@ def main() -> None:
     image = torch.randn(options.batch, 2, *[options.side] * 3, device=device)
     batch = image, (torch.rand_like(image[:, :1]) > 0.99).float()
     print(f"{card}, torch {torch.__version__}, patch {options.side}^3, batch {options.batch}\n")
-    print("| step | patches/s | peak memory (GiB) | share of the card's dense bf16 peak |\n|---|---|---|---|")
+    print(
+        "| step | patches/s | peak memory (GiB) | share of the card's dense bf16 peak |\n|---|---|---|---|"
+    )
     for name, make, precision in settings(device.type):
         step = make()
         n_operations = float("nan") if "compiled" in name else flops(step, batch)
         seconds, memory = measured(step, batch, n_steps=options.steps)
         share = n_operations / seconds / (peak * 1e12) if precision == "bf16" else float("nan")
-        print(f"| {name} | {options.batch / seconds:.2f} | {memory:.2f} | {share:.1%} |", flush=True)
+        print(
+            f"| {name} | {options.batch / seconds:.2f} | {memory:.2f} | {share:.1%} |", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -16,9 +16,31 @@ from rich.console import Console
 from torch import nn
 
 from tversky_seg import config
-from tversky_seg.data.cases import Case, DataError, Dataset, find_cases, survey_cases, with_modalities
-from tversky_seg.data.cohort_page import HEADERS, Checkup, case_row, print_checkup, write_page
-from tversky_seg.data.costs import (
+from tversky_seg.data.case import (
+    Case,
+    DataError,
+    Dataset,
+    find_cases,
+    survey_cases,
+    with_modalities,
+)
+from tversky_seg.data.nifti import read_grid
+from tversky_seg.data.preprocessing.pipeline import (
+    Preprocessing,
+    one_case_per_rater,
+    preprocessing_of,
+)
+from tversky_seg.data.split import draw_split
+from tversky_seg.data_check.examine import (
+    LEVELS,
+    CaseReport,
+    Finding,
+    cohort_findings,
+    examine_cases,
+    n_cores,
+    training_findings,
+)
+from tversky_seg.data_check.memory import (
     GIB,
     Plan,
     draws_for_all,
@@ -30,29 +52,24 @@ from tversky_seg.data.costs import (
     step_bytes,
     times,
 )
-from tversky_seg.data.doctor import (
-    LEVELS,
-    CaseReport,
-    Finding,
-    cohort_findings,
-    examine_cases,
-    n_cores,
-    training_findings,
-)
-from tversky_seg.data.preprocessing import Preprocessing, each_rater, preprocessing_of
-from tversky_seg.data.splits import draw_split
-from tversky_seg.data.volumes import read_grid
-from tversky_seg.devices import pick_device
+from tversky_seg.data_check.page import HEADERS, Checkup, case_row, print_checkup, write_page
+from tversky_seg.runtime.devices import pick_device
 
-OWN = ("output_dir", "n_workers", "memory_gib")  # words that train.py does not know, or should not take over
+OWN = (
+    "output_dir",
+    "n_workers",
+    "memory_gib",
+)  # words that train.py does not know, or should not take over
 
 
-@config.verb("check_data")
+@config.command("check_data")
 def check_data(cfg: DictConfig) -> int:
     """Examine every case, print the table, write the page; 1 where training would refuse something."""
     data, cases, findings = list_cohort(config.build(cfg, "data"))
     sampler = config.build(cfg, "sampler")
-    model = config.build(cfg, "model", in_channels=len(data.modalities), out_channels=len(data.classes))
+    model = config.build(
+        cfg, "model", in_channels=len(data.modalities), out_channels=len(data.classes)
+    )
     output_dir = Path(str(cfg.output_dir)).expanduser()
     output_dir.mkdir(parents=True, exist_ok=True)
 
@@ -60,7 +77,9 @@ def check_data(cfg: DictConfig) -> int:
     reports = examine_cases(cases, settings_for(data, cases), n_workers=cfg.n_workers)
     findings += [*faults, *(finding for report in reports for finding in report.findings)]
     findings += cohort_findings(reports, normalization=data.normalization)
-    training = [report for report in reports if report.prepared and sets.get(report.case.case_id) == "train"]
+    training = [
+        report for report in reports if report.prepared and sets.get(report.case.case_id) == "train"
+    ]
     findings += training_findings([r.prepared for r in training if r.prepared]) if training else []
     findings += too_few_draws(cfg, sampler, training)
     plan = plan_for(cfg, model, training or reports, data)
@@ -160,25 +179,41 @@ def costs(
         )
     except (RuntimeError, ValueError, TypeError) as fault:  # as check_network would say
         yield "training step", f"unknown for a batch of {batch}", str(fault).splitlines()[0]
-    yield "loader worker", _size(loader_bytes(shape, n_classes=n_classes)), "of batches, beside Python and torch"
-    prepared = each_rater([report.prepared for report in training if report.prepared])
+    yield (
+        "loader worker",
+        _size(loader_bytes(shape, n_classes=n_classes)),
+        "of batches, beside Python and torch",
+    )
+    prepared = one_case_per_rater([report.prepared for report in training if report.prepared])
     shares = lesion_shares(sampler, prepared)
     if shares is None:
-        yield "patches until each lesion was drawn once", "not known", "this sampler does not aim at lesions one by one"
+        yield (
+            "patches until each lesion was drawn once",
+            "not known",
+            "this sampler does not aim at lesions one by one",
+        )
     elif shares.size:
         mean, most = expected_draws(shares), draws_for_all(shares)
         in_run = cfg.trainer.max_steps * cfg.trainer.batch_size
         yield (
             "patches until each lesion was drawn once",
-            (f"{mean:,.0f} on average, {most:,.0f} with 95 % certainty" if np.isfinite(mean) else "never"),
+            (
+                f"{mean:,.0f} on average, {most:,.0f} with 95 % certainty"
+                if np.isfinite(mean)
+                else "never"
+            ),
             f"{shares.size} training lesions; the run draws {in_run:,} patches, the rarest lesion "
             f"{shares.min() * in_run:,.1f} times",
         )
 
 
-def too_few_draws(cfg: DictConfig, sampler: Any, training: Sequence[CaseReport]) -> Iterator[Finding]:
+def too_few_draws(
+    cfg: DictConfig, sampler: Any, training: Sequence[CaseReport]
+) -> Iterator[Finding]:
     """A run that ends before each lesion was drawn."""
-    shares = lesion_shares(sampler, each_rater([report.prepared for report in training if report.prepared]))
+    shares = lesion_shares(
+        sampler, one_case_per_rater([report.prepared for report in training if report.prepared])
+    )
     in_run = cfg.trainer.max_steps * cfg.trainer.batch_size
     if shares is not None and expected_draws(shares) > in_run:
         found = f"the run draws {in_run:,} patches; it takes {expected_draws(shares):,.0f} on average until each of "
@@ -203,7 +238,9 @@ def device_for(cfg: DictConfig) -> torch.device:
     return torch.device(name) if cfg.memory_gib and name.startswith("cuda") else pick_device(name)
 
 
-def plan_for(cfg: DictConfig, model: nn.Module, reports: Sequence[CaseReport], data: Dataset) -> Plan | None:
+def plan_for(
+    cfg: DictConfig, model: nn.Module, reports: Sequence[CaseReport], data: Dataset
+) -> Plan | None:
     """Settings for the cohort and the machine; None where no case could be prepared."""
     prepared = [report.prepared for report in reports if report.prepared]
     if not prepared:
@@ -221,14 +258,23 @@ def plan_for(cfg: DictConfig, model: nn.Module, reports: Sequence[CaseReport], d
             memory_bytes=memory_for(cfg),
             n_cores=n_cores(),
         )
-    except (RuntimeError, TypeError):  # a network that looks at values cannot be measured without computing
+    except (
+        RuntimeError,
+        TypeError,
+    ):  # a network that looks at values cannot be measured without computing
         return None
 
 
 def command_line(plan: Plan) -> str:
     """The user's words with those of the plan."""
-    own = [word for word in words_of_user() if word.lstrip("+~").split("=")[0] not in (*plan.words, *OWN)]
-    return shlex.join(["python", "train.py", *own, *(f"{key}={value}" for key, value in plan.words.items())])
+    own = [
+        word
+        for word in words_of_user()
+        if word.lstrip("+~").split("=")[0] not in (*plan.words, *OWN)
+    ]
+    return shlex.join(
+        ["python", "train.py", *own, *(f"{key}={value}" for key, value in plan.words.items())]
+    )
 
 
 def words_of_user() -> list[str]:

@@ -19,11 +19,11 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score
 from sklearn.mixture import GaussianMixture
 
-from tversky_seg.data.cases import Case
+from tversky_seg.data.case import Case
 from tversky_seg.data.datasets.lesjak2017 import find_lesjak2017
-from tversky_seg.data.phantom import MODALITIES, make_phantom
-from tversky_seg.data.phantom_lesions import QUANTILES
-from tversky_seg.data.volumes import read_label, read_volume
+from tversky_seg.data.nifti import read_label, read_volume
+from tversky_seg.data.phantom.cohort import MODALITIES, make_phantom
+from tversky_seg.data.phantom.lesions import QUANTILES
 
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
@@ -41,9 +41,16 @@ class Patient:
 
 def main() -> None:
     """Measure both cohorts, print the table and write it into the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--real", type=Path, required=True, help="the folder open_ms_data")
-    parser.add_argument("--phantom", type=Path, default=Path("data/phantom"), help="where synthetic cohorts are kept")
+    parser.add_argument(
+        "--phantom",
+        type=Path,
+        default=Path("data/phantom"),
+        help="where synthetic cohorts are kept",
+    )
     parser.add_argument("--spacing-mm", type=float, default=2.0)
     parser.add_argument("--constants", action="store_true", help="print LESION_SIZES and stop")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of phantom.md and figures/")
@@ -56,14 +63,23 @@ def main() -> None:
     patients = [read_real(case, factor=round(words.spacing_mm)) for case in real]
     made = [read_made(case) for case in make_phantom(words.phantom, spacing_mm=words.spacing_mm)]
     table = "\n".join(
-        [*lesion_table(patients, made, words.spacing_mm), "", *image_table(patients, made, words.spacing_mm)]
+        [
+            *lesion_table(patients, made, words.spacing_mm),
+            "",
+            *image_table(patients, made, words.spacing_mm),
+        ]
     )
     print(table)
     page = words.docs / "phantom.md"
     before, after = page.read_text().split(BEGIN)[0], page.read_text().split(END)[1]
     page.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
     draw_slices(patients, made, path=words.docs / "figures" / "phantom_slices.png")
-    draw_sizes(patients, made, spacing_mm=words.spacing_mm, path=words.docs / "figures" / "phantom_lesions.png")
+    draw_sizes(
+        patients,
+        made,
+        spacing_mm=words.spacing_mm,
+        path=words.docs / "figures" / "phantom_lesions.png",
+    )
 
 
 def read_real(case: Case, *, factor: int) -> Patient:
@@ -71,7 +87,11 @@ def read_real(case: Case, *, factor: int) -> Patient:
     assert case.label is not None
     label = read_label(case.label)
     to_ras = tuple(slice(None, None, int(np.sign(label.affine[i, i]))) for i in range(3))
-    images = {name: read_volume(file).data[to_ras] for name, file in case.images.items() if name in MODALITIES}
+    images = {
+        name: read_volume(file).data[to_ras]
+        for name, file in case.images.items()
+        if name in MODALITIES
+    }
     brain = images["FLAIR"] != 0 if images else np.ones(label.shape, dtype=bool)
     return Patient(
         case.case_id,
@@ -86,7 +106,9 @@ def read_made(case: Case) -> Patient:
     assert case.label is not None
     assert case.brain_mask is not None
     images = {name: read_volume(file).data for name, file in case.images.items()}
-    return Patient(case.case_id, images, read_label(case.label).data > 0, read_label(case.brain_mask).data > 0)
+    return Patient(
+        case.case_id, images, read_label(case.label).data > 0, read_label(case.brain_mask).data > 0
+    )
 
 
 def _block_mean(volume: NDArray[np.generic], factor: int) -> NDArray[np.float32]:
@@ -97,7 +119,9 @@ def _block_mean(volume: NDArray[np.generic], factor: int) -> NDArray[np.float32]
 
 def lesion_sizes(patient: Patient) -> NDArray[np.int64]:
     """Voxels of each lesion (26-connected), largest first."""
-    return np.sort(np.bincount(cc3d.connected_components(patient.lesions, connectivity=26).ravel())[1:])[::-1]
+    return np.sort(
+        np.bincount(cc3d.connected_components(patient.lesions, connectivity=26).ravel())[1:]
+    )[::-1]
 
 
 def image_measures(patient: Patient, *, spacing_mm: float) -> dict[str, float]:
@@ -116,7 +140,9 @@ def image_measures(patient: Patient, *, spacing_mm: float) -> dict[str, float]:
         found[f"{name} white matter noise"] = _noise_sd(image, white) / level
         found[f"{name} white matter spread"] = _spread(image[white]) / level
         for q in (5, 25, 50, 75, 95):
-            found[f"{name} lesion / white matter, {q}%"] = np.percentile(image[patient.lesions], q) / level
+            found[f"{name} lesion / white matter, {q}%"] = (
+                np.percentile(image[patient.lesions], q) / level
+            )
     return {name: float(value) for name, value in found.items()}
 
 
@@ -131,7 +157,10 @@ def _segment(t1: NDArray[np.float32], where: NDArray[np.bool_]) -> list[NDArray[
     kind = np.full(t1.shape, -1)
     kind[where] = mixture.fit(sample[:, None]).predict(t1[where][:, None])
     order = np.argsort(mixture.means_[:, 0])[::-1]
-    return [ndimage.binary_erosion(kind == k, iterations=n) for k, n in zip(order, (2, 1, 1), strict=True)]
+    return [
+        ndimage.binary_erosion(kind == k, iterations=n)
+        for k, n in zip(order, (2, 1, 1), strict=True)
+    ]
 
 
 def _spread(values: NDArray[np.float32]) -> float:
@@ -145,7 +174,9 @@ def _noise_sd(image: NDArray[np.float32], where: NDArray[np.bool_]) -> float:
     return _spread((image - ndimage.convolve(image, cross))[where]) / float(np.sqrt(6 / 7))
 
 
-def lesion_table(real: Sequence[Patient], made: Sequence[Patient], spacing_mm: float) -> Iterator[str]:
+def lesion_table(
+    real: Sequence[Patient], made: Sequence[Patient], spacing_mm: float
+) -> Iterator[str]:
     """Lesion counts, sizes and loads of both cohorts."""
     yield f"| at {spacing_mm:g} mm | real: {len(real)} masks, min / quartiles / max | phantom: {len(made)} subjects |"
     yield "|---|---|---|"
@@ -153,9 +184,13 @@ def lesion_table(real: Sequence[Patient], made: Sequence[Patient], spacing_mm: f
     rows = {
         "lesions per subject": lambda p: len(lesion_sizes(p)),
         "lesion load (mm³)": lambda p: p.lesions.sum() * voxel,
-        "smallest quarter of lesions below (mm³)": lambda p: np.quantile(lesion_sizes(p), 0.25) * voxel,
+        "smallest quarter of lesions below (mm³)": lambda p: (
+            np.quantile(lesion_sizes(p), 0.25) * voxel
+        ),
         "median lesion (mm³)": lambda p: np.median(lesion_sizes(p)) * voxel,
-        "largest quarter of lesions above (mm³)": lambda p: np.quantile(lesion_sizes(p), 0.75) * voxel,
+        "largest quarter of lesions above (mm³)": lambda p: (
+            np.quantile(lesion_sizes(p), 0.75) * voxel
+        ),
         "largest lesion (mm³)": lambda p: lesion_sizes(p)[0] * voxel,
         "lesions of one voxel (share)": lambda p: np.mean(lesion_sizes(p) == 1),
     }
@@ -168,7 +203,9 @@ def lesion_table(real: Sequence[Patient], made: Sequence[Patient], spacing_mm: f
     )
 
 
-def image_table(real: Sequence[Patient], made: Sequence[Patient], spacing_mm: float) -> Iterator[str]:
+def image_table(
+    real: Sequence[Patient], made: Sequence[Patient], spacing_mm: float
+) -> Iterator[str]:
     """Intensities and noise of the real pair beside the synthetic subjects."""
     pair = [p for p in real if p.images]
     measured = [image_measures(p, spacing_mm=spacing_mm) for p in pair]
@@ -181,7 +218,9 @@ def image_table(real: Sequence[Patient], made: Sequence[Patient], spacing_mm: fl
 
 
 def _five(values: Sequence[float]) -> str:
-    return " / ".join(f"{v:,.0f}" if v >= 10 else f"{v:.3g}" for v in np.quantile(values, [0, 0.25, 0.5, 0.75, 1]))
+    return " / ".join(
+        f"{v:,.0f}" if v >= 10 else f"{v:.3g}" for v in np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
+    )
 
 
 def print_constants(patients: Sequence[Patient], *, spacing_mm: int) -> None:
@@ -200,8 +239,13 @@ def draw_slices(real: Sequence[Patient], made: Sequence[Patient], *, path: Path)
     from matplotlib import pyplot as plt
 
     by_load = sorted(made, key=lambda p: int(p.lesions.sum()))
-    shown = [*(p for p in real if p.images), *(by_load[int(q * (len(made) - 1))] for q in (0.15, 0.6, 0.95))]
-    figure, axes = plt.subplots(len(MODALITIES) + 1, len(shown), figsize=(2.6 * len(shown), 12), facecolor="black")
+    shown = [
+        *(p for p in real if p.images),
+        *(by_load[int(q * (len(made) - 1))] for q in (0.15, 0.6, 0.95)),
+    ]
+    figure, axes = plt.subplots(
+        len(MODALITIES) + 1, len(shown), figsize=(2.6 * len(shown), 12), facecolor="black"
+    )
     for column, patient in zip(axes.T, shown, strict=True):
         box = ndimage.find_objects(patient.brain.astype(np.uint8))[0]
         z = int(np.argmax(patient.lesions[box].sum((0, 1))))
@@ -218,17 +262,27 @@ def draw_slices(real: Sequence[Patient], made: Sequence[Patient], *, path: Path)
     plt.close(figure)
 
 
-def draw_sizes(real: Sequence[Patient], made: Sequence[Patient], *, spacing_mm: float, path: Path) -> None:
+def draw_sizes(
+    real: Sequence[Patient], made: Sequence[Patient], *, spacing_mm: float, path: Path
+) -> None:
     """Lesion sizes of all subjects, and load against number of lesions."""
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
     for name, cohort in (("real", real), ("phantom", made)):
         volumes = np.sort(np.concatenate([lesion_sizes(p) for p in cohort])) * spacing_mm**3
-        left.step(volumes, np.arange(1, len(volumes) + 1) / len(volumes), label=f"{name}: {len(volumes)} lesions")
+        left.step(
+            volumes,
+            np.arange(1, len(volumes) + 1) / len(volumes),
+            label=f"{name}: {len(volumes)} lesions",
+        )
         loads = [p.lesions.sum() * spacing_mm**3 for p in cohort]
-        right.scatter([len(lesion_sizes(p)) for p in cohort], loads, label=f"{name}: {len(cohort)} subjects")
-    left.set(xscale="log", xlabel="lesion volume (mm³)", ylabel="share of lesions up to this volume")
+        right.scatter(
+            [len(lesion_sizes(p)) for p in cohort], loads, label=f"{name}: {len(cohort)} subjects"
+        )
+    left.set(
+        xscale="log", xlabel="lesion volume (mm³)", ylabel="share of lesions up to this volume"
+    )
     right.set(xscale="log", yscale="log", xlabel="lesions of a subject", ylabel="lesion load (mm³)")
     left.legend()
     right.legend()

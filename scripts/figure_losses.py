@@ -27,8 +27,8 @@ from tversky_seg.losses import (
     TverskyLoss,
     WeightedBCELoss,
 )
-from tversky_seg.overlap import OverlapCounts, overlap_counts
-from tversky_seg.ranking import precision_recall_curve
+from tversky_seg.metrics.overlap import OverlapCounts, overlap_counts
+from tversky_seg.metrics.ranking import precision_recall_curve
 from tversky_seg.weighting import inverse_weights, size_tempered_weights
 
 ALPHAS = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05)
@@ -45,11 +45,15 @@ OTHERS: dict[str, nn.Module] = {
 }
 
 
-def voxels(n: int = 200_000, *, lesion_share: float = 0.01, contrast: float = 2.5) -> tuple[Tensor, Tensor]:
+def voxels(
+    n: int = 200_000, *, lesion_share: float = 0.01, contrast: float = 2.5
+) -> tuple[Tensor, Tensor]:
     """Brightness and label of voxels, (1, 1, n, 1, 1)."""
     rng = torch.Generator().manual_seed(0)
     target = (torch.arange(n) < lesion_share * n).double()
-    return (torch.randn(n, generator=rng) + contrast * target).view(1, 1, n, 1, 1), target.view(1, 1, n, 1, 1)
+    return (torch.randn(n, generator=rng) + contrast * target).view(1, 1, n, 1, 1), target.view(
+        1, 1, n, 1, 1
+    )
 
 
 def operating_point(loss: nn.Module, brightness: Tensor, target: Tensor) -> OverlapCounts:
@@ -86,12 +90,23 @@ def figure_precision_recall(path: Path) -> None:
     )
     for alpha, point in zip(ALPHAS, points, strict=True):
         axes.annotate(
-            f"alpha {alpha:g}", (point.sensitivity, point.precision), (6, 3), textcoords="offset points", fontsize=7
+            f"alpha {alpha:g}",
+            (point.sensitivity, point.precision),
+            (6, 3),
+            textcoords="offset points",
+            fontsize=7,
         )
         print(f"| Tversky {alpha:g}/{1 - alpha:g} | {describe(point)} |")
     for number, (name, loss) in enumerate(OTHERS.items()):
         point = operating_point(loss, brightness, target)
-        axes.plot(point.sensitivity, point.precision, "Xs^vDP*<>"[number], markersize=7, alpha=0.8, label=name)
+        axes.plot(
+            point.sensitivity,
+            point.precision,
+            "Xs^vDP*<>"[number],
+            markersize=7,
+            alpha=0.8,
+            label=name,
+        )
         print(f"| {name} | {describe(point)} |")
     axes.set(xlabel="sensitivity", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
     axes.legend(fontsize=7, loc="lower left")
@@ -145,12 +160,16 @@ def lesion_free_gradient() -> None:
         (with_lesions,) = torch.autograd.grad(loss(logits, target), logits)
         (without,) = torch.autograd.grad(loss(logits, 0 * target), logits)
         beside = with_lesions[1].mean() / with_lesions[0][target[0] == 0].mean()
-        print(f"| {name} | {beside:.1e} | {without.mean() / with_lesions[0][target[0] == 0].mean():.1e} |")
+        print(
+            f"| {name} | {beside:.1e} | {without.mean() / with_lesions[0][target[0] == 0].mean():.1e} |"
+        )
 
 
 def main() -> None:
     """Read the arguments, write the figures, print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("docs/figures"))
     folder = parser.parse_args().output
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,22 +9,31 @@ from pathlib import Path
 
 import numpy as np
 
-from tversky_seg.data.cases import read_manifest
-from tversky_seg.data.volumes import read_label, read_volume
-from tversky_seg.slices import outline, png
+from tversky_seg.data.case import read_manifest
+from tversky_seg.data.nifti import read_label, read_volume
+from tversky_seg.report.slices import outline, png
 
 
 def main() -> None:
     """Read the arguments and write the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("picture", type=Path)
     words = parser.parse_args()
-    cases = [case for case in read_manifest(words.run / "manifest.csv") if case.split == "test" and case.label]
+    cases = [
+        case
+        for case in read_manifest(words.run / "manifest.csv")
+        if case.split == "test" and case.label
+    ]
     columns = []
     for case in cases:
         image = read_volume(next(iter(case.images.values())))
-        masks = [read_label(words.run / "predictions" / f"{case.case_id}_mask.nii.gz"), read_label(case.label)]
+        masks = [
+            read_label(words.run / "predictions" / f"{case.case_id}_mask.nii.gz"),
+            read_label(case.label),
+        ]
         prediction, reference = (mask.data > 0 for mask in masks)
         z = int(reference.sum(axis=(0, 1)).argmax())
         at = (slice(None), slice(None), z)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tversky_seg.arguments import OneLineParser
-from tversky_seg.data.cases import DataError
-from tversky_seg.data.volumes import read_label, write_volume
+from tversky_seg.data.case import DataError
+from tversky_seg.data.nifti import read_label, write_volume
+from tversky_seg.runtime.cli import OneLineParser
 
 N_SCANS, N_SUBJECTS = 61, 14
 SCAN = re.compile(r"(test(0[1-9]|1[0-4])_\d\d)_mask\.nii\.gz")
@@ -23,7 +23,9 @@ SCAN = re.compile(r"(test(0[1-9]|1[0-4])_\d\d)_mask\.nii\.gz")
 
 def main() -> None:
     """Read the arguments and write the zip."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("masks", type=Path, help="folder of <scan>_mask.nii.gz")
     parser.add_argument("--method", required=True, help="name of the method in the files' names")
     parser.add_argument("--output", type=Path, help="the zip (default: <method>.zip)")
@@ -49,12 +51,18 @@ def pack(masks: Path, output: Path, *, method: str, is_complete: bool = True) ->
     if not re.fullmatch(r"[A-Za-z0-9-]+", method):
         raise DataError(f"--method: {method!r}; expected letters, digits and -")
     if not masks.is_dir():
-        raise DataError(f"{masks}: no such folder; expected the one that predict.py wrote for the test scans")
+        raise DataError(
+            f"{masks}: no such folder; expected the one that predict.py wrote for the test scans"
+        )
     if not output.parent.is_dir() or output.is_dir():
         raise DataError(
             f"--output: {output} cannot be a file there; expected the name of a zip in a folder that exists"
         )
-    files = {found[1]: file for file in sorted(masks.glob("*.nii.gz")) if (found := SCAN.fullmatch(file.name))}
+    files = {
+        found[1]: file
+        for file in sorted(masks.glob("*.nii.gz"))
+        if (found := SCAN.fullmatch(file.name))
+    }
     subjects = {name[:6] for name in files}
     if is_complete and (len(files), len(subjects)) != (N_SCANS, N_SUBJECTS):
         raise DataError(
@@ -69,7 +77,9 @@ def pack(masks: Path, output: Path, *, method: str, is_complete: bool = True) ->
             for name, file in files.items():
                 mask = read_label(file)
                 if not np.isin(mask.data, (0, 1)).all():
-                    raise DataError(f"{file}: values {np.unique(mask.data)[:5].tolist()}; expected a mask of 0 and 1")
+                    raise DataError(
+                        f"{file}: values {np.unique(mask.data)[:5].tolist()}; expected a mask of 0 and 1"
+                    )
                 plain = Path(folder) / f"{name}_{method}.nii"
                 write_volume(plain, mask.data.astype(np.uint8), mask.affine)
                 archive.write(plain, plain.name)

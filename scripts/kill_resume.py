@@ -23,7 +23,10 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ("metrics.csv", *(f"evaluation/{name}" for name in ("metrics.json", "cases.csv", "lesions.csv")))
+RESULTS = (
+    "metrics.csv",
+    *(f"evaluation/{name}" for name in ("metrics.json", "cases.csv", "lesions.csv")),
+)
 SMALL = ("model.width=4", "model.n_levels=2", "model.dropout=0.2", "sampler.patch_size=16", "trainer.max_steps=60",
          "trainer.validate_every=10", "trainer.checkpoint_every=5", "trainer.log_every=4", "trainer.n_workers=0",
          "trainer.threads=1")  # fmt: skip
@@ -51,7 +54,11 @@ def make_cohort(folder: Path, *, n_cases: int) -> Path:
 
 def command(manifest: Path, run: Path, further: Sequence[str]) -> list[str]:
     """The training."""
-    data = ["data=manifest", f"data.manifest={manifest}", f"data.cache_dir={manifest.parent / 'cache'}"]
+    data = [
+        "data=manifest",
+        f"data.manifest={manifest}",
+        f"data.cache_dir={manifest.parent / 'cache'}",
+    ]
     return [sys.executable, str(ROOT / "train.py"), *data, *SMALL, f"output_dir={run}", *further]
 
 
@@ -72,11 +79,17 @@ def kill_until_done(
     """Start the command again and again; kill it after a random time while there are kills left."""
     killed = Counter[str]()
     while True:
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
         if killed.total() < n_kills:
-            started = time.monotonic()  # starting takes seconds: wait for the work, then strike within it
+            started = (
+                time.monotonic()
+            )  # starting takes seconds: wait for the work, then strike within it
             n_lines = lines(run)
-            while process.poll() is None and lines(run) == n_lines and time.monotonic() - started < 60:
+            while (
+                process.poll() is None and lines(run) == n_lines and time.monotonic() - started < 60
+            ):
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, seconds))
             process.kill()
@@ -99,7 +112,10 @@ def differing(a: Path, b: Path) -> list[str]:
     """Which results of two runs are not the same bits."""
     found = [name for name in RESULTS if (a / name).read_bytes() != (b / name).read_bytes()]
     for name in ("last", "best"):
-        one, other = (torch.load(run / "checkpoints" / f"{name}.pt", weights_only=True)["model"] for run in (a, b))
+        one, other = (
+            torch.load(run / "checkpoints" / f"{name}.pt", weights_only=True)["model"]
+            for run in (a, b)
+        )
         if one.keys() != other.keys() or not all(torch.equal(one[key], other[key]) for key in one):
             found.append(f"weights of {name}.pt")
     return found
@@ -107,9 +123,13 @@ def differing(a: Path, b: Path) -> list[str]:
 
 def main() -> None:
     """Train once whole and once killed, and compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=2.0, help="a kill comes at most so long after work began")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="a kill comes at most so long after work began"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options, further = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.arguments import OneLineParser
-from tversky_seg.cohort import quartile_edges, recall_by_volume
-from tversky_seg.data.cases import Case, DataError, read_manifest
-from tversky_seg.data.volumes import read_label
-from tversky_seg.lesions import label_lesions
-from tversky_seg.overlap import overlap_counts
-from tversky_seg.progress import track
-from tversky_seg.saved_predictions import Predictions, open_predictions
+from tversky_seg.data.case import Case, DataError, read_manifest
+from tversky_seg.data.nifti import read_label
+from tversky_seg.evaluation.saved_predictions import Predictions, open_predictions
+from tversky_seg.metrics.agreement import quartile_edges, recall_by_volume
+from tversky_seg.metrics.lesions import label_lesions
+from tversky_seg.metrics.overlap import overlap_counts
+from tversky_seg.runtime.cli import OneLineParser
+from tversky_seg.runtime.progress import track
 
 LOG_ODDS = np.linspace(-6, 12, 73)
 COLUMNS = ("false per case", "recall", "recall of the smallest quarter", "Dice")
@@ -31,12 +31,18 @@ COLUMNS = ("false per case", "recall", "recall of the smallest quarter", "Dice")
 
 def main() -> None:
     """Read the arguments and print the table."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="runs or cohorts")
-    parser.add_argument("--false", nargs="+", type=float, default=[5.0, 20.0], help="false lesions per case (5 20)")
+    parser.add_argument(
+        "--false", nargs="+", type=float, default=[5.0, 20.0], help="false lesions per case (5 20)"
+    )
     words = parser.parse_args()
     if not all(0 <= number < math.inf for number in words.false):
-        parser.error(f"--false: {' '.join(f'{n:g}' for n in words.false)}; expected numbers of 0 or more")
+        parser.error(
+            f"--false: {' '.join(f'{n:g}' for n in words.false)}; expected numbers of 0 or more"
+        )
     lines = [f"| | at | threshold | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 3) + "|"]
     try:
         for folder in words.folders:
@@ -44,9 +50,13 @@ def main() -> None:
             for name in source.classes:
                 points = points_by_threshold(source, cases, name)
                 label = folder.name if len(source.classes) == 1 else f"{folder.name}, {name}"
-                best = len(points) - 1 - int(np.nanargmax(points[::-1, 3]))  # of equal ones the strictest
+                best = (
+                    len(points) - 1 - int(np.nanargmax(points[::-1, 3]))
+                )  # of equal ones the strictest
                 lines.append(row(label, "best Dice", LOG_ODDS[best], points[best]))
-                lines += [row(label, f"{n:g} false", *at_false(points, n)) for n in sorted(words.false)]
+                lines += [
+                    row(label, f"{n:g} false", *at_false(points, n)) for n in sorted(words.false)
+                ]
     except DataError as fault:
         parser.error(str(fault))
     sys.stdout.write("\n".join(lines) + "\n")
@@ -62,7 +72,9 @@ def judged_cases(folder: Path) -> tuple[Predictions, list[Case]]:
         if case.label and any(name.startswith(f"{case.case_id}_") for name in saved)
     ]
     if not cases:
-        raise DataError(f"{folder}: holds no probability of a case with a label; expected a finished run or a cohort")
+        raise DataError(
+            f"{folder}: holds no probability of a case with a label; expected a finished run or a cohort"
+        )
     return source, cases
 
 
@@ -80,9 +92,13 @@ def points_by_threshold(source: Predictions, cases: list[Case], name: str) -> ND
         target = np.isin(reference.data, source.classes[name])
         probability = source.read(case, name, reference=reference).probability
         if probability is None:
-            raise DataError(f"{source.folder}: case {case.case_id} has a mask only; expected its probability")
+            raise DataError(
+                f"{source.folder}: case {case.case_id} has a mask only; expected its probability"
+            )
         lesions, n_lesions = label_lesions(target)
-        volumes.append(np.bincount(lesions.ravel(order="K"))[1:] * float(np.prod(reference.spacing_mm)))
+        volumes.append(
+            np.bincount(lesions.ravel(order="K"))[1:] * float(np.prod(reference.spacing_mm))
+        )
         for k, odds in enumerate(LOG_ODDS):
             mask = probability >= 1 / (1 + math.exp(-odds))
             predicted, n_predicted = label_lesions(mask)
@@ -92,7 +108,9 @@ def points_by_threshold(source: Predictions, cases: list[Case], name: str) -> ND
             dice[k, number] = overlap_counts(mask, target).dice
     sizes = np.concatenate(volumes)
     if not sizes.size:
-        raise DataError(f"{source.folder}: no case has a lesion of class {name}; expected one at least")
+        raise DataError(
+            f"{source.folder}: no case has a lesion of class {name}; expected one at least"
+        )
     edges = quartile_edges(sizes)
     recall, smallest = np.empty((2, len(LOG_ODDS)))
     for k, of_cases in enumerate(found):
@@ -121,7 +139,10 @@ def row(label: str, where: str, odds: float, values: NDArray[np.float64]) -> str
     """A line of the table."""
     threshold = "–" if math.isnan(odds) else f"{1 / (1 + math.exp(-odds)):.4f}"
     digits = (1, 3, 3, 3)
-    texts = ("–" if math.isnan(value) else f"{value:.{n}f}" for value, n in zip(values, digits, strict=True))
+    texts = (
+        "–" if math.isnan(value) else f"{value:.{n}f}"
+        for value, n in zip(values, digits, strict=True)
+    )
     return f"| {label} | {where} | {threshold} | {' | '.join(texts)} |"
 
 

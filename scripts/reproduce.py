@@ -32,13 +32,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tversky_seg.comparison import average, compare, read_runs, write_comparison
-from tversky_seg.data.cases import DataError, write_manifest
+from tversky_seg.analysis.comparison import average, compare, read_runs, write_comparison
+from tversky_seg.analysis.cross_validation import judge_folds
+from tversky_seg.analysis.sweep import (
+    group,
+    read_sweep,
+    recommend,
+    summarize_settings,
+    write_summary,
+)
+from tversky_seg.data.case import DataError, write_manifest
 from tversky_seg.data.datasets.isbi2015 import find_isbi2015
-from tversky_seg.folds import judge_folds
-from tversky_seg.recording import read_json, write_json
-from tversky_seg.settings import is_free
-from tversky_seg.sweeps import group, read_sweep, recommend, summarize_settings, write_summary
+from tversky_seg.runtime.recorder import read_json, write_json
+from tversky_seg.runtime.run_settings import is_free
 
 ROOT = Path(__file__).resolve().parents[1]
 PHANTOM = ("data=phantom", "data.modalities=[FLAIR,T1,T2]", "data.importer.n_test=0")
@@ -162,7 +168,9 @@ def main() -> int:
         print(__doc__)
         return 0
     if len(sys.argv) < 2 or sys.argv[1] not in PAPERS:
-        return _say(f"PAPER: {' '.join(sys.argv[1:2]) or 'none given'}; expected one of {', '.join(PAPERS)}")
+        return _say(
+            f"PAPER: {' '.join(sys.argv[1:2]) or 'none given'}; expected one of {', '.join(PAPERS)}"
+        )
     name = sys.argv[1]
     try:
         request = request_of(os.environ, name, sys.argv[2:])
@@ -193,7 +201,10 @@ def main() -> int:
     except OSError as fault:
         return _say(f"{fault.filename or 'OUT'}: {fault.strerror}; choose another OUT or make room")
     except subprocess.CalledProcessError as fault:
-        return _say(f"{shlex.join(fault.cmd[1:3])}: ended with status {fault.returncode}; repeat to go on", 1)
+        return _say(
+            f"{shlex.join(fault.cmd[1:3])}: ended with status {fault.returncode}; repeat to go on",
+            1,
+        )
     except KeyboardInterrupt:
         return _say("stopped; repeat to go on", 130)
     return 0
@@ -207,7 +218,9 @@ def request_of(environment: Mapping[str, str], name: str, words: Sequence[str]) 
     """
     paper, data = PAPERS[name], environment.get("DATA") or "phantom"
     if data != "phantom" and not Path(data).is_dir():
-        raise ValueError(f"DATA: {data} is no folder; expected phantom or the folder of the official download")
+        raise ValueError(
+            f"DATA: {data} is no folder; expected phantom or the folder of the official download"
+        )
     scale = environment.get("SCALE") or ("small" if data == "phantom" else "full")
     rows, dataset = _listed(environment, "ROWS"), environment.get("DATASET") or "lits"
     unknown = [row for row in rows if row not in paper.rows]
@@ -224,7 +237,9 @@ def request_of(environment: Mapping[str, str], name: str, words: Sequence[str]) 
     for word in words:
         key = word.partition("=")[0].lstrip("+")
         if key in PLANNED or "=" not in word:
-            raise ValueError(f"{word}: {PLANNED.get(key, 'is no setting')}; expected key=value of other keys")
+            raise ValueError(
+                f"{word}: {PLANNED.get(key, 'is no setting')}; expected key=value of other keys"
+            )
     label = "phantom" if data == "phantom" else dataset if name == "shirokikh2020" else "official"
     return Request(
         data=data,
@@ -244,7 +259,9 @@ def _listed(environment: Mapping[str, str], key: str) -> tuple[str, ...]:
 
 def plan(paper: Paper, request: Request) -> Iterator[Job]:
     """Every training: seeds outermost, so that a whole table is there soon."""
-    folds = 2 if request.scale == "small" else paper.folds or (5 if request.data == "phantom" else 0)
+    folds = (
+        2 if request.scale == "small" else paper.folds or (5 if request.data == "phantom" else 0)
+    )
     for seed in request.seeds:
         for row in request.rows:
             for fold in range(folds) if folds else (None,):
@@ -252,12 +269,21 @@ def plan(paper: Paper, request: Request) -> Iterator[Job]:
                 words += [] if fold is None else [f"data.fold={fold}"]
                 part = f"seed{seed}" if fold is None else f"fold{fold}_seed{seed}"
                 folder = request.output_dir / row / part
-                yield Job(row, seed, folder, (*words, f"seed={seed}", *request.words, f"output_dir={folder}"))
+                yield Job(
+                    row,
+                    seed,
+                    folder,
+                    (*words, f"seed={seed}", *request.words, f"output_dir={folder}"),
+                )
 
 
 def experiment(paper: Paper, request: Request, row: str) -> str:
     """The experiment files of a row."""
-    official = f"{request.dataset}_" if paper.folder == "shirokikh2020" and request.data != "phantom" else paper.prefix
+    official = (
+        f"{request.dataset}_"
+        if paper.folder == "shirokikh2020" and request.data != "phantom"
+        else paper.prefix
+    )
     files = [official + row]
     if request.scale == "small":
         files += ["small", *(part for part, without in paper.parts.items() if row not in without)]
@@ -308,7 +334,9 @@ def keep_plan(jobs: Sequence[Job], output_dir: Path) -> None:
     try:
         before = dict(read_json(path)) if path.exists() else {}
     except ValueError as fault:
-        raise ValueError(f"{path}: cannot be read ({fault}); restore it or choose another OUT") from fault
+        raise ValueError(
+            f"{path}: cannot be read ({fault}); restore it or choose another OUT"
+        ) from fault
     now = {str(job.folder.relative_to(output_dir)): list(job.words) for job in jobs}
     for job, (name, words) in zip(jobs, now.items(), strict=True):
         is_begun = (job.folder / "config.yaml").exists()
@@ -319,7 +347,11 @@ def keep_plan(jobs: Sequence[Job], output_dir: Path) -> None:
 
 
 def _deciding(words: Sequence[str]) -> set[str]:
-    return {word for word in words if not is_free(word.partition("=")[0]) and not word.startswith("data.root=")}
+    return {
+        word
+        for word in words
+        if not is_free(word.partition("=")[0]) and not word.startswith("data.root=")
+    }
 
 
 def is_finished(job: Job) -> bool:
@@ -369,7 +401,9 @@ def report(paper: Paper, request: Request, jobs: Sequence[Job]) -> None:
     write_csv(paper, request, judged, request.output_dir / "table.csv")
     settings = group(read_sweep(sorted({job.folder for job in jobs})))
     said = recommend(settings, "f2")[1] if len(settings) > 1 else ""
-    write_summary(settings, summarize_settings(settings), said, output_dir=request.output_dir / "summary")
+    write_summary(
+        settings, summarize_settings(settings), said, output_dir=request.output_dir / "summary"
+    )
     if len(folders) > 1:
         compared = [average(read_runs(of_row), name=row) for row, of_row in folders.items()]
         write_comparison(compared, compare(compared), output_dir=request.output_dir / "comparison")
@@ -390,7 +424,9 @@ def table(paper: Paper, request: Request, judged: Mapping[str, Sequence[Mapping[
     return f"**{paper.title}{of_data}**\n\n" + "\n".join(lines) + f"\n\n{_scale(request, judged)}\n"
 
 
-def write_csv(paper: Paper, request: Request, judged: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+def write_csv(
+    paper: Paper, request: Request, judged: Mapping[str, Sequence[Mapping[str, Any]]], path: Path
+) -> None:
     """The same numbers, one a line."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -400,7 +436,15 @@ def write_csv(paper: Paper, request: Request, judged: Mapping[str, Sequence[Mapp
             for column, where in paper.columns.items():
                 for seed, one in zip(request.seeds, metrics, strict=True):
                     value = _at(one, *where)
-                    writer.writerow((row, column, seed, "" if math.isnan(value) else value, printed.get(column, "")))
+                    writer.writerow(
+                        (
+                            row,
+                            column,
+                            seed,
+                            "" if math.isnan(value) else value,
+                            printed.get(column, ""),
+                        )
+                    )
 
 
 def paper_values(paper: Paper, request: Request, row: str) -> Values:
@@ -408,7 +452,9 @@ def paper_values(paper: Paper, request: Request, row: str) -> Values:
     if paper.folder != "shirokikh2020":
         return paper.rows[row]
     first = 2 if request.dataset == "lits" else 0
-    return dict(zip(("Object Dice", "Average recall"), SHIROKIKH[row][first : first + 2], strict=True))
+    return dict(
+        zip(("Object Dice", "Average recall"), SHIROKIKH[row][first : first + 2], strict=True)
+    )
 
 
 def _scale(request: Request, judged: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -418,8 +464,16 @@ def _scale(request: Request, judged: Mapping[str, Sequence[Mapping[str, Any]]]) 
         "small": "SCALE=small: 400 or 600 steps with patches of 32, another recipe than the paper's (its small.yaml)",
         "full": "SCALE=full: the paper's settings as far as they are known (docs/conformance.md)",
     }[request.scale]
-    of = "numbers on other data: compare the order of rows, not the values. " if request.data == "phantom" else ""
-    spread = f"mean ± standard deviation of {len(request.seeds)} seeds" if len(request.seeds) > 1 else "one seed"
+    of = (
+        "numbers on other data: compare the order of rows, not the values. "
+        if request.data == "phantom"
+        else ""
+    )
+    spread = (
+        f"mean ± standard deviation of {len(request.seeds)} seeds"
+        if len(request.seeds) > 1
+        else "one seed"
+    )
     return f"Ours: {data}, {n} cases, each judged by a network that never saw its subject, {spread}; {of}{size}."
 
 
@@ -452,12 +506,20 @@ def submit(request: Request, jobs: Sequence[Job]) -> None:
     manifest = request.output_dir / "test_scans.csv"
     write_manifest(scans, manifest)
     for row in request.rows:
-        members = [_quoted(job.folder) for job in jobs if (job.row, job.seed) == (row, request.seeds[0])]
+        members = [
+            _quoted(job.folder) for job in jobs if (job.row, job.seed) == (row, request.seeds[0])
+        ]
         masks = request.output_dir / "submissions" / row
         words = [f"checkpoint=[{','.join(members)}]", f"input={manifest}", f"output_dir={masks}"]
         subprocess.run([sys.executable, str(ROOT / "predict.py"), *words], check=True)
         name = row.replace("_", "-")
-        pack = [sys.executable, str(ROOT / "scripts" / "isbi_submission.py"), str(masks), "--method", name]
+        pack = [
+            sys.executable,
+            str(ROOT / "scripts" / "isbi_submission.py"),
+            str(masks),
+            "--method",
+            name,
+        ]
         subprocess.run([*pack, "--output", str(masks.with_suffix(".zip"))], check=True)
 
 

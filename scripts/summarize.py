@@ -20,12 +20,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from tversky_seg.arguments import OneLineParser
-from tversky_seg.comparison import average, compare, mean_of_defined, read_runs, write_comparison
-from tversky_seg.data.cases import DataError
-from tversky_seg.folds import judge_folds
-from tversky_seg.operating_point import check_goal
-from tversky_seg.sweeps import (
+from tversky_seg.analysis.comparison import (
+    average,
+    compare,
+    mean_of_defined,
+    read_runs,
+    write_comparison,
+)
+from tversky_seg.analysis.cross_validation import judge_folds
+from tversky_seg.analysis.sweep import (
     MEASURES,
     Setting,
     SweepRun,
@@ -38,18 +41,29 @@ from tversky_seg.sweeps import (
     unfinished,
     write_summary,
 )
+from tversky_seg.data.case import DataError
+from tversky_seg.inference.operating_point import check_goal
+from tversky_seg.runtime.cli import OneLineParser
 
 
 def main() -> None:
     """Read the arguments, print the table, write the files."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="run directories, or directories of runs")
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, help="run directories, or directories of runs"
+    )
     parser.add_argument("--measures", nargs="+", default=list(MEASURES), help="as in metrics.json")
-    goals = "what to recommend a setting for: dice, f2, lesion_f1, recall=0.9, lesion_recall=0.9 (f2)"
+    goals = (
+        "what to recommend a setting for: dice, f2, lesion_f1, recall=0.9, lesion_recall=0.9 (f2)"
+    )
     parser.add_argument("--goal", default="f2", help=goals)
     parser.add_argument("--output", type=Path, help="folder to write into")
     parser.add_argument(
-        "--cohorts", action="store_true", help="judge the folds of a setting as one cohort, with a report"
+        "--cohorts",
+        action="store_true",
+        help="judge the folds of a setting as one cohort, with a report",
     )
     words = parser.parse_args()
     left = unfinished(words.runs)
@@ -60,7 +74,9 @@ def main() -> None:
         summaries = summarize_settings(settings, measures=words.measures)
         _, recommendation = recommend(settings, words.goal)
         recommendation = " ".join(filter(None, [recommendation if len(settings) > 1 else "", left]))
-        output = words.output or (words.runs[0] / "summary" if len(words.runs) == 1 and len(runs) > 1 else None)
+        output = words.output or (
+            words.runs[0] / "summary" if len(words.runs) == 1 and len(runs) > 1 else None
+        )
         if output:
             write_summary(settings, summaries, recommendation, output_dir=output)
         if words.cohorts:
@@ -68,7 +84,11 @@ def main() -> None:
     except (DataError, ValueError) as fault:
         parser.error(f"{fault} ({left.rstrip('.')})" if left else str(fault))
     parts = [runs_table(runs, words.measures)] if len(settings) == 1 else []
-    parts += [markdown_table(summaries), reading(settings), *filter(None, [recommendation, output and str(output)])]
+    parts += [
+        markdown_table(summaries),
+        reading(settings),
+        *filter(None, [recommendation, output and str(output)]),
+    ]
     sys.stdout.write("\n\n".join(parts) + "\n")
 
 
@@ -78,9 +98,19 @@ def write_cohorts(settings: Sequence[Setting], output: Path | None) -> None:
         raise DataError("--cohorts: no folder to write into; give --output")
     compared = []
     for setting in settings:
-        folders = [output / "cohorts" / re.sub(r"[^\w.=-]+", "_", setting.name) / f"seed{s}" for s in setting.cohorts]
+        folders = [
+            output / "cohorts" / re.sub(r"[^\w.=-]+", "_", setting.name) / f"seed{s}"
+            for s in setting.cohorts
+        ]
         for seed, folder in zip(setting.cohorts, folders, strict=True):
-            judge_folds([run.judged.folder.parent for run in setting.runs if run.settings.get("seed") == seed], folder)
+            judge_folds(
+                [
+                    run.judged.folder.parent
+                    for run in setting.runs
+                    if run.settings.get("seed") == seed
+                ],
+                folder,
+            )
             print(folder / "evaluation" / "report.html")
         compared.append(average(read_runs(folders), name=setting.name))
     if len(compared) > 1:
@@ -100,7 +130,10 @@ def runs_table(runs: Sequence[SweepRun], measures: Sequence[str]) -> str:
     }
     lines = [f"| run | {' | '.join(measures)} |", "|---" * (len(measures) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(map(_text, values))} |" for name, values in rows.items()]
-    columns = [[value for value in column if not math.isnan(value)] for column in zip(*rows.values(), strict=True)]
+    columns = [
+        [value for value in column if not math.isnan(value)]
+        for column in zip(*rows.values(), strict=True)
+    ]
     medians = (_text(median(column) if column else math.nan) for column in columns)
     return "\n".join([*lines, f"| median of {len(rows)} | {' | '.join(medians)} |"])
 

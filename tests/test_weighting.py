@@ -30,7 +30,9 @@ def brute_force_weights(components: torch.Tensor, t: float = 1.0) -> torch.Tenso
             patch = components[b, c].flatten().tolist()
             sizes = {label: patch.count(label) for label in {0, *patch}}
             total = sum(size ** (1 - t) for size in sizes.values())
-            weights[b, c] = torch.tensor([len(patch) * sizes[k] ** -t / total for k in patch]).view(weights.shape[2:])
+            weights[b, c] = torch.tensor([len(patch) * sizes[k] ** -t / total for k in patch]).view(
+                weights.shape[2:]
+            )
     return weights
 
 
@@ -45,7 +47,10 @@ def released_rule(labels: np.ndarray, w_min: float = 1.0, w_max: float = 2e5) ->
 
 def test_weights_of_a_patch_worked_by_hand():
     components = torch.zeros(2, 2, 5, dtype=torch.int32)
-    components[0, 0, 0], components[1, 1, :4] = 7, 9  # 20 voxels: lesions of 1 and 4, background of 15
+    components[0, 0, 0], components[1, 1, :4] = (
+        7,
+        9,
+    )  # 20 voxels: lesions of 1 and 4, background of 15
     weights = inverse_weights(components, w_min=0, w_max=math.inf)
     assert weights[0, 0, 0] == pytest.approx(20 / (3 * 1))
     assert weights[1, 1, 0] == pytest.approx(20 / (3 * 4))
@@ -70,7 +75,9 @@ def test_weights_equal_the_released_rule(components):
 def test_unclipped_every_lesion_and_the_background_weigh_the_same(components):
     weights = inverse_weights(components, w_min=0, w_max=math.inf)[0, 0]
     totals = [weights[components[0, 0] == k].sum() for k in components[0, 0].unique()]
-    torch.testing.assert_close(torch.stack(totals), torch.full((len(totals),), weights.numel() / len(totals)))
+    torch.testing.assert_close(
+        torch.stack(totals), torch.full((len(totals),), weights.numel() / len(totals))
+    )
     assert weights.mean() == pytest.approx(1, abs=1e-5)
 
 
@@ -94,7 +101,8 @@ def test_a_patch_that_is_all_lesion_has_weights_of_one():
 def test_size_tempered_weights_lie_between_none_and_inverse(components):
     unclipped = {"w_min": 0.0, "w_max": math.inf}
     torch.testing.assert_close(
-        size_tempered_weights(components, t=1, **unclipped), inverse_weights(components, **unclipped)
+        size_tempered_weights(components, t=1, **unclipped),
+        inverse_weights(components, **unclipped),
     )
     assert (size_tempered_weights(components, t=0, **unclipped) == 1).all()
     half = size_tempered_weights(components, t=0.5, **unclipped)

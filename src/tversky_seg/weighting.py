@@ -33,7 +33,9 @@ def inverse_weights(components: Tensor, *, w_min: float = 1.0, w_max: float = 2e
     return size_tempered_weights(components, t=1.0, w_min=w_min, w_max=w_max)
 
 
-def size_tempered_weights(components: Tensor, *, t: float = 0.5, w_min: float = 1.0, w_max: float = 2e5) -> Tensor:
+def size_tempered_weights(
+    components: Tensor, *, t: float = 0.5, w_min: float = 1.0, w_max: float = 2e5
+) -> Tensor:
     """Weigh each voxel by its lesion's size to the power -t: between no weights (t = 0) and inverse weights (t = 1).
 
     w = N |L_k|^-t / sum_j |L_j|^(1 - t) over the background and all lesions j of the patch, which has mean 1; then
@@ -55,7 +57,11 @@ def size_tempered_weights(components: Tensor, *, t: float = 0.5, w_min: float = 
         raise ValueError(f"t must lie in [0, 1], got t={t}")
     if not 0 <= w_min <= w_max or w_min == math.inf:
         raise ValueError(f"weights need 0 <= w_min <= w_max, got w_min={w_min}, w_max={w_max}")
-    if components.is_floating_point() or components.dtype == torch.bool or components.ndim not in (3, 5):
+    if (
+        components.is_floating_point()
+        or components.dtype == torch.bool
+        or components.ndim not in (3, 5)
+    ):
         found = f"{components.dtype} {tuple(components.shape)}"
         raise ValueError(f"components must be integers (X, Y, Z) or (B, C, X, Y, Z), got {found}")
     weights = torch.empty(components.shape, dtype=torch.float32, device=components.device)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tversky_seg.comparison import (
+from tversky_seg.analysis.comparison import (
     average,
     bootstrap_interval,
     compare,
@@ -25,13 +25,20 @@ from tversky_seg.comparison import (
     subject_means,
     wilcoxon_p,
 )
-from tversky_seg.data.cases import DataError
+from tversky_seg.data.case import DataError
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "compare.py"
-RULE = {"connectivity": 26, "min_overlap": 0.0, "min_volume_mm3": 0.0, "prediction_min_volume_mm3": 0.0}
+SCRIPT = Path(__file__).parents[2] / "scripts" / "compare.py"
+RULE = {
+    "connectivity": 26,
+    "min_overlap": 0.0,
+    "min_volume_mm3": 0.0,
+    "prediction_min_volume_mm3": 0.0,
+}
 
 
-def write_run(folder, values, *, threshold=0.5, volume=100.0, subjects=None, classes=("lesion",), **rule):
+def write_run(
+    folder, values, *, threshold=0.5, volume=100.0, subjects=None, classes=("lesion",), **rule
+):
     """A run that was judged: dice (and lesion_fpr, its complement) by case, None where undefined."""
     rows = {
         case: {
@@ -47,18 +54,29 @@ def write_run(folder, values, *, threshold=0.5, volume=100.0, subjects=None, cla
         | (row if len(classes) == 1 else dict.fromkeys(classes, row))
         for case, row in rows.items()
     ]
-    metrics = {"n_cases": len(cases), "threshold": threshold, "lesion_rule": RULE | rule, "cases": cases}
+    metrics = {
+        "n_cases": len(cases),
+        "threshold": threshold,
+        "lesion_rule": RULE | rule,
+        "cases": cases,
+    }
     (folder / "evaluation").mkdir(parents=True)
     (folder / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
-    lines = [f"{name},{t},{p},{r}" for name in classes for t, p, r in ((0.1, 0.5, 1.0), (0.9, 0.8, 0.25))]
-    (folder / "evaluation" / "pr_curve.csv").write_text("\n".join(["class,threshold,precision,recall", *lines]) + "\n")
+    lines = [
+        f"{name},{t},{p},{r}" for name in classes for t, p, r in ((0.1, 0.5, 1.0), (0.9, 0.8, 0.25))
+    ]
+    (folder / "evaluation" / "pr_curve.csv").write_text(
+        "\n".join(["class,threshold,precision,recall", *lines]) + "\n"
+    )
     return folder
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 12, 60])
 def test_signed_rank_test_equals_scipy_without_ties(n):
     values = np.random.default_rng(n).normal(0.3, 1, n)
-    assert wilcoxon_p(values) == pytest.approx(stats.wilcoxon(values, method="exact").pvalue, rel=1e-9)
+    assert wilcoxon_p(values) == pytest.approx(
+        stats.wilcoxon(values, method="exact").pvalue, rel=1e-9
+    )
 
 
 def test_signed_rank_test_with_ties_counts_all_signs():
@@ -67,8 +85,12 @@ def test_signed_rank_test_with_ties_counts_all_signs():
     ranks = stats.rankdata(np.abs(nonzero))
     middle = ranks.sum() / 2
     found = abs(ranks[nonzero > 0].sum() - middle)
-    sums = [ranks[list(signs)].sum() for signs in itertools.product((False, True), repeat=len(ranks))]
-    assert wilcoxon_p(values) == pytest.approx(np.mean([abs(total - middle) >= found for total in sums]), rel=1e-12)
+    sums = [
+        ranks[list(signs)].sum() for signs in itertools.product((False, True), repeat=len(ranks))
+    ]
+    assert wilcoxon_p(values) == pytest.approx(
+        np.mean([abs(total - middle) >= found for total in sums]), rel=1e-12
+    )
 
 
 def test_signed_rank_test_of_many_equals_scipys_normal_form():
@@ -114,7 +136,12 @@ def test_cases_of_a_subject_are_one_pair_and_undefined_ones_are_counted():
 def test_runs_are_compared_with_the_first_by_subject(tmp_path):
     subjects = {"a1": "a", "a2": "a", "b": "b", "c": "c"}
     one = write_run(tmp_path / "one", {"a1": 0.2, "a2": 0.4, "b": 0.5, "c": 0.6}, subjects=subjects)
-    two = write_run(tmp_path / "two", {"a1": 0.4, "a2": 0.6, "b": 0.6, "c": None}, subjects=subjects, threshold=0.3)
+    two = write_run(
+        tmp_path / "two",
+        {"a1": 0.4, "a2": 0.6, "b": 0.6, "c": None},
+        subjects=subjects,
+        threshold=0.3,
+    )
     runs = read_runs([one, two / "evaluation"])
     dice, fpr = compare(runs, measures=["dice", "lesion_fpr"])
     assert (dice.first, dice.second, dice.n_subjects, dice.n_undefined) == ("one", "two", 2, 1)
@@ -184,11 +211,18 @@ def test_runs_of_a_sweep_are_named_by_the_settings_that_differ(tmp_path):
 
 
 def test_seeds_are_averaged_and_do_not_count_as_subjects(tmp_path):
-    seeds = [write_run(tmp_path / f"one{n}", {"a": v, "b": 0.5}, threshold=n / 10) for n, v in ((2, 0.2), (4, 0.4))]
+    seeds = [
+        write_run(tmp_path / f"one{n}", {"a": v, "b": 0.5}, threshold=n / 10)
+        for n, v in ((2, 0.2), (4, 0.4))
+    ]
     others = [write_run(tmp_path / f"two{n}", {"a": 0.5, "b": v}) for n, v in ((2, None), (4, 0.6))]
     runs = [average(read_runs(seeds), name="one"), average(read_runs(others), name="two")]
     (dice,) = compare(runs, measures=["dice"])
-    assert (dice.mean_first, dice.mean_second, dice.n_subjects) == (pytest.approx(0.4), pytest.approx(0.55), 2)
+    assert (dice.mean_first, dice.mean_second, dice.n_subjects) == (
+        pytest.approx(0.4),
+        pytest.approx(0.55),
+        2,
+    )
     assert dice.p == pytest.approx(0.5), "two subjects, not four pairs"
     text = markdown(runs, [dice])
     assert "Each value is the mean of 2 seeds" in text
@@ -198,7 +232,9 @@ def test_seeds_are_averaged_and_do_not_count_as_subjects(tmp_path):
 
 
 def test_latex_escapes_names_and_has_equal_columns(tmp_path):
-    runs = read_runs([write_run(tmp_path / name, {"a": 0.5, "b": 0.7}) for name in ("run_1", "50%_&")])
+    runs = read_runs(
+        [write_run(tmp_path / name, {"a": 0.5, "b": 0.7}) for name in ("run_1", "50%_&")]
+    )
     text = latex(runs, compare(runs, measures=["dice"]))
     assert r"run\_1 & 50\%\_\&" in text
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
@@ -221,13 +257,25 @@ def run_script(*words):
 
 def test_the_script_writes_tables_and_one_figure_of_curves(tmp_path):
     classes = ("core", "<rim>")
-    runs = [write_run(tmp_path / name, {"a": v, "b": 0.7}, classes=classes) for name, v in (("r1", 0.5), ("r2", 0.6))]
+    runs = [
+        write_run(tmp_path / name, {"a": v, "b": 0.7}, classes=classes)
+        for name, v in (("r1", 0.5), ("r2", 0.6))
+    ]
     met = tmp_path / "multirun.yaml"  # as sweep/* names it
-    status, said, errors = run_script(met, *runs, "--output", tmp_path / "out", "--measures", "dice", "pr_auc")
+    status, said, errors = run_script(
+        met, *runs, "--output", tmp_path / "out", "--measures", "dice", "pr_auc"
+    )
     assert (status, errors) == (0, "")
     assert "core: Dice" in said
     assert "2 cases of 2 subjects." in said
-    files = {"comparison.md", "comparison.tex", "comparison.csv", "cases.csv", "pr_curves.png", "pr_curves.pdf"}
+    files = {
+        "comparison.md",
+        "comparison.tex",
+        "comparison.csv",
+        "cases.csv",
+        "pr_curves.png",
+        "pr_curves.pdf",
+    }
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
     with (tmp_path / "out" / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))

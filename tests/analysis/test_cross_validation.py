@@ -10,25 +10,36 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cohort import AFFINE, make_cohort, scan
-from tversky_seg.data.cases import Case, DataError, read_manifest, write_manifest
-from tversky_seg.evaluation import evaluate
-from tversky_seg.folds import judge_folds
-from tversky_seg.predictions import write_prediction
-from tversky_seg.recording import write_json
+from helpers.cohorts import AFFINE, make_cohort, scan
+from tversky_seg.analysis.cross_validation import judge_folds
+from tversky_seg.data.case import Case, DataError, read_manifest, write_manifest
+from tversky_seg.evaluation.evaluator import evaluate
+from tversky_seg.inference.prediction_folder import write_prediction
+from tversky_seg.runtime.recorder import write_json
 
 
-def finish_run(folder: Path, cases: Sequence[Case], held_out: Sequence[int], **settings: Any) -> Path:
+def finish_run(
+    folder: Path, cases: Sequence[Case], held_out: Sequence[int], **settings: Any
+) -> Path:
     """A run directory as training leaves it, with half of each lesion predicted and one false lesion of a voxel."""
-    said = {"checkpoint": folder.name, "classes": {"lesion": [1]}, "threshold": 0.5, "min_volume_mm3": 0.0} | settings
-    parted = [replace(case, split="test" if i in held_out else "train") for i, case in enumerate(cases)]
+    said = {
+        "checkpoint": folder.name,
+        "classes": {"lesion": [1]},
+        "threshold": 0.5,
+        "min_volume_mm3": 0.0,
+    } | settings
+    parted = [
+        replace(case, split="test" if i in held_out else "train") for i, case in enumerate(cases)
+    ]
     write_manifest(parted, folder / "manifest.csv")
     (folder / "predictions").mkdir()
     for i in held_out:
         _, label = scan(i)
         probability = 0.9 * label.astype(np.float32) * (np.arange(label.shape[2]) % 4 < 2)
         probability[0, 0, 0] = 0.7
-        write_prediction(folder / "predictions", cases[i].case_id, probability[None], AFFINE, threshold=0.5)
+        write_prediction(
+            folder / "predictions", cases[i].case_id, probability[None], AFFINE, threshold=0.5
+        )
     write_json(folder / "predictions" / "predictions.json", said)
     tested = [case for case in parted if case.split == "test"]
     evaluate(folder / "predictions", tested, output_dir=folder / "evaluation")
@@ -57,10 +68,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folds(finished: Path, tmp_path: Path) -> list[Path]:
     """A copy of these runs, to be spoilt."""
-    return [shutil.copytree(finished / f"fold{fold}", tmp_path / f"fold{fold}") for fold in range(3)]
+    return [
+        shutil.copytree(finished / f"fold{fold}", tmp_path / f"fold{fold}") for fold in range(3)
+    ]
 
 
-def test_a_folds_smallest_lesion_takes_nothing_from_another_fold(folds: list[Path], tmp_path: Path) -> None:
+def test_a_folds_smallest_lesion_takes_nothing_from_another_fold(
+    folds: list[Path], tmp_path: Path
+) -> None:
     change(folds[0] / "predictions" / "predictions.json", min_volume_mm3=1e9)
     joined = rows(judge_folds(folds, tmp_path / "joined"))
     of_fold = rows(json.loads((folds[1] / "evaluation" / "metrics.json").read_text()))
@@ -68,7 +83,9 @@ def test_a_folds_smallest_lesion_takes_nothing_from_another_fold(folds: list[Pat
     assert {name: joined[name] for name in of_fold} == of_fold
 
 
-def test_a_cohort_of_other_folds_is_judged_anew_and_that_of_the_same_is_kept(folds: list[Path], tmp_path: Path) -> None:
+def test_a_cohort_of_other_folds_is_judged_anew_and_that_of_the_same_is_kept(
+    folds: list[Path], tmp_path: Path
+) -> None:
     written = tmp_path / "joined" / "evaluation" / "metrics.json"
     for n_folds in (2, 3, 1):  # all of them finished before the first was judged
         assert judge_folds(folds[:n_folds], tmp_path / "joined")["n_cases"] == 2 * n_folds
@@ -77,7 +94,9 @@ def test_a_cohort_of_other_folds_is_judged_anew_and_that_of_the_same_is_kept(fol
         assert written.stat().st_mtime_ns == before
 
 
-def test_a_fold_that_is_missing_is_said(folds: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fold_that_is_missing_is_said(
+    folds: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     judge_folds(folds[1:], tmp_path / "joined")
     assert "2 of 6 labelled cases were judged by none of 2 runs, as c0" in caplog.text
     caplog.clear()
@@ -110,6 +129,10 @@ def test_folds_that_are_none_of_one_setting_are_refused(folds: list[Path], tmp_p
 
 def test_a_subject_in_two_folds_is_refused(folds: list[Path], tmp_path: Path) -> None:
     manifest = folds[2] / "manifest.csv"
-    manifest.write_text(manifest.read_text().replace("subject_c0", "another").replace("subject_c4", "subject_c0"))
-    with pytest.raises(DataError, match=r"fold2: subject subject_c0 is held out in two of 3 runs, also in .*fold0"):
+    manifest.write_text(
+        manifest.read_text().replace("subject_c0", "another").replace("subject_c4", "subject_c0")
+    )
+    with pytest.raises(
+        DataError, match=r"fold2: subject subject_c0 is held out in two of 3 runs, also in .*fold0"
+    ):
         judge_folds(folds, tmp_path / "joined")

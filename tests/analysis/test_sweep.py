@@ -13,11 +13,9 @@ import numpy as np
 import pytest
 import yaml
 
-from cohort import make_cohort
-from command_line import train
-from tversky_seg.data.cases import DataError
-from tversky_seg.overlap import overlap_counts
-from tversky_seg.sweeps import (
+from helpers.cohorts import make_cohort
+from helpers.command_line import train
+from tversky_seg.analysis.sweep import (
     figures,
     group,
     latex_table,
@@ -28,9 +26,16 @@ from tversky_seg.sweeps import (
     summarize_settings,
     write_summary,
 )
+from tversky_seg.data.case import DataError
+from tversky_seg.metrics.overlap import overlap_counts
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "summarize.py"
-RULE = {"connectivity": 26, "min_overlap": 0.0, "min_volume_mm3": 0.0, "prediction_min_volume_mm3": 0.0}
+SCRIPT = Path(__file__).parents[2] / "scripts" / "summarize.py"
+RULE = {
+    "connectivity": 26,
+    "min_overlap": 0.0,
+    "min_volume_mm3": 0.0,
+    "prediction_min_volume_mm3": 0.0,
+}
 TVERSKY = "tversky_seg.losses.TverskyLoss"
 
 
@@ -47,7 +52,11 @@ def write_run(folder, values, *, seed=0, fold=0, loss=None, validation=None, vol
               weighting=None, **rule):  # fmt: skip
     """A finished run with these values by case."""
     cases = [
-        {"case_id": case, "subject_id": (subjects or {}).get(case, case), **case_row(v, volume=volume, found=found)}
+        {
+            "case_id": case,
+            "subject_id": (subjects or {}).get(case, case),
+            **case_row(v, volume=volume, found=found),
+        }
         for case, v in values.items()
     ]
     (folder / "evaluation").mkdir(parents=True)
@@ -58,9 +67,14 @@ def write_run(folder, values, *, seed=0, fold=0, loss=None, validation=None, vol
         "data": {"fold": fold, "cache_dir": str(folder)}, "trainer": {"monitor": "dice"}, "output_dir": str(folder),
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    rows = [(step, f"val_{name}", v) for step, of in (validation or {}).items() for name, v in of.items()]
+    rows = [
+        (step, f"val_{name}", v)
+        for step, of in (validation or {}).items()
+        for name, v in of.items()
+    ]
     (folder / "metrics.csv").write_text(
-        "\n".join(["step,name,value", "1,loss,0.5", *(",".join(map(str, row)) for row in rows)]) + "\n"
+        "\n".join(["step,name,value", "1,loss,0.5", *(",".join(map(str, row)) for row in rows)])
+        + "\n"
     )
     return folder
 
@@ -74,7 +88,14 @@ def beta_sweep(root):
                 early = {"dice": 0.1, "f2": 0.99, "sensitivity": 0.1, "precision": 0.9}
                 late = {"dice": 0.2, "f2": val_f2, "sensitivity": value, "precision": 1 - value}
                 where = root / f"loss.beta={beta},data.fold={fold},seed={seed}"
-                write_run(where, values, seed=seed, fold=fold, loss={"beta": beta}, validation={10: early, 20: late})
+                write_run(
+                    where,
+                    values,
+                    seed=seed,
+                    fold=fold,
+                    loss={"beta": beta},
+                    validation={10: early, 20: late},
+                )
     return root
 
 
@@ -111,7 +132,9 @@ def test_folds_make_one_cohort_of_all_subjects(tmp_path):
 
 def test_mean_spread_and_interval_are_those_worked_by_hand(tmp_path):
     settings = group(read_sweep([beta_sweep(tmp_path)]))
-    found = {s.measure: s for s in summarize_settings(settings[:1], measures=["dice", "lesion_tpr"])}
+    found = {
+        s.measure: s for s in summarize_settings(settings[:1], measures=["dice", "lesion_tpr"])
+    }
     # seed 0: 0.4 0.2 0.4 0.2, seed 1: 0.5 0.2 0.5 0.2
     assert found["dice"].mean == pytest.approx((0.3 + 0.35) / 2)
     assert found["dice"].sd == pytest.approx(np.std([0.3, 0.35], ddof=1))
@@ -122,7 +145,9 @@ def test_mean_spread_and_interval_are_those_worked_by_hand(tmp_path):
 
 def test_pooled_rates_equal_those_of_all_voxels_together(tmp_path):
     rng = np.random.default_rng(0)
-    masks = [(rng.random(200) < a, rng.random(200) < b) for a, b in ((0.1, 0.3), (0.5, 0.2), (0.3, 0.02))]
+    masks = [
+        (rng.random(200) < a, rng.random(200) < b) for a, b in ((0.1, 0.3), (0.5, 0.2), (0.3, 0.02))
+    ]
     run = write_run(tmp_path / "run", {"a": 0.5, "b": 0.5, "c": 0.5})
     metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
     for row, (prediction, reference) in zip(metrics["cases"], masks, strict=True):
@@ -154,7 +179,9 @@ def test_undefined_values_are_left_out_and_an_undefined_measure_is_a_dash(tmp_pa
     for row in metrics["cases"]:
         row["pr_auc"] = None
     path.write_text(json.dumps(metrics))
-    table = markdown_table(summarize_settings(group(read_sweep([run])), measures=["dice", "pr_auc"]))
+    table = markdown_table(
+        summarize_settings(group(read_sweep([run])), measures=["dice", "pr_auc"])
+    )
     assert table.splitlines()[-1] == "| all runs | 0.500 | – |"
 
 
@@ -164,7 +191,10 @@ def test_undefined_values_are_left_out_and_an_undefined_measure_is_a_dash(tmp_pa
         ({"loss._target_": TVERSKY, "loss.alpha": None, "loss.beta": None}, (0.3, 0.7)),
         ({"loss._target_": TVERSKY, "loss.alpha": 0.2, "loss.beta": None}, (0.2, 0.8)),
         ({"loss._target_": "tversky_seg.losses.DiceLoss"}, (0.5, 0.5)),
-        ({"loss._target_": "tversky_seg.losses.AsymmetricSimilarityLoss", "loss.b": 2.0}, (0.2, 0.8)),
+        (
+            {"loss._target_": "tversky_seg.losses.AsymmetricSimilarityLoss", "loss.b": 2.0},
+            (0.2, 0.8),
+        ),
         ({"loss._target_": "tversky_seg.losses.BCELoss"}, None),
     ],
 )
@@ -195,7 +225,10 @@ def test_validation_recommends_whatever_the_test_cases_say(tmp_path):
     settings = group(read_sweep([beta_sweep(tmp_path)]))  # on the test cases 0.9 is best
     best, said = recommend(settings, "f2")
     assert best.weights == pytest.approx((0.3, 0.7))
-    assert said == "Recommended for f2, by validation alone (12 runs): loss.alpha=0.3, loss.beta=0.7 (F2 0.700 there)."
+    assert (
+        said
+        == "Recommended for f2, by validation alone (12 runs): loss.alpha=0.3, loss.beta=0.7 (F2 0.700 there)."
+    )
 
 
 def test_a_recall_that_is_asked_for_leaves_the_most_precise_setting(tmp_path):
@@ -219,7 +252,10 @@ def test_nothing_is_recommended_where_the_goal_is_undefined_on_validation(tmp_pa
         undefined = {10: {"dice": "nan", "f2": "nan", "lesion_f1": 0.5}}
         write_run(tmp_path / str(beta), {"x": 0.5}, loss={"beta": beta}, validation=undefined)
     best, said = recommend(group(read_sweep([tmp_path])), "f2")
-    assert (best, said) == (None, "No setting is recommended: F2 is undefined on the validation cases of all.")
+    assert (best, said) == (
+        None,
+        "No setting is recommended: F2 is undefined on the validation cases of all.",
+    )
 
 
 def test_an_unknown_goal_is_refused(tmp_path):
@@ -249,7 +285,9 @@ def test_runs_that_are_not_finished_are_named(tmp_path):
     assert status == 0
     assert f"1 run not finished and left out, as {tmp_path / 'seed1'}." in out
     (tmp_path / "seed0" / "evaluation" / "metrics.json").write_text("{")
-    assert run_script(tmp_path)[2].endswith(f"(1 run not finished and left out, as {tmp_path / 'seed1'})\n")
+    assert run_script(tmp_path)[2].endswith(
+        f"(1 run not finished and left out, as {tmp_path / 'seed1'})\n"
+    )
 
 
 def test_a_run_made_again_under_another_name_counts_once(tmp_path, caplog):
@@ -288,7 +326,9 @@ def test_settings_judged_by_other_references_or_rules_are_refused(tmp_path, othe
 def test_a_case_judged_twice_in_one_setting_is_refused(tmp_path):
     for fold in (0, 1):
         write_run(tmp_path / str(fold), {"x": 0.5}, fold=fold)
-    with pytest.raises(DataError, match="case x was judged by another run of the same setting and seed"):
+    with pytest.raises(
+        DataError, match="case x was judged by another run of the same setting and seed"
+    ):
         group(read_sweep([tmp_path]))
 
 
@@ -325,9 +365,15 @@ def test_lines_join_settings_that_differ_in_alpha_and_beta_alone(tmp_path):
     write_run(tmp_path / "alone", {"x": 0.6}, loss={"beta": 0.7, "smooth": 0.0})
     drawn = figures(group(read_sweep([tmp_path])))
     frontier = drawn["frontier"].axes[0]
-    assert sorted(line.get_label() for line in frontier.lines) == ["inverse_weights", "no weighting"]
+    assert sorted(line.get_label() for line in frontier.lines) == [
+        "inverse_weights",
+        "no weighting",
+    ]
     assert {len(line.get_xdata()) for line in frontier.lines} == {2}
-    assert sorted(axes.get_title() for axes in drawn["beta"].axes) == ["inverse_weights", "no weighting"]
+    assert sorted(axes.get_title() for axes in drawn["beta"].axes) == [
+        "inverse_weights",
+        "no weighting",
+    ]
 
 
 def test_one_setting_shows_its_runs_and_writes_no_figure(tmp_path):
@@ -341,7 +387,9 @@ def test_one_setting_shows_its_runs_and_writes_no_figure(tmp_path):
 
 
 def test_latex_escapes_and_balances(tmp_path):
-    table = latex_table(summarize_settings(group(read_sweep([beta_sweep(tmp_path)])), measures=["dice"]))
+    table = latex_table(
+        summarize_settings(group(read_sweep([beta_sweep(tmp_path)])), measures=["dice"])
+    )
     assert table.count(r"\\") == 4
     assert r"0.325 $\pm$ 0.035" in table
     loss = {"_target_": "a_package.losses.Own", "form": "x^2~{y}"}
@@ -355,7 +403,9 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path):
     settings = group(read_sweep([beta_sweep(tmp_path / "runs")]))
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="cannot be written"):
-        write_summary(settings, summarize_settings(settings), "", output_dir=tmp_path / "file" / "out")
+        write_summary(
+            settings, summarize_settings(settings), "", output_dir=tmp_path / "file" / "out"
+        )
 
 
 # A sweep as train.py makes it
@@ -363,14 +413,21 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path):
 
 def stamps(folder):
     """When each file was written last, but for the log, TensorBoard's copy and Hydra's note of the sweep."""
-    files = [path for path in folder.rglob("*.*") if path.is_file() and "tensorboard" not in path.parts]
+    files = [
+        path for path in folder.rglob("*.*") if path.is_file() and "tensorboard" not in path.parts
+    ]
     files = [path for path in files if path.name not in ("train.log", "multirun.yaml")]
     return {path: path.stat().st_mtime_ns for path in files}
 
 
 def test_a_sweep_is_finished_where_it_was_left_and_never_written_over(tmp_path):
     manifest, sweep = make_cohort(tmp_path / "cohort", n=4), tmp_path / "sweep"
-    words = ("trainer.max_steps=2", "evaluation.n_bootstrap=10", "evaluation.viewer=none", "data.folds=2")
+    words = (
+        "trainer.max_steps=2",
+        "evaluation.n_bootstrap=10",
+        "evaluation.viewer=none",
+        "data.folds=2",
+    )
     grid = ("-m", "loss.beta=0.5,0.9", "data.fold=0,1")
     assert train(manifest, sweep, *grid, *words).status == 0
     runs = sorted(path for path in sweep.iterdir() if path.is_dir())
@@ -388,7 +445,9 @@ def test_a_sweep_is_finished_where_it_was_left_and_never_written_over(tmp_path):
         cohort = next((tmp_path / "summary" / "cohorts").glob(f"*loss.beta={beta}*")) / "seed0"
         assert str(cohort / "evaluation" / "report.html") in out
         metrics = json.loads((cohort / "evaluation" / "metrics.json").read_text())
-        assert metrics["n_cases"] == 4, "all subjects, each predicted by the fold that did not train on it"
+        assert metrics["n_cases"] == 4, (
+            "all subjects, each predicted by the fold that did not train on it"
+        )
     compared = (tmp_path / "summary" / "comparison" / "comparison.md").read_text()
     assert "loss.beta=0.5" in compared
     assert "loss.beta=0.9" in compared
@@ -398,13 +457,28 @@ def test_a_sweep_is_finished_where_it_was_left_and_never_written_over(tmp_path):
     shutil.rmtree(runs[1])  # of this one all
     assert train(manifest, sweep, *grid, *words).status == 0
     after = stamps(sweep)
-    kept = [path for path in before if runs[1] not in path.parents and runs[0] / "evaluation" not in path.parents]
-    assert [path for path in kept if path.parents[0].name == "checkpoints" and before[path] != after[path]] == []
+    kept = [
+        path
+        for path in before
+        if runs[1] not in path.parents and runs[0] / "evaluation" not in path.parents
+    ]
+    assert [
+        path
+        for path in kept
+        if path.parents[0].name == "checkpoints" and before[path] != after[path]
+    ] == []
     whole = [path for path in kept if runs[0] not in path.parents]
     assert {path: before[path] for path in whole} == {path: after[path] for path in whole}
     assert after.keys() == before.keys()
 
-    assert train(manifest, sweep, "-m", "loss.beta=0.5", "data.fold=0", "optimizer.lr=0.1", *words).status == 0
-    assert len([path for path in sweep.iterdir() if path.is_dir()]) == 5, "other settings, another directory"
+    assert (
+        train(
+            manifest, sweep, "-m", "loss.beta=0.5", "data.fold=0", "optimizer.lr=0.1", *words
+        ).status
+        == 0
+    )
+    assert len([path for path in sweep.iterdir() if path.is_dir()]) == 5, (
+        "other settings, another directory"
+    )
     again = stamps(sweep)
     assert {path: again[path] for path in after} == after

@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cohort import add_case, save, write_rows
-from command_line import call
-from test_reproduce import isbi_submission, masks
-from tversky_seg.data.cases import DataError
+from helpers.cohorts import add_case, save, write_rows
+from helpers.command_line import call
+from helpers.isbi import isbi_submission, masks
+from tversky_seg.data.case import DataError
 
 
 def test_a_submission_from_nowhere_or_to_nowhere_is_one_line(tmp_path: Path) -> None:
     folder = masks(tmp_path / "masks")
-    with pytest.raises(DataError, match=r"none: no such folder; expected the one that predict\.py wrote"):
+    with pytest.raises(
+        DataError, match=r"none: no such folder; expected the one that predict\.py wrote"
+    ):
         isbi_submission.pack(tmp_path / "none", tmp_path / "out.zip", method="asl")
     for output in (tmp_path / "none" / "out.zip", folder):
         with pytest.raises(DataError, match=rf"--output: {output} cannot be a file there"):
@@ -25,7 +27,9 @@ def test_a_submission_from_nowhere_or_to_nowhere_is_one_line(tmp_path: Path) -> 
         isbi_submission.pack(folder, tmp_path / "out.zip", method="asl")
 
 
-def test_training_scans_are_judged_by_both_raters_beside_test_scans_without_labels(tmp_path: Path) -> None:
+def test_training_scans_are_judged_by_both_raters_beside_test_scans_without_labels(
+    tmp_path: Path,
+) -> None:
     """As scripts/import_isbi2015.py lists the whole download: the official test set has its split, and no label."""
     rows = [add_case(tmp_path, f"training0{i}_01", seed=i) for i in (1, 2)]
     for row in rows:
@@ -36,7 +40,11 @@ def test_training_scans_are_judged_by_both_raters_beside_test_scans_without_labe
     save(tmp_path / "training01_01_mask2.nii.gz", np.zeros((24, 26, 22), np.uint8))
     test = add_case(tmp_path, "test01_01", seed=3) | {"label": "", "label_2": "", "split": "test"}
     manifest = write_rows(tmp_path / "m.csv", [*rows, test])
-    words = ("evaluation.pattern='{case_id}_found.nii.gz'", "evaluation=isbi2015", f"output_dir={tmp_path / 'out'}")
+    words = (
+        "evaluation.pattern='{case_id}_found.nii.gz'",
+        "evaluation=isbi2015",
+        f"output_dir={tmp_path / 'out'}",
+    )
     outcome = call("evaluate", f"predictions={tmp_path}", f"manifest={manifest}", *words)
     assert outcome.status == 0, outcome.stderr
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())

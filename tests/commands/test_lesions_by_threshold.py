@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cohort import save, write_rows
+from helpers.cohorts import save, write_rows
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "lesions_by_threshold.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "lesions_by_threshold.py"
 SHAPE = (12, 12, 12)
 
 
@@ -75,7 +75,9 @@ def test_points_by_hand(folder):
     ):
         inside = (thresholds > low + 0.01) & (thresholds < high - 0.01)
         assert inside.any()
-        np.testing.assert_allclose(points[inside], np.broadcast_to(expected, (inside.sum(), 4)), rtol=1e-6)
+        np.testing.assert_allclose(
+            points[inside], np.broadcast_to(expected, (inside.sum(), 4)), rtol=1e-6
+        )
 
 
 def test_at_equal_false_lesions_from_the_strictest_threshold_down():
@@ -112,7 +114,14 @@ def test_masks_alone_are_refused(folder, tmp_path):
     save(tmp_path / "predictions" / "a_mask.nii.gz", label)
     write_rows(
         tmp_path / "manifest.csv",
-        [{"case_id": "a", "subject_id": "a", "FLAIR": (file := str(folder / "a_label.nii.gz")), "label": file}],
+        [
+            {
+                "case_id": "a",
+                "subject_id": "a",
+                "FLAIR": (file := str(folder / "a_label.nii.gz")),
+                "label": file,
+            }
+        ],
     )
     status, _, err = run_script(tmp_path)
     assert status == 2

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cohort import make_cohort
-from command_line import ROOT, call
+from helpers.cohorts import make_cohort
+from helpers.command_line import ROOT, call
 
 NOTEBOOK = json.loads((ROOT / "docs" / "first_steps.ipynb").read_text())
 CELLS = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
@@ -22,7 +22,12 @@ def after(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for cell in CELLS:
         exec("".join(cell["source"]), names)
         if "parameters" in cell["metadata"].get("tags", ()):
-            names |= {"folder": here / "scans", "output_dir": here / "run", "patch_size": 16, "max_steps": 2}
+            names |= {
+                "folder": here / "scans",
+                "output_dir": here / "run",
+                "patch_size": 16,
+                "max_steps": 2,
+            }
     return names
 
 
@@ -30,12 +35,19 @@ def test_the_notebook_goes_from_a_folder_to_a_report(after: dict[str, Any]) -> N
     folder: Path = after["output_dir"]
     assert (folder / "evaluation" / "report.html").exists()
     metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
-    assert {case["case_id"] for case in metrics["cases"]} == {case.case_id for case in after["split"].test}
+    assert {case["case_id"] for case in metrics["cases"]} == {
+        case.case_id for case in after["split"].test
+    }
     assert after["faults"] == {}
 
 
 def test_predict_takes_the_notebooks_checkpoint(after: dict[str, Any], tmp_path: Path) -> None:
-    outcome = call("predict", f"checkpoint={after['best']}", f"input={after['folder']}", f"output_dir={tmp_path}")
+    outcome = call(
+        "predict",
+        f"checkpoint={after['best']}",
+        f"input={after['folder']}",
+        f"output_dir={tmp_path}",
+    )
     assert outcome.status == 0, outcome.stderr
     case_id = after["split"].test[0].case_id
     assert (tmp_path / f"{case_id}_mask.nii.gz").exists()
@@ -44,7 +56,11 @@ def test_predict_takes_the_notebooks_checkpoint(after: dict[str, Any], tmp_path:
 def test_other_settings_have_another_folder_so_that_no_finished_run_is_taken_for_theirs() -> None:
     parameters = "".join(CELLS[0]["source"])
     folders = set()
-    for source in (parameters, parameters.replace("0.3, 0.7", "0.2, 0.8"), parameters.replace("500", "900")):
+    for source in (
+        parameters,
+        parameters.replace("0.3, 0.7", "0.2, 0.8"),
+        parameters.replace("500", "900"),
+    ):
         names: dict[str, Any] = {}
         exec(source, names)
         folders.add(names["output_dir"])

@@ -12,22 +12,27 @@ import numpy as np
 import pytest
 import torch
 
-from cohort import MODALITIES, add_case, make_cohort, write_rows
-from command_line import Outcome, call, train
-from tversky_seg.checkpoints import checksum
-from tversky_seg.data.preprocessing import Preprocessing
-from tversky_seg.data.volumes import read_volume
-from tversky_seg.inference import Inference
+from helpers.cohorts import MODALITIES, add_case, make_cohort, write_rows
+from helpers.command_line import Outcome, call, train
+from tversky_seg.data.nifti import read_volume
+from tversky_seg.data.preprocessing.pipeline import Preprocessing
+from tversky_seg.inference.predict import Inference
 from tversky_seg.models import UNet3D
+from tversky_seg.runtime.checkpoints import checksum
 
 MODEL = {"_target_": "tversky_seg.models.UNet3D", "width": 4, "n_levels": 2, "prior": 0.5}
 
 
-def a_checkpoint(path: Path, seed: int = 0, *, threshold: float = 0.5, dropout: float = 0.0, **changed: Any) -> Path:
+def a_checkpoint(
+    path: Path, seed: int = 0, *, threshold: float = 0.5, dropout: float = 0.0, **changed: Any
+) -> Path:
     """As train.py writes it, of a network that has learnt nothing."""
     torch.manual_seed(seed)
     preprocessing = {"modalities": list(MODALITIES), "classes": {"lesion": [1]}, **changed}
-    channels = {"in_channels": len(preprocessing["modalities"]), "out_channels": len(preprocessing["classes"])}
+    channels = {
+        "in_channels": len(preprocessing["modalities"]),
+        "out_channels": len(preprocessing["classes"]),
+    }
     state = {
         "model": UNet3D(width=4, n_levels=2, prior=0.5, **channels).state_dict(),
         "config": {"model": MODEL, "augmentation": {"dropout_probability": dropout}},
@@ -51,7 +56,9 @@ def images(tmp_path: Path) -> Path:
 
 
 def predict(checkpoint: object, given: object, output_dir: Path, *words: str) -> Outcome:
-    return call("predict", f"checkpoint={checkpoint}", f"input={given}", f"output_dir={output_dir}", *words)
+    return call(
+        "predict", f"checkpoint={checkpoint}", f"input={given}", f"output_dir={output_dir}", *words
+    )
 
 
 def probability_of(folder: Path, case_id: str = "a") -> np.ndarray:
@@ -71,8 +78,13 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 # Ensembles
 
 
-def test_an_ensemble_is_the_mean_of_its_members_and_keeps_every_checksum(tmp_path: Path, images: Path) -> None:
-    paths = [a_checkpoint(tmp_path / f"run{i}" / "checkpoints" / "best.pt", i, threshold=0.4 + i / 10) for i in (0, 1)]
+def test_an_ensemble_is_the_mean_of_its_members_and_keeps_every_checksum(
+    tmp_path: Path, images: Path
+) -> None:
+    paths = [
+        a_checkpoint(tmp_path / f"run{i}" / "checkpoints" / "best.pt", i, threshold=0.4 + i / 10)
+        for i in (0, 1)
+    ]
     for i, path in enumerate(paths):
         assert predict(path, images, tmp_path / f"p{i}").status == 0
     forms = {
@@ -100,7 +112,9 @@ def test_votes_and_uncertainty_maps(tmp_path: Path, images: Path) -> None:
     np.testing.assert_allclose(shares * 3, np.rint(shares * 3), atol=1e-3)
     assert (tmp_path / "votes" / "a_uncertainty.nii.gz").is_file()
     assert settings_of(tmp_path / "votes")["uncertainty"] == "entropy"
-    outcome = predict(members, images, tmp_path / "mean", "uncertainty=disagreement", "inference.tta=[none,xy]")
+    outcome = predict(
+        members, images, tmp_path / "mean", "uncertainty=disagreement", "inference.tta=[none,xy]"
+    )
     assert outcome.status == 0, outcome.stderr
     assert read_volume(tmp_path / "mean" / "a_uncertainty.nii.gz").data.max() > 0
     outcome = predict(paths[0], images, tmp_path / "lonely", "uncertainty=disagreement")
@@ -131,7 +145,10 @@ def test_checkpoints_that_are_none_are_one_line(tmp_path: Path, images: Path) ->
     assert "no file matches" in predict(f"{tmp_path}/none*.pt", images, tmp_path / "p").error
     assert "a.pt stands twice" in predict(f"[{path},{path}]", images, tmp_path / "p").error
     assert "none given" in predict("[]", images, tmp_path / "p").error
-    assert "b.pt: no such file" in predict(f"[{path},{tmp_path / 'b.pt'}]", images, tmp_path / "p").error
+    assert (
+        "b.pt: no such file"
+        in predict(f"[{path},{tmp_path / 'b.pt'}]", images, tmp_path / "p").error
+    )
 
 
 # Settings
@@ -141,7 +158,9 @@ def test_a_glob_of_runs_passes_over_what_is_no_run_and_tells_which_are_in_traini
     tmp_path: Path, images: Path
 ) -> None:
     for fold in range(2):
-        run = a_checkpoint(tmp_path / "cv" / f"fold={fold}" / "checkpoints" / "best.pt", seed=fold).parents[1]
+        run = a_checkpoint(
+            tmp_path / "cv" / f"fold={fold}" / "checkpoints" / "best.pt", seed=fold
+        ).parents[1]
         (run / "config.yaml").write_text("seed: 0")
     (tmp_path / "cv" / "fold=0" / "predictions").mkdir()
     (tmp_path / "cv" / "summary").mkdir()
@@ -150,7 +169,9 @@ def test_a_glob_of_runs_passes_over_what_is_no_run_and_tells_which_are_in_traini
     assert outcome.status == 0, outcome.stderr
     assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["checkpoint"]) == 2
     assert "training is not finished" in outcome.stdout + outcome.stderr
-    assert "fold=0" not in (outcome.stdout + outcome.stderr).partition("training is not finished")[2]
+    assert (
+        "fold=0" not in (outcome.stdout + outcome.stderr).partition("training is not finished")[2]
+    )
     (tmp_path / "cv" / "fold=1" / "checkpoints" / "best.pt").unlink()
     outcome = predict(f"{tmp_path}/cv/*", images, tmp_path / "out2")
     assert outcome.status == 2
@@ -168,7 +189,10 @@ def test_views_and_windows_may_be_set_and_are_written_down(tmp_path: Path, image
         outcome = predict(path, images, tmp_path / name, *words)
         assert outcome.status == 0, outcome.stderr
     for name in ("rotations", "whole", "order"):
-        assert np.abs(probability_of(tmp_path / name) - probability_of(tmp_path / "plain")).max() > 1e-4
+        assert (
+            np.abs(probability_of(tmp_path / name) - probability_of(tmp_path / "plain")).max()
+            > 1e-4
+        )
     assert settings_of(tmp_path / "rotations")["tta"] == "rotations180"
     assert settings_of(tmp_path / "whole")["patch_size"] == "whole"
     assert settings_of(tmp_path / "order")["spline_order"] == 3
@@ -193,17 +217,27 @@ def test_wrong_settings_are_one_line(tmp_path: Path, images: Path, word: str, fo
     assert not (tmp_path / "p").exists()
 
 
-def test_threshold_and_size_of_the_checkpoint_are_used_unless_set(tmp_path: Path, images: Path) -> None:
+def test_threshold_and_size_of_the_checkpoint_are_used_unless_set(
+    tmp_path: Path, images: Path
+) -> None:
     path = a_checkpoint(tmp_path / "a.pt", threshold=0.45)
     outcome = predict(path, images, tmp_path / "kept")
     assert "threshold" in outcome.stdout
-    assert (settings_of(tmp_path / "kept")["threshold"], settings_of(tmp_path / "kept")["min_volume_mm3"]) == (0.45, 9)
+    assert (
+        settings_of(tmp_path / "kept")["threshold"],
+        settings_of(tmp_path / "kept")["min_volume_mm3"],
+    ) == (0.45, 9)
     predict(path, images, tmp_path / "set", "inference.threshold=0.3", "inference.min_volume_mm3=0")
-    assert (settings_of(tmp_path / "set")["threshold"], settings_of(tmp_path / "set")["min_volume_mm3"]) == (0.3, 0)
+    assert (
+        settings_of(tmp_path / "set")["threshold"],
+        settings_of(tmp_path / "set")["min_volume_mm3"],
+    ) == (0.3, 0)
 
 
 def test_a_run_chooses_for_its_goal_keeps_its_views_and_predict_follows(tmp_path: Path) -> None:
-    manifest = make_cohort(tmp_path / "cohort", n=5, splits=["train", "train", "train", "val", "test"])
+    manifest = make_cohort(
+        tmp_path / "cohort", n=5, splits=["train", "train", "train", "val", "test"]
+    )
     words = ["inference.goal=recall=0.9", "inference.tta=[none,xy]", "trainer.max_steps=2"]
     outcome = train(manifest, tmp_path / "run", *words)
     assert outcome.status == 0, outcome.stderr
@@ -239,13 +273,20 @@ def as_bids(images: Path, folder: Path, *, session: str | None = None) -> Path:
 
 
 @pytest.mark.parametrize("session", [None, "02"])
-def test_a_bids_folder_is_predicted_as_its_files_are(tmp_path: Path, images: Path, session: str | None) -> None:
-    path, bids = a_checkpoint(tmp_path / "a.pt"), as_bids(images, tmp_path / "bids", session=session)
+def test_a_bids_folder_is_predicted_as_its_files_are(
+    tmp_path: Path, images: Path, session: str | None
+) -> None:
+    path, bids = (
+        a_checkpoint(tmp_path / "a.pt"),
+        as_bids(images, tmp_path / "bids", session=session),
+    )
     assert predict(path, images, tmp_path / "plain").status == 0
     outcome = predict(path, bids, tmp_path / "p")
     assert outcome.status == 0, outcome.stderr
     stem = "sub-a" if session is None else "sub-a_ses-02"
-    np.testing.assert_array_equal(probability_of(tmp_path / "p", stem), probability_of(tmp_path / "plain"))
+    np.testing.assert_array_equal(
+        probability_of(tmp_path / "p", stem), probability_of(tmp_path / "plain")
+    )
     assert predict(path, bids, tmp_path / "one", f"case_id={stem}").status == 0
     assert len(list((tmp_path / "one").glob("*_mask.nii.gz"))) == 1
 
@@ -269,9 +310,14 @@ def test_a_missing_modality_is_0_where_channels_were_dropped_in_training(
     if form == "files":
         given = f"{{FLAIR: {images / 'a_FLAIR.nii.gz'}}}"
     elif form == "manifest":
-        files = [{"FLAIR": f"{name}_FLAIR.nii.gz", "T1": "" if name == "a" else "b_T1.nii.gz"} for name in "ab"]
+        files = [
+            {"FLAIR": f"{name}_FLAIR.nii.gz", "T1": "" if name == "a" else "b_T1.nii.gz"}
+            for name in "ab"
+        ]
         ids = [{"case_id": name, "subject_id": name} for name in "ab"]
-        given = write_rows(images / "manifest.csv", [i | f for i, f in zip(ids, files, strict=True)])
+        given = write_rows(
+            images / "manifest.csv", [i | f for i, f in zip(ids, files, strict=True)]
+        )
     elif form == "bids":
         shutil.copy(images / "b_T1.nii.gz", images / "a_T1.nii.gz")
         given = as_bids(images, tmp_path / "bids")
@@ -282,7 +328,9 @@ def test_a_missing_modality_is_0_where_channels_were_dropped_in_training(
     assert outcome.stdout.count(f"no T1: {case_id})") == 1
     assert probability_of(tmp_path / "p", case_id).max() > 0
     strict = a_checkpoint(tmp_path / "strict.pt")
-    error = predict(strict, given, tmp_path / "q", *(["case_id=a"] if form == "files" else [])).error
+    error = predict(
+        strict, given, tmp_path / "q", *(["case_id=a"] if form == "files" else [])
+    ).error
     assert "T1" in error
 
 
@@ -306,7 +354,9 @@ def test_a_failing_case_is_listed_once_at_the_end(tmp_path: Path, images: Path) 
     assert (tmp_path / "p" / "b_mask.nii.gz").is_file()
 
 
-def test_the_lesion_table_has_the_distance_to_the_edge_of_the_brain(tmp_path: Path, images: Path) -> None:
+def test_the_lesion_table_has_the_distance_to_the_edge_of_the_brain(
+    tmp_path: Path, images: Path
+) -> None:
     path = a_checkpoint(tmp_path / "a.pt")
     predict(path, images, tmp_path / "p", "inference.threshold=0.55", "inference.min_volume_mm3=0")
     rows = rows_of(tmp_path / "p")
@@ -346,5 +396,7 @@ def test_a_stopped_prediction_goes_on_from_its_journal(
     assert predict(path, images, tmp_path / "p", *words).status == 130
     monkeypatch.undo()
     assert predict(path, images, tmp_path / "p", *words).status == 0
-    assert (tmp_path / "p" / "lesions.csv").read_text() == (tmp_path / "once" / "lesions.csv").read_text()
+    assert (tmp_path / "p" / "lesions.csv").read_text() == (
+        tmp_path / "once" / "lesions.csv"
+    ).read_text()
     assert not list((tmp_path / "p").glob(".*"))

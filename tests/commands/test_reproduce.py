@@ -1,16 +1,14 @@
 """The scripts that rerun the papers' tables: what they plan, that its settings are valid, and what they write."""
 
-import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from unittest import mock
 
 import nibabel as nib
@@ -19,27 +17,16 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from cohort import save
-from command_line import ROOT, call
-from test_config import composed
-from tversky_seg.config import build, check_config
-from tversky_seg.data.cases import Case, DataError, read_manifest
-from tversky_seg.folds import judge_folds
+from helpers.command_line import ROOT, call, composed, script
+from helpers.isbi import isbi_submission, masks
+from tversky_seg.analysis.cross_validation import judge_folds
+from tversky_seg.config.entry_point import build, check_config
+from tversky_seg.data.case import Case, DataError, read_manifest
 
 PAPERS = ("salehi2017", "hashemi2018_msseg", "hashemi2018_isbi", "shirokikh2020")
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-reproduce, isbi_submission = script("reproduce"), script("isbi_submission")
+reproduce = script("reproduce")
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +51,15 @@ def test_every_planned_command_has_valid_settings(name: str, scale: str) -> None
     for job in list(first_of_rows.values())[:: 1 if scale == "small" else 20]:
         cfg = composed(*job.words)
         check_config(cfg, config_name="train")
-        for key in ("data", "sampler", "augmentation", "loss", "optimizer", "schedule", "inference"):
+        for key in (
+            "data",
+            "sampler",
+            "augmentation",
+            "loss",
+            "optimizer",
+            "schedule",
+            "inference",
+        ):
             build(cfg, key)
         assert cfg.data.importer.n_test == 0
         assert (cfg.trainer.max_steps <= 600) == (scale == "small")
@@ -95,7 +90,9 @@ def test_the_test_subjects_of_msseg_stay_out_of_the_folds(tmp_path: Path) -> Non
     moved.mkdir()
     for part in ("Training", "Testing"):
         (tmp_path / part).rename(moved / part)
-    reproduce.link_training(reproduce.request_of(environment | {"DATA": str(moved)}, "salehi2017", ()))
+    reproduce.link_training(
+        reproduce.request_of(environment | {"DATA": str(moved)}, "salehi2017", ())
+    )
     assert (root / "Training").resolve() == moved / "Training"
 
 
@@ -116,34 +113,54 @@ def test_the_submission_names_all_folds_whatever_the_folder_is_called(
     request = reproduce.request_of(environment, "hashemi2018_isbi", ())
     jobs = list(reproduce.plan(reproduce.PAPERS["hashemi2018_isbi"], request))
     called: list[list[str]] = []
-    monkeypatch.setitem(reproduce.submit.__globals__, "find_isbi2015", lambda _: [Case("c", "s", {"FLAIR": out}, ())])
+    monkeypatch.setitem(
+        reproduce.submit.__globals__,
+        "find_isbi2015",
+        lambda _: [Case("c", "s", {"FLAIR": out}, ())],
+    )
     monkeypatch.setattr(subprocess, "run", lambda words, check: called.append(words))
     reproduce.submit(request, jobs)
     predict, pack = called
-    override = OverridesParser.create().parse_override(next(word for word in predict if word.startswith("checkpoint")))
+    override = OverridesParser.create().parse_override(
+        next(word for word in predict if word.startswith("checkpoint"))
+    )
     assert [str(name) for name in override.value()] == [str(job.folder) for job in jobs]
     assert pack[-1] == str(out / "submissions" / "asl_b15.zip")
 
 
 def test_seeds_rows_and_further_words_are_taken() -> None:
-    jobs = jobs_of("salehi2017", "trainer.threads=1", SEEDS="3 4", ROWS="tversky_b07", OUT="somewhere")
+    jobs = jobs_of(
+        "salehi2017", "trainer.threads=1", SEEDS="3 4", ROWS="tversky_b07", OUT="somewhere"
+    )
     assert [(job.row, job.seed, job.folder.as_posix()) for job in jobs] == [
-        ("tversky_b07", seed, f"somewhere/tversky_b07/fold{fold}_seed{seed}") for seed in (3, 4) for fold in (0, 1)
+        ("tversky_b07", seed, f"somewhere/tversky_b07/fold{fold}_seed{seed}")
+        for seed in (3, 4)
+        for fold in (0, 1)
     ]
     assert all("trainer.threads=1" in job.words for job in jobs)
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_a_dry_run_of_the_shell_script_prints_a_command_for_each_run(name: str, tmp_path: Path) -> None:
-    environment = os.environ | {"DRY_RUN": "1", "PYTHON": sys.executable, "OUT": str(tmp_path / "out")}
+def test_a_dry_run_of_the_shell_script_prints_a_command_for_each_run(
+    name: str, tmp_path: Path
+) -> None:
+    environment = os.environ | {
+        "DRY_RUN": "1",
+        "PYTHON": sys.executable,
+        "OUT": str(tmp_path / "out"),
+    }
     if name != "salehi2017":  # a process of its own once; the others differ in a word
-        assert f'reproduce.py" {name} "$@"' in (ROOT / "scripts" / f"reproduce_{name}.sh").read_text()
+        assert (
+            f'reproduce.py" {name} "$@"' in (ROOT / "scripts" / f"reproduce_{name}.sh").read_text()
+        )
         return
     line = [str(ROOT / "scripts" / f"reproduce_{name}.sh"), "trainer.threads=1"]
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 10
-    assert all("train.py 'experiment=[salehi2017/tversky_b" in line for line in done.stdout.splitlines())
+    assert all(
+        "train.py 'experiment=[salehi2017/tversky_b" in line for line in done.stdout.splitlines()
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -153,7 +170,9 @@ def test_a_shell_script_says_that_nothing_is_installed(name: str, tmp_path: Path
     python.write_text("#!/bin/sh\nexit 1\n")
     python.chmod(0o755)
     line = [str(ROOT / "scripts" / f"reproduce_{name}.sh")]
-    done = subprocess.run(line, env=os.environ | {"PYTHON": str(python)}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        line, env=os.environ | {"PYTHON": str(python)}, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: {python}: tversky_seg is not installed; run make setup\n"
 
@@ -163,7 +182,9 @@ def test_the_table_says_whose_numbers_stand_beside_ours(dataset: str) -> None:
     request = reproduce.request_of({"DATASET": dataset}, "shirokikh2020", ())
     text = reproduce.table(reproduce.PAPERS["shirokikh2020"], request, {"iwdl": [{"n_cases": 15}]})
     assert {"lits": ", LiTS**", "luna16": ", LUNA16**"}[dataset] in text
-    assert {"lits": "| iwdl | paper | 0.49 | 0.79 |", "luna16": "| iwdl | paper | 0.77 | 0.83 |"}[dataset] in text
+    assert {"lits": "| iwdl | paper | 0.49 | 0.79 |", "luna16": "| iwdl | paper | 0.77 | 0.83 |"}[
+        dataset
+    ] in text
 
 
 @pytest.mark.parametrize(
@@ -177,7 +198,9 @@ def test_what_cannot_be_run_is_refused(environment: dict[str, str], found: str) 
         reproduce.request_of(environment, "salehi2017", ())
 
 
-@pytest.mark.parametrize("word", ["seed=3", "data.fold=1", "output_dir=x", "experiment=hippocampus", "-m", "max_steps"])
+@pytest.mark.parametrize(
+    "word", ["seed=3", "data.fold=1", "output_dir=x", "experiment=hippocampus", "-m", "max_steps"]
+)
 def test_words_that_the_plan_sets_are_refused(word: str) -> None:
     with pytest.raises(ValueError, match=f"{word}: "):
         jobs_of("salehi2017", "trainer.threads=1", word)
@@ -189,7 +212,9 @@ def test_lists_may_have_commas_and_name_each_once() -> None:
 
 
 def test_a_folder_of_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
-    reproduce.keep_plan(jobs_of("salehi2017", "trainer.max_stps=5", OUT=str(tmp_path)), tmp_path)  # none of these began
+    reproduce.keep_plan(
+        jobs_of("salehi2017", "trainer.max_stps=5", OUT=str(tmp_path)), tmp_path
+    )  # none of these began
     jobs = jobs_of("salehi2017", OUT=str(tmp_path))
     reproduce.keep_plan(jobs, tmp_path)
     jobs[0].folder.mkdir(parents=True)
@@ -197,15 +222,22 @@ def test_a_folder_of_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
     free = ("trainer.threads=1", "trainer.max_hours=8")
     reproduce.keep_plan(jobs_of("salehi2017", *free, SEEDS="0 1", OUT=str(tmp_path)), tmp_path)
     with pytest.raises(ValueError, match="tversky_b05/fold0_seed0 was begun with other settings"):
-        reproduce.keep_plan(jobs_of("salehi2017", "trainer.max_steps=5", OUT=str(tmp_path)), tmp_path)
+        reproduce.keep_plan(
+            jobs_of("salehi2017", "trainer.max_steps=5", OUT=str(tmp_path)), tmp_path
+        )
 
 
 def call_script(*words: str, **environment: str) -> int:
-    with mock.patch.dict(os.environ, environment), mock.patch.object(sys, "argv", ["reproduce.py", *words]):
+    with (
+        mock.patch.dict(os.environ, environment),
+        mock.patch.object(sys, "argv", ["reproduce.py", *words]),
+    ):
         return int(reproduce.main())
 
 
-def test_what_cannot_be_done_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_done_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "plan.json").write_text("{")
@@ -224,7 +256,9 @@ def test_what_cannot_be_done_is_one_line(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().err == "error: stopped; repeat to go on\n"
 
 
-def test_help_is_shown_and_any_dry_run_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_shown_and_any_dry_run_runs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call_script("salehi2017", "--help") == 0
     assert "DRY_RUN" in capsys.readouterr().out
     assert call_script("salehi2017", DRY_RUN="true", OUT=str(tmp_path / "out")) == 0
@@ -239,7 +273,9 @@ def test_runs_side_by_side_share_the_cores(tmp_path: Path) -> None:
         with mock.patch.object(reproduce, "run_all", side_effect=lambda jobs, **_: shares.append(
             os.environ.get("OMP_NUM_THREADS")) or jobs):  # fmt: skip
             for jobs in "13":
-                assert call_script("salehi2017", JOBS=jobs, OUT=str(tmp_path / jobs)) == 2, "no run is there"
+                assert call_script("salehi2017", JOBS=jobs, OUT=str(tmp_path / jobs)) == 2, (
+                    "no run is there"
+                )
     assert shares == [None, "2"]
 
 
@@ -261,20 +297,20 @@ def test_a_failed_run_stops_no_other_and_jobs_run_side_by_side(tmp_path: Path) -
     meet += "while not other.exists(): time.sleep(0.01)"
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     lines = [["-c", meet, a, b], ["-c", meet, b, a], ["-c", "raise SystemExit(2)"], ["-c", ""]]
-    by_folder = {job.folder: [sys.executable, "-S", *line] for job, line in zip(jobs, lines, strict=True)}
+    by_folder = {
+        job.folder: [sys.executable, "-S", *line] for job, line in zip(jobs, lines, strict=True)
+    }
     with mock.patch.object(reproduce, "command", lambda job: by_folder[job.folder]):
         assert reproduce.run_all(jobs, n_jobs=2) == [jobs[2]]
 
 
 def test_a_signal_to_end_reaches_the_runs_and_no_other_begins(tmp_path: Path) -> None:
     jobs = jobs_of("salehi2017", OUT=str(tmp_path))
-    wait = (
-        f"import pathlib, time; p = pathlib.Path({str(tmp_path / 'begun')!r}); p.open('a').write('x'); time.sleep(60)"
+    wait = f"import pathlib, time; p = pathlib.Path({str(tmp_path / 'begun')!r}); p.open('a').write('x'); time.sleep(60)"
+    watcher = "import os, pathlib, time; p = pathlib.Path({!r})\nwhile not p.exists(): time.sleep(0.01)\nos.kill({}, 15)"
+    killer = subprocess.Popen(
+        [sys.executable, "-S", "-c", watcher.format(str(tmp_path / "begun"), os.getpid())]
     )
-    watcher = (
-        "import os, pathlib, time; p = pathlib.Path({!r})\nwhile not p.exists(): time.sleep(0.01)\nos.kill({}, 15)"
-    )
-    killer = subprocess.Popen([sys.executable, "-S", "-c", watcher.format(str(tmp_path / "begun"), os.getpid())])
     with (
         mock.patch.object(reproduce, "command", return_value=[sys.executable, "-S", "-c", wait]),
         pytest.raises(SystemExit, match="143"),
@@ -324,12 +360,22 @@ def test_the_table_has_the_papers_numbers_and_ours(table_of_two_rows: Path) -> N
     assert "SCALE=small" in text
     assert "4 cases" in text
     names = {path.name for path in table_of_two_rows.iterdir()}
-    assert names >= {"plan.json", "table.csv", "summary", "comparison", "cohorts", "tversky_b05", "tversky_b09"}
+    assert names >= {
+        "plan.json",
+        "table.csv",
+        "summary",
+        "comparison",
+        "cohorts",
+        "tversky_b05",
+        "tversky_b09",
+    }
     assert (table_of_two_rows / "comparison" / "pr_curves.png").exists()
     assert (table_of_two_rows / "summary" / "frontier.png").exists()
 
 
-def test_folds_are_judged_as_one_cohort_with_the_numbers_of_each(table_of_two_rows: Path, tmp_path: Path) -> None:
+def test_folds_are_judged_as_one_cohort_with_the_numbers_of_each(
+    table_of_two_rows: Path, tmp_path: Path
+) -> None:
     runs = [table_of_two_rows / "tversky_b05" / f"fold{fold}_seed0" for fold in (0, 1)]
     joined = judge_folds(runs, tmp_path / "joined")
     single = [json.loads((run / "evaluation" / "metrics.json").read_text()) for run in runs]
@@ -339,7 +385,9 @@ def test_folds_are_judged_as_one_cohort_with_the_numbers_of_each(table_of_two_ro
         for name in ("dice", "pr_auc", "lesion_tpr", "assd_mm"):
             assert case[name] == rows[case["case_id"]][name], name
     assert joined["pooled"]["pr_auc"] is not None
-    assert [case.split for case in read_manifest(tmp_path / "joined" / "manifest.csv")] == [None] * 4
+    assert [case.split for case in read_manifest(tmp_path / "joined" / "manifest.csv")] == [
+        None
+    ] * 4
     before = (tmp_path / "joined" / "evaluation" / "metrics.json").stat().st_mtime_ns
     judge_folds(runs, tmp_path / "joined")
     assert (tmp_path / "joined" / "evaluation" / "metrics.json").stat().st_mtime_ns == before
@@ -356,15 +404,6 @@ def test_a_fold_twice_or_unfinished_is_refused(table_of_two_rows: Path, tmp_path
 # The submission to the ISBI site
 
 
-def masks(folder: Path, *, n_subjects: int = 14, per_subject: int = 5, n: int = 61) -> Path:
-    names = [f"test{s:02}_{t:02}" for t in range(1, per_subject + 1) for s in range(1, n_subjects + 1)][:n]
-    first = save(folder / f"{names[0]}_mask.nii.gz", (np.indices((4, 5, 6)).sum(0) % 3 == 0).astype(np.uint8))
-    for name in names[1:]:
-        shutil.copy(first, folder / f"{name}_mask.nii.gz")
-    (folder / "lesions.csv").write_text("")
-    return folder
-
-
 def test_a_submission_holds_61_plain_masks_named_by_scan_and_method(tmp_path: Path) -> None:
     folder = masks(tmp_path / "masks")
     assert isbi_submission.pack(folder, tmp_path / "out.zip", method="asl") == 61
@@ -373,7 +412,10 @@ def test_a_submission_holds_61_plain_masks_named_by_scan_and_method(tmp_path: Pa
         archive.extract("test01_01_asl.nii", tmp_path)
     assert len(names) == 61
     assert all(name.endswith("_asl.nii") for name in names)
-    image, source = nib.load(tmp_path / "test01_01_asl.nii"), nib.load(folder / "test01_01_mask.nii.gz")
+    image, source = (
+        nib.load(tmp_path / "test01_01_asl.nii"),
+        nib.load(folder / "test01_01_mask.nii.gz"),
+    )
     assert image.get_data_dtype() == np.uint8
     assert np.array_equal(np.asarray(image.dataobj), np.asarray(source.dataobj))
     assert np.allclose(image.affine, source.affine)

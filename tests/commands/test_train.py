@@ -21,15 +21,20 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cohort import AFFINE, MODALITIES, add_case, make_cohort, save, scan, write_rows
-from command_line import ROOT, SMALL, Outcome, call, train
-from tversky_seg import checkpoints, evaluation, inference, validation
-from tversky_seg.data.cases import read_manifest
-from tversky_seg.evaluation import METRICS
-from tversky_seg.training import Trainer
+from helpers.cohorts import AFFINE, MODALITIES, add_case, make_cohort, save, scan, write_rows
+from helpers.command_line import ROOT, SMALL, Outcome, call, train
+from tversky_seg.data.case import read_manifest
+from tversky_seg.evaluation.evaluator import METRICS
+from tversky_seg.evaluation import evaluator as evaluation
+from tversky_seg.inference import predict as inference
+from tversky_seg.runtime import checkpoints
+from tversky_seg.training import validation
+from tversky_seg.training.trainer import Trainer
 
 Rows = list[dict[str, str]]
-ONE_LINE = re.compile(r"[^:;]+: .+; .+")  # <file or key>: <what was found>; <what was expected or to do>
+ONE_LINE = re.compile(
+    r"[^:;]+: .+; .+"
+)  # <file or key>: <what was found>; <what was expected or to do>
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,9 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads((self.folder / "evaluation" / "metrics.json").read_text())
+        content: dict[str, Any] = json.loads(
+            (self.folder / "evaluation" / "metrics.json").read_text()
+        )
         return content
 
     @property
@@ -65,7 +72,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def contents(*folders: Path) -> dict[Path, bytes]:
     """Every file of some folders."""
-    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+    return {
+        path: path.read_bytes()
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def rows_of(manifest: Path) -> Rows:
@@ -76,12 +88,20 @@ def rows_of(manifest: Path) -> Rows:
 def assert_same_results(a: Path, b: Path) -> None:
     """Weights and every number of two runs, bit for bit."""
     for name in ("last", "best"):
-        one, other = (torch.load(run / "checkpoints" / f"{name}.pt", weights_only=True) for run in (a, b))
+        one, other = (
+            torch.load(run / "checkpoints" / f"{name}.pt", weights_only=True) for run in (a, b)
+        )
         assert (one["step"], one["threshold"]) == (other["step"], other["threshold"])
         assert all(torch.equal(tensor, other["model"][key]) for key, tensor in one["model"].items())
-    for name in ("metrics.csv", *(f"evaluation/{part}" for part in ("metrics.json", "cases.csv", "lesions.csv"))):
+    for name in (
+        "metrics.csv",
+        *(f"evaluation/{part}" for part in ("metrics.json", "cases.csv", "lesions.csv")),
+    ):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
-    keys = [(row["step"], row["name"]) for row in csv.DictReader((b / "metrics.csv").read_text().splitlines())]
+    keys = [
+        (row["step"], row["name"])
+        for row in csv.DictReader((b / "metrics.csv").read_text().splitlines())
+    ]
     assert len(keys) == len(set(keys)), "a step stands twice"
 
 
@@ -93,17 +113,38 @@ def images_equal(a: Path, b: Path) -> bool:
 
 
 def test_a_run_leaves_the_files_of_the_contract(finished: Run) -> None:
-    top = {"config.yaml", "environment.json", "train.log", "metrics.csv", "timings.csv", "manifest.csv"}
+    top = {
+        "config.yaml",
+        "environment.json",
+        "train.log",
+        "metrics.csv",
+        "timings.csv",
+        "manifest.csv",
+    }
     assert top <= {path.name for path in finished.folder.iterdir()}
-    assert {path.name for path in (finished.folder / "checkpoints").iterdir()} >= {"last.pt", "best.pt"}
-    test_cases = [case.case_id for case in read_manifest(finished.folder / "manifest.csv") if case.split == "test"]
+    assert {path.name for path in (finished.folder / "checkpoints").iterdir()} >= {
+        "last.pt",
+        "best.pt",
+    }
+    test_cases = [
+        case.case_id
+        for case in read_manifest(finished.folder / "manifest.csv")
+        if case.split == "test"
+    ]
     assert {path.name for path in (finished.folder / "predictions").iterdir()} == {
         "lesions.csv",
         "predictions.json",
         *(f"{case_id}_{kind}.nii.gz" for case_id in test_cases for kind in ("mask", "probability")),
     }
     assert {path.name for path in (finished.folder / "evaluation").iterdir()} == {
-        *("metrics.json", "cases.csv", "lesions.csv", "pr_curve.csv", "pr_curve.png", "report.html"),
+        *(
+            "metrics.json",
+            "cases.csv",
+            "lesions.csv",
+            "pr_curve.csv",
+            "pr_curve.png",
+            "report.html",
+        ),
         *("froc.csv", "threshold_curve.csv"),
     }
 
@@ -115,7 +156,16 @@ def test_a_run_names_its_directory_by_data_model_loss_and_settings(finished: Run
 
 def test_metrics_json_has_the_names_of_the_contract(finished: Run) -> None:
     metrics = finished.metrics
-    assert {"n_cases", "threshold", "lesion_rule", "mean", "ci95", "pooled", "undefined", "cases"} <= metrics.keys()
+    assert {
+        "n_cases",
+        "threshold",
+        "lesion_rule",
+        "mean",
+        "ci95",
+        "pooled",
+        "undefined",
+        "cases",
+    } <= metrics.keys()
     assert metrics["n_cases"] == len(metrics["cases"]) == 2
     for part in (metrics["mean"], metrics["ci95"], metrics["pooled"], metrics["undefined"]):
         assert list(part) == list(METRICS)
@@ -180,7 +230,11 @@ def test_a_finished_run_says_so_and_stays_as_it_is(finished: Run) -> None:
 
 
 def test_threads_workers_and_device_are_free(finished: Run) -> None:
-    free = ["trainer.n_workers=1", "trainer.device=cpu", f"trainer.threads={torch.get_num_threads()}"]
+    free = [
+        "trainer.n_workers=1",
+        "trainer.device=cpu",
+        f"trainer.threads={torch.get_num_threads()}",
+    ]
     assert train(finished.manifest, finished.folder, *free).status == 0
 
 
@@ -236,7 +290,12 @@ def signalled_at_call(number: int, function: Callable[..., Any]) -> Callable[...
     ids=["in a step", "in a validation", "in a checkpoint", "in a prediction", "in the evaluation"],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(
-    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, number: int
+    finished: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    number: int,
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, at_call(number, getattr(owner, name)))
@@ -260,12 +319,21 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     ids=["in a step", "in a validation", "in a checkpoint", "in a prediction"],
 )
 def test_a_scheduler_stops_a_run_with_status_75_and_it_goes_on_to_the_same_bits(
-    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, number: int, said: str
+    finished: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    number: int,
+    said: str,
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, signalled_at_call(number, getattr(owner, name)))
         outcome = train(finished.manifest, tmp_path / "run")
-    assert (outcome.status, outcome.stderr) == (75, f"stopped: {said}; run the same command again to go on\n")
+    assert (outcome.status, outcome.stderr) == (
+        75,
+        f"stopped: {said}; run the same command again to go on\n",
+    )
     assert not (tmp_path / "run" / "evaluation" / "metrics.json").exists()
     assert train(finished.manifest, tmp_path / "run").status == 0
     assert_same_results(finished.folder, tmp_path / "run")
@@ -274,7 +342,9 @@ def test_a_scheduler_stops_a_run_with_status_75_and_it_goes_on_to_the_same_bits(
 def test_hours_that_are_over_stop_a_run_likewise(finished: Run, tmp_path: Path) -> None:
     outcome = train(finished.manifest, tmp_path / "run", "trainer.max_hours=1e-9")
     assert outcome.status == 75
-    assert outcome.stderr.startswith("stopped: trainer.max_hours=1e-09 after step 1 of 4, checkpoint written; ")
+    assert outcome.stderr.startswith(
+        "stopped: trainer.max_hours=1e-09 after step 1 of 4, checkpoint written; "
+    )
     assert train(finished.manifest, tmp_path / "run", "trainer.max_hours=1").status == 0
     assert_same_results(finished.folder, tmp_path / "run")
 
@@ -283,7 +353,9 @@ def test_only_what_is_missing_is_done_again(finished: Run, tmp_path: Path) -> No
     run = tmp_path / "run"
     shutil.copytree(finished.folder, run)
     (run / "evaluation" / "metrics.json").unlink()
-    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace(str(finished.folder), str(run)))
+    (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace(str(finished.folder), str(run))
+    )
     before = contents(run / "checkpoints", run / "predictions", run / "tensorboard")
     assert train(finished.manifest, run).status == 0
     assert contents(run / "checkpoints", run / "predictions", run / "tensorboard") == before
@@ -292,17 +364,26 @@ def test_only_what_is_missing_is_done_again(finished: Run, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_run_killed_three_times_ends_in_the_same_bits(finished: Run, tmp_path: Path) -> None:
-    words = ["data=manifest", f"data.manifest={finished.manifest}", f"data.cache_dir={tmp_path / 'cache'}", *SMALL]
+    words = [
+        "data=manifest",
+        f"data.manifest={finished.manifest}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        *SMALL,
+    ]
     command = [sys.executable, str(ROOT / "train.py"), *words, f"output_dir={tmp_path / 'run'}"]
     started = time.monotonic()
     while not (tmp_path / "run" / "train.log").exists():  # until it works on the data
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         time.sleep(1)
         process.send_signal(signal.SIGKILL) if (tmp_path / "run").exists() else process.wait()
         process.wait()
         assert time.monotonic() - started < 300
     for name in ("checkpoints/last.pt", "predictions/predictions.json"):
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         while process.poll() is None and not (tmp_path / "run" / name).exists():
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
@@ -311,7 +392,9 @@ def test_a_run_killed_three_times_ends_in_the_same_bits(finished: Run, tmp_path:
     assert_same_results(finished.folder, tmp_path / "run")
 
 
-def test_a_sweep_makes_a_directory_for_each_setting_and_outlives_a_failing_job(finished: Run, tmp_path: Path) -> None:
+def test_a_sweep_makes_a_directory_for_each_setting_and_outlives_a_failing_job(
+    finished: Run, tmp_path: Path
+) -> None:
     outcome = train(finished.manifest, tmp_path / "sweep", "-m", "loss.alpha=null,-1")
     assert outcome.status == 1
     assert outcome.stderr.startswith("error: loss.alpha: got alpha=-1, beta=2; ")
@@ -344,17 +427,27 @@ def unlabelled(finished: Run, folder: Path, form: str) -> str:
     if form == "manifest":
         ids = [case["case_id"] for case in finished.metrics["cases"]]
         files = [{m: f"{c}_{m}.nii.gz" for m in MODALITIES} for c in ids]
-        rows = [{"case_id": c, "subject_id": c, **names} for c, names in zip(ids, files, strict=True)]
+        rows = [
+            {"case_id": c, "subject_id": c, **names} for c, names in zip(ids, files, strict=True)
+        ]
         return str(write_rows(folder / "unseen.csv", rows))
     return str(folder)
 
 
 @pytest.mark.parametrize("form", ["files", "manifest", "flat folder", "nested folder"])
-def test_predict_takes_files_manifests_and_folders_without_labels(finished: Run, tmp_path: Path, form: str) -> None:
+def test_predict_takes_files_manifests_and_folders_without_labels(
+    finished: Run, tmp_path: Path, form: str
+) -> None:
     given = unlabelled(finished, tmp_path / "in", form)
     case_id = finished.metrics["cases"][0]["case_id"]
     named = [f"case_id={case_id}"] if form == "files" else []
-    outcome = call("predict", f"checkpoint={finished.best}", f"input={given}", f"output_dir={tmp_path / 'out'}", *named)
+    outcome = call(
+        "predict",
+        f"checkpoint={finished.best}",
+        f"input={given}",
+        f"output_dir={tmp_path / 'out'}",
+        *named,
+    )
     assert outcome.status == 0, outcome.stderr
     assert outcome.stderr == ""
     expected = {"lesions.csv", "predictions.json"}
@@ -371,14 +464,22 @@ def test_predict_takes_files_manifests_and_folders_without_labels(finished: Run,
 def test_a_case_without_a_name_takes_that_of_its_first_file(finished: Run, tmp_path: Path) -> None:
     given = unlabelled(finished, tmp_path / "in", "files")
     threshold = ["inference.threshold=0.25", "inference.min_volume_mm3=9"]
-    call("predict", f"checkpoint={finished.best}", f"input={given}", f"output_dir={tmp_path / 'out'}", *threshold)
+    call(
+        "predict",
+        f"checkpoint={finished.best}",
+        f"input={given}",
+        f"output_dir={tmp_path / 'out'}",
+        *threshold,
+    )
     case_id = finished.metrics["cases"][0]["case_id"]
     assert (tmp_path / "out" / f"{case_id}_FLAIR_mask.nii.gz").exists()
     said = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert (said["threshold"], said["min_volume_mm3"]) == (0.25, 9)
 
 
-def test_predict_goes_on_after_a_case_that_fails_and_says_so_by_its_status(finished: Run, tmp_path: Path) -> None:
+def test_predict_goes_on_after_a_case_that_fails_and_says_so_by_its_status(
+    finished: Run, tmp_path: Path
+) -> None:
     given = unlabelled(finished, tmp_path / "in", "flat folder")
     bad, good = (case["case_id"] for case in finished.metrics["cases"])
     broken = tmp_path / "in" / f"{bad}_T1.nii.gz"
@@ -396,11 +497,15 @@ def test_predict_goes_on_after_a_case_that_fails_and_says_so_by_its_status(finis
     assert (tmp_path / "out" / f"{bad}_mask.nii.gz").exists()
 
 
-def test_when_no_case_can_be_predicted_the_first_fault_is_named(finished: Run, tmp_path: Path) -> None:
+def test_when_no_case_can_be_predicted_the_first_fault_is_named(
+    finished: Run, tmp_path: Path
+) -> None:
     given = unlabelled(finished, tmp_path / "in", "flat folder")
     for path in (tmp_path / "in").glob("*_FLAIR.nii.gz"):
         path.write_bytes(b"no image")
-    outcome = call("predict", f"checkpoint={finished.best}", f"input={given}", f"output_dir={tmp_path / 'out'}")
+    outcome = call(
+        "predict", f"checkpoint={finished.best}", f"input={given}", f"output_dir={tmp_path / 'out'}"
+    )
     assert "_FLAIR.nii.gz: " in outcome.error
     assert outcome.error.endswith("(and 1 more: run scripts/check_data.py)")
 
@@ -454,7 +559,11 @@ def of_another_program(finished: Run, folder: Path) -> Path:
     ],
 )
 def test_predict_refuses_a_checkpoint_that_is_none_and_runs_no_code(
-    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Run, Path], Path], found: str
+    finished: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Run, Path], Path],
+    found: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = make(finished, tmp_path)
@@ -469,20 +578,26 @@ def test_evaluate_gives_the_numbers_of_the_run(finished: Run, tmp_path: Path) ->
     assert outcome.status == 0, outcome.stderr
     assert outcome.stdout.count("Measure") == 1
     for name in ("metrics.json", "cases.csv", "lesions.csv", "pr_curve.csv"):
-        assert (tmp_path / name).read_bytes() == (finished.folder / "evaluation" / name).read_bytes(), name
+        assert (tmp_path / name).read_bytes() == (
+            finished.folder / "evaluation" / name
+        ).read_bytes(), name
 
 
 def test_evaluate_needs_labels_but_no_images(finished: Run, tmp_path: Path) -> None:
     ids = [case["case_id"] for case in finished.metrics["cases"]]
     label = {c: str(finished.manifest.parent / f"{c}_label.nii.gz") for c in ids}
-    manifest = write_rows(tmp_path / "labels.csv", [{"case_id": c, "subject_id": c, "label": label[c]} for c in ids])
+    manifest = write_rows(
+        tmp_path / "labels.csv", [{"case_id": c, "subject_id": c, "label": label[c]} for c in ids]
+    )
     where = [f"predictions={finished.folder / 'predictions'}", f"output_dir={tmp_path / 'out'}"]
     assert call("evaluate", *where, f"manifest={manifest}").status == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["mean"] == finished.metrics["mean"]
 
 
-def test_evaluate_lists_a_case_without_prediction_and_judges_the_rest(finished: Run, tmp_path: Path) -> None:
+def test_evaluate_lists_a_case_without_prediction_and_judges_the_rest(
+    finished: Run, tmp_path: Path
+) -> None:
     outcome = call(
         "evaluate", f"predictions={finished.folder / 'predictions'}", f"manifest={finished.manifest}",
         f"output_dir={tmp_path}",
@@ -512,12 +627,17 @@ def test_evaluate_judges_the_masks_of_another_tool(finished: Run, tmp_path: Path
 
 
 @pytest.mark.parametrize("verb", ["train", "predict", "evaluate"])
-def test_an_output_that_cannot_be_written_is_named(finished: Run, tmp_path: Path, verb: str) -> None:
+def test_an_output_that_cannot_be_written_is_named(
+    finished: Run, tmp_path: Path, verb: str
+) -> None:
     (tmp_path / "file").write_text("in the way")
     words = {
         "train": ["data=manifest", f"data.manifest={finished.manifest}", *SMALL],
         "predict": [f"checkpoint={finished.best}", f"input={finished.manifest}"],
-        "evaluate": [f"predictions={finished.folder / 'predictions'}", f"manifest={finished.folder / 'manifest.csv'}"],
+        "evaluate": [
+            f"predictions={finished.folder / 'predictions'}",
+            f"manifest={finished.folder / 'manifest.csv'}",
+        ],
     }[verb]
     outcome = call(verb, *words, f"output_dir={tmp_path / 'file' / 'out'}")
     assert str(tmp_path / "file" / "out") in outcome.error
@@ -537,7 +657,10 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_run_is_not_continued_on_other_cases(finished: Run, tmp_path: Path) -> None:
     run, manifest = tmp_path / "run", tmp_path / "manifest.csv"
     folder = finished.manifest.parent
-    rows = [row | {n: str(folder / row[n]) for n in (*MODALITIES, "label")} for row in rows_of(finished.manifest)]
+    rows = [
+        row | {n: str(folder / row[n]) for n in (*MODALITIES, "label")}
+        for row in rows_of(finished.manifest)
+    ]
     write_rows(manifest, rows[:-1])
     words = ["trainer.max_steps=2", "trainer.checkpoint_every=1"]
     assert train(manifest, run, *words).status == 0
@@ -545,7 +668,8 @@ def test_a_run_is_not_continued_on_other_cases(finished: Run, tmp_path: Path) ->
     before = contents(run / "checkpoints", run / "predictions")
     write_rows(manifest, rows)
     assert (
-        f"{run / 'manifest.csv'}: the run was started on other cases than these; " in train(manifest, run, *words).error
+        f"{run / 'manifest.csv'}: the run was started on other cases than these; "
+        in train(manifest, run, *words).error
     )
     assert contents(run / "checkpoints", run / "predictions") == before
 
@@ -653,7 +777,9 @@ def test_a_fault_of_the_data_is_one_line_and_loses_nothing(
     assert found in outcome.error
     assert ONE_LINE.match(outcome.error)
     assert "more: run" not in outcome.error
-    assert {path: content for path, content in contents(tmp_path).items() if path in before} == before
+    assert {
+        path: content for path, content in contents(tmp_path).items() if path in before
+    } == before
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -669,7 +795,9 @@ def test_several_faults_are_counted(tmp_path: Path) -> None:
     manifest = make_cohort(tmp_path, n=4)
     for case in ("c0", "c1", "c2"):
         (tmp_path / f"{case}_T1.nii.gz").write_text("no image")
-    assert train(manifest, tmp_path / "run").error.endswith("(and 2 more: run scripts/check_data.py)")
+    assert train(manifest, tmp_path / "run").error.endswith(
+        "(and 2 more: run scripts/check_data.py)"
+    )
 
 
 def test_a_corrected_cohort_trains_in_the_same_folder(tmp_path: Path) -> None:
@@ -686,12 +814,18 @@ def test_a_corrected_cohort_trains_in_the_same_folder(tmp_path: Path) -> None:
         ("", [], "my.csv: lists no case; "),
         ("case_id,subject_id,FLAIR,T1,label\n", [], "my.csv: lists no case; "),
         ("subject_id,FLAIR\na,b\n", [], "my.csv: no column case_id among subject_id, FLAIR; "),
-        ("case_id,subject_id,FLAIR,label\na,b,c,d\n", ["data.modalities=[FLAIR,T2]"], "my.csv: no column T2 among "),
+        (
+            "case_id,subject_id,FLAIR,label\na,b,c,d\n",
+            ["data.modalities=[FLAIR,T2]"],
+            "my.csv: no column T2 among ",
+        ),
         ("case_id,subject_id,label\na,b,c\n", [], "my.csv: no column of images among "),
         (None, [], "my.csv: No such file or directory; "),
     ],
 )
-def test_a_manifest_that_is_none_is_one_line(tmp_path: Path, content: str | None, words: list[str], found: str) -> None:
+def test_a_manifest_that_is_none_is_one_line(
+    tmp_path: Path, content: str | None, words: list[str], found: str
+) -> None:
     if content is not None:
         (tmp_path / "my.csv").write_text(content)
     outcome = train(tmp_path / "my.csv", tmp_path / "run", *words)
@@ -713,7 +847,9 @@ def test_a_missing_modality_is_named_by_predict(finished: Run, tmp_path: Path) -
 # Cohorts as they come
 
 
-def test_without_validation_and_labels_a_run_still_predicts_with_patches_larger_than_the_image(tmp_path: Path) -> None:
+def test_without_validation_and_labels_a_run_still_predicts_with_patches_larger_than_the_image(
+    tmp_path: Path,
+) -> None:
     manifest = make_cohort(tmp_path, n=3, splits=["train", "train", "test"])
     rows = rows_of(manifest)
     rows[2]["label"] = ""
@@ -724,16 +860,24 @@ def test_without_validation_and_labels_a_run_still_predicts_with_patches_larger_
     log = (tmp_path / "run" / "train.log").read_text()
     assert "no validation cases: the best checkpoint is the last, the threshold 0.5" in log
     assert "no test case has a label" in log
-    assert json.loads((tmp_path / "run" / "predictions" / "predictions.json").read_text())["threshold"] == 0.5
+    assert (
+        json.loads((tmp_path / "run" / "predictions" / "predictions.json").read_text())["threshold"]
+        == 0.5
+    )
     assert (tmp_path / "run" / "predictions" / "c2_mask.nii.gz").exists()
-    best, last = (torch.load(tmp_path / "run" / "checkpoints" / f"{n}.pt", weights_only=True) for n in ("best", "last"))
+    best, last = (
+        torch.load(tmp_path / "run" / "checkpoints" / f"{n}.pt", weights_only=True)
+        for n in ("best", "last")
+    )
     assert all(torch.equal(tensor, last["model"][name]) for name, tensor in best["model"].items())
 
 
 def test_two_nested_classes_with_inverse_weights(tmp_path: Path) -> None:
     manifest = make_cohort(tmp_path, n=5, values=(1, 2))
     classes = "data.classes={liver: [1, 2], tumour: [2]}"
-    outcome = train(manifest, tmp_path / "run", classes, "weighting=inverse", "trainer.monitor=tumour/dice")
+    outcome = train(
+        manifest, tmp_path / "run", classes, "weighting=inverse", "trainer.monitor=tumour/dice"
+    )
     assert outcome.status == 0, outcome.stderr
     metrics = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
     assert list(metrics["mean"]) == ["liver", "tumour"]
@@ -742,7 +886,8 @@ def test_two_nested_classes_with_inverse_weights(tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / "run" / "predictions").iterdir()}
     assert {f"{case_id}_liver_mask.nii.gz", f"{case_id}_tumour_probability.nii.gz"} <= names
     liver, tumour = (
-        next(row for row in metrics["cases"])[name]["reference_volume_mm3"] for name in ("liver", "tumour")
+        next(row for row in metrics["cases"])[name]["reference_volume_mm3"]
+        for name in ("liver", "tumour")
     )
     assert liver > tumour > 0
 
@@ -760,11 +905,17 @@ def mixed_cohort(folder: Path) -> Path:
     flipped = np.diag([-2.0, 2.0, -2.0, 1.0])
     flipped[:3, 3] = [46, 0, 42]
     permuted = AFFINE[:, [2, 0, 1, 3]]
-    oblique = rotation(20) @ np.diag([2.0, 2.0, 3.0, 1.0]) + np.outer([-30.0, 12.5, 4.0, 0], [0, 0, 0, 1])
+    oblique = rotation(20) @ np.diag([2.0, 2.0, 3.0, 1.0]) + np.outer(
+        [-30.0, 12.5, 4.0, 0], [0, 0, 0, 1]
+    )
     affines = [AFFINE, flipped, permuted, oblique, flipped @ rotation(5), AFFINE]
     rows = [add_case(folder, f"c{i}", seed=i, affine=affine) for i, affine in enumerate(affines)]
     image, label = scan(4)
-    save(folder / "c4_T1.nii.gz", image[::2, ::2, ::2].astype(np.float64), affines[4] @ np.diag([2, 2, 2, 1]))
+    save(
+        folder / "c4_T1.nii.gz",
+        image[::2, ::2, ::2].astype(np.float64),
+        affines[4] @ np.diag([2, 2, 2, 1]),
+    )
     save(folder / "c4_label.nii.gz", label.astype(np.float32), affines[4])
     save(folder / "c5_FLAIR.nii", image.astype(np.uint16), AFFINE)
     rows[5]["FLAIR"] = "c5_FLAIR.nii"
@@ -788,9 +939,16 @@ def test_files_of_many_orientations_spacings_and_types_train_together(tmp_path: 
     assert outcome.status == 0, outcome.stderr
     cases = {case.case_id: case for case in read_manifest(manifest)}
     for case_id in ("c3", "c4", "c5"):
-        assert_on_the_grid_of(cases[case_id].images["FLAIR"], tmp_path / "run" / "predictions", case_id)
+        assert_on_the_grid_of(
+            cases[case_id].images["FLAIR"], tmp_path / "run" / "predictions", case_id
+        )
     best = tmp_path / "run" / "checkpoints" / "best.pt"
-    assert call("predict", f"checkpoint={best}", f"input={manifest}", f"output_dir={tmp_path / 'out'}").status == 0
+    assert (
+        call(
+            "predict", f"checkpoint={best}", f"input={manifest}", f"output_dir={tmp_path / 'out'}"
+        ).status
+        == 0
+    )
     for case_id, case in cases.items():
         assert_on_the_grid_of(case.images["FLAIR"], tmp_path / "out", case_id)
     for case_id in ("c3", "c4", "c5"):

@@ -10,13 +10,21 @@ import torch
 import yaml
 from omegaconf import DictConfig
 
-from command_line import ROOT, call
-from test_training import Blobs
-from tversky_seg import config
-from tversky_seg.config import ConfigError, build, build_network, check_config, check_network, check_target
-from tversky_seg.data.preprocessing import Preprocessing
+from helpers.command_line import ROOT, call, composed
+from helpers.trainers import Blobs
+from tversky_seg.config import entry_point as config
+from tversky_seg.config.checks import check_arguments, check_type, nearest
+from tversky_seg.config.entry_point import (
+    ConfigError,
+    build,
+    build_network,
+    check_config,
+    check_network,
+    check_target,
+)
+from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.models import FCDenseNet3D, UNet3D
-from tversky_seg.settings import check_arguments, check_type, differences, fingerprint, nearest
+from tversky_seg.runtime.run_settings import differences, fingerprint
 
 CONFIGS = ROOT / "configs"
 SMALL_NETWORK = ("model.width=4", "model.n_levels=2")
@@ -24,11 +32,6 @@ SMALL_NETWORK = ("model.width=4", "model.n_levels=2")
 
 def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
-
-
-def composed(*words: str, verb: str = "train") -> DictConfig:
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose(verb, overrides=list(words))
 
 
 def on_a_manifest(*words: str) -> DictConfig:
@@ -64,7 +67,9 @@ def test_every_choice_of_a_group_is_valid_and_builds(group: str, choice: str) ->
 
 @pytest.mark.parametrize("choice", choices("data"))
 def test_every_data_set_builds_from_its_folder(choice: str) -> None:
-    cfg = composed(f"data={choice}", "data.manifest=my.csv" if choice == "manifest" else "data.root=somewhere")
+    cfg = composed(
+        f"data={choice}", "data.manifest=my.csv" if choice == "manifest" else "data.root=somewhere"
+    )
     check_config(cfg, config_name="train")
     dataset = build(cfg, "data")
     of_ct = {"lits": {"liver": (1, 2), "tumour": (2,)}, "luna16": {"nodule": (1,)}}
@@ -73,10 +78,13 @@ def test_every_data_set_builds_from_its_folder(choice: str) -> None:
 
 @pytest.mark.parametrize(
     ("loss", "weighting"),
-    [(loss, "none") for loss in choices("loss")] + [("tversky", weighting) for weighting in choices("weighting")],
+    [(loss, "none") for loss in choices("loss")]
+    + [("tversky", weighting) for weighting in choices("weighting")],
 )
 def test_every_loss_and_weighting_trains(loss: str, weighting: str) -> None:
-    cfg = on_a_manifest(f"loss={loss}", f"weighting={weighting}", *SMALL_NETWORK, "trainer.device=cpu")
+    cfg = on_a_manifest(
+        f"loss={loss}", f"weighting={weighting}", *SMALL_NETWORK, "trainer.device=cpu"
+    )
     cfg.trainer.max_steps = 2
     check_config(cfg, config_name="train")
     model = build(cfg, "model", in_channels=1, out_channels=1)
@@ -93,12 +101,15 @@ def test_every_loss_and_weighting_trains(loss: str, weighting: str) -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "schedule"),
-    [(optimizer, "cosine") for optimizer in choices("optimizer")] + [("adamw", name) for name in choices("schedule")],
+    [(optimizer, "cosine") for optimizer in choices("optimizer")]
+    + [("adamw", name) for name in choices("schedule")],
 )
 def test_every_optimizer_and_schedule_takes_a_step(optimizer: str, schedule: str) -> None:
     cfg = on_a_manifest(f"optimizer={optimizer}", f"schedule={schedule}", *SMALL_NETWORK)
     parts = {key: build(cfg, key) for key in ("loss", "weighting", "optimizer", "schedule")}
-    trainer = build(cfg, "trainer", model=build(cfg, "model", in_channels=1, out_channels=1), **parts)
+    trainer = build(
+        cfg, "trainer", model=build(cfg, "model", in_channels=1, out_channels=1), **parts
+    )
     trainer._step(1, Blobs()[1])
     rate = trainer.optimizer.param_groups[0]["lr"]
     assert rate == pytest.approx(cfg.optimizer.lr * parts["schedule"](0, cfg.trainer.max_steps))
@@ -135,13 +146,34 @@ def test_what_a_reader_sees_in_a_file_is_what_python_does_without_it() -> None:
         (["loss={alhpa: 1}"], "loss.alhpa: no such key; did you mean loss.alpha?"),
         (["trainr.max_steps=3"], "trainr: no such key; did you mean trainer?"),
         (["trainer.max_step=3"], "trainer.max_step: no such key; did you mean trainer.max_steps?"),
-        (["+trainer.max_skiped=3"], "trainer.max_skiped: no such key; did you mean trainer.max_skipped?"),
-        (["augmentation.blur_mm=2"], "augmentation.blur_mm: not set by the chosen augmentation; choose one that sets "),
-        (["loss=dice", "loss.beta=0.8"], "loss.beta: not set by the chosen loss; choose one that sets it"),
-        (["evaluation.rule.conectivity=6"], "evaluation.rule.conectivity: no such key; did you mean evaluation.rule"),
-        (["+evaluation.rule.conectivity=6"], "evaluation.rule.conectivity: no such key; did you mean evaluation.rule"),
-        (["data.importer.n_trian=3"], "data.importer.n_trian: no such key; did you mean data.importer.n_train?"),
-        (["+optimizer.momentun=0.9", "optimizer=sgd"], "optimizer.momentun: no such key; did you mean optimizer.mom"),
+        (
+            ["+trainer.max_skiped=3"],
+            "trainer.max_skiped: no such key; did you mean trainer.max_skipped?",
+        ),
+        (
+            ["augmentation.blur_mm=2"],
+            "augmentation.blur_mm: not set by the chosen augmentation; choose one that sets ",
+        ),
+        (
+            ["loss=dice", "loss.beta=0.8"],
+            "loss.beta: not set by the chosen loss; choose one that sets it",
+        ),
+        (
+            ["evaluation.rule.conectivity=6"],
+            "evaluation.rule.conectivity: no such key; did you mean evaluation.rule",
+        ),
+        (
+            ["+evaluation.rule.conectivity=6"],
+            "evaluation.rule.conectivity: no such key; did you mean evaluation.rule",
+        ),
+        (
+            ["data.importer.n_trian=3"],
+            "data.importer.n_trian: no such key; did you mean data.importer.n_train?",
+        ),
+        (
+            ["+optimizer.momentun=0.9", "optimizer=sgd"],
+            "optimizer.momentun: no such key; did you mean optimizer.mom",
+        ),
         (["sead=1"], "sead: no such key; did you mean seed?"),
         (["+sead=1"], "sead: no such key; did you mean seed?"),
         (["los=dice"], "los: no such key; did you mean loss?"),
@@ -158,21 +190,39 @@ def test_what_a_reader_sees_in_a_file_is_what_python_does_without_it() -> None:
         (["trainer.precision=fp8"], "trainer.precision: got fp8; precision must be one of fp32"),
         (["trainer.device=gpu"], "trainer.device: got gpu; device must be auto, cpu or cuda"),
         (["trainer.monitor=lesion_fpr"], "trainer.monitor: lesion_fpr; expected one of dice, "),
-        (["sampler.lesion_probability=2"], "sampler.lesion_probability: got lesion_probability=2; lesion_prob"),
-        (["sampler.patch_size=big"], 'sampler.patch_size: "big"; expected a whole number or a list'),
+        (
+            ["sampler.lesion_probability=2"],
+            "sampler.lesion_probability: got lesion_probability=2; lesion_prob",
+        ),
+        (
+            ["sampler.patch_size=big"],
+            'sampler.patch_size: "big"; expected a whole number or a list',
+        ),
         (["inference.overlap=1"], "inference.overlap: got 1; overlap must lie in [0, 1)"),
         (["inference.window=hann"], "inference.window: got hann; window must be one of bspline"),
-        (["evaluation.rule.connectivity=7"], "evaluation.rule.connectivity: got 7; connectivity must be one of"),
+        (
+            ["evaluation.rule.connectivity=7"],
+            "evaluation.rule.connectivity: got 7; connectivity must be one of",
+        ),
         (["model.norm=layer"], 'model.norm: "layer"; expected instance or batch or group or null'),
         (["data.fold=-1"], "data.fold: -1; expected 0 or more"),
         (["data.classes={lesion: [0]}"], "data.classes.lesion: "),
         (["seed=abc"], 'seed: "abc"; expected a whole number'),
         (["seed=-1"], "trainer.seed: got -1; seed must be >= 0"),
-        (["+trainer.seed=3"], "trainer.seed: 3; expected no such key, it follows from other settings"),
-        (["model=fc_densenet", "sampler.patch_size=8", "trainer.batch_size=1"], "model: a patch of 8x8x8 "),
+        (
+            ["+trainer.seed=3"],
+            "trainer.seed: 3; expected no such key, it follows from other settings",
+        ),
+        (
+            ["model=fc_densenet", "sampler.patch_size=8", "trainer.batch_size=1"],
+            "model: a patch of 8x8x8 ",
+        ),
         (["foo"], "foo: cannot be read; expected key=value"),
         (["loss.alpha=[1"], "loss.alpha=[1: cannot be read; expected key=value"),
-        (["data=lesjak2017"], "data.root: none given; expected the folder of the data set as downloaded"),
+        (
+            ["data=lesjak2017"],
+            "data.root: none given; expected the folder of the data set as downloaded",
+        ),
         (["data=manifest"], "data.manifest: none given; expected a CSV file that lists the cases"),
         (["experiment=none_such"], "experiment: no choice named"),
         (["trust=os"], 'trust: "os"; expected a list'),
@@ -180,8 +230,12 @@ def test_what_a_reader_sees_in_a_file_is_what_python_does_without_it() -> None:
         (["--cfg", "jobb"], "command line: argument --cfg/-c: invalid choice: 'jobb'"),
     ],
 )
-def test_a_wrong_setting_is_one_line_that_names_it(words: list[str], error: str, tmp_path: Path) -> None:
-    nowhere = [] if any(word.startswith("data") for word in words) else [f"data.root={tmp_path / 'none'}"]
+def test_a_wrong_setting_is_one_line_that_names_it(
+    words: list[str], error: str, tmp_path: Path
+) -> None:
+    nowhere = (
+        [] if any(word.startswith("data") for word in words) else [f"data.root={tmp_path / 'none'}"]
+    )
     outcome = call("train", *nowhere, f"output_dir={tmp_path / 'run'}", *words)
     assert outcome.error.startswith(error)
     assert not list(tmp_path.iterdir()), "nothing was made before the settings were checked"
@@ -192,20 +246,52 @@ def test_a_wrong_setting_is_one_line_that_names_it(words: list[str], error: str,
     [
         ("predict", [], "checkpoint: no value given; set it on the command line as checkpoint=…"),
         ("predict", ["chekpoint=a.pt"], "chekpoint: no such key; did you mean checkpoint?"),
-        ("predict", ["checkpoint=a.pt", "output_dir=b"], "input: none given; expected {MODALITY: file, ...}, "),
+        (
+            "predict",
+            ["checkpoint=a.pt", "output_dir=b"],
+            "input: none given; expected {MODALITY: file, ...}, ",
+        ),
         ("predict", ["checkpoint=a.pt", "output_dir=b", "input=c"], "a.pt: no such file; "),
-        ("predict", ["checkpoint=a.pt", "output_dir=b", "input=c", "precision=fp8"], "precision: got fp8; "),
-        ("predict", ["checkpoint=a.pt", "output_dir=b", "input=c", "threads=0"], "threads: got 0; "),
-        ("predict", ["inference.treshold=0.5"], "inference.treshold: no such key; did you mean inference.threshold?"),
+        (
+            "predict",
+            ["checkpoint=a.pt", "output_dir=b", "input=c", "precision=fp8"],
+            "precision: got fp8; ",
+        ),
+        (
+            "predict",
+            ["checkpoint=a.pt", "output_dir=b", "input=c", "threads=0"],
+            "threads: got 0; ",
+        ),
+        (
+            "predict",
+            ["inference.treshold=0.5"],
+            "inference.treshold: no such key; did you mean inference.threshold?",
+        ),
         (
             "predict",
             ["checkpoint=a.pt", "output_dir=b", "input=c", "+inference.treshold=0.5"],
             "inference.treshold: no such key; did you mean inference.threshold?",
         ),
-        ("evaluate", [], "predictions: no value given; set it on the command line as predictions=…"),
-        ("evaluate", ["evaluation.treshold=1"], "evaluation.treshold: no such key; did you mean evaluation.threshold?"),
-        ("evaluate", ["predictions=a", "manifest=b", "output_dir=c"], "b: No such file or directory; expected a man"),
-        ("evaluate", ["predictions=a", "manifest=b", "output_dir=c", "classes=3"], "classes: 3; expected {key: value}"),
+        (
+            "evaluate",
+            [],
+            "predictions: no value given; set it on the command line as predictions=…",
+        ),
+        (
+            "evaluate",
+            ["evaluation.treshold=1"],
+            "evaluation.treshold: no such key; did you mean evaluation.threshold?",
+        ),
+        (
+            "evaluate",
+            ["predictions=a", "manifest=b", "output_dir=c"],
+            "b: No such file or directory; expected a man",
+        ),
+        (
+            "evaluate",
+            ["predictions=a", "manifest=b", "output_dir=c", "classes=3"],
+            "classes: 3; expected {key: value}",
+        ),
     ],
 )
 def test_the_other_verbs_name_wrong_settings_too(
@@ -228,18 +314,31 @@ def test_the_other_verbs_name_wrong_settings_too(
         ("loss: {alpha: high}", 'loss.alpha: "high"; expected a number or null'),
         ("loss: [1", "expected YAML"),
         ("loss: !!python/object/apply:os.system [touch evidence]", "expected YAML"),
-        ("model: {_target_: os.system, command: touch evidence}", "model._target_: os.system; expected a Module class"),
-        ("trust: [os]\nmodel: {_target_: os.system}", "trust: ['os'] in a file; expected it on the command line"),
-        ("defaults:\n  - override /loss: tverski", "loss: no choice named 'tverski'; did you mean tversky?"),
+        (
+            "model: {_target_: os.system, command: touch evidence}",
+            "model._target_: os.system; expected a Module class",
+        ),
+        (
+            "trust: [os]\nmodel: {_target_: os.system}",
+            "trust: ['os'] in a file; expected it on the command line",
+        ),
+        (
+            "defaults:\n  - override /loss: tverski",
+            "loss: no choice named 'tverski'; did you mean tversky?",
+        ),
     ],
 )
 def test_an_experiment_file_is_checked_as_the_command_line_is(
     experiment: str, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "configs" / "experiment").mkdir(parents=True)
-    (tmp_path / "configs" / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{experiment}\n")
+    (tmp_path / "configs" / "experiment" / "mine.yaml").write_text(
+        f"# @package _global_\n{experiment}\n"
+    )
     monkeypatch.chdir(tmp_path)
-    outcome = call("train", "--config-dir", tmp_path / "configs", "experiment=mine", "data.root=none")
+    outcome = call(
+        "train", "--config-dir", tmp_path / "configs", "experiment=mine", "data.root=none"
+    )
     assert error in outcome.error
     assert [path.name for path in tmp_path.iterdir()] == ["configs"]
 
@@ -267,7 +366,9 @@ def test_help_reads_as_a_manual_page(verb: str) -> None:
 
 def test_help_names_every_group_with_its_choices() -> None:
     page = call("train", "--help").stdout
-    for group in sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "hydra"):
+    for group in sorted(
+        path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "hydra"
+    ):
         if choices(group):
             assert f"{group}: {', '.join(choices(group))}" in page
 
@@ -284,9 +385,9 @@ def test_help_names_every_group_with_its_choices() -> None:
         "torch.hub.load",
         "torch.nn.modules.module.torch.hub.load",
         "torch.nn.modules.module.torch.load",
-        "tversky_seg.config.os.system",
-        "tversky_seg.recording.subprocess.Popen",
-        "tversky_seg.recording.write_json",
+        "tversky_seg.config.entry_point.os.system",
+        "tversky_seg.runtime.recorder.subprocess.Popen",
+        "tversky_seg.runtime.recorder.write_json",
         "tversky_seg.training.Trainer",
         "tversky_seg.models.none_such",
         "tversky_seg",
@@ -301,21 +402,33 @@ def test_help_names_every_group_with_its_choices() -> None:
 @pytest.mark.parametrize("key", ["model", "loss.losses[0]"])
 def test_a_target_must_be_a_network_class_of_an_allowed_package(key: str, target: Any) -> None:
     for node in ({"_target_": target}, {"_target_": target, "_partial_": True}):
-        with pytest.raises(ConfigError, match=r"_target_: .*; expected a Module class defined in one of tversky_seg, "):
+        with pytest.raises(
+            ConfigError,
+            match=r"_target_: .*; expected a Module class defined in one of tversky_seg, ",
+        ):
             check_target(key, node)
 
 
-@pytest.mark.parametrize("target", ["os.system", "torch.nn.modules.module.torch.hub.load", "5", "null"])
+@pytest.mark.parametrize(
+    "target", ["os.system", "torch.nn.modules.module.torch.hub.load", "5", "null"]
+)
 def test_a_command_line_builds_nothing_else(target: str, tmp_path: Path) -> None:
     outcome = call("train", f"model._target_={target}", f"output_dir={tmp_path / 'run'}")
-    assert outcome.error.startswith(f"model._target_: {target.replace('null', 'None')}; expected a Module class")
+    assert outcome.error.startswith(
+        f"model._target_: {target.replace('null', 'None')}; expected a Module class"
+    )
     assert not list(tmp_path.iterdir())
 
 
 def test_a_function_is_only_handed_on_never_called(tmp_path: Path) -> None:
     evidence = tmp_path / "evidence.json"
-    write = ["augmentation._target_=tversky_seg.recording.write_json", f"+augmentation.path={evidence}"]
-    assert call("train", *write, "+augmentation.content=1").error.startswith("augmentation._target_: ")
+    write = [
+        "augmentation._target_=tversky_seg.runtime.recorder.write_json",
+        f"+augmentation.path={evidence}",
+    ]
+    assert call("train", *write, "+augmentation.content=1").error.startswith(
+        "augmentation._target_: "
+    )
     assert not evidence.exists()
     check_config(on_a_manifest(), config_name="train")  # as schedule and evaluation are
 
@@ -325,7 +438,9 @@ def test_a_nested_target_is_checked_too() -> None:
     assert call("train", *words).error.startswith("loss.losses[0]._target_: os.system; ")
 
 
-def test_trust_on_the_command_line_adds_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trust_on_the_command_line_adds_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "my_networks.py").write_text(
         "from torch import nn\n\nclass Mine(nn.Conv3d):\n    def __init__(self, *, in_channels, out_channels):\n"
         "        super().__init__(in_channels, out_channels, 1)\n"
@@ -335,7 +450,9 @@ def test_trust_on_the_command_line_adds_a_package(tmp_path: Path, monkeypatch: p
     monkeypatch.syspath_prepend(tmp_path)
     words = ["--config-dir", tmp_path, "model=mine", "data=manifest"]
     assert call("train", *words).error.startswith("model._target_: my_networks.Mine; ")
-    assert call("train", *words, "trust=[my_networks]").error.startswith("data.manifest: none given")
+    assert call("train", *words, "trust=[my_networks]").error.startswith(
+        "data.manifest: none given"
+    )
 
 
 def plain_preprocessing() -> Preprocessing:
@@ -354,8 +471,16 @@ def test_a_checkpoints_network_is_built_from_its_config() -> None:
     [
         {"_target_": "os.system", "command": "touch evidence"},
         {"_target_": "torch.nn.modules.module.torch.hub.load", "repo_or_dir": "a/b", "model": "c"},
-        {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "os.system", "command": "touch evidence"}]},
-        {"_target_": "tversky_seg.recording.write_json", "_partial_": True, "path": "evidence", "content": 1},
+        {
+            "_target_": "torch.nn.Sequential",
+            "_args_": [{"_target_": "os.system", "command": "touch evidence"}],
+        },
+        {
+            "_target_": "tversky_seg.runtime.recorder.write_json",
+            "_partial_": True,
+            "path": "evidence",
+            "content": 1,
+        },
         {"_target_": "tversky_seg.training.Trainer"},
         {"_target_": "tversky_seg.models.UNet3D", "wdith": 4},
         {"width": 4},
@@ -381,16 +506,22 @@ def test_a_network_that_looks_at_values_is_let_through() -> None:
 
 
 def test_a_network_that_cannot_take_the_patch_is_found_out_without_computing() -> None:
-    network = FCDenseNet3D(in_channels=1, out_channels=1, growth_rate=2, n_layers=1, n_blocks=2, width=4)
+    network = FCDenseNet3D(
+        in_channels=1, out_channels=1, growth_rate=2, n_layers=1, n_blocks=2, width=4
+    )
     statistics = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     check_network(network, (1, 1, 16, 16, 16), n_classes=1)
-    with pytest.raises(ConfigError, match="model: a patch of 4x4x4 is one voxel at the lowest level"):
+    with pytest.raises(
+        ConfigError, match="model: a patch of 4x4x4 is one voxel at the lowest level"
+    ):
         check_network(network, (1, 1, 4, 4, 4), n_classes=1)
     with pytest.raises(ConfigError, match="expected 2 channels of the same sides"):
         check_network(network, (1, 1, 16, 16, 16), n_classes=2)
     with pytest.raises(ConfigError, match="model: "):
         check_network(network, (1, 3, 16, 16, 16), n_classes=1)
-    assert all(torch.equal(tensor, statistics[name]) for name, tensor in network.state_dict().items())
+    assert all(
+        torch.equal(tensor, statistics[name]) for name, tensor in network.state_dict().items()
+    )
 
 
 # Types
@@ -438,9 +569,24 @@ def test_the_nearest_key_is_named_or_what_there_is() -> None:
 
 
 def test_the_fingerprint_changes_with_what_decides_the_numbers_alone() -> None:
-    settings = {"seed": 0, "output_dir": None, "trainer": {"n_workers": 0, "lr": 1.0}, "data": {"cache_dir": "a"}}
-    free = {"seed": 0, "output_dir": "x", "trainer": {"n_workers": 4, "lr": 1.0}, "data": {"cache_dir": "b"}}
-    other = {"seed": 1, "output_dir": None, "trainer": {"n_workers": 0, "lr": 1.0}, "data": {"cache_dir": "a"}}
+    settings = {
+        "seed": 0,
+        "output_dir": None,
+        "trainer": {"n_workers": 0, "lr": 1.0},
+        "data": {"cache_dir": "a"},
+    }
+    free = {
+        "seed": 0,
+        "output_dir": "x",
+        "trainer": {"n_workers": 4, "lr": 1.0},
+        "data": {"cache_dir": "b"},
+    }
+    other = {
+        "seed": 1,
+        "output_dir": None,
+        "trainer": {"n_workers": 0, "lr": 1.0},
+        "data": {"cache_dir": "a"},
+    }
     assert len(fingerprint(settings)) == 8
     assert fingerprint(settings) == fingerprint(free) != fingerprint(other)
     assert differences(settings, free) == []
@@ -459,26 +605,44 @@ def test_a_sweeps_directories_tell_settings_apart() -> None:
     assert all(len(each) <= 200 and "/" not in each for each in long)
 
 
-@pytest.mark.parametrize("folder", ["loss.beta=0.5,seed=1", "it's (here)", "größe", "a b", "a[1]", "50%", "007", "1e3"])
-def test_names_need_no_quotes_for_hydra(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "folder", ["loss.beta=0.5,seed=1", "it's (here)", "größe", "a b", "a[1]", "50%", "007", "1e3"]
+)
+def test_names_need_no_quotes_for_hydra(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = call("predict", f"checkpoint={folder}", "input=x", "output_dir=y")
     assert outcome.error.startswith(f"{folder}: no such file; ")
     Path(folder).write_text("in the way")
-    outcome = call("train", "data=manifest", "data.manifest=x", "data.modalities=[a]", f"output_dir={folder}")
+    outcome = call(
+        "train", "data=manifest", "data.manifest=x", "data.modalities=[a]", f"output_dir={folder}"
+    )
     assert outcome.error.startswith(f"output_dir: {folder} cannot be written")
 
 
 def test_a_full_disk_is_one_line() -> None:
     said = config.one_line(OSError(28, "No space left on device"), config_name="train")
-    assert said == "files: No space left on device; make it readable or make room, and run the command again"
+    assert (
+        said
+        == "files: No space left on device; make it readable or make room, and run the command again"
+    )
 
 
 def test_every_config_key_of_the_help_page_exists() -> None:
-    page = call("train", "--help").stdout.split("Keys you may want to change")[1].split("Examples")[0]
+    page = (
+        call("train", "--help").stdout.split("Keys you may want to change")[1].split("Examples")[0]
+    )
     known = config._keys("train")
-    words = [word.split("=")[0] for line in page.splitlines() for word in line.split() if "=" in word and "." in word]
-    assert [key for key in words if "." in key and key.split(".")[0] in known and key not in known] == []
+    words = [
+        word.split("=")[0]
+        for line in page.splitlines()
+        for word in line.split()
+        if "=" in word and "." in word
+    ]
+    assert [
+        key for key in words if "." in key and key.split(".")[0] in known and key not in known
+    ] == []
 
 
 def test_only_plain_python_reaches_the_objects() -> None:

@@ -11,10 +11,9 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from command_line import ROOT
-from test_config import composed
-from tversky_seg import config
-from tversky_seg.config import build, check_config, check_network
+from helpers.command_line import ROOT, composed
+from tversky_seg.config import entry_point as config
+from tversky_seg.config.entry_point import build, check_config, check_network
 
 FOLDER = ROOT / "configs" / "experiment"
 PARTS = {
@@ -30,7 +29,9 @@ PARTS = {
 ROWS = sorted(
     f"{path.parent.name}/{path.stem}" for path in FOLDER.glob("*2*/*.yaml") if path.stem not in PARTS
 )  # fmt: skip
-COMPOSED = [name for name in ROWS if "luna16" not in name or name.endswith("iwdl")]  # the others: two lines each
+COMPOSED = [
+    name for name in ROWS if "luna16" not in name or name.endswith("iwdl")
+]  # the others: two lines each
 LOSSES = ("bce", "iwbce", "dl", "iwdl", "asl", "iwasl", "fl", "iwfl", "wce", "gdl")
 
 
@@ -50,14 +51,27 @@ def fast_yaml() -> Iterator[None]:
 def differing(a: Any, b: Any, key: str = "") -> set[str]:
     """Dotted keys at which two nodes differ."""
     if isinstance(a, DictConfig) and isinstance(b, DictConfig):
-        return {found for name in {*a, *b} for found in differing(a.get(name), b.get(name), f"{key}.{name}".strip("."))}
+        return {
+            found
+            for name in {*a, *b}
+            for found in differing(a.get(name), b.get(name), f"{key}.{name}".strip("."))
+        }
     return set() if a == b else {key}
 
 
 @pytest.mark.parametrize("name", COMPOSED)
 def test_every_row_is_valid_and_its_objects_build(name: str) -> None:
     cfg = row(name)
-    for key in ("data", "sampler", "augmentation", "loss", "weighting", "optimizer", "schedule", "inference"):
+    for key in (
+        "data",
+        "sampler",
+        "augmentation",
+        "loss",
+        "weighting",
+        "optimizer",
+        "schedule",
+        "inference",
+    ):
         build(cfg, key)
     build(cfg, "evaluation")
 
@@ -100,7 +114,9 @@ def test_inverse_weighting_is_all_that_a_weighted_row_changes(loss: str) -> None
 @pytest.mark.parametrize("data", ["lits", "luna16"])
 def test_a_row_on_a_data_set_is_the_loss_and_the_data_set(data: str, name: str) -> None:
     content = yaml.safe_load((FOLDER / "shirokikh2020" / f"{data}_{name}.yaml").read_text())
-    assert content == {"defaults": [f"/experiment/shirokikh2020/{part}" for part in (name, data)] + ["_self_"]}
+    assert content == {
+        "defaults": [f"/experiment/shirokikh2020/{part}" for part in (name, data)] + ["_self_"]
+    }
 
 
 def test_the_data_sets_are_split_as_there() -> None:
@@ -112,7 +128,9 @@ def test_the_data_sets_are_split_as_there() -> None:
 def test_ablations_take_away_one_part_each() -> None:
     whole = row("hashemi2018/msseg_asl_b15")
     changed = {
-        part: {key.split(".")[0] for key in differing(whole, row(f"hashemi2018/msseg_without_{part}"))}
+        part: {
+            key.split(".")[0] for key in differing(whole, row(f"hashemi2018/msseg_without_{part}"))
+        }
         for part in ("selection", "fusion", "rotations")
     }
     assert changed == {
@@ -133,13 +151,21 @@ def test_the_hippocampus_has_two_classes_in_patches_of_most_of_a_volume() -> Non
 
 
 def test_a_file_of_ones_own_starts_from_a_row() -> None:
-    assert "/experiment/salehi2017/base" in Path(FOLDER / "salehi2017" / "tversky_b07.yaml").read_text()
+    assert (
+        "/experiment/salehi2017/base"
+        in Path(FOLDER / "salehi2017" / "tversky_b07.yaml").read_text()
+    )
 
 
 def test_every_key_that_the_conformance_page_names_exists() -> None:
     text = (ROOT / "docs" / "conformance.md").read_text()
-    words = [word for code in re.findall(r"`([^`\n]+)`", text) for word in code.split() if "=" in word]
-    known, groups = config._keys("train"), {"experiment", *(path.name for path in (ROOT / "configs").iterdir())}
+    words = [
+        word for code in re.findall(r"`([^`\n]+)`", text) for word in code.split() if "=" in word
+    ]
+    known, groups = (
+        config._keys("train"),
+        {"experiment", *(path.name for path in (ROOT / "configs").iterdir())},
+    )
     for key, _, value in (word.partition("=") for word in words):
         if "." in key:
             assert key in known, key

@@ -12,16 +12,20 @@ from scipy import ndimage, stats
 from scipy.interpolate import BSpline
 from torch.nn import functional
 
-from tversky_seg.data import intensities
-from tversky_seg.data.augmentation import Augmentation
-from tversky_seg.data.resampling import coordinates
+from tversky_seg.data.patches import intensity as intensities
+from tversky_seg.data.patches.augmentation import Augmentation
+from tversky_seg.data.patches.spatial import coordinates
 
-GEOMETRY_ONLY = {f"{name}_probability": 0.0 for name in ("gamma", "contrast", "scale", "shift", "noise")}
+GEOMETRY_ONLY = {
+    f"{name}_probability": 0.0 for name in ("gamma", "contrast", "scale", "shift", "noise")
+}
 NOTHING = {**GEOMETRY_ONLY, "flip_axes": (), "rotation_axes": ()}
 INTENSITIES_ONLY = {"flip_axes": (), "rotation_axes": ()}
 
 
-def a_patch(shape: tuple[int, int, int] = (12, 12, 12), seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def a_patch(
+    shape: tuple[int, int, int] = (12, 12, 12), seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Noise in a ball with 0 around; target and components are functions of the image, to be held against it."""
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, side) for side in shape), indexing="ij"))
@@ -36,7 +40,9 @@ def rngs(n: int = 60) -> list[np.random.Generator]:
 
 def test_switched_off_it_changes_nothing() -> None:
     patch = a_patch()
-    for before, after in zip(patch, Augmentation(**NOTHING)(*patch, np.random.default_rng(0)), strict=True):
+    for before, after in zip(
+        patch, Augmentation(**NOTHING)(*patch, np.random.default_rng(0)), strict=True
+    ):
         np.testing.assert_array_equal(before, after)
 
 
@@ -51,7 +57,9 @@ def test_target_and_components_follow_the_image() -> None:
 
 def test_flips_and_quarter_turns_reach_all_48_symmetries_of_a_cube() -> None:
     image, target, _ = a_patch((3, 3, 3))
-    seen = {Augmentation(**GEOMETRY_ONLY)(image, target, None, rng)[0].tobytes() for rng in rngs(1500)}
+    seen = {
+        Augmentation(**GEOMETRY_ONLY)(image, target, None, rng)[0].tobytes() for rng in rngs(1500)
+    }
     symmetries = {
         np.ascontiguousarray(
             np.flip(image.transpose(0, *axes), axis=[a + 1 for a in range(3) if mirrored[a]])
@@ -63,7 +71,8 @@ def test_flips_and_quarter_turns_reach_all_48_symmetries_of_a_cube() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "spacing_mm"), [((8, 8, 8), (1.0, 1.0, 3.0)), ((8, 8, 6), (1.0, 1.0, 1.0)), ((8, 8, 6), (1.0, 1.0, 3.0))]
+    ("shape", "spacing_mm"),
+    [((8, 8, 8), (1.0, 1.0, 3.0)), ((8, 8, 6), (1.0, 1.0, 1.0)), ((8, 8, 6), (1.0, 1.0, 3.0))],
 )
 def test_only_square_planes_of_equal_spacing_are_turned_by_90_degrees(
     shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]
@@ -72,7 +81,8 @@ def test_only_square_planes_of_equal_spacing_are_turned_by_90_degrees(
     z = np.broadcast_to(np.arange(shape[2], dtype=np.float32), (1, *shape))
     augmentation = Augmentation(**GEOMETRY_ONLY)
     moved = [
-        augmentation(np.concatenate([image, z + 1]), target, None, rng, spacing_mm=spacing_mm)[0] for rng in rngs()
+        augmentation(np.concatenate([image, z + 1]), target, None, rng, spacing_mm=spacing_mm)[0]
+        for rng in rngs()
     ]
     assert all(m.shape[1:] == shape for m in moved)
     assert all(len(np.unique(m[2, :, :, 0])) == 1 for m in moved), "the z axis stayed the z axis"
@@ -116,11 +126,15 @@ def test_scale_and_shift_are_what_they_say() -> None:
     image, target, _ = a_patch()
     brain = image[0] != 0
     for rng in rngs(20):
-        scaled = Augmentation(**{**NOTHING, "scale": 0.3, "scale_probability": 1.0})(image, target, None, rng)[0]
+        scaled = Augmentation(**{**NOTHING, "scale": 0.3, "scale_probability": 1.0})(
+            image, target, None, rng
+        )[0]
         factor = scaled[0][brain] / image[0][brain]
         assert np.ptp(factor) < 1e-5
         assert 0.7 <= factor[0] <= 1.3
-        shifted = Augmentation(**{**NOTHING, "shift": 0.3, "shift_probability": 1.0})(image, target, None, rng)[0]
+        shifted = Augmentation(**{**NOTHING, "shift": 0.3, "shift_probability": 1.0})(
+            image, target, None, rng
+        )[0]
         offset = shifted[0][brain] - image[0][brain]
         assert np.ptp(offset) < 1e-5
         assert abs(offset[0]) <= 0.3
@@ -130,7 +144,9 @@ def test_noise_has_at_most_the_standard_deviation_asked_for() -> None:
     image, target, _ = a_patch((32, 32, 32))
     brain = image[0] != 0
     augmentation = Augmentation(**{**NOTHING, "noise_sd": 0.2, "noise_probability": 1.0})
-    sds = [np.std((augmentation(image, target, None, rng)[0] - image)[0][brain]) for rng in rngs(40)]
+    sds = [
+        np.std((augmentation(image, target, None, rng)[0] - image)[0][brain]) for rng in rngs(40)
+    ]
     assert max(sds) < 0.21
     assert np.mean(sds) == pytest.approx(0.1, abs=0.03)
 
@@ -146,7 +162,8 @@ def test_noise_is_normally_distributed() -> None:
 
 
 @pytest.mark.parametrize(
-    "strongest", [{"gamma": 1.0, "gamma_probability": 1.0}, {"contrast": 1.0, "contrast_probability": 1.0}]
+    "strongest",
+    [{"gamma": 1.0, "gamma_probability": 1.0}, {"contrast": 1.0, "contrast_probability": 1.0}],
 )
 def test_gamma_and_contrast_keep_order_and_range(strongest: dict[str, float]) -> None:
     image, target, _ = a_patch()
@@ -161,7 +178,9 @@ def test_the_contrast_curve_by_hand() -> None:
     image = np.array([0.0, 1, 2, 3, 4], np.float32).reshape(1, 5, 1, 1)
     target = np.zeros((1, 5, 1, 1), np.uint8)
     rng = np.random.default_rng(3)
-    bent = Augmentation(**{**NOTHING, "contrast": 1.0, "contrast_probability": 1.0})(image, target, None, rng)[0]
+    bent = Augmentation(**{**NOTHING, "contrast": 1.0, "contrast_probability": 1.0})(
+        image, target, None, rng
+    )[0]
     c = (bent[0, 1, 0, 0] / 4 - 0.25) / (0.25 * 0.75 * 0.5)
     assert -1 <= c <= 1
     np.testing.assert_allclose(bent.ravel(), [0, 1 + c * 0.375, 2, 3 - c * 0.375, 4], atol=1e-6)
@@ -173,7 +192,9 @@ def test_blank_and_constant_patches_pass_through() -> None:
         blank = Augmentation()(np.zeros((2, 8, 8, 8), np.float32), target, None, rng)
         assert not blank[0].any()
         assert blank[2] is None
-        assert np.isfinite(Augmentation()(np.ones((2, 8, 8, 8), np.float32), target, None, rng)[0]).all()
+        assert np.isfinite(
+            Augmentation()(np.ones((2, 8, 8, 8), np.float32), target, None, rng)[0]
+        ).all()
 
 
 def test_what_comes_in_is_left_as_it_is_and_the_same_generator_gives_the_same_patch() -> None:
@@ -186,7 +207,14 @@ def test_what_comes_in_is_left_as_it_is_and_the_same_generator_gives_the_same_pa
 
 
 @pytest.mark.parametrize(
-    "bad", [{"flip_axes": (3,)}, {"noise_probability": 1.2}, {"gamma": -0.1}, {"contrast": 1.5}, {"scale": 2.0}]
+    "bad",
+    [
+        {"flip_axes": (3,)},
+        {"noise_probability": 1.2},
+        {"gamma": -0.1},
+        {"contrast": 1.5},
+        {"scale": 2.0},
+    ],
 )
 def test_bad_settings_are_refused_with_name_and_value(bad: dict) -> None:
     (name, value), *_ = bad.items()
@@ -203,10 +231,13 @@ def test_channels_drop_out_but_never_all() -> None:
         dropout_probability=0.5,
     )  # fmt: skip
     kept = [
-        settings(image, target, None, np.random.default_rng(seed))[0].any(axis=(1, 2, 3)).sum() for seed in range(400)
+        settings(image, target, None, np.random.default_rng(seed))[0].any(axis=(1, 2, 3)).sum()
+        for seed in range(400)
     ]
     shares = [kept.count(n) / 400 for n in range(4)]
-    np.testing.assert_allclose(shares, [0, 3 / 8, 3 / 8, 2 / 8], atol=0.08)  # where none would be left, all are
+    np.testing.assert_allclose(
+        shares, [0, 3 / 8, 3 / 8, 2 / 8], atol=0.08
+    )  # where none would be left, all are
 
 
 DEFORMING = {
@@ -228,25 +259,33 @@ def smooth_volume(shape: tuple[int, int, int] = (70, 64, 60)) -> tuple[np.ndarra
 def test_a_deformed_patch_is_the_volume_at_the_mapped_places(elastic: bool) -> None:
     volume, labels = smooth_volume()
     start, size, spacing_mm = (26, 24, 19), (20, 16, 18), (1.0, 1.0, 1.5)
-    settings = Augmentation(**{**DEFORMING, "elastic_probability": float(elastic), "flip_axes": (0, 1, 2)})
+    settings = Augmentation(
+        **{**DEFORMING, "elastic_probability": float(elastic), "flip_axes": (0, 1, 2)}
+    )
     for rng in rngs(10):
         change = settings.draw(rng, n_channels=1, size=size, spacing_mm=spacing_mm)
         first, n = change.box(start, volume.shape[1:])
         box = (slice(None), *(slice(a, a + k) for a, k in zip(first, n, strict=True)))
         image, label = change(
-            torch.tensor(volume[box]), torch.tensor(labels[box]), offset=np.subtract(first, start).tolist()
+            torch.tensor(volume[box]),
+            torch.tensor(labels[box]),
+            offset=np.subtract(first, start).tolist(),
         )
         offsets = np.stack(np.meshgrid(*(np.arange(k) - (k - 1) / 2 for k in size), indexing="ij"))
         if elastic:
             for axis, bumps in enumerate(change.bumps):
                 by_axis = [
-                    BSpline.design_matrix(np.arange(k) / h, np.arange(-3, m + 1), 3, extrapolate=True).toarray()
+                    BSpline.design_matrix(
+                        np.arange(k) / h, np.arange(-3, m + 1), 3, extrapolate=True
+                    ).toarray()
                     for k, h, m in zip(size, change.knot_distance, bumps.shape, strict=True)
                 ]
                 offsets[axis] += np.einsum("ijk,xi,yj,zk->xyz", bumps, *by_axis)
         centre = np.add(start, (np.array(size) - 1) / 2)
         places = np.tensordot(change.matrix, offsets, 1) + centre[:, None, None, None]
-        np.testing.assert_allclose(image[0], ndimage.map_coordinates(volume[0], places, order=1), atol=1e-4)
+        np.testing.assert_allclose(
+            image[0], ndimage.map_coordinates(volume[0], places, order=1), atol=1e-4
+        )
         expected = ndimage.map_coordinates(labels[0], places, order=0)
         assert np.mean(label[0].numpy() == expected) > 0.9995  # halves may round either way
 
@@ -256,9 +295,15 @@ def test_the_box_that_is_read_is_no_larger_than_the_drawn_deformation_needs() ->
     sizes = {}
     for zoom in (0.5, 1.0, 2.0):
         settings = Augmentation(**{**NOTHING, "zoom": (zoom, zoom), "zoom_probability": 1.0})
-        change = settings.draw(np.random.default_rng(0), n_channels=1, size=size, spacing_mm=(1, 1, 1))
+        change = settings.draw(
+            np.random.default_rng(0), n_channels=1, size=size, spacing_mm=(1, 1, 1)
+        )
         sizes[zoom] = change.box((50, 50, 50), shape)
-    assert sizes == {0.5: ((34,) * 3, (64,) * 3), 1.0: ((50,) * 3, (32,) * 3), 2.0: ((57,) * 3, (18,) * 3)}
+    assert sizes == {
+        0.5: ((34,) * 3, (64,) * 3),
+        1.0: ((50,) * 3, (32,) * 3),
+        2.0: ((57,) * 3, (18,) * 3),
+    }
 
 
 def a_channel(shape: tuple[int, int, int] = (24, 20, 22)) -> torch.Tensor:
@@ -270,7 +315,9 @@ def test_blur_is_monais_gaussian_away_from_the_border() -> None:
     expected = GaussianSmooth((0.8, 0.8, 0.8), approx="sampled")(channel[None])[0]
     intensities.blur(channel, (0.8, 0.8, 0.8))
     inside = (slice(5, -5),) * 3
-    torch.testing.assert_close(channel[inside], torch.as_tensor(expected)[inside], atol=5e-3, rtol=0)
+    torch.testing.assert_close(
+        channel[inside], torch.as_tensor(expected)[inside], atol=5e-3, rtol=0
+    )
     constant = torch.full((9, 9, 9), 3.0)
     intensities.blur(constant, (2.0, 1.0, 0.0))
     torch.testing.assert_close(constant, torch.full((9, 9, 9), 3.0))
@@ -321,26 +368,39 @@ def test_a_tilted_and_zoomed_patch_is_monais_affine() -> None:
         change = settings.draw(rng, n_channels=1, size=(40, 40, 40), spacing_mm=(1, 1, 1))
         matrix = np.eye(4)
         matrix[:3, :3] = change.matrix
-        expected = Affine(affine=matrix, padding_mode="zeros", image_only=True)(torch.tensor(volume))
+        expected = Affine(affine=matrix, padding_mode="zeros", image_only=True)(
+            torch.tensor(volume)
+        )
         image, _ = change(torch.tensor(volume), torch.zeros((1, 40, 40, 40), dtype=torch.uint8))
         torch.testing.assert_close(image, torch.as_tensor(expected), atol=1e-3, rtol=0)
 
 
 def test_the_elastic_displacement_never_folds() -> None:
-    settings = Augmentation(**{**NOTHING, "elastic_probability": 1.0, "elastic_mm": 9.6, "elastic_spacing_mm": 24.0})
+    settings = Augmentation(
+        **{**NOTHING, "elastic_probability": 1.0, "elastic_mm": 9.6, "elastic_spacing_mm": 24.0}
+    )
     for rng in rngs(20):
         change = settings.draw(rng, n_channels=1, size=(40, 40, 40), spacing_mm=(1, 1, 1))
-        places = coordinates((40,) * 3, change.matrix, bumps=change.bumps, knot_distance=change.knot_distance)
-        gradient = np.stack([np.stack(np.gradient(place.numpy(), axis=(0, 1, 2))) for place in places])
+        places = coordinates(
+            (40,) * 3, change.matrix, bumps=change.bumps, knot_distance=change.knot_distance
+        )
+        gradient = np.stack(
+            [np.stack(np.gradient(place.numpy(), axis=(0, 1, 2))) for place in places]
+        )
         assert np.linalg.det(np.moveaxis(gradient, (0, 1), (-2, -1))).min() > 0
 
 
 def test_hashemis_turns_come_in_the_shares_of_the_released_code() -> None:
     settings = Augmentation(
-        **{**NOTHING, "rotation_axes": (2, 1, 0)}, rotation_probability=0.25, quarter_turns=False, at_most_one_turn=True
+        **{**NOTHING, "rotation_axes": (2, 1, 0)},
+        rotation_probability=0.25,
+        quarter_turns=False,
+        at_most_one_turn=True,
     )
     turns = Counter(
-        settings.draw(np.random.default_rng(i), n_channels=1, size=(8, 8, 8), spacing_mm=(1, 1, 1)).turn.mirrored
+        settings.draw(
+            np.random.default_rng(i), n_channels=1, size=(8, 8, 8), spacing_mm=(1, 1, 1)
+        ).turn.mirrored
         for i in range(2000)
     )
     for mirrored, share in (((0, 0, 0), 27), ((1, 1, 0), 16), ((1, 0, 1), 12), ((0, 1, 1), 9)):
@@ -350,13 +410,19 @@ def test_hashemis_turns_come_in_the_shares_of_the_released_code() -> None:
 def test_a_change_that_is_off_leaves_the_draws_of_the_others_alone() -> None:
     on, off = (Augmentation(elastic_mm=mm, zoom=(0.5, 2.0)) for mm in (4.0, 1.0))
     patch = a_patch()
-    np.testing.assert_array_equal(on(*patch, np.random.default_rng(3))[0], off(*patch, np.random.default_rng(3))[0])
+    np.testing.assert_array_equal(
+        on(*patch, np.random.default_rng(3))[0], off(*patch, np.random.default_rng(3))[0]
+    )
 
 
 @pytest.mark.parametrize("name", ["none", "light", "default", "strong", "hashemi2018"])
 def test_every_choice_gives_finite_patches_that_depend_on_the_generator_alone(name: str) -> None:
-    settings = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[1] / f"configs/augmentation/{name}.yaml"))
-    augmentation = Augmentation(**{key: value for key, value in settings.items() if key != "_target_"})
+    settings = OmegaConf.to_container(
+        OmegaConf.load(Path(__file__).parents[2] / f"configs/augmentation/{name}.yaml")
+    )
+    augmentation = Augmentation(
+        **{key: value for key, value in settings.items() if key != "_target_"}
+    )
     patch = a_patch()
     for i in range(15):
         first, second = (augmentation(*patch, np.random.default_rng(i)) for _ in range(2))
@@ -364,7 +430,9 @@ def test_every_choice_gives_finite_patches_that_depend_on_the_generator_alone(na
         assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("bad", [{"zoom": (1.2, 0.8)}, {"elastic_mm": 20.0}, {"low_resolution": 0.5}, {"blur_mm": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"zoom": (1.2, 0.8)}, {"elastic_mm": 20.0}, {"low_resolution": 0.5}, {"blur_mm": -1}]
+)
 def test_bad_deformations_are_refused_with_name_and_value(bad: dict) -> None:
     (name, value), *_ = bad.items()
     with pytest.raises(ValueError, match=name) as caught:
@@ -376,10 +444,14 @@ def test_bad_deformations_are_refused_with_name_and_value(bad: dict) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_computes_what_the_cpu_does() -> None:
     volume, labels = smooth_volume()
-    probabilities = {field.name: 1.0 for field in fields(Augmentation) if field.name.endswith("_probability")}
+    probabilities = {
+        field.name: 1.0 for field in fields(Augmentation) if field.name.endswith("_probability")
+    }
     settings = Augmentation(**{**probabilities, "dropout_probability": 0.3, "zoom": (0.7, 1.4)})
     for rng in rngs(10):
         change = settings.draw(rng, n_channels=1, size=volume.shape[1:], spacing_mm=(1.0, 1.0, 1.5))
-        on_cpu, on_cuda = (change(torch.tensor(volume).to(d), torch.tensor(labels).to(d)) for d in ("cpu", "cuda"))
+        on_cpu, on_cuda = (
+            change(torch.tensor(volume).to(d), torch.tensor(labels).to(d)) for d in ("cpu", "cuda")
+        )
         torch.testing.assert_close(on_cuda[0].cpu(), on_cpu[0], atol=1e-4, rtol=0)
         assert (on_cuda[1].cpu() == on_cpu[1]).float().mean() > 0.9999

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tversky_seg.data.cases import (
+from tversky_seg.data.case import (
     Case,
     DataError,
     Dataset,
@@ -86,7 +86,12 @@ def test_a_manifest_that_was_written_reads_the_same(tmp_path: Path) -> None:
     assert ",x/1.nii," in text
     assert str(outside) in text
     assert read_manifest(tmp_path / "m" / "cases.csv") == cases
-    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["cases.csv", "l.nii", "l2.nii", "x"]
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [
+        "cases.csv",
+        "l.nii",
+        "l2.nii",
+        "x",
+    ]
 
 
 HEADER = "case_id,subject_id,FLAIR,label"
@@ -98,7 +103,10 @@ HEADER = "case_id,subject_id,FLAIR,label"
         ([], "lists no case"),
         ([HEADER], "lists no case"),
         (["case_id,FLAIR,label", "a,a.nii,"], "no column subject_id"),
-        (["case_id,subject_id,T1,label", "a,s,a.nii,"], "no column FLAIR among case_id, subject_id, T1, label"),
+        (
+            ["case_id,subject_id,T1,label", "a,s,a.nii,"],
+            "no column FLAIR among case_id, subject_id, T1, label",
+        ),
         (["case_id,subject_id,FLAIR,Label", "a,s,a.nii,"], "column 'Label'; write it as 'label'"),
         (["case_id,subject_id,FLAIR,FLAIR", "a,s,a.nii,a.nii"], "column FLAIR stands twice"),
         ([HEADER, "a,s,,"], "line 2: empty cell for FLAIR"),
@@ -106,14 +114,23 @@ HEADER = "case_id,subject_id,FLAIR,label"
         ([HEADER, "a,s,missing.nii,"], "missing.nii: no such file"),
         ([HEADER, "a,s,a.nii,missing.nii"], "missing.nii: no such file"),
         ([HEADER, "a,s,a.nii,", "a,s,a.nii,"], "case_id 'a' stands twice; expected"),
-        ([HEADER, "a,s,a.nii,", "A,s,a.nii,"], "case_id 'A' stands twice (as 'a', one file on some systems)"),
+        (
+            [HEADER, "a,s,a.nii,", "A,s,a.nii,"],
+            "case_id 'A' stands twice (as 'a', one file on some systems)",
+        ),
         ([HEADER, "../a,s,a.nii,"], "case_id '../a'; expected letters"),
         ([HEADER, "a/b,s,a.nii,"], "case_id 'a/b'; expected letters"),
         ([HEADER, ".a,s,a.nii,"], "case_id '.a'; expected letters"),
         ([HEADER, "a,s,a.nii,,extra"], "line 2: 5 cells; expected 4"),
-        ([HEADER + ",split", "a,s,a.nii,,training"], "split 'training'; expected train, val or test"),
+        (
+            [HEADER + ",split", "a,s,a.nii,,training"],
+            "split 'training'; expected train, val or test",
+        ),
         ([HEADER + ",fold", "a,s,a.nii,,-1"], "fold '-1'; expected a whole number"),
-        ([HEADER + ",split", "a,s,a.nii,,train", "b,s,a.nii,,test"], "subject 's' is in split test and train"),
+        (
+            [HEADER + ",split", "a,s,a.nii,,train", "b,s,a.nii,,test"],
+            "subject 's' is in split test and train",
+        ),
         ([HEADER + ",fold", "a,s,a.nii,,0", "b,s,a.nii,,1"], "subject 's' is in fold 0 and 1"),
         ([HEADER + ",label_2", "a,s,a.nii,,a.nii"], "fill the label cell first"),
     ],
@@ -138,7 +155,10 @@ def test_several_faults_are_counted_and_kept(tmp_path: Path) -> None:
 
 def test_files_that_are_no_csv_are_named(tmp_path: Path) -> None:
     (tmp_path / "cases.xlsx").write_bytes(b"PK\x03\x04\xff\xfe\x00")
-    for path, message in [(tmp_path / "cases.xlsx", "no CSV text"), (tmp_path / "none.csv", "No such file")]:
+    for path, message in [
+        (tmp_path / "cases.xlsx", "no CSV text"),
+        (tmp_path / "none.csv", "No such file"),
+    ]:
         with pytest.raises(DataError, match=message):
             read_manifest(path)
     with pytest.raises(DataError, match="directory"):
@@ -150,7 +170,9 @@ def test_folds_hold_every_subject_out_once_and_never_part_a_subject() -> None:
     tested = []
     for fold in range(5):
         split = split_cases(cases, folds=5, fold=fold)
-        subjects = [{case.subject_id for case in part} for part in (split.train, split.val, split.test)]
+        subjects = [
+            {case.subject_id for case in part} for part in (split.train, split.val, split.test)
+        ]
         assert sum(map(len, subjects)) == len(set.union(*subjects)) == 11
         assert len(subjects[1]) == 2  # a fifth of the 8 or 9 that remain
         tested += ids(split.test)
@@ -162,9 +184,16 @@ def test_folds_hold_every_subject_out_once_and_never_part_a_subject() -> None:
 
 @pytest.mark.parametrize(("n_remaining", "n_val"), [(1, 0), (3, 0), (4, 1), (9, 2), (20, 4)])
 def test_validation_is_a_fifth_but_only_from_four_subjects_on(n_remaining: int, n_val: int) -> None:
-    cases = [a_case(0, split="test"), *(a_case(i, split="train") for i in range(1, n_remaining + 1))]
+    cases = [
+        a_case(0, split="test"),
+        *(a_case(i, split="train") for i in range(1, n_remaining + 1)),
+    ]
     split = split_cases(cases)
-    assert (len(split.train), len(split.val), ids(split.test)) == (n_remaining - n_val, n_val, ["c0"])
+    assert (len(split.train), len(split.val), ids(split.test)) == (
+        n_remaining - n_val,
+        n_val,
+        ["c0"],
+    )
 
 
 def test_no_validation_where_none_is_asked_for() -> None:
@@ -182,7 +211,11 @@ def test_two_patients_train_one_and_test_the_other_whatever_the_number_of_folds(
 def test_the_split_column_is_kept_and_a_fold_column_used() -> None:
     columns = ["train", "val", "test", "train", "test"]
     split = split_cases([a_case(i, split=column) for i, column in enumerate(columns)])
-    assert (ids(split.train), ids(split.val), ids(split.test)) == (["c0", "c3"], ["c1"], ["c2", "c4"])
+    assert (ids(split.train), ids(split.val), ids(split.test)) == (
+        ["c0", "c3"],
+        ["c1"],
+        ["c2", "c4"],
+    )
     by_fold = [a_case(i, fold=i % 3 + 1) for i in range(9)]
     assert ids(split_cases(by_fold).test) == ["c0", "c3", "c6"]
     assert ids(split_cases(by_fold, fold=3).test) == ["c2", "c5", "c8"]
@@ -192,7 +225,9 @@ def test_the_split_column_is_kept_and_a_fold_column_used() -> None:
 
 def test_unlabelled_cases_are_only_ever_tested(caplog: pytest.LogCaptureFixture) -> None:
     labelled = [a_case(i, fold=i) for i in range(3)]
-    split = split_cases([*labelled, a_case(3, label=False), a_case(4, subject="s1", label=False)], fold=0)
+    split = split_cases(
+        [*labelled, a_case(3, label=False), a_case(4, subject="s1", label=False)], fold=0
+    )
     assert (ids(split.train), ids(split.test)) == (["c1", "c2"], ["c0", "c3"])
     assert "left out: c4" in caplog.text
 
@@ -200,12 +235,21 @@ def test_unlabelled_cases_are_only_ever_tested(caplog: pytest.LogCaptureFixture)
 @pytest.mark.parametrize(
     ("cases", "message"),
     [
-        ([a_case(0, label=False)], "0 labelled subjects; expected label files, in a manifest in the column label"),
+        (
+            [a_case(0, label=False)],
+            "0 labelled subjects; expected label files, in a manifest in the column label",
+        ),
         ([a_case(0)], "1 labelled subjects; expected two or more"),
-        ([a_case(0, split="test"), a_case(1, label=False, split="train")], "no labelled case to train on among 2"),
+        (
+            [a_case(0, split="test"), a_case(1, label=False, split="train")],
+            "no labelled case to train on among 2",
+        ),
         ([a_case(0, split="train"), a_case(1)], "case c1 has a label but no split"),
         ([a_case(0, fold=0), a_case(1)], "case c1 has a label but no fold"),
-        ([a_case(0, split="train"), a_case(1, subject="s0", split="test")], "subject 's0' is in split test and train"),
+        (
+            [a_case(0, split="train"), a_case(1, subject="s0", split="test")],
+            "subject 's0' is in split test and train",
+        ),
         ([a_case(0), a_case(0)], "case_id 'c0' stands twice"),
     ],
 )
@@ -216,7 +260,11 @@ def test_splits_that_cannot_be_are_refused(cases: list[Case], message: str) -> N
 
 def test_one_case_for_prediction_is_named_by_its_first_file(tmp_path: Path) -> None:
     touch(tmp_path, "a_T1.nii.gz", "b.nii", "brain.nii")
-    files = {"T1": tmp_path / "a_T1.nii.gz", "FLAIR": str(tmp_path / "b.nii"), "brain_mask": tmp_path / "brain.nii"}
+    files = {
+        "T1": tmp_path / "a_T1.nii.gz",
+        "FLAIR": str(tmp_path / "b.nii"),
+        "brain_mask": tmp_path / "brain.nii",
+    }
     (case,) = cases_from_input(files, modalities=["FLAIR", "T1"])
     assert (case.case_id, list(case.images), case.label) == ("b", ["FLAIR", "T1"], None)
     assert case.brain_mask == tmp_path / "brain.nii"
@@ -226,11 +274,21 @@ def test_one_case_for_prediction_is_named_by_its_first_file(tmp_path: Path) -> N
 
 def test_a_folder_for_prediction_holds_files_or_folders_of_cases(tmp_path: Path) -> None:
     touch(
-        tmp_path, "a_1_FLAIR.nii.gz", "a_1_post_T1.nii", "a_1_T1.nii", "a_1_brain_mask.nii", "notes.txt", "x_mask.nii"
+        tmp_path,
+        "a_1_FLAIR.nii.gz",
+        "a_1_post_T1.nii",
+        "a_1_T1.nii",
+        "a_1_brain_mask.nii",
+        "notes.txt",
+        "x_mask.nii",
     )
     touch(tmp_path, "p2/FLAIR.nii", "p2/T1.nii.gz", "p2/post_T1.nii.gz", "p2/other.nii")
     first, second = cases_from_input(tmp_path, modalities=["FLAIR", "T1", "post_T1"])
-    assert [path.name for path in first.images.values()] == ["a_1_FLAIR.nii.gz", "a_1_T1.nii", "a_1_post_T1.nii"]
+    assert [path.name for path in first.images.values()] == [
+        "a_1_FLAIR.nii.gz",
+        "a_1_T1.nii",
+        "a_1_post_T1.nii",
+    ]
     assert (first.case_id, first.brain_mask) == ("a_1", tmp_path / "a_1_brain_mask.nii")
     assert (second.case_id, second.images["T1"]) == ("p2", tmp_path / "p2" / "T1.nii.gz")
     assert ids(cases_from_input(str(tmp_path), modalities=["FLAIR"], case_id="p2")) == ["p2"]
@@ -238,14 +296,19 @@ def test_a_folder_for_prediction_holds_files_or_folders_of_cases(tmp_path: Path)
 
 def test_a_manifest_serves_for_prediction(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii")
-    assert ids(cases_from_input(manifest(tmp_path, HEADER, "a,s,a.nii,"), modalities=FLAIR)) == ["a"]
+    assert ids(cases_from_input(manifest(tmp_path, HEADER, "a,s,a.nii,"), modalities=FLAIR)) == [
+        "a"
+    ]
 
 
 @pytest.mark.parametrize(
     ("input", "message"),
     [
         ({"FLAIR": "a.nii"}, "input: no file for modality T1"),
-        ({"FLAIR": "a.nii", "T1": "a.nii", "PD": "a.nii"}, "input: PD is no modality of this network"),
+        (
+            {"FLAIR": "a.nii", "T1": "a.nii", "PD": "a.nii"},
+            "input: PD is no modality of this network",
+        ),
         ({"FLAIR": "a.nii", "T1": "none.nii"}, "none.nii: no such file"),
         ("a.nii", "one image; expected one for each of FLAIR, T1"),
         ("nowhere", "nowhere: no such file or folder"),
@@ -258,7 +321,14 @@ def test_faults_of_an_input_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, input: object, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    touch(tmp_path, "a.nii", "empty/x.txt", "partial/a_FLAIR.nii", "twice/a_FLAIR.nii", "twice/a/FLAIR.nii")
+    touch(
+        tmp_path,
+        "a.nii",
+        "empty/x.txt",
+        "partial/a_FLAIR.nii",
+        "twice/a_FLAIR.nii",
+        "twice/a/FLAIR.nii",
+    )
     with pytest.raises(DataError, match=message):
         cases_from_input(input, modalities=["FLAIR", "T1"])
 
@@ -299,13 +369,20 @@ def test_a_download_without_a_complete_case_is_refused(tmp_path: Path) -> None:
         ([Case("a", "1", {}, ())], "no case is complete, a has no FLAIR, label"),
     ]:
         with pytest.raises(DataError, match=message):
-            find_cases(Dataset(modalities=FLAIR, root=tmp_path, importer=lambda root, found=found: found))
+            find_cases(
+                Dataset(modalities=FLAIR, root=tmp_path, importer=lambda root, found=found: found)
+            )
 
 
 def test_a_dataset_takes_what_yaml_gives(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii")
     path = str(manifest(tmp_path, HEADER, "a,s,a.nii,"))
-    dataset = Dataset(modalities=["FLAIR"], classes={"liver": [1, 2], "tumour": 2}, manifest=path, spacing_mm=[1, 1, 3])
+    dataset = Dataset(
+        modalities=["FLAIR"],
+        classes={"liver": [1, 2], "tumour": 2},
+        manifest=path,
+        spacing_mm=[1, 1, 3],
+    )
     assert dataset.modalities == ("FLAIR",)
     assert dataset.classes == {"liver": (1, 2), "tumour": (2,)}
     assert dataset.spacing_mm == (1.0, 1.0, 3.0)
@@ -332,7 +409,10 @@ def test_a_dataset_takes_what_yaml_gives(tmp_path: Path) -> None:
         ({"folds": 1}, "data.folds: 1"),
         ({"fold": -1}, "data.fold: -1"),
         ({"val_fraction": 1}, "data.val_fraction: 1"),
-        ({"normalization": "zscores"}, "data.normalization: 'zscores'; expected one of zscore, robust, percentile"),
+        (
+            {"normalization": "zscores"},
+            "data.normalization: 'zscores'; expected one of zscore, robust, percentile",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused_with_the_value(settings: dict, message: str) -> None:

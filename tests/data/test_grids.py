@@ -8,7 +8,7 @@ from nibabel.processing import resample_from_to
 from scipy import ndimage
 
 from tversky_seg.data.grids import Geometry, network_grid, resample, to_input_grid, window
-from tversky_seg.data.volumes import spacing_of
+from tversky_seg.data.nifti import spacing_of
 
 RNG = np.random.default_rng(0)
 OBLIQUE = np.array([[0.9, 0.2, -0.1, 40], [-0.2, 1.1, 0.1, -20], [0.1, -0.1, 2.8, 7], [0, 0, 0, 1]])
@@ -46,7 +46,10 @@ def test_the_network_grid_has_the_spacing_asked_for_and_the_same_centre() -> Non
     found_shape, found = network_grid(shape, affine, spacing_mm=wanted)
     assert spacing_of(found) == pytest.approx((own[0], *wanted[1:]))
     assert found_shape == (ras_shape[0], -(-ras_shape[1] // 2), ras_shape[2] * 3)
-    centres = [a[:3, :3] @ ((np.array(s) - 1) / 2) + a[:3, 3] for s, a in ((shape, affine), (found_shape, found))]
+    centres = [
+        a[:3, :3] @ ((np.array(s) - 1) / 2) + a[:3, 3]
+        for s, a in ((shape, affine), (found_shape, found))
+    ]
     assert np.allclose(*centres)
 
 
@@ -64,14 +67,19 @@ def test_a_linear_ramp_in_space_is_kept_whatever_the_grids(target_spacing: float
     source_shape, target_shape = (40, 40, 40), (11, 12, 13)
     centre = source_affine @ [20, 20, 20, 1]
     target_affine[:3, 3] += centre[:3] - target_affine[:3] @ [5, 5, 5, 1]
-    found = resample(ramp(source_shape, source_affine), source_affine, target_affine, target_shape, fill=np.nan)
+    found = resample(
+        ramp(source_shape, source_affine), source_affine, target_affine, target_shape, fill=np.nan
+    )
     assert np.allclose(found, ramp(target_shape, target_affine), atol=2e-3)
 
 
 def test_values_agree_with_nibabels_resampling() -> None:
     data = ndimage.gaussian_filter(RNG.random((20, 22, 18), dtype=np.float32), 1)
     image = nib.Nifti1Image(data, np.diag([2, 2, 2, 1.0]))
-    target = (24, 25, 26), np.array([[1.5, 0.1, 0, 2], [-0.1, 1.4, 0, 3], [0, 0.1, 1.3, 1], [0, 0, 0, 1]])
+    target = (
+        (24, 25, 26),
+        np.array([[1.5, 0.1, 0, 2], [-0.1, 1.4, 0, 3], [0, 0.1, 1.3, 1], [0, 0, 0, 1]]),
+    )
     expected = np.asarray(resample_from_to(image, target, order=1, cval=np.nan).dataobj)
     found = resample(data, image.affine, target[1], target[0], fill=np.nan)
     assert np.isfinite(expected).mean() > 0.5
@@ -90,7 +98,9 @@ def test_beyond_the_field_of_view_stands_the_fill() -> None:
     affine[:3, 3] = -5
     found = resample(np.ones((10, 10, 10)), np.eye(4), affine, (40, 40, 40), fill=-7)
     assert set(np.unique(found)) == {-7, 1}
-    assert 18 <= (found[:, 20, 20] == 1).sum() <= 24  # 20 half voxels and up to one voxel at each end
+    assert (
+        18 <= (found[:, 20, 20] == 1).sum() <= 24
+    )  # 20 half voxels and up to one voxel at each end
 
 
 def test_coarser_voxels_average_what_they_cover() -> None:
@@ -104,9 +114,13 @@ def test_coarser_voxels_average_what_they_cover() -> None:
     assert np.allclose(smoothed[2:-2, 2:-2, 2:-2], expected[2:-2, 2:-2, 2:-2], atol=0.01)
 
 
-@pytest.mark.parametrize("start", [(0, 0, 0), (-2, 1, 3), (3, 4, 5), (-9, 0, 0), (9, 9, 9), (-2, -2, -2)])
+@pytest.mark.parametrize(
+    "start", [(0, 0, 0), (-2, 1, 3), (3, 4, 5), (-9, 0, 0), (9, 9, 9), (-2, -2, -2)]
+)
 @pytest.mark.parametrize("shape", [(3, 3, 3), (9, 10, 11)])
-def test_a_window_overhangs_with_fill(start: tuple[int, int, int], shape: tuple[int, int, int]) -> None:
+def test_a_window_overhangs_with_fill(
+    start: tuple[int, int, int], shape: tuple[int, int, int]
+) -> None:
     data = RNG.integers(1, 9, (2, 5, 6, 7))
     padded = np.pad(data, ((0, 0), *[(20, 20)] * 3), constant_values=-1)
     box = tuple(slice(20 + first, 20 + first + n) for first, n in zip(start, shape, strict=True))

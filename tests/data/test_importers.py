@@ -12,20 +12,20 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from command_line import SMALL, call
-from tversky_seg.data.cases import Case, DataError, Dataset, find_cases, read_manifest, split_cases
+from helpers.command_line import SMALL, call
+from tversky_seg.data.case import Case, DataError, Dataset, find_cases, read_manifest, split_cases
+from tversky_seg.data.datasets._common import import_command
 from tversky_seg.data.datasets.bids import find_bids
-from tversky_seg.data.datasets.importing import import_command
 from tversky_seg.data.datasets.isbi2015 import find_isbi2015
 from tversky_seg.data.datasets.lesjak2017 import find_lesjak2017
-from tversky_seg.data.datasets.lidc import Contour, nodule_mask
 from tversky_seg.data.datasets.lits import find_lits
 from tversky_seg.data.datasets.luna16 import find_luna16, lung_mask
+from tversky_seg.data.datasets.luna16_lidc import Contour, nodule_mask
 from tversky_seg.data.datasets.msseg2016 import find_msseg2016
 from tversky_seg.data.datasets.nnunet import find_nnunet
-from tversky_seg.data.preprocessing import Preprocessing, preprocess, to_input_grid
+from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess, to_input_grid
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHAPE = (32, 32, 32)
 LAS = np.diag([-1.0, 1, 1, 1])
 
@@ -68,7 +68,9 @@ def isbi2015(root: Path, *, ending: str = ".nii") -> Path:
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-def test_isbi_time_points_are_sessions_and_test_scans_are_predicted_not_judged(tmp_path: Path, ending: str) -> None:
+def test_isbi_time_points_are_sessions_and_test_scans_are_predicted_not_judged(
+    tmp_path: Path, ending: str
+) -> None:
     cases = find_isbi2015(isbi2015(tmp_path, ending=ending))
     assert [(c.case_id, c.subject_id, c.session, len(c.labels), c.split) for c in cases] == [
         ("training01_01", "training01", "01", 2, None),
@@ -82,7 +84,9 @@ def test_isbi_time_points_are_sessions_and_test_scans_are_predicted_not_judged(t
         [f"training01_01_mask{rater}{ending}" for rater in (1, 2)],
     )
     split = split_cases(cases, folds=2, fold=0)
-    assert {case.subject_id for case in split.train}.isdisjoint(case.subject_id for case in split.test)
+    assert {case.subject_id for case in split.train}.isdisjoint(
+        case.subject_id for case in split.test
+    )
     assert "test01_01" in {case.case_id for case in split.test}
     prepared = preprocess(cases[0], Preprocessing(("FLAIR", "T1", "T2", "PD"), rater=2))
     assert prepared.n_lesions == (1,)
@@ -109,7 +113,13 @@ def lits(root: Path) -> Path:
 
 def test_lits_batches_are_joined_and_the_test_volumes_are_predicted(tmp_path: Path) -> None:
     cases = find_lits(lits(tmp_path))
-    assert [c.case_id for c in cases] == ["volume-0", "volume-1", "volume-28", "volume-40", "test-volume-0"]
+    assert [c.case_id for c in cases] == [
+        "volume-0",
+        "volume-1",
+        "volume-28",
+        "volume-40",
+        "test-volume-0",
+    ]
     assert [(len(c.labels), c.split) for c in cases] == [(1, None)] * 4 + [(0, "test")]
     split = [(c.case_id, c.split) for c in find_lits(tmp_path, split="shirokikh2020")]
     assert [part for _, part in split] == ["test", "test", "val", "train"]
@@ -119,7 +129,9 @@ def test_lits_batches_are_joined_and_the_test_volumes_are_predicted(tmp_path: Pa
 
 def test_lits_classes_are_nested_and_its_window_is_cut_at_both_ends(tmp_path: Path) -> None:
     case = find_lits(lits(tmp_path))[0]
-    settings = Preprocessing(("CT",), {"liver": (1, 2), "tumour": (2,)}, normalization="window", limits=(-300, 300))
+    settings = Preprocessing(
+        ("CT",), {"liver": (1, 2), "tumour": (2,)}, normalization="window", limits=(-300, 300)
+    )
     prepared = preprocess(case, settings)
     assert prepared.n_lesions == (1, 1)
     assert prepared.target is not None
@@ -132,7 +144,9 @@ def test_lits_classes_are_nested_and_its_window_is_cut_at_both_ends(tmp_path: Pa
 
 def test_lits_liver_box_is_shirokikhs_and_can_be_undone(tmp_path: Path) -> None:
     case = find_lits(lits(tmp_path))[0]
-    settings = Preprocessing(("CT",), {"tumour": (2,)}, normalization="window", crop_values=(1,), crop_margin=5)
+    settings = Preprocessing(
+        ("CT",), {"tumour": (2,)}, normalization="window", crop_values=(1,), crop_margin=5
+    )
     prepared = preprocess(case, settings)
     label = np.asarray(nib.load(case.labels[0]).dataobj)
     sides = [np.flatnonzero((label == 1).any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
@@ -142,15 +156,27 @@ def test_lits_liver_box_is_shirokikhs_and_can_be_undone(tmp_path: Path) -> None:
     assert prepared.target is not None
     back = to_input_grid(prepared.target[0].astype(np.float32), prepared.geometry)
     assert np.array_equal(back > 0.5, label == 2)
-    whole = preprocess(Case("a", "a", case.images), settings)  # without label there is nothing to crop to
+    whole = preprocess(
+        Case("a", "a", case.images), settings
+    )  # without label there is nothing to crop to
     assert whole.geometry.shape > prepared.geometry.shape
-    with pytest.raises(DataError, match=r"holds none of the label values \[7\] of data.crop_values"):
+    with pytest.raises(
+        DataError, match=r"holds none of the label values \[7\] of data.crop_values"
+    ):
         preprocess(case, Preprocessing(("CT",), {"liver": (1, 2)}, crop_values=(7,)))
 
 
 def test_lits_tumours_alone_are_trained_on_and_judged_in_the_liver_box(tmp_path: Path) -> None:
-    data = ("data=lits", f"data.root={lits(tmp_path / 'LITS')}", f"data.cache_dir={tmp_path / 'cache'}")
-    asked = ("data.classes={tumour: [2]}", "data.importer.split=shirokikh2020", "evaluation.viewer=none")
+    data = (
+        "data=lits",
+        f"data.root={lits(tmp_path / 'LITS')}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+    )
+    asked = (
+        "data.classes={tumour: [2]}",
+        "data.importer.split=shirokikh2020",
+        "evaluation.viewer=none",
+    )
     refused = call("train", *data, *asked, *SMALL, f"output_dir={tmp_path / 'no'}").error
     assert "holds the label values 1 that no class names" in refused
     run = tmp_path / "run"
@@ -160,11 +186,17 @@ def test_lits_tumours_alone_are_trained_on_and_judged_in_the_liver_box(tmp_path:
     assert [case["case_id"] for case in metrics["cases"]] == ["volume-0", "volume-1"]
     tumour_mm3 = np.count_nonzero(ball((20, 16, 14), 2)) * 0.7 * 0.7 * 2.5
     assert metrics["cases"][0]["reference_volume_mm3"] == pytest.approx(tumour_mm3, rel=1e-5)
-    assert json.loads((run / "predictions/predictions.json").read_text())["background_values"] == [1, 2]
+    assert json.loads((run / "predictions/predictions.json").read_text())["background_values"] == [
+        1,
+        2,
+    ]
     again = ("evaluate", f"predictions={run / 'predictions'}", f"manifest={run / 'manifest.csv'}")
     assert call(*again, f"output_dir={tmp_path / 'again'}").status == 0
     masks = ("evaluation.pattern={case_id}_mask.nii.gz", "classes={tumour: [2]}")
-    assert "evaluation.background_values" in call(*again, *masks, f"output_dir={tmp_path / 'masks'}").error
+    assert (
+        "evaluation.background_values"
+        in call(*again, *masks, f"output_dir={tmp_path / 'masks'}").error
+    )
     named = (*masks, "evaluation.background_values=[1]")
     assert call(*again, *named, f"output_dir={tmp_path / 'masks'}").status == 0
 
@@ -190,7 +222,9 @@ def test_nnunet_channels_have_their_names_and_test_images_are_predicted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="tversky_seg"):
-        cases = find_cases(Dataset(root=nnunet(tmp_path), importer=find_nnunet, modalities=("FLAIR", "T1_post")))
+        cases = find_cases(
+            Dataset(root=nnunet(tmp_path), importer=find_nnunet, modalities=("FLAIR", "T1_post"))
+        )
     assert [(c.case_id, len(c.labels), c.split) for c in cases] == [
         ("la_001", 1, None),
         ("la_002", 1, None),
@@ -240,13 +274,20 @@ def bids(root: Path) -> Path:
             save(folder / f"{stem}_label-lesion_desc-rater1_mask.nii.gz", lesion(14))
             save(folder / f"{stem}_label-lesion_desc-consensus_mask.nii.gz", lesion(15))
             save(folder / f"{stem}_desc-brain_mask.nii.gz", ball((16, 16, 16), 13).astype(np.uint8))
-    (root / "participants.tsv").write_text("participant_id\tage\tsite\nsub-01\t30\tLjubljana\nsub-02\t40\tn/a\n")
+    (root / "participants.tsv").write_text(
+        "participant_id\tage\tsite\nsub-01\t30\tLjubljana\nsub-02\t40\tn/a\n"
+    )
     return root
 
 
 def test_bids_joins_raw_images_with_the_masks_among_the_derivatives(tmp_path: Path) -> None:
     one, two, three = find_bids(bids(tmp_path))
-    assert (one.case_id, one.subject_id, one.session, one.site) == ("sub-01_ses-a", "sub-01", "a", "Ljubljana")
+    assert (one.case_id, one.subject_id, one.session, one.site) == (
+        "sub-01_ses-a",
+        "sub-01",
+        "a",
+        "Ljubljana",
+    )
     assert set(one.images) == {"FLAIR", "T1w", "T1wce"}
     assert one.consensus
     assert [label.name.split("_")[3] for label in one.labels] == ["desc-consensus", "desc-rater1"]
@@ -269,14 +310,18 @@ def luna16(root: Path) -> tuple[Path, dict[str, np.ndarray]]:
     """Two scans of 0.5 x 0.5 x 2 mm, the second stored turned by 180 degrees, with the same nodule drawn by readers."""
     sitk = pytest.importorskip("SimpleITK", reason="the extra luna16 is not installed")
     shape = (40, 36, 20)
-    lungs = np.where(ball((11, 18, 10), 7, shape), 3, 0) + np.where(ball((28, 18, 10), 7, shape), 4, 0)
+    lungs = np.where(ball((11, 18, 10), 7, shape), 3, 0) + np.where(
+        ball((28, 18, 10), 7, shape), 4, 0
+    )
     lungs[19:21, 17:19, 15:20] = 5
     expected = {}
     rows = ["seriesuid,coordX,coordY,coordZ,diameter_mm"]
     for uid, turned, subset in (("1.3.6.1", False, 0), ("1.3.6.2", True, 1)):
         origin = np.array([-10.0, -9.0, -100.0])  # of the DICOM image
         ct = np.random.default_rng(1).integers(-900, 100, shape).astype(np.int16)
-        stored, stored_lungs, sign = (ct[::-1, ::-1], lungs[::-1, ::-1], -1) if turned else (ct, lungs, 1)
+        stored, stored_lungs, sign = (
+            (ct[::-1, ::-1], lungs[::-1, ::-1], -1) if turned else (ct, lungs, 1)
+        )
         for path, data in (
             (f"subset{subset}/{uid}", stored),
             (f"seg-lungs-LUNA16/{uid}", stored_lungs.astype(np.uint8)),
@@ -304,22 +349,29 @@ def lidc_xml(uid: str) -> str:
         corners = [(x[0], 16), (x[1], 16), (x[1], 20), (x[0], 20)]
         if far:
             corners = [(30, 2), (33, 2), (33, 4)]
-        edges = "".join(f"<edgeMap><xCoord>{i}</xCoord><yCoord>{j}</yCoord></edgeMap>" for i, j in corners)
-        roi = f"<roi><imageZposition>-80.0</imageZposition><inclusion>TRUE</inclusion>{edges}</roi>"
-        return (
-            f"<readingSession><unblindedReadNodule><noduleID>1</noduleID>{roi}</unblindedReadNodule></readingSession>"
+        edges = "".join(
+            f"<edgeMap><xCoord>{i}</xCoord><yCoord>{j}</yCoord></edgeMap>" for i, j in corners
         )
+        roi = f"<roi><imageZposition>-80.0</imageZposition><inclusion>TRUE</inclusion>{edges}</roi>"
+        return f"<readingSession><unblindedReadNodule><noduleID>1</noduleID>{roi}</unblindedReadNodule></readingSession>"
 
-    sessions = reader((7, 12)) + reader((9, 14)) + reader((0, 0), far=True) + reader((0, 0), far=True)
+    sessions = (
+        reader((7, 12)) + reader((9, 14)) + reader((0, 0), far=True) + reader((0, 0), far=True)
+    )
     header = f"<ResponseHeader><SeriesInstanceUid>{uid}</SeriesInstanceUid></ResponseHeader>"
     return f'<?xml version="1.0"?><LidcReadMessage xmlns="http://www.nih.gov">{header}{sessions}</LidcReadMessage>'
 
 
-def test_luna_scans_are_converted_once_with_the_masks_of_two_of_four_readers(tmp_path: Path) -> None:
+def test_luna_scans_are_converted_once_with_the_masks_of_two_of_four_readers(
+    tmp_path: Path,
+) -> None:
     root, expected = luna16(tmp_path / "download")
     before = sorted(path for path in root.rglob("*"))
     cases = find_luna16(root, converted=str(tmp_path / "nifti"))
-    assert [(c.case_id, c.fold, c.split) for c in cases] == [("1.3.6.1", 0, None), ("1.3.6.2", 1, None)]
+    assert [(c.case_id, c.fold, c.split) for c in cases] == [
+        ("1.3.6.1", 0, None),
+        ("1.3.6.2", 1, None),
+    ]
     for case in cases:
         label = nib.load(case.labels[0])
         assert np.array_equal(np.asarray(label.dataobj) > 0, expected[case.case_id])
@@ -329,10 +381,12 @@ def test_luna_scans_are_converted_once_with_the_masks_of_two_of_four_readers(tmp
     assert np.array_equal(first.image, second.image), "the turned scan shows the same patient"
     assert first.geometry.network_affine == pytest.approx(second.geometry.network_affine)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "nifti").rglob("*.nii.gz")}
-    assert [c.split for c in find_luna16(root, converted=str(tmp_path / "nifti"), split="shirokikh2020")] == [
-        "train"
-    ] * 2
-    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "nifti").rglob("*.nii.gz")}
+    assert [
+        c.split for c in find_luna16(root, converted=str(tmp_path / "nifti"), split="shirokikh2020")
+    ] == ["train"] * 2
+    assert times == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "nifti").rglob("*.nii.gz")
+    }
     assert sorted(path for path in root.rglob("*")) == before, "the download stays as it was"
 
 
@@ -353,7 +407,9 @@ def test_luna_scans_that_cannot_be_converted_are_named_and_left_out(
 def test_lung_mask_drops_the_trachea_and_closes_like_scipy() -> None:
     from scipy import ndimage
 
-    labels = np.where(ball((11, 18, 16), 7, (40, 36, 30)), 3, 0) + np.where(ball((28, 18, 16), 6, (40, 36, 30)), 4, 0)
+    labels = np.where(ball((11, 18, 16), 7, (40, 36, 30)), 3, 0) + np.where(
+        ball((28, 18, 16), 6, (40, 36, 30)), 4, 0
+    )
     labels[19:21, 5, 5] = 5
     kept = np.pad(np.isin(labels, (3, 4)), 14)
     closed = ndimage.binary_dilation(ndimage.binary_closing(kept, iterations=10), iterations=3)
@@ -386,11 +442,20 @@ def msseg2016(root: Path, *, ending: str = ".nii.gz") -> Path:
 def test_msseg_raters_are_numbered_as_their_files(tmp_path: Path) -> None:
     case = find_msseg2016(msseg2016(tmp_path))[-1]
     assert case.consensus
-    assert [file.name for file in case.raters] == [f"ManualSegmentation_{rater}.nii.gz" for rater in range(1, 8)]
-    masks = {rater: preprocess(case, Preprocessing(("FLAIR",), rater=rater)) for rater in ("consensus", 7, "majority")}
+    assert [file.name for file in case.raters] == [
+        f"ManualSegmentation_{rater}.nii.gz" for rater in range(1, 8)
+    ]
+    masks = {
+        rater: preprocess(case, Preprocessing(("FLAIR",), rater=rater))
+        for rater in ("consensus", 7, "majority")
+    }
     found = {rater: len(prepared.lesion_voxels) for rater, prepared in masks.items()}
     votes = sum(lesion(10 + rater).astype(int) for rater in range(1, 8))
-    assert found == {"consensus": lesion(16, 2).sum(), 7: lesion(17).sum(), "majority": (votes >= 4).sum()}
+    assert found == {
+        "consensus": lesion(16, 2).sum(),
+        7: lesion(17).sum(),
+        "majority": (votes >= 4).sum(),
+    }
 
 
 def half_voxel_brain_masks(root: Path, part: str) -> Path:
@@ -409,11 +474,13 @@ def half_voxel_brain_masks(root: Path, part: str) -> Path:
 def test_lesjak_half_voxel_brain_masks_are_one_warning(
     tmp_path: Path, part: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from tversky_seg.data.preprocessing import prepare_all
+    from tversky_seg.data.preprocessing.pipeline import prepare_all
 
     cases = find_lesjak2017(half_voxel_brain_masks(tmp_path, part), part=part)
     with caplog.at_level(logging.WARNING, logger="tversky_seg"):
-        prepared = prepare_all(cases, Preprocessing(("FLAIR", "T1")), cache_dir=tmp_path / "cache", n_workers=1)
+        prepared = prepare_all(
+            cases, Preprocessing(("FLAIR", "T1")), cache_dir=tmp_path / "cache", n_workers=1
+        )
     assert [len(case.foreground_voxels) for case in prepared] == [ball((16, 16, 16), 13).sum()] * 2
     (message,) = [record.getMessage() for record in caplog.records]
     assert "half a voxel off" in message
@@ -424,7 +491,10 @@ def test_a_manifest_is_written_that_lists_what_the_importer_finds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     msseg2016(tmp_path / "MSSEG")
-    import_command(find_msseg2016, [str(tmp_path / "MSSEG"), str(tmp_path / "m.csv"), "--modalities", "FLAIR,T1"])
+    import_command(
+        find_msseg2016,
+        [str(tmp_path / "MSSEG"), str(tmp_path / "m.csv"), "--modalities", "FLAIR,T1"],
+    )
     assert "3 cases, 3 with a label; FLAIR, T1" in capsys.readouterr().out
     with (tmp_path / "m.csv").open() as file:
         header = next(csv.reader(file))
@@ -437,7 +507,10 @@ def test_a_manifest_is_written_that_lists_what_the_importer_finds(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere", "m.csv"], "error: nowhere: no such folder; expected that of the data set as downloaded"),
+        (
+            ["nowhere", "m.csv"],
+            "error: nowhere: no such folder; expected that of the data set as downloaded",
+        ),
         (["nowhere"], "error: command line: the following arguments are required: MANIFEST.csv"),
         (["a", "b", "--part", "MNI"], "error: command line: unrecognized arguments"),
     ],
@@ -454,13 +527,20 @@ def test_a_fault_of_an_import_is_one_line_and_status_2(
 
 def test_each_data_set_has_its_script_and_its_configuration() -> None:
     names = {"msseg2016", "isbi2015", "lesjak2017", "lits", "luna16", "decathlon", "nnunet", "bids"}
-    assert {file.stem.removeprefix("import_") for file in (ROOT / "scripts").glob("import_*.py")} == names
+    assert {
+        file.stem.removeprefix("import_") for file in (ROOT / "scripts").glob("import_*.py")
+    } == names
     assert names <= {file.stem for file in (ROOT / "configs/data").glob("*.yaml")}
 
 
 def test_a_script_runs(tmp_path: Path) -> None:
     isbi2015(tmp_path / "ISBI")
-    command = [sys.executable, "scripts/import_isbi2015.py", str(tmp_path / "ISBI"), str(tmp_path / "m.csv")]
+    command = [
+        sys.executable,
+        "scripts/import_isbi2015.py",
+        str(tmp_path / "ISBI"),
+        str(tmp_path / "m.csv"),
+    ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert [case.session for case in read_manifest(tmp_path / "m.csv")] == ["01", "02", "01", "01"]
 
@@ -469,6 +549,8 @@ def test_real_decathlon_and_lesjak_become_manifests(real_data: Path, tmp_path: P
     from tversky_seg.data.datasets.decathlon import find_decathlon
 
     import_command(find_decathlon, [str(real_data / "Task04_Hippocampus"), str(tmp_path / "d.csv")])
-    import_command(find_lesjak2017, [str(real_data / "open_ms_data"), str(tmp_path / "l.csv"), "--part", "MNI"])
+    import_command(
+        find_lesjak2017, [str(real_data / "open_ms_data"), str(tmp_path / "l.csv"), "--part", "MNI"]
+    )
     assert len(read_manifest(tmp_path / "d.csv")) == 130
     assert len(read_manifest(tmp_path / "l.csv", modalities=("FLAIR", "T1", "T2", "T1POST"))) == 2

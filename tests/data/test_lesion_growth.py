@@ -2,14 +2,17 @@ import numpy as np
 import pytest
 import torch
 
-from tversky_seg.data.augmentation import Augmentation
-from tversky_seg.data.growth import TEXTURE, grow
+from tversky_seg.data.patches.augmentation import Augmentation
+from tversky_seg.data.patches.lesion_growth import TEXTURE, grow
 
 ISO = (1.0, 1.0, 1.0)
 
 
 def brain_with_a_lesion(side: int = 15) -> tuple[torch.Tensor, torch.Tensor]:
-    image, labels = torch.ones(2, side, side, side), torch.zeros(1, side, side, side, dtype=torch.uint8)
+    image, labels = (
+        torch.ones(2, side, side, side),
+        torch.zeros(1, side, side, side, dtype=torch.uint8),
+    )
     middle = side // 2
     labels[0, middle, middle, middle] = 1
     image[0, middle, middle, middle], image[1, middle, middle, middle] = 3.0, 0.5
@@ -24,8 +27,12 @@ def test_a_voxel_grows_into_the_ball_around_it() -> None:
     ball = np.sqrt((offsets**2).sum(0)) <= 2.5
     assert np.array_equal(grown[0].numpy() > 0, ball)
     assert torch.equal(grown_image[:, 7, 7, 7], image[:, 7, 7, 7])  # what was lesion stays
-    assert torch.allclose(grown_image[:, 7, 7, 8], torch.tensor([3.0, 0.5]))  # 1 mm away: fully lesion; flat tissue
-    assert torch.allclose(grown_image[0, 7, 7, 9], torch.tensor(1 + 0.75 * 2.0))  # (2.5 - 2) / 2 + 0.5 of the way
+    assert torch.allclose(
+        grown_image[:, 7, 7, 8], torch.tensor([3.0, 0.5])
+    )  # 1 mm away: fully lesion; flat tissue
+    assert torch.allclose(
+        grown_image[0, 7, 7, 9], torch.tensor(1 + 0.75 * 2.0)
+    )  # (2.5 - 2) / 2 + 0.5 of the way
     assert torch.equal(grown_image[:, :, :, :2], image[:, :, :, :2])  # far away nothing changes
 
 
@@ -33,7 +40,9 @@ def test_the_texture_of_the_tissue_shows_through() -> None:
     image, labels = brain_with_a_lesion()
     image[0, 7, 7, 8] = 1.5
     grown_image, _ = grow(image, labels, reach_mm=4, spacing_mm=ISO)
-    assert grown_image[0, 7, 7, 8] == pytest.approx(3 + TEXTURE * 0.5, abs=0.02)  # around: 1, but for that one voxel
+    assert grown_image[0, 7, 7, 8] == pytest.approx(
+        3 + TEXTURE * 0.5, abs=0.02
+    )  # around: 1, but for that one voxel
 
 
 def test_distances_are_in_mm_and_growth_ends_at_the_brain() -> None:
@@ -78,7 +87,9 @@ def test_growth_is_drawn_last_and_only_where_it_may_happen() -> None:
 
 
 def test_growth_out_of_range_is_refused() -> None:
-    with pytest.raises(ValueError, match="growth_probability is out of range, got growth_probability=1"):
+    with pytest.raises(
+        ValueError, match="growth_probability is out of range, got growth_probability=1"
+    ):
         Augmentation(growth_probability=1.5)
 
 

@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from tversky_seg.data import loaders
-from tversky_seg.data.augmentation import Augmentation, Change
-from tversky_seg.data.cases import Case, DataError
-from tversky_seg.data.channels import lesion_arrays
+from tversky_seg.data.case import Case, DataError
 from tversky_seg.data.grids import Geometry
-from tversky_seg.data.loaders import PatchBatches, augmented, load_batches
-from tversky_seg.data.prepared import PreparedCase
-from tversky_seg.data.preprocessing import Preprocessing, prepare, preprocess
-from tversky_seg.data.sampling import LesionSampler
-from tversky_seg.data.volumes import write_volume
+from tversky_seg.data.nifti import write_volume
+from tversky_seg.data.patches import loader as loaders
+from tversky_seg.data.patches.augmentation import Augmentation, Change
+from tversky_seg.data.patches.loader import PatchBatches, augmented, load_batches
+from tversky_seg.data.patches.samplers import LesionSampler
+from tversky_seg.data.preprocessing.modality import lesion_arrays
+from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare, preprocess
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create"
+)  # more workers than cores
 
 
 def a_case(case_id: str, *, seed: int = 0) -> PreparedCase:
@@ -36,7 +38,11 @@ def a_case(case_id: str, *, seed: int = 0) -> PreparedCase:
         geometry=Geometry(shape, np.eye(4), shape, np.eye(4), (0, 0, 0), shape),
         image_scale=np.array([1e-3, 2e-3], np.float32),
         n_lesions=n_lesions,
-        arrays={"image": image, "foreground_voxels": np.arange(image[0].size, dtype=np.int32), **lesions},
+        arrays={
+            "image": image,
+            "foreground_voxels": np.arange(image[0].size, dtype=np.int32),
+            **lesions,
+        },
     )
 
 
@@ -52,7 +58,10 @@ def some_batches(**settings: object) -> PatchBatches:
 
 
 def as_bytes(batch: dict) -> bytes:
-    return b"".join(v.numpy().tobytes() if isinstance(v, torch.Tensor) else repr(v).encode() for v in batch.values())
+    return b"".join(
+        v.numpy().tobytes() if isinstance(v, torch.Tensor) else repr(v).encode()
+        for v in batch.values()
+    )
 
 
 def test_a_batch_has_the_shapes_and_types_of_the_contract() -> None:
@@ -70,14 +79,18 @@ def test_without_augmentation_a_sample_is_the_patch_of_its_case_and_start() -> N
     batches = some_batches(augmentation=None)
     batch = batches[0]
     case = next(case for case in batches.cases if case.case_id == batch["case_ids"][1])
-    np.testing.assert_array_equal(batch["image"][1], case.patch(batch["starts"][1], (16, 16, 16))[0])
+    np.testing.assert_array_equal(
+        batch["image"][1], case.patch(batch["starts"][1], (16, 16, 16))[0]
+    )
 
 
 def test_workers_change_nothing_byte_for_byte() -> None:
     batches = some_batches(with_components=True)
     expected = [as_bytes(batches[step]) for step in range(2, 9)]
     for n_workers in (0, 1, 3):
-        assert [as_bytes(b) for b in load_batches(batches, start=2, stop=9, n_workers=n_workers)] == expected
+        assert [
+            as_bytes(b) for b in load_batches(batches, start=2, stop=9, n_workers=n_workers)
+        ] == expected
 
 
 def test_batches_differ_by_step_and_by_seed() -> None:
@@ -88,7 +101,10 @@ def test_batches_differ_by_step_and_by_seed() -> None:
 @pytest.mark.parametrize("world_size", [2, 3, 5])
 def test_processes_split_the_same_global_batch_in_order(world_size: int) -> None:
     whole = some_batches(batch_size=5)[3]
-    shares = [some_batches(batch_size=5, rank=rank, world_size=world_size)[3] for rank in range(world_size)]
+    shares = [
+        some_batches(batch_size=5, rank=rank, world_size=world_size)[3]
+        for rank in range(world_size)
+    ]
     assert torch.equal(torch.cat([share["image"] for share in shares]), whole["image"])
     assert [name for share in shares for name in share["case_ids"]] == whole["case_ids"]
 
@@ -107,13 +123,17 @@ def test_cases_in_the_cache_give_the_same_batches_as_in_memory(tmp_path: Path) -
     label[10:13, 10:13, 10:13] = 1
     for name, voxels in (("image", data), ("label", label)):
         write_volume(tmp_path / f"{name}.nii.gz", voxels, np.diag([1.0, 1.0, 2.0, 1.0]))
-    case = Case("a", "a", images={"T1": tmp_path / "image.nii.gz"}, labels=(tmp_path / "label.nii.gz",))
+    case = Case(
+        "a", "a", images={"T1": tmp_path / "image.nii.gz"}, labels=(tmp_path / "label.nii.gz",)
+    )
     settings = Preprocessing(modalities=("T1",))
     in_memory = some_batches(cases=[preprocess(case, settings)])
     in_cache = some_batches(cases=[prepare(case, settings, cache_dir=tmp_path / "cache")])
     expected = [as_bytes(in_memory[step]) for step in range(3)]
     for n_workers in (0, 3):
-        assert [as_bytes(b) for b in load_batches(in_cache, start=0, stop=3, n_workers=n_workers)] == expected
+        assert [
+            as_bytes(b) for b in load_batches(in_cache, start=0, stop=3, n_workers=n_workers)
+        ] == expected
 
 
 class NoFile:
@@ -128,12 +148,15 @@ class Bug:
 
 @pytest.mark.parametrize("n_workers", [0, 2])
 @pytest.mark.parametrize(
-    ("augmentation", "kind", "says"), [(NoFile(), DataError, "OSError"), (Bug(), RuntimeError, "KeyError")]
+    ("augmentation", "kind", "says"),
+    [(NoFile(), DataError, "OSError"), (Bug(), RuntimeError, "KeyError")],
 )
 def test_errors_carry_case_and_step_in_one_line(
     n_workers: int, augmentation: NoFile | Bug, kind: type[Exception], says: str
 ) -> None:
-    batches = PatchBatches([a_case("patient07")], LesionSampler(patch_size=8), augmentation, batch_size=1)
+    batches = PatchBatches(
+        [a_case("patient07")], LesionSampler(patch_size=8), augmentation, batch_size=1
+    )
     with pytest.raises(kind) as caught:
         list(load_batches(batches, start=4, stop=8, n_workers=n_workers))
     message = str(caught.value)
@@ -149,7 +172,8 @@ def test_a_killed_worker_is_named_with_its_step() -> None:
 
     batches = PatchBatches([a_case("heavy")], LesionSampler(patch_size=8), Deadly(), batch_size=1)
     with pytest.raises(
-        RuntimeError, match=r"^heavy: the loader worker at step 0 died \(killed by SIGKILL\), .*n_workers=0"
+        RuntimeError,
+        match=r"^heavy: the loader worker at step 0 died \(killed by SIGKILL\), .*n_workers=0",
     ):
         list(load_batches(batches, start=0, stop=2, n_workers=1))
 
@@ -162,7 +186,9 @@ def test_a_stuck_worker_is_named_with_its_step_and_killed(monkeypatch: pytest.Mo
     monkeypatch.setattr(loaders, "STUCK_AFTER_S", 2)
     monkeypatch.setattr(loaders, "LOOK_EVERY_S", 1)
     batches = PatchBatches([a_case("far")], LesionSampler(patch_size=8), Stuck(), batch_size=2)
-    with pytest.raises(RuntimeError, match=r"^far: the loader worker at step 3 gave no batch for 2 s: "):
+    with pytest.raises(
+        RuntimeError, match=r"^far: the loader worker at step 3 gave no batch for 2 s: "
+    ):
         list(load_batches(batches, start=3, stop=5, n_workers=1))
     assert not multiprocessing.active_children()
 
@@ -180,13 +206,18 @@ def test_workers_outlive_the_signals_that_a_trainer_answers_by_stopping() -> Non
 
 def test_the_cases_of_a_batch_are_known_without_reading() -> None:
     batches = some_batches()
-    assert [batches.case_ids(step) for step in range(3)] == [batches[step]["case_ids"] for step in range(3)]
+    assert [batches.case_ids(step) for step in range(3)] == [
+        batches[step]["case_ids"] for step in range(3)
+    ]
 
 
 def test_what_is_augmented_later_is_the_same_batch() -> None:
-    deforming = Augmentation(zoom=(0.7, 1.4), zoom_probability=1.0, tilt_probability=0.5, elastic_probability=0.5)
+    deforming = Augmentation(
+        zoom=(0.7, 1.4), zoom_probability=1.0, tilt_probability=0.5, elastic_probability=0.5
+    )
     now, later = (
-        some_batches(augmentation=deforming, with_components=True, augment_later=later) for later in (False, True)
+        some_batches(augmentation=deforming, with_components=True, augment_later=later)
+        for later in (False, True)
     )
     for step in range(3):
         finished = augmented(later[step], torch.device("cpu"))

@@ -6,8 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tversky_seg.data.cases import DataError
-from tversky_seg.data.volumes import (
+from tversky_seg.data.case import DataError
+from tversky_seg.data.nifti import (
     PROBABILITY_SCALE,
     affine_shift_voxels,
     ras_grid,
@@ -22,7 +22,9 @@ OBLIQUE = np.array([[0, 0.2, -3, 40], [1.1, 0, 0.1, -20], [0, 0.9, 0.4, 7], [0, 
 VOXELS = np.arange(120, dtype=np.int16).reshape(4, 5, 6)
 
 
-def save(path: Path, data: np.ndarray, *, affine: np.ndarray | None = None, slope: float | None = None) -> Path:
+def save(
+    path: Path, data: np.ndarray, *, affine: np.ndarray | None = None, slope: float | None = None
+) -> Path:
     image = nib.Nifti1Image(data, np.eye(4) if affine is None else affine)
     if slope is not None:
         image.header.set_slope_inter(slope, 0)
@@ -81,13 +83,17 @@ def test_labels_are_whole_numbers_of_any_stored_type(tmp_path: Path, values: lis
 
 
 def test_a_fractional_label_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a.nii: 1 voxels are no whole numbers, as 0.5; expected label values"):
+    with pytest.raises(
+        DataError, match=r"a.nii: 1 voxels are no whole numbers, as 0.5; expected label values"
+    ):
         read_label(save(tmp_path / "a.nii", np.array([[[0, 0.5, 1]]], dtype=np.float32)))
 
 
 @pytest.mark.parametrize("reader", [read_volume, read_label])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_voxels_that_are_no_numbers_are_counted_and_refused(tmp_path: Path, value: float, reader: object) -> None:
+def test_voxels_that_are_no_numbers_are_counted_and_refused(
+    tmp_path: Path, value: float, reader: object
+) -> None:
     data = np.zeros((3, 3, 3), dtype=np.float32)
     data[1, 1] = value
     with pytest.raises(DataError, match=r"a.nii: 3 voxels are NaN or infinite; expected finite"):
@@ -116,14 +122,25 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsiz
         (gzipped(bytes(1000)), "cannot be read"),
         (gzipped(raw_header((4, 5, 6)))[:100], "is cut off or damaged"),
         (gzipped(raw_header((4, 5, 6))), "is cut off or damaged"),
-        (gzipped(raw_header((4, 5, 6)) + np.random.default_rng(0).bytes(960))[:-200], "is cut off or damaged"),
-        (gzipped(raw_header((9000, 9000, 9000))), "the header declares 9000 x 9000 x 9000 voxels of 8 bytes"),
+        (
+            gzipped(raw_header((4, 5, 6)) + np.random.default_rng(0).bytes(960))[:-200],
+            "is cut off or damaged",
+        ),
+        (
+            gzipped(raw_header((9000, 9000, 9000))),
+            "the header declares 9000 x 9000 x 9000 voxels of 8 bytes",
+        ),
         (gzipped(raw_header((1000, 1000, 1000))), "the header declares 1000 x 1000 x 1000 voxels"),
-        (gzipped(raw_header((4, 5, 6, 2)) + bytes(1920)), "has shape 4 x 5 x 6 x 2; expected one 3D volume"),
+        (
+            gzipped(raw_header((4, 5, 6, 2)) + bytes(1920)),
+            "has shape 4 x 5 x 6 x 2; expected one 3D volume",
+        ),
         (gzipped(raw_header((4, 5)) + bytes(160)), "has shape 4 x 5; expected one 3D volume"),
     ],
 )
-def test_each_fault_of_a_file_is_one_clear_line(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_each_fault_of_a_file_is_one_clear_line(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
     path = tmp_path / "a.nii.gz"
     if content is not None:
         path.write_bytes(content)
@@ -159,7 +176,10 @@ def test_an_affine_that_maps_nowhere_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii", VOXELS)
     content = bytearray(path.read_bytes())
     content[252:256] = struct.pack("<hh", 0, 1)  # sform only
-    for row, message in [((0.0,) * 4, "is no map to space"), ((float("nan"),) * 4, "is no map to space")]:
+    for row, message in [
+        ((0.0,) * 4, "is no map to space"),
+        ((float("nan"),) * 4, "is no map to space"),
+    ]:
         content[280:296] = struct.pack("<4f", *row)
         path.write_bytes(content)
         with pytest.raises(DataError, match=message):
@@ -177,10 +197,14 @@ def test_probabilities_come_back_within_half_a_step(tmp_path: Path, ending: str)
     assert np.allclose(image.affine, OBLIQUE)
     assert np.allclose(image.get_sform(), OBLIQUE)
     assert np.abs(image.get_fdata() - probability).max() <= 0.5001 / 65535
-    assert np.array_equal(np.asanyarray(image.dataobj.get_unscaled()), np.rint(probability.astype(float) * 65535))
+    assert np.array_equal(
+        np.asanyarray(image.dataobj.get_unscaled()), np.rint(probability.astype(float) * 65535)
+    )
 
 
-@pytest.mark.parametrize(("dtype", "stored"), [(bool, "u1"), (np.int64, "u1"), (np.uint8, "u1"), (np.float64, "f4")])
+@pytest.mark.parametrize(
+    ("dtype", "stored"), [(bool, "u1"), (np.int64, "u1"), (np.uint8, "u1"), (np.float64, "f4")]
+)
 def test_values_are_written_as_they_are(tmp_path: Path, dtype: type, stored: str) -> None:
     data = np.array([[[0, 1, 1]]]).astype(dtype)
     write_volume(tmp_path / "a.nii.gz", data, np.eye(4))
@@ -220,7 +244,9 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("value", [1.001, -0.001, np.nan])
 def test_what_is_no_probability_is_not_written_as_one(tmp_path: Path, value: float) -> None:
     with pytest.raises(ValueError, match=r"expected values in \[0, 1\], got"):
-        write_volume(tmp_path / "a.nii", np.array([[[0.5, value]]]), np.eye(4), scale=PROBABILITY_SCALE)
+        write_volume(
+            tmp_path / "a.nii", np.array([[[0.5, value]]]), np.eye(4), scale=PROBABILITY_SCALE
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tversky_seg.data import phantom
-from tversky_seg.data.cases import DataError, split_cases
+from tversky_seg.data.case import DataError, split_cases
 from tversky_seg.data.datasets.lesjak2017 import find_lesjak2017
-from tversky_seg.data.phantom import Subject, draw_subject, make_phantom
-from tversky_seg.data.phantom_anatomy import Anatomy, draw_head, load_anatomy
-from tversky_seg.data.phantom_lesions import LESION_SIZES, draw_lesion_sizes, grow_lesions
-from tversky_seg.data.volumes import read_label, read_volume
+from tversky_seg.data.nifti import read_label, read_volume
+from tversky_seg.data.phantom.anatomy import Anatomy, draw_head, load_anatomy
+from tversky_seg.data.phantom.cohort import Subject, draw_subject, make_phantom
+from tversky_seg.data.phantom import cohort as phantom
+from tversky_seg.data.phantom.lesions import LESION_SIZES, draw_lesion_sizes, grow_lesions
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,11 +41,18 @@ def root(tmp_path_factory: pytest.TempPathFactory, anatomy: Anatomy) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
 
 
 def sizes_of(lesions: np.ndarray) -> list[int]:
-    return sorted(np.bincount(cc3d.connected_components(lesions, connectivity=26).ravel())[1:].tolist(), reverse=True)
+    return sorted(
+        np.bincount(cc3d.connected_components(lesions, connectivity=26).ravel())[1:].tolist(),
+        reverse=True,
+    )
 
 
 def test_cohort_has_the_layout_of_msseg_2016_with_its_split_and_sites(root: Path) -> None:
@@ -85,14 +92,17 @@ def test_cohort_is_made_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(make_phantom(root, n_train=3, n_test=1, spacing_mm=4.0)) == 4
 
 
-def test_same_seed_gives_the_same_bytes_with_any_number_of_workers(root: Path, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_bytes_with_any_number_of_workers(
+    root: Path, tmp_path: Path
+) -> None:
     make_phantom(tmp_path, n_train=3, n_test=1, spacing_mm=4.0, n_workers=2)
     assert contents(tmp_path) == contents(root)
 
 
 def test_another_seed_makes_another_cohort_in_another_folder(tmp_path: Path) -> None:
     first, second = (
-        make_phantom(tmp_path, n_train=1, n_test=0, spacing_mm=6.0, seed=seed, n_workers=1)[0] for seed in (0, 1)
+        make_phantom(tmp_path, n_train=1, n_test=0, spacing_mm=6.0, seed=seed, n_workers=1)[0]
+        for seed in (0, 1)
     )
     assert first.images["T1"] != second.images["T1"]
     assert first.images["T1"].read_bytes() != second.images["T1"].read_bytes()
@@ -112,7 +122,9 @@ def test_interrupted_cohort_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cohort_finished_by_another_process_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cohort_finished_by_another_process_meanwhile_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {"n_train": 1, "n_test": 0, "spacing_mm": 6.0, "n_workers": 1}
     make = phantom._make_subject
 
@@ -156,7 +168,10 @@ def test_lesions_have_the_sizes_drawn_and_do_not_touch(anatomy: Anatomy) -> None
 def test_lesions_are_bright_on_flair_and_t2_and_dark_on_t1_as_real_ones(subject: Subject) -> None:
     near = ndimage.binary_dilation(subject.lesions, iterations=2)
     shell = near & ~ndimage.binary_dilation(subject.lesions) & subject.brain
-    ratio = {name: image[subject.lesions].mean() / image[shell].mean() for name, image in subject.images.items()}
+    ratio = {
+        name: image[subject.lesions].mean() / image[shell].mean()
+        for name, image in subject.images.items()
+    }
     assert 1.3 < ratio["FLAIR"] < 1.5
     assert 1.1 < ratio["T2"] < 1.7
     assert 0.7 < ratio["T1"] < 0.95
@@ -167,7 +182,11 @@ def test_borders_of_lesions_are_graded(subject: Subject) -> None:
     large = cc3d.dust(subject.lesions, threshold=200, connectivity=26).astype(bool)
     core = ndimage.binary_erosion(large, iterations=1)
     border = large & ~core
-    around = ndimage.binary_dilation(large, iterations=3) & ~ndimage.binary_dilation(subject.lesions) & subject.brain
+    around = (
+        ndimage.binary_dilation(large, iterations=3)
+        & ~ndimage.binary_dilation(subject.lesions)
+        & subject.brain
+    )
     assert np.median(flair[around]) * 1.1 < np.median(flair[border]) < np.median(flair[core]) * 0.97
 
 
@@ -178,7 +197,10 @@ def test_affine_puts_the_brain_where_the_atlas_has_it(subject: Subject) -> None:
 
 def test_voxels_at_1_mm_and_2_mm_hold_the_same_volume_of_lesions() -> None:
     fine, coarse = (
-        [s**3 * sum(draw_lesion_sizes(r, spacing_mm=s, rng=np.random.default_rng(i))) for i, r in enumerate(RANKS)]
+        [
+            s**3 * sum(draw_lesion_sizes(r, spacing_mm=s, rng=np.random.default_rng(i)))
+            for i, r in enumerate(RANKS)
+        ]
         for s in (1.0, 2.0)
     )
     assert np.median(fine) == pytest.approx(np.median(coarse), rel=0.3)
@@ -188,14 +210,21 @@ RANKS = np.linspace(0, 1, 40)
 
 
 def test_drawn_lesions_follow_the_real_masks() -> None:
-    sizes = [draw_lesion_sizes(r, spacing_mm=2.0, rng=np.random.default_rng(i)) for i, r in enumerate(RANKS)]
+    sizes = [
+        draw_lesion_sizes(r, spacing_mm=2.0, rng=np.random.default_rng(i))
+        for i, r in enumerate(RANKS)
+    ]
     table = LESION_SIZES[2.0]
     quartiles = [0.25, 0.5, 0.75]
     np.testing.assert_allclose(
-        np.quantile([len(s) for s in sizes], quartiles), np.quantile(table.count, quartiles), rtol=0.35
+        np.quantile([len(s) for s in sizes], quartiles),
+        np.quantile(table.count, quartiles),
+        rtol=0.35,
     )
     np.testing.assert_allclose(
-        np.quantile([s[0] for s in sizes], quartiles), np.quantile(table.largest, quartiles), rtol=0.6
+        np.quantile([s[0] for s in sizes], quartiles),
+        np.quantile(table.largest, quartiles),
+        rtol=0.6,
     )
     small = np.concatenate([s[2:] for s in sizes])
     assert np.median(small) == pytest.approx(3, abs=1)
@@ -208,7 +237,9 @@ def test_table_of_lesion_sizes_is_that_of_real_masks(real_data: Path) -> None:
         assert case.label is not None
         sizes = sizes_of(read_label(case.label).data > 0)
         table = LESION_SIZES[1.0]
-        assert (len(sizes), *sizes[:2]) in set(zip(table.count, table.largest, table.second, strict=True))
+        assert (len(sizes), *sizes[:2]) in set(
+            zip(table.count, table.largest, table.second, strict=True)
+        )
 
 
 @pytest.mark.parametrize(
@@ -221,7 +252,9 @@ def test_table_of_lesion_sizes_is_that_of_real_masks(real_data: Path) -> None:
         ("seed", -1, "expected 0 or more"),
     ],
 )
-def test_settings_out_of_range_are_refused(tmp_path: Path, name: str, value: object, expected: str) -> None:
+def test_settings_out_of_range_are_refused(
+    tmp_path: Path, name: str, value: object, expected: str
+) -> None:
     with pytest.raises(DataError, match=f"data.importer.{name}: {value}; {expected}"):
         make_phantom(tmp_path, **{name: value})  # type: ignore[arg-type]
 

@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tversky_seg.data import preprocessing
-from tversky_seg.data.cases import Case, DataError, Dataset, split_cases
-from tversky_seg.data.preprocessing import (
+from tversky_seg.data.case import Case, DataError, Dataset, split_cases
+from tversky_seg.data.preprocessing.pipeline import (
     PreparedCase,
     Preprocessing,
     common_spacing,
-    each_rater,
+    one_case_per_rater,
     prepare,
     prepare_all,
     preprocess,
@@ -28,6 +27,7 @@ from tversky_seg.data.preprocessing import (
     require_lesions,
     to_input_grid,
 )
+from tversky_seg.data.preprocessing import pipeline as preprocessing
 
 SHAPE = (24, 28, 20)
 OBLIQUE = np.array([[0.9, 0.2, -0.1, 40], [-0.2, 1.1, 0.1, -20], [0.1, -0.1, 2.8, 7], [0, 0, 0, 1]])
@@ -35,7 +35,9 @@ FLAIR = Preprocessing(("FLAIR",))
 
 
 def distance(shape: tuple[int, ...], centre: tuple[float, ...]) -> np.ndarray:
-    grids = np.meshgrid(*(np.arange(n) - c for n, c in zip(shape, centre, strict=True)), indexing="ij")
+    grids = np.meshgrid(
+        *(np.arange(n) - c for n, c in zip(shape, centre, strict=True)), indexing="ij"
+    )
     return np.sqrt(sum(grid**2 for grid in grids))
 
 
@@ -97,16 +99,24 @@ def test_a_case_is_cropped_normalised_and_listed(tmp_path: Path) -> None:
     assert np.allclose(inside.std(axis=1), 1, atol=1e-4)
     assert np.allclose(inside[0], inside[1], atol=1e-3)
     expected = (image[box] - image[brain].mean()) / image[brain].std()
-    assert np.abs(values_of(case)[0] - expected * brain[box]).max() <= case.image_scale[0] / 2 + 1e-5
+    assert (
+        np.abs(values_of(case)[0] - expected * brain[box]).max() <= case.image_scale[0] / 2 + 1e-5
+    )
     assert not case.image[:, ~brain[box]].any()
-    assert (case.image.dtype, case.target.dtype, case.components.dtype) == (np.int16, np.uint8, np.int32)
+    assert (case.image.dtype, case.target.dtype, case.components.dtype) == (
+        np.int16,
+        np.uint8,
+        np.int32,
+    )
     assert case.n_lesions == (2,)
     assert case.notes == ()
 
 
 def test_components_and_voxel_lists_agree_with_scipy(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
-    label = (rng.random(SHAPE) < 0.02).astype(np.uint8) + 2 * (rng.random(SHAPE) < 0.01).astype(np.uint8)
+    label = (rng.random(SHAPE) < 0.02).astype(np.uint8) + 2 * (rng.random(SHAPE) < 0.01).astype(
+        np.uint8
+    )
     settings = Preprocessing(("FLAIR",), classes={"any": [1, 2, 3], "two": [2], "none": [4]})
     case = preprocess(a_case(tmp_path, label=label), settings)
     masks = [label > 0, label == 2, label == 4]
@@ -122,7 +132,9 @@ def test_components_and_voxel_lists_agree_with_scipy(tmp_path: Path) -> None:
             listed = case.lesion_voxels[first:end]
             assert np.array_equal(np.flatnonzero(case.components[k] == number), listed)
             lesion += 1
-        assert np.array_equal(ndimage.label(case.target[k], np.ones((3, 3, 3)))[0] > 0, case.components[k] > 0)
+        assert np.array_equal(
+            ndimage.label(case.target[k], np.ones((3, 3, 3)))[0] > 0, case.components[k] > 0
+        )
     assert (case.lesion_voxels.dtype, case.lesion_offsets.dtype) == (np.int32, np.int64)
 
 
@@ -132,7 +144,10 @@ def box_of(case: PreparedCase) -> tuple[slice, ...]:
 
 
 def test_the_orientation_of_the_file_changes_nothing(tmp_path: Path) -> None:
-    image, label = nib.Nifti1Image(image_of(brain_of()), OBLIQUE), nib.Nifti1Image(label_of(), OBLIQUE)
+    image, label = (
+        nib.Nifti1Image(image_of(brain_of()), OBLIQUE),
+        nib.Nifti1Image(label_of(), OBLIQUE),
+    )
     cases = []
     for i, codes in enumerate(("RAS", "LPS", "SRA", "PIR")):
         turn = nib.orientations.axcodes2ornt(codes)
@@ -145,13 +160,17 @@ def test_the_orientation_of_the_file_changes_nothing(tmp_path: Path) -> None:
     for case in cases[1:]:
         assert np.array_equal(case.image, cases[0].image)
         assert np.array_equal(case.components, cases[0].components)
-        assert np.allclose(case.geometry.network_affine, cases[0].geometry.network_affine, atol=1e-5)
+        assert np.allclose(
+            case.geometry.network_affine, cases[0].geometry.network_affine, atol=1e-5
+        )
         assert case.spacing_mm == pytest.approx(cases[0].spacing_mm)
 
 
 @pytest.mark.parametrize("spacing", [(1.5, 1.5, 1.5), (0.8, 0.8, 1.0), (1, 1, 3), (2, 1, 1)])
 @pytest.mark.parametrize("codes", ["RAS", "PIL"])
-def test_a_label_comes_back_through_resampling(tmp_path: Path, spacing: tuple[float, ...], codes: str) -> None:
+def test_a_label_comes_back_through_resampling(
+    tmp_path: Path, spacing: tuple[float, ...], codes: str
+) -> None:
     shape = (48, 44, 20)
     label = np.zeros(shape, dtype=np.uint8)
     for centre in ((15, 15, 6), (30, 28, 12)):
@@ -159,8 +178,13 @@ def test_a_label_comes_back_through_resampling(tmp_path: Path, spacing: tuple[fl
         label[np.linalg.norm(voxels @ OBLIQUE[:3, :3].T, axis=-1) < 9] = 1
     paths = [tmp_path / "image.nii", tmp_path / "label.nii"]
     for path, data in zip(paths, (image_of(np.ones(shape, dtype=bool)), label), strict=True):
-        nib.save(nib.Nifti1Image(data, OBLIQUE).as_reoriented(nib.orientations.axcodes2ornt(codes)), path)
-    case = preprocess(Case("a", "a", {"FLAIR": paths[0]}, (paths[1],)), Preprocessing(("FLAIR",), spacing_mm=spacing))
+        nib.save(
+            nib.Nifti1Image(data, OBLIQUE).as_reoriented(nib.orientations.axcodes2ornt(codes)), path
+        )
+    case = preprocess(
+        Case("a", "a", {"FLAIR": paths[0]}, (paths[1],)),
+        Preprocessing(("FLAIR",), spacing_mm=spacing),
+    )
     assert case.spacing_mm == pytest.approx(spacing, rel=0.011)
     assert case.n_lesions == (2,)
     stored = nib.load(paths[1]).get_fdata()
@@ -175,7 +199,8 @@ def test_no_lesion_is_lost_to_another_spacing(tmp_path: Path, spacing: tuple[flo
     label[4:36:8, 4:36:8, 4:36:8] = 1  # 64 lesions of one voxel
     label[18:22, 18:22, 18:22] = 1
     case = preprocess(
-        a_case(tmp_path, {"FLAIR": image_of(label < 2)}, label=label), Preprocessing(("FLAIR",), spacing_mm=spacing)
+        a_case(tmp_path, {"FLAIR": image_of(label < 2)}, label=label),
+        Preprocessing(("FLAIR",), spacing_mm=spacing),
     )
     assert case.n_lesions == (ndimage.label(label, np.ones((3, 3, 3)))[1],)
     kept = np.bincount(case.components.ravel())[1:] * np.prod(spacing)
@@ -215,14 +240,21 @@ def test_images_that_do_not_overlap_are_refused(tmp_path: Path) -> None:
         "FLAIR": save(tmp_path / "f.nii", image_of(brain_of())),
         "T1": save(tmp_path / "t.nii", image_of(brain_of()), away),
     }
-    with pytest.raises(DataError, match=r"t.nii: holds nothing but 0; expected T1 of the body part that FLAIR shows"):
+    with pytest.raises(
+        DataError,
+        match=r"t.nii: holds nothing but 0; expected T1 of the body part that FLAIR shows",
+    ):
         preprocess(Case("a", "a", images), Preprocessing(("FLAIR", "T1")))
 
 
 @pytest.mark.parametrize("kind", ["label", "brain mask"])
 @pytest.mark.parametrize(
     ("shift", "verdict"),
-    [(0.005, None), (0.5, "is up to half a voxel off that of FLAIR"), (0.7, "0.7 voxels from those")],
+    [
+        (0.005, None),
+        (0.5, "is up to half a voxel off that of FLAIR"),
+        (0.7, "0.7 voxels from those"),
+    ],
 )
 def test_rounding_is_fine_half_a_voxel_said_and_more_an_error(
     tmp_path: Path, shift: float, verdict: str | None, kind: str
@@ -231,10 +263,17 @@ def test_rounding_is_fine_half_a_voxel_said_and_more_an_error(
     moved[:3, 3] += shift * OBLIQUE[:3, 1]
     image = save(tmp_path / "image.nii", image_of(brain_of()), OBLIQUE)
     mask = save(tmp_path / "mask.nii", label_of(), moved)
-    case = Case("a", "a", {"FLAIR": image}, (mask,) if kind == "label" else (), mask if kind != "label" else None)
+    case = Case(
+        "a",
+        "a",
+        {"FLAIR": image},
+        (mask,) if kind == "label" else (),
+        mask if kind != "label" else None,
+    )
     if shift > 0.6:
         with pytest.raises(
-            DataError, match=f"mask.nii: its affine puts voxels up to {verdict} of FLAIR; expected {kind}"
+            DataError,
+            match=f"mask.nii: its affine puts voxels up to {verdict} of FLAIR; expected {kind}",
         ):
             preprocess(case, FLAIR)
         return
@@ -249,7 +288,9 @@ def test_a_flipped_label_is_an_error(tmp_path: Path) -> None:
     flipped[0, 3] = SHAPE[0] - 1
     case = a_case(tmp_path)
     label = save(tmp_path / "label.nii", label_of(), flipped)
-    with pytest.raises(DataError, match=r"label.nii: its affine puts voxels up to 23 voxels from those of FLAIR"):
+    with pytest.raises(
+        DataError, match=r"label.nii: its affine puts voxels up to 23 voxels from those of FLAIR"
+    ):
         preprocess(Case("a", "a", case.images, (label,)), FLAIR)
 
 
@@ -282,7 +323,9 @@ def test_a_brain_mask_decides_and_lesions_outside_it_are_kept(tmp_path: Path) ->
     brain, label = brain_of(), label_of()
     label[1, 1, 1] = 1
     image = image_of(np.ones(SHAPE, dtype=bool))
-    case = preprocess(a_case(tmp_path, {"FLAIR": image}, label=label, brain=brain.astype(np.float32)), FLAIR)
+    case = preprocess(
+        a_case(tmp_path, {"FLAIR": image}, label=label, brain=brain.astype(np.float32)), FLAIR
+    )
     full = np.zeros(SHAPE, dtype=bool)
     full[box_of(case)] = case.foreground
     assert np.array_equal(full, brain)
@@ -316,14 +359,18 @@ def test_robust_normalisation_is_moved_less_by_lesions(tmp_path: Path) -> None:
 
 def test_without_normalisation_the_files_values_stay(tmp_path: Path) -> None:
     image = image_of(brain_of())
-    case = preprocess(a_case(tmp_path, {"FLAIR": image}), Preprocessing(("FLAIR",), normalization="none"))
+    case = preprocess(
+        a_case(tmp_path, {"FLAIR": image}), Preprocessing(("FLAIR",), normalization="none")
+    )
     assert np.abs(values_of(case)[0] - image[box_of(case)]).max() <= case.image_scale[0] / 2 + 1e-5
 
 
 def test_a_hot_voxel_does_not_coarsen_the_rest(tmp_path: Path) -> None:
     image = image_of(brain_of())
     image[12, 14, 10] = 1e6
-    case = preprocess(a_case(tmp_path, {"FLAIR": image}), Preprocessing(("FLAIR",), normalization="robust"))
+    case = preprocess(
+        a_case(tmp_path, {"FLAIR": image}), Preprocessing(("FLAIR",), normalization="robust")
+    )
     assert case.image_scale[0] < 0.001
     assert values_of(case).max() == pytest.approx(20)
 
@@ -361,36 +408,58 @@ def test_patches_are_boxes_padded_with_zero(tmp_path: Path) -> None:
         box = tuple(slice(40 + first, 40 + first + n) for first, n in zip(start, size, strict=True))
         for found, whole in zip(case.patch(start, size), padded, strict=True):
             expected = np.zeros((1, *size))
-            expected[tuple(map(slice, whole[(slice(None), *box)].shape))] = whole[(slice(None), *box)]
+            expected[tuple(map(slice, whole[(slice(None), *box)].shape))] = whole[
+                (slice(None), *box)
+            ]
             assert np.array_equal(found, expected)
-    assert [array.dtype for array in case.patch((0, 0, 0), (2, 2, 2))] == [np.float32, np.uint8, np.int32]
+    assert [array.dtype for array in case.patch((0, 0, 0), (2, 2, 2))] == [
+        np.float32,
+        np.uint8,
+        np.int32,
+    ]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": np.ones((5, 5, 5), np.uint8)}, r"a_label.nii.gz: has shape \(5, 5, 5\), FLAIR has"),
-        ({"brain": np.ones((5, 5, 5), np.uint8)}, r"a_brain.nii.gz: has shape \(5, 5, 5\), FLAIR has"),
+        (
+            {"label": np.ones((5, 5, 5), np.uint8)},
+            r"a_label.nii.gz: has shape \(5, 5, 5\), FLAIR has",
+        ),
+        (
+            {"brain": np.ones((5, 5, 5), np.uint8)},
+            r"a_brain.nii.gz: has shape \(5, 5, 5\), FLAIR has",
+        ),
         (
             {"label": 2 * label_of()},
             r"a_label.nii.gz: holds the label values 2 that no class names; expected {lesion: \[1\]}",
         ),
         ({"label": label_of() * 0.5}, "a_label.nii.gz: 252 voxels are no whole numbers"),
         ({"images": {"FLAIR": np.zeros(SHAPE, np.float32)}}, "a_FLAIR.nii.gz: holds nothing but 0"),
-        ({"images": {"FLAIR": np.full(SHAPE, np.nan, np.float32)}}, "a_FLAIR.nii.gz: 13440 voxels are NaN"),
-        ({"images": {"FLAIR": brain_of().astype(np.float32)}}, "a_FLAIR.nii.gz: is 1 over most of the brain"),
+        (
+            {"images": {"FLAIR": np.full(SHAPE, np.nan, np.float32)}},
+            "a_FLAIR.nii.gz: 13440 voxels are NaN",
+        ),
+        (
+            {"images": {"FLAIR": brain_of().astype(np.float32)}},
+            "a_FLAIR.nii.gz: is 1 over most of the brain",
+        ),
         ({"brain": np.zeros(SHAPE, np.uint8)}, "a_brain.nii.gz: holds no voxel above 0.5"),
         ({"images": {"T1": image_of(brain_of())}}, "a: has no FLAIR; expected FLAIR"),
     ],
 )
-def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, change: dict, message: str) -> None:
+def test_files_that_do_not_fit_are_refused_in_one_line(
+    tmp_path: Path, change: dict, message: str
+) -> None:
     with pytest.raises(DataError, match=message) as error:
         preprocess(a_case(tmp_path, **change), FLAIR)
     assert "\n" not in str(error.value)
 
 
 def test_settings_survive_a_checkpoint() -> None:
-    settings = Preprocessing(("FLAIR", "T1"), {"liver": (1, 2), "tumour": (2,)}, (1, 1, 3), "robust")
+    settings = Preprocessing(
+        ("FLAIR", "T1"), {"liver": (1, 2), "tumour": (2,)}, (1, 1, 3), "robust"
+    )
     plain = json.loads(json.dumps(settings.as_dict()))
     assert Preprocessing.from_dict(plain) == settings
     for wrong in ({"modalities": ()}, {"modalities": ("T1",), "normalization": "max"}):
@@ -403,7 +472,9 @@ def test_a_spacing_that_makes_too_many_voxels_is_refused(tmp_path: Path) -> None
         preprocess(a_case(tmp_path), Preprocessing(("FLAIR",), spacing_mm=(0.01, 0.01, 0.01)))
 
 
-def test_a_cached_case_is_the_case_and_is_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_case_is_the_case_and_is_prepared_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = a_case(tmp_path, label=label_of())
     cached, direct = prepare(case, FLAIR, cache_dir=tmp_path / "cache"), preprocess(case, FLAIR)
     for name, array in direct.arrays.items():
@@ -424,7 +495,10 @@ def test_a_cached_case_is_the_case_and_is_prepared_once(tmp_path: Path, monkeypa
 def test_changed_files_and_settings_make_other_entries(tmp_path: Path) -> None:
     case, cache_dir = a_case(tmp_path, label=label_of()), tmp_path / "cache"
     first = prepare(case, FLAIR, cache_dir=cache_dir)
-    assert prepare(case, Preprocessing(("FLAIR",), normalization="robust"), cache_dir=cache_dir).folder != first.folder
+    assert (
+        prepare(case, Preprocessing(("FLAIR",), normalization="robust"), cache_dir=cache_dir).folder
+        != first.folder
+    )
     save(case.labels[0], 0 * label_of())
     changed = prepare(case, FLAIR, cache_dir=cache_dir)
     assert changed.n_lesions == (0,)
@@ -440,9 +514,12 @@ def test_a_damaged_entry_is_built_anew(tmp_path: Path, name: str, damage: str) -
     expected = preprocess(case, FLAIR)
     content = (entry / name).read_bytes()
     time.sleep(0.01)
-    damaged = {"cut": content[:-1], "emptied": b"", "overwritten": content.replace(b"0", b"1") + b"", "removed": None}[
-        damage
-    ]
+    damaged = {
+        "cut": content[:-1],
+        "emptied": b"",
+        "overwritten": content.replace(b"0", b"1") + b"",
+        "removed": None,
+    }[damage]
     if damaged is None:
         (entry / name).unlink()
     else:
@@ -454,7 +531,9 @@ def test_a_damaged_entry_is_built_anew(tmp_path: Path, name: str, damage: str) -
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [entry.name]
 
 
-def test_what_a_killed_run_left_is_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_run_left_is_no_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = a_case(tmp_path, label=label_of())
 
     def killed(path: Path, array: np.ndarray) -> None:
@@ -471,7 +550,10 @@ def test_what_a_killed_run_left_is_no_entry(tmp_path: Path, monkeypatch: pytest.
 def test_two_processes_share_a_cache(tmp_path: Path) -> None:
     case = a_case(tmp_path, label=label_of())
     with multiprocessing.get_context("fork").Pool(3) as pool:
-        results = [pool.apply_async(prepare, (case, FLAIR), {"cache_dir": tmp_path / "cache"}) for _ in range(6)]
+        results = [
+            pool.apply_async(prepare, (case, FLAIR), {"cache_dir": tmp_path / "cache"})
+            for _ in range(6)
+        ]
         folders = {result.get().folder for result in results}
     assert list((tmp_path / "cache").iterdir()) == list(folders)
 
@@ -496,7 +578,9 @@ def test_workers_prepare_what_one_process_does(tmp_path: Path) -> None:
     for a, b in zip(there, here, strict=True):
         files = sorted(path.name for path in a.folder.glob("*.npy"))
         assert len(files) == 6
-        assert all((a.folder / name).read_bytes() == (b.folder / name).read_bytes() for name in files)
+        assert all(
+            (a.folder / name).read_bytes() == (b.folder / name).read_bytes() for name in files
+        )
 
 
 class Deadly:
@@ -509,24 +593,35 @@ class Deadly:
 def test_a_worker_that_dies_is_one_clear_line(tmp_path: Path) -> None:
     cases = [a_case(tmp_path, case_id=f"c{i}") for i in range(2)]
     cases[1].images["other"] = Deadly()
-    with pytest.raises(DataError, match=r"preprocessing: a worker process died, out of memory .*; try n_workers=1"):
+    with pytest.raises(
+        DataError, match=r"preprocessing: a worker process died, out of memory .*; try n_workers=1"
+    ):
         prepare_all(cases, FLAIR, cache_dir=tmp_path / "cache", n_workers=2)
 
 
 def test_faults_of_all_cases_are_gathered_and_the_others_cached(tmp_path: Path) -> None:
     cases = [a_case(tmp_path, label=label_of() * (i + 1), case_id=f"c{i}") for i in range(3)]
     cases.append(Case("c3", "c3", {"FLAIR": tmp_path / "none.nii"}))
-    with pytest.raises(DataError, match=r"c1_label.nii.gz: .* \(and 2 more: run scripts/check_data.py\)") as error:
+    with pytest.raises(
+        DataError, match=r"c1_label.nii.gz: .* \(and 2 more: run scripts/check_data.py\)"
+    ) as error:
         prepare_all(cases, FLAIR, cache_dir=tmp_path / "cache", n_workers=1)
-    assert ["c1_label" in error.value.faults[0], "c2_label" in error.value.faults[1]] == [True, True]
+    assert ["c1_label" in error.value.faults[0], "c2_label" in error.value.faults[1]] == [
+        True,
+        True,
+    ]
     assert "none.nii: No such file" in error.value.faults[2]
     assert [path.name[:2] for path in (tmp_path / "cache").iterdir()] == ["c0"]
 
 
-def test_oddities_are_said_once_for_the_cohort(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_oddities_are_said_once_for_the_cohort(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     outside = label_of()
     outside[0, 0, 0] = 1
-    cases = [a_case(tmp_path, label=outside if i else label_of(), case_id=f"c{i}") for i in range(3)]
+    cases = [
+        a_case(tmp_path, label=outside if i else label_of(), case_id=f"c{i}") for i in range(3)
+    ]
     with caplog.at_level(logging.WARNING, logger="tversky_seg"):
         prepare_all(cases, FLAIR, cache_dir=tmp_path / "cache", n_workers=1)
     assert [record.message for record in caplog.records] == [
@@ -575,7 +670,9 @@ def real_case(real_data: Path, patient: str) -> Case:
     return Case(patient, patient, images, (next(folder.glob("GOLD_STANDARD*")),))
 
 
-@pytest.mark.parametrize(("patient", "n_lesions", "n_voxels"), [("patient07", 37, 1300), ("patient19", 98, 49769)])
+@pytest.mark.parametrize(
+    ("patient", "n_lesions", "n_voxels"), [("patient07", 37, 1300), ("patient19", 98, 49769)]
+)
 def test_real_patients_keep_every_lesion_and_come_back(
     real_data: Path, patient: str, n_lesions: int, n_voxels: int
 ) -> None:
@@ -603,7 +700,9 @@ def test_two_organs_without_background_are_two_classes(real_data: Path) -> None:
     folder = real_data / "Task04_Hippocampus"
     settings = Preprocessing(("MRI",), classes={"anterior": (1,), "posterior": (2,)})
     for image in sorted((folder / "imagesTr").glob("*.nii.gz"))[:6]:
-        prepared = preprocess(Case("a", "a", {"MRI": image}, (folder / "labelsTr" / image.name,)), settings)
+        prepared = preprocess(
+            Case("a", "a", {"MRI": image}, (folder / "labelsTr" / image.name,)), settings
+        )
         assert prepared.target.sum(axis=(1, 2, 3)).min() > 100
         assert prepared.geometry.shape == prepared.geometry.input_shape
         assert np.abs(values_of(prepared)).max() <= 20.001
@@ -615,7 +714,9 @@ def test_percentiles_and_window_map_to_zero_and_one(tmp_path: Path) -> None:
     inside = image_of(brain)[brain]
     low, high = np.percentile(inside, (1, 90))
     for normalization, limits in (("percentile", (1, 90)), ("window", (float(low), float(high)))):
-        prepared = preprocess(case, Preprocessing(("FLAIR",), normalization=normalization, limits=limits))
+        prepared = preprocess(
+            case, Preprocessing(("FLAIR",), normalization=normalization, limits=limits)
+        )
         values = values_of(prepared)[0]
         expected = np.clip((inside - low) / (high - low), 0, 1)
         assert np.sort(values[prepared.foreground]) == pytest.approx(np.sort(expected), abs=2e-5)
@@ -626,10 +727,19 @@ def test_percentiles_and_window_map_to_zero_and_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"normalization": "window", "limits": (300, -300)}, r"data\.limits: \[300, -300\]; expected two numbers"),
-        ({"normalization": "percentile", "limits": (0, 101)}, r"data\.limits: \[0, 101\].*in per cent"),
+        (
+            {"normalization": "window", "limits": (300, -300)},
+            r"data\.limits: \[300, -300\]; expected two numbers",
+        ),
+        (
+            {"normalization": "percentile", "limits": (0, 101)},
+            r"data\.limits: \[0, 101\].*in per cent",
+        ),
         ({"limits": (0, 1)}, r"data\.limits: .* expected null, normalization zscore has none"),
-        ({"rater": "mean"}, r"data\.rater: 'mean'; expected null, a number from 1 or one of consensus"),
+        (
+            {"rater": "mean"},
+            r"data\.rater: 'mean'; expected null, a number from 1 or one of consensus",
+        ),
         ({"rater": 0}, r"data\.rater: 0; expected"),
         ({"crop_values": (0,)}, r"data\.crop_values: \[0\]; expected"),
         ({"crop_margin": -1}, r"data\.crop_margin: -1; expected"),
@@ -650,14 +760,25 @@ def test_an_axis_may_keep_its_voxels(tmp_path: Path, codes: str) -> None:
     )
     nib.save(turned, tmp_path / "a.nii.gz")
     case = Case("a", "a", {"FLAIR": tmp_path / "a.nii.gz"})
-    assert preprocess(case, Preprocessing(("FLAIR",), spacing_mm=(1, 1, None))).spacing_mm == pytest.approx((1, 1, 3))
+    assert preprocess(
+        case, Preprocessing(("FLAIR",), spacing_mm=(1, 1, None))
+    ).spacing_mm == pytest.approx((1, 1, 3))
     assert preprocess(case, Preprocessing(("FLAIR",))).spacing_mm == pytest.approx((0.5, 0.5, 3))
 
 
 def test_the_voxel_size_may_be_left_to_the_cases(tmp_path: Path) -> None:
     sizes = [(1, 1, 1), (1, 1, 1), (1, 1, 3), (2, 1, 4), (2, 2, 5)]
-    cases = [a_case(tmp_path, affine=np.diag([*size, 1.0]), case_id=f"c{i}") for i, size in enumerate(sizes)]
-    given = {None: (1, 1, 1), "median": (1, 1, 3), "native": None, 2.0: (2, 2, 2), (1, 1, None): (1, 1, None)}
+    cases = [
+        a_case(tmp_path, affine=np.diag([*size, 1.0]), case_id=f"c{i}")
+        for i, size in enumerate(sizes)
+    ]
+    given = {
+        None: (1, 1, 1),
+        "median": (1, 1, 3),
+        "native": None,
+        2.0: (2, 2, 2),
+        (1, 1, None): (1, 1, None),
+    }
     for asked, spacing_mm in given.items():
         dataset = Dataset(modalities=("FLAIR",), manifest=tmp_path, spacing_mm=asked)
         assert preprocessing_of(dataset, cases).spacing_mm == spacing_mm
@@ -669,12 +790,15 @@ def test_the_voxel_size_may_be_left_to_the_cases(tmp_path: Path) -> None:
 def test_all_folds_have_one_voxel_size(tmp_path: Path, asked: str | None) -> None:
     sizes, lesion = [(1, 1, 1)] * 3 + [(2, 2, 2)] * 3, brain_of().astype(np.uint8)
     cases = [
-        a_case(tmp_path, label=lesion, affine=np.diag([*size, 1.0]), case_id=f"c{i}") for i, size in enumerate(sizes)
+        a_case(tmp_path, label=lesion, affine=np.diag([*size, 1.0]), case_id=f"c{i}")
+        for i, size in enumerate(sizes)
     ]
     dataset = Dataset(modalities=("FLAIR",), manifest=tmp_path, spacing_mm=asked)
     found = set()
     for fold in range(6):
-        split = split_cases([replace(case, subject_id=case.case_id) for case in cases], folds="loso", fold=fold)
+        split = split_cases(
+            [replace(case, subject_id=case.case_id) for case in cases], folds="loso", fold=fold
+        )
         found.add(preprocessing_of(dataset, [*split.train, *split.val, *split.test]).spacing_mm)
     assert len(found) == 1
 
@@ -698,7 +822,9 @@ def test_a_rater_is_chosen_by_number_or_by_majority(tmp_path: Path, consensus: b
     assert [n_voxels[rater] for rater in (1, 2, 3)] == [mask.sum() for mask in masks]
     assert n_voxels["majority"] == (np.sum(masks, axis=0) >= 2).sum()
     assert n_voxels[None] == (np.logical_and.reduce(masks).sum() if consensus else masks[0].sum())
-    with pytest.raises(DataError, match=r"data\.rater: 4, but case a has labels of 3 single raters"):
+    with pytest.raises(
+        DataError, match=r"data\.rater: 4, but case a has labels of 3 single raters"
+    ):
         preprocess(case, Preprocessing(("FLAIR",), rater=4))
     if not consensus:
         with pytest.raises(DataError, match=r"data\.rater: consensus, but .* no consensus"):
@@ -707,20 +833,30 @@ def test_a_rater_is_chosen_by_number_or_by_majority(tmp_path: Path, consensus: b
 
 def test_two_raters_agree_where_both_drew(tmp_path: Path) -> None:
     case, masks = rated(tmp_path, consensus=False)
-    prepared = preprocess(replace(case, labels=case.labels[:2]), Preprocessing(("FLAIR",), rater="majority"))
+    prepared = preprocess(
+        replace(case, labels=case.labels[:2]), Preprocessing(("FLAIR",), rater="majority")
+    )
     assert len(prepared.lesion_voxels) == (masks[0] & masks[1]).sum()
 
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_random_rater_is_drawn_for_each_patch(tmp_path: Path, cached: bool) -> None:
-    from tversky_seg.data.loaders import PatchBatches  # here: the processes that other tests start need no torch
-    from tversky_seg.data.sampling import LesionSampler
+    from tversky_seg.data.patches.loader import (
+        PatchBatches,  # here: the processes that other tests start need no torch
+    )
+    from tversky_seg.data.patches.samplers import LesionSampler
 
     case, masks = rated(tmp_path, consensus=True)
     settings = Preprocessing(("FLAIR",), rater="random")
-    prepared = prepare(case, settings, cache_dir=tmp_path / "cache") if cached else preprocess(case, settings)
-    assert len(prepared.lesion_voxels) == np.logical_and.reduce(masks).sum(), "the consensus, to validate by"
-    views = pickle.loads(pickle.dumps(each_rater([prepared])))
+    prepared = (
+        prepare(case, settings, cache_dir=tmp_path / "cache")
+        if cached
+        else preprocess(case, settings)
+    )
+    assert len(prepared.lesion_voxels) == np.logical_and.reduce(masks).sum(), (
+        "the consensus, to validate by"
+    )
+    views = pickle.loads(pickle.dumps(one_case_per_rater([prepared])))
     assert [len(view.lesion_voxels) for view in views] == [mask.sum() for mask in masks]
     for view in views:
         alone = preprocess(replace(case, labels=(case.raters[view.rater - 1],)), FLAIR)
@@ -730,9 +866,11 @@ def test_a_random_rater_is_drawn_for_each_patch(tmp_path: Path, cached: bool) ->
         assert view.target.sum() == alone.target.sum()
         assert view.image is prepared.image or np.array_equal(view.image, prepared.image)
     batches = PatchBatches(views, LesionSampler(patch_size=8), batch_size=4, seed=1)
-    again = PatchBatches(each_rater([prepared]), LesionSampler(patch_size=8), batch_size=4, seed=1)
+    again = PatchBatches(
+        one_case_per_rater([prepared]), LesionSampler(patch_size=8), batch_size=4, seed=1
+    )
     assert all(np.array_equal(batches[k]["target"], again[k]["target"]) for k in range(3))
-    assert each_rater([preprocess(case, FLAIR)])[0].rater == 0
+    assert one_case_per_rater([preprocess(case, FLAIR)])[0].rater == 0
 
 
 def test_a_case_without_label_needs_no_rater(tmp_path: Path) -> None:
@@ -754,7 +892,10 @@ def test_two_trainings_started_at_once_share_an_empty_cache(tmp_path: Path) -> N
         a_case(tmp_path, label=label_of(), case_id=f"c{i}")
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(2)
-    processes = [context.Process(target=_prepare_together, args=(str(tmp_path), barrier, 3)) for _ in range(2)]
+    processes = [
+        context.Process(target=_prepare_together, args=(str(tmp_path), barrier, 3))
+        for _ in range(2)
+    ]
     for process in processes:
         process.start()
     for process in processes:

@@ -7,10 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tversky_seg.data.channels import lesion_arrays
 from tversky_seg.data.grids import Geometry
-from tversky_seg.data.prepared import PreparedCase
-from tversky_seg.data.sampling import (
+from tversky_seg.data.patches.samplers import (
     ForegroundSampler,
     GridSampler,
     Hashemi2018Sampler,
@@ -22,6 +20,8 @@ from tversky_seg.data.sampling import (
     draw_shares,
     log_draw_shares,
 )
+from tversky_seg.data.preprocessing.modality import lesion_arrays
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 
 
 def a_case(target: np.ndarray, brain: np.ndarray | None = None) -> PreparedCase:
@@ -31,7 +31,9 @@ def a_case(target: np.ndarray, brain: np.ndarray | None = None) -> PreparedCase:
     return PreparedCase(
         case_id="a",
         subject_id="a",
-        geometry=Geometry(target.shape, np.eye(4), target.shape, np.eye(4), (0, 0, 0), target.shape),
+        geometry=Geometry(
+            target.shape, np.eye(4), target.shape, np.eye(4), (0, 0, 0), target.shape
+        ),
         image_scale=np.ones(1, np.float32),
         n_lesions=n_lesions,
         arrays={"foreground_voxels": np.flatnonzero(brain).astype(np.int32), **arrays},
@@ -51,7 +53,9 @@ def draws(sampler: Sampler, cases: list, n: int = 2000) -> tuple[np.ndarray, np.
 
 
 def test_a_one_voxel_lesion_is_drawn_as_often_as_one_of_a_thousand_voxels() -> None:
-    _, starts = draws(LesionSampler(patch_size=1, lesion_probability=1, jitter=0), [a_case(two_lesions())])
+    _, starts = draws(
+        LesionSampler(patch_size=1, lesion_probability=1, jitter=0), [a_case(two_lesions())]
+    )
     assert np.mean((starts == (30, 25, 20)).all(axis=1)) == pytest.approx(0.5, abs=0.04)
 
 
@@ -62,7 +66,9 @@ def test_lesions_of_all_classes_are_drawn_alike() -> None:
     case = a_case(np.zeros((30, 30, 30), np.uint8))
     case = replace(case, n_lesions=n_lesions, arrays={**case.arrays, **arrays})
     _, starts = draws(LesionSampler(patch_size=1, lesion_probability=1, jitter=0), [case])
-    assert np.mean([(start == 10).all() or (start == 20).all() for start in starts]) == pytest.approx(2 / 3, abs=0.04)
+    assert np.mean(
+        [(start == 10).all() or (start == 20).all() for start in starts]
+    ) == pytest.approx(2 / 3, abs=0.04)
 
 
 def test_voxels_of_a_lesion_are_drawn_uniformly() -> None:
@@ -76,7 +82,10 @@ def test_voxels_of_a_lesion_are_drawn_uniformly() -> None:
 
 def test_lesion_probability_is_the_share_of_lesion_patches_though_most_cases_have_none() -> None:
     empty = a_case(np.zeros((40, 40, 40), np.uint8))
-    index, _ = draws(LesionSampler(patch_size=8, lesion_probability=0.6), [empty, empty, a_case(two_lesions()), empty])
+    index, _ = draws(
+        LesionSampler(patch_size=8, lesion_probability=0.6),
+        [empty, empty, a_case(two_lesions()), empty],
+    )
     assert np.mean(index == 2) == pytest.approx(0.6 + 0.4 / 4, abs=0.04)
     assert set(index) == {0, 1, 2, 3}
 
@@ -84,7 +93,9 @@ def test_lesion_probability_is_the_share_of_lesion_patches_though_most_cases_hav
 def test_cases_with_lesions_are_drawn_uniformly_whatever_their_load() -> None:
     one = np.zeros((20, 20, 20), np.uint8)
     one[10, 10, 10] = 1
-    index, _ = draws(LesionSampler(patch_size=8, lesion_probability=1), [a_case(one), a_case(two_lesions())])
+    index, _ = draws(
+        LesionSampler(patch_size=8, lesion_probability=1), [a_case(one), a_case(two_lesions())]
+    )
     assert np.mean(index) == pytest.approx(0.5, abs=0.04)
 
 
@@ -92,18 +103,26 @@ def test_jitter_spreads_the_lesion_over_its_share_of_the_patch() -> None:
     target = np.zeros((64, 64, 64), np.uint8)
     target[32, 32, 32] = 1
     for jitter, low, high in ((0.0, 8, 8), (0.5, 4, 11), (1.0, 0, 15)):
-        _, starts = draws(LesionSampler(patch_size=16, lesion_probability=1, jitter=jitter), [a_case(target)])
+        _, starts = draws(
+            LesionSampler(patch_size=16, lesion_probability=1, jitter=jitter), [a_case(target)]
+        )
         place = 32 - starts
         assert (place.min(axis=0) == low).all()
         assert (place.max(axis=0) == high).all()
-    np.testing.assert_allclose(np.apply_along_axis(np.bincount, 0, place) / 2000, 1 / 16, atol=0.025)
+    np.testing.assert_allclose(
+        np.apply_along_axis(np.bincount, 0, place) / 2000, 1 / 16, atol=0.025
+    )
 
 
 @pytest.mark.parametrize("corner", [(0, 0, 0), (59, 49, 39), (0, 49, 20)])
-def test_next_to_the_border_the_patch_stays_inside_and_holds_the_lesion(corner: tuple[int, int, int]) -> None:
+def test_next_to_the_border_the_patch_stays_inside_and_holds_the_lesion(
+    corner: tuple[int, int, int],
+) -> None:
     target = np.zeros((60, 50, 40), np.uint8)
     target[corner] = 1
-    _, starts = draws(LesionSampler(patch_size=(32, 16, 8), lesion_probability=1), [a_case(target)], n=200)
+    _, starts = draws(
+        LesionSampler(patch_size=(32, 16, 8), lesion_probability=1), [a_case(target)], n=200
+    )
     assert (starts >= 0).all()
     assert (starts <= np.array(target.shape) - np.array((32, 16, 8))).all()
     assert (starts <= corner).all()
@@ -120,7 +139,9 @@ def test_a_volume_smaller_than_the_patch_lies_wholly_inside_it() -> None:
 def test_brain_patches_hold_a_brain_voxel() -> None:
     brain = np.zeros((60, 50, 40), bool)
     brain[10:20, 30:40, 5:15] = True
-    _, starts = draws(LesionSampler(patch_size=1, lesion_probability=0), [a_case(two_lesions(), brain)], n=200)
+    _, starts = draws(
+        LesionSampler(patch_size=1, lesion_probability=0), [a_case(two_lesions(), brain)], n=200
+    )
     assert brain[tuple(starts.T)].all()
 
 
@@ -132,7 +153,9 @@ def test_without_any_lesion_or_brain_there_are_still_patches() -> None:
 
 def test_the_same_generator_draws_the_same_patch() -> None:
     cases = [a_case(two_lesions())] * 3
-    first, second = (LesionSampler().draw(cases, np.random.default_rng([1, 2, 3])) for _ in range(2))
+    first, second = (
+        LesionSampler().draw(cases, np.random.default_rng([1, 2, 3])) for _ in range(2)
+    )
     assert first == second
     assert all(isinstance(number, int) for number in (first[0], *first[1]))
 
@@ -175,7 +198,9 @@ def test_every_lesion_voxel_can_be_drawn_the_borders_too(sampler: Sampler) -> No
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: type(sampler).__name__)
-def test_every_sampler_copes_with_small_volumes_and_with_cases_without_lesion(sampler: Sampler) -> None:
+def test_every_sampler_copes_with_small_volumes_and_with_cases_without_lesion(
+    sampler: Sampler,
+) -> None:
     small = a_case(np.zeros((10, 40, 12), np.uint8))
     for k in range(30):
         _, start = sampler.draw([small], np.random.default_rng([0, k]), patch_number=k)
@@ -196,7 +221,10 @@ def test_shirokikh_draws_cases_by_their_number_of_lesions_and_half_the_patches_o
     one = np.zeros((60, 50, 40), np.uint8)
     one[10, 10, 10] = 1
     cases = [a_case(one), a_case(np.zeros((60, 50, 40), np.uint8)), a_case(two_lesions())]
-    aims = [Shirokikh2020Sampler(patch_size=8).aim(cases, np.random.default_rng([0, k])) for k in range(2000)]
+    aims = [
+        Shirokikh2020Sampler(patch_size=8).aim(cases, np.random.default_rng([0, k]))
+        for k in range(2000)
+    ]
     assert np.mean([index == 2 for index, _, _ in aims]) == pytest.approx(2 / 3, abs=0.04)
     assert all(index != 1 for index, _, _ in aims)
     assert np.mean([lesion is not None for _, lesion, _ in aims]) == pytest.approx(0.5, abs=0.04)
@@ -223,7 +251,10 @@ def test_hashemi_skips_cases_with_few_lesion_voxels_at_first() -> None:
     cases = [a_case(few), a_case(two_lesions())]
     sampler = Hashemi2018Sampler(patch_size=16, jitter_voxels=4, min_voxels=(1, 1))
     for number, expected in ((99, {1}), (100, {0, 1})):
-        drawn = {sampler.draw(cases, np.random.default_rng([0, k]), patch_number=number)[0] for k in range(40)}
+        drawn = {
+            sampler.draw(cases, np.random.default_rng([0, k]), patch_number=number)[0]
+            for k in range(40)
+        }
         assert drawn == expected
 
 
@@ -237,7 +268,9 @@ def test_the_grid_covers_every_voxel_of_every_case_once_a_round() -> None:
             for k in range(n_patches)
         )
         assert set(seen.values()) == {1}
-        assert {start for index, start in seen if index == 0} == {(x, y, 0) for x in (0, 12, 24) for y in (0, 1)}
+        assert {start for index, start in seen if index == 0} == {
+            (x, y, 0) for x in (0, 12, 24) for y in (0, 1)
+        }
         assert {start for index, start in seen if index == 1} == {(-3, 0, 0), (-3, 0, 16)}
 
 
@@ -250,7 +283,9 @@ def test_the_report_counts_what_was_drawn(caplog: pytest.LogCaptureFixture) -> N
     assert by_lesion.n_lesions == 4
     np.testing.assert_allclose(by_lesion.shares, 0.25, atol=0.05)
     assert by_lesion.lesion_share == pytest.approx(0.5, abs=0.04)
-    assert by_lesion.off_centre == pytest.approx((0.125, 0.125))  # half a voxel: a patch of 8 has no middle voxel
+    assert by_lesion.off_centre == pytest.approx(
+        (0.125, 0.125)
+    )  # half a voxel: a patch of 8 has no middle voxel
     by_voxel = draw_shares(ForegroundSampler(patch_size=8, lesion_probability=1), cases)
     np.testing.assert_allclose(by_voxel.shares, np.array([1, 2, 4, 8]) / 15, atol=0.04)
     assert draw_shares(UniformSampler(patch_size=8), cases).lesion_share == 0
@@ -264,7 +299,9 @@ def test_the_report_counts_what_was_drawn(caplog: pytest.LogCaptureFixture) -> N
 @pytest.mark.slow
 def test_on_real_masks_small_lesions_get_their_half_of_the_draws(real_data: Path) -> None:
     cases = []
-    for file in sorted((real_data / "open_ms_data/cross_sectional/MNI").glob("patient*/GOLD_STANDARD*.nii.gz")):
+    for file in sorted(
+        (real_data / "open_ms_data/cross_sectional/MNI").glob("patient*/GOLD_STANDARD*.nii.gz")
+    ):
         mask = np.asarray(nib.load(file).dataobj) > 0.5
         box = tuple(slice(on.min(), on.max() + 1) for on in np.nonzero(mask))
         arrays, n_lesions = lesion_arrays(mask[box][None])
@@ -274,7 +311,9 @@ def test_on_real_masks_small_lesions_get_their_half_of_the_draws(real_data: Path
         cases.append(replace(case, n_lesions=n_lesions, geometry=geometry, arrays=arrays))
     sizes = np.concatenate([np.diff(case.lesion_offsets) for case in cases])
     by_volume = np.sort(sizes).cumsum() / sizes.sum()
-    assert by_volume[len(sizes) // 2 - 1] == pytest.approx(0.021, abs=0.001)  # voxels drawn from all cases together
+    assert by_volume[len(sizes) // 2 - 1] == pytest.approx(
+        0.021, abs=0.001
+    )  # voxels drawn from all cases together
     shares = {
         name: draw_shares(sampler, cases, n_draws=800).shares
         for name, sampler in {

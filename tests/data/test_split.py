@@ -7,16 +7,27 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tversky_seg.data import loads
-from tversky_seg.data.cases import Case, DataError, Dataset, read_manifest, split_cases, write_manifest
-from tversky_seg.data.loads import lesion_loads
-from tversky_seg.data.splits import draw_split, split_dataset
+from tversky_seg.data import lesion_load as loads
+from tversky_seg.data.case import (
+    Case,
+    DataError,
+    Dataset,
+    read_manifest,
+    split_cases,
+    write_manifest,
+)
+from tversky_seg.data.lesion_load import lesion_loads
+from tversky_seg.data.split import draw_split, split_dataset
 
 
 def cohort(n: int, *, sites: int = 1, sessions: int = 1) -> list[Case]:
     return [
         Case(
-            f"s{i:02d}_{j}", f"s{i:02d}", {"T1": Path(f"{i}_{j}.nii")}, (Path(f"{i}_{j}_l.nii"),), site=f"h{i % sites}"
+            f"s{i:02d}_{j}",
+            f"s{i:02d}",
+            {"T1": Path(f"{i}_{j}.nii")},
+            (Path(f"{i}_{j}_l.nii"),),
+            site=f"h{i % sites}",
         )
         for i in range(n)
         for j in range(sessions)
@@ -25,7 +36,9 @@ def cohort(n: int, *, sites: int = 1, sessions: int = 1) -> list[Case]:
 
 def held_out(cases: list[Case], **settings: object) -> list[list[Case]]:
     n_folds = (
-        int(settings.get("folds", 5)) if settings.get("folds", 5) != "loso" else len({c.subject_id for c in cases})
+        int(settings.get("folds", 5))
+        if settings.get("folds", 5) != "loso"
+        else len({c.subject_id for c in cases})
     )
     return [list(split_cases(cases, fold=fold, **settings).test) for fold in range(n_folds)]
 
@@ -54,13 +67,20 @@ def test_stratified_folds_depend_on_nothing_but_seed_and_loads() -> None:
     load = {case.case_id: float(i % 4) for i, case in enumerate(cases)}
     first = split_cases(cases, loads=load)
     assert split_cases(cases, loads=load) == first
-    assert {c.case_id for c in split_cases(cases[::-1], loads=load).test} == {c.case_id for c in first.test}
+    assert {c.case_id for c in split_cases(cases[::-1], loads=load).test} == {
+        c.case_id for c in first.test
+    }
     assert split_cases(cases, loads=load, seed=1) != first
 
 
 def test_leave_one_out_goes_before_the_columns() -> None:
-    cases = [Case(c.case_id, c.subject_id, c.images, c.labels, site=c.site, split="train") for c in cohort(6, sites=2)]
-    assert [[c.subject_id for c in fold] for fold in held_out(cases, folds="loso")] == [[f"s{i:02d}"] for i in range(6)]
+    cases = [
+        Case(c.case_id, c.subject_id, c.images, c.labels, site=c.site, split="train")
+        for c in cohort(6, sites=2)
+    ]
+    assert [[c.subject_id for c in fold] for fold in held_out(cases, folds="loso")] == [
+        [f"s{i:02d}"] for i in range(6)
+    ]
     by_site = [split_cases(cases, folds="site", fold=fold).test for fold in (0, 1)]
     assert [{case.site for case in fold} for fold in by_site] == [{"h0"}, {"h1"}]
     assert split_cases(cases, folds="loso").test == split_cases(cases, folds="loso", fold=0).test
@@ -74,7 +94,9 @@ def test_leave_one_out_goes_before_the_columns() -> None:
 def test_an_image_under_two_names_is_a_leak() -> None:
     cases = cohort(8)
     twin = Case("twin", "twin", cases[0].images, cases[0].labels)
-    with pytest.raises(DataError, match=r"0_0\.nii: is an image of subject .* expected one subject_id for it"):
+    with pytest.raises(
+        DataError, match=r"0_0\.nii: is an image of subject .* expected one subject_id for it"
+    ):
         split_cases([*cases, twin], folds="loso", fold=0)
 
 
@@ -87,7 +109,12 @@ def label(folder: Path, name: str, counts: dict[int, int]) -> Path:
 
 def labelled(folder: Path, n: int) -> list[Case]:
     return [
-        Case(f"c{i}", f"c{i}", {"T1": label(folder, f"t{i}", {1: 3})}, (label(folder, f"l{i}", {1: 100, 2: i}),))
+        Case(
+            f"c{i}",
+            f"c{i}",
+            {"T1": label(folder, f"t{i}", {1: 3})},
+            (label(folder, f"l{i}", {1: 100, 2: i}),),
+        )
         for i in range(n)
     ]
 
@@ -99,7 +126,11 @@ def test_the_load_is_the_volume_of_the_smallest_class_and_read_once(
     classes = {"liver": (1, 2), "tumour": (2,)}
     assert lesion_loads(cases, classes, cache_dir=tmp_path / "cache") == {"c0": 0, "c1": 4, "c2": 8}
     monkeypatch.setattr(loads, "read_label", lambda path: pytest.fail(f"{path} is read again"))
-    assert lesion_loads(cases, {"liver": (1, 2)}, cache_dir=tmp_path / "cache") == {"c0": 400, "c1": 404, "c2": 408}
+    assert lesion_loads(cases, {"liver": (1, 2)}, cache_dir=tmp_path / "cache") == {
+        "c0": 400,
+        "c1": 404,
+        "c2": 408,
+    }
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{"])
@@ -119,12 +150,18 @@ def test_a_label_that_cannot_be_read_is_left_to_preprocessing(tmp_path: Path) ->
 def test_the_split_of_a_run_is_stratified_and_saved(tmp_path: Path) -> None:
     write_manifest(labelled(tmp_path, 12), tmp_path / "m.csv")
     dataset = Dataset(
-        manifest=tmp_path / "m.csv", classes={"a": (1,), "b": (2,)}, modalities=("T1",), folds=3, cache_dir=tmp_path
+        manifest=tmp_path / "m.csv",
+        classes={"a": (1,), "b": (2,)},
+        modalities=("T1",),
+        folds=3,
+        cache_dir=tmp_path,
     )
     split = split_dataset(dataset, tmp_path / "run.csv", is_started=False)
     assert sorted(int(case.case_id[1:]) // 3 for case in split.test) == [0, 1, 2, 3]
     kept = {case.case_id: case.split for case in read_manifest(tmp_path / "run.csv")}
-    assert {name for name, part in kept.items() if part == "test"} == {case.case_id for case in split.test}
+    assert {name for name, part in kept.items() if part == "test"} == {
+        case.case_id for case in split.test
+    }
     assert split_dataset(dataset, tmp_path / "run.csv", is_started=True) == split
     plain = Dataset(manifest=tmp_path / "m.csv", modalities=("T1",), folds=3, stratify=False)
     cases = read_manifest(tmp_path / "m.csv")

@@ -13,10 +13,19 @@ import pytest
 import torch
 import yaml
 
-from cohort import AFFINE, MODALITIES, add_case, make_cohort, save, scan, write_rows
-from command_line import ROOT, Outcome, call, train
-from tversky_seg.data.cases import Case
-from tversky_seg.data.costs import (
+from helpers.cohorts import AFFINE, MODALITIES, add_case, make_cohort, save, scan, write_rows
+from helpers.command_line import ROOT, Outcome, call, train
+from tversky_seg.data.case import Case
+from tversky_seg.data.patches.samplers import (
+    ForegroundSampler,
+    LesionSampler,
+    Shirokikh2020Sampler,
+    SizeTemperedSampler,
+    UniformSampler,
+)
+from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare_all, preprocess
+from tversky_seg.data_check.examine import Finding, examine, examine_cases
+from tversky_seg.data_check.memory import (
     GIB,
     draws_for_all,
     expected_draws,
@@ -26,17 +35,8 @@ from tversky_seg.data.costs import (
     memory_at_hand,
     step_bytes,
 )
-from tversky_seg.data.doctor import Finding, examine, examine_cases
-from tversky_seg.data.pictures import png
-from tversky_seg.data.preprocessing import Preprocessing, prepare_all, preprocess
-from tversky_seg.data.sampling import (
-    ForegroundSampler,
-    LesionSampler,
-    Shirokikh2020Sampler,
-    SizeTemperedSampler,
-    UniformSampler,
-)
 from tversky_seg.models import UNet3D
+from tversky_seg.report.pictures import png
 
 SETTINGS = Preprocessing(modalities=MODALITIES)
 NETWORK = ("model.width=4", "model.n_levels=2", "sampler.patch_size=16")
@@ -68,7 +68,12 @@ def found_in(folder: Path) -> list[dict[str, str]]:
 def one_case(folder: Path, **files: str) -> Case:
     """A case of two modalities and a label, some of the files replaced."""
     row = add_case(folder, "c0", seed=0) | files
-    return Case("c0", "s0", {name: folder / row[name] for name in MODALITIES}, labels=(folder / row["label"],))
+    return Case(
+        "c0",
+        "s0",
+        {name: folder / row[name] for name in MODALITIES},
+        labels=(folder / row["label"],),
+    )
 
 
 def broken(folder: Path, name: str, content: bytes) -> Case:
@@ -99,7 +104,11 @@ def test_a_sound_cohort_has_no_errors_and_gets_a_page_that_needs_no_other_file(t
 @pytest.mark.parametrize(
     ("name", "content", "finding"),
     [
-        ("FLAIR", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is a Git LFS pointer"),
+        (
+            "FLAIR",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "is a Git LFS pointer",
+        ),
         ("T1", b"<!DOCTYPE html><html>Not found</html>", "is a web page"),
         ("T1", b"Please sign in to download.\n", "is text, not an image"),
         ("label", b"", "is empty"),
@@ -141,14 +150,18 @@ def test_all_faults_of_a_case_are_named_and_not_the_first_alone(tmp_path):
     assert found == ["is a web page, not an image", "holds the label values 7 that no class names"]
     (tmp_path / "c0_FLAIR.nii.gz").write_bytes(b"")
     found = [f.found for f in examine(case, SETTINGS).findings if f.level == "error"]
-    assert found == ["is empty", "is a web page, not an image"], "without a grid the label's values are not looked at"
+    assert found == ["is empty", "is a web page, not an image"], (
+        "without a grid the label's values are not looked at"
+    )
 
 
 @pytest.mark.parametrize(
     ("shift", "flip", "level"),
     [(0.0, False, None), (0.001, False, None), (0.5, False, "warning"), (0.0, True, "error")],
 )
-def test_affines_off_by_rounding_are_fine_by_half_a_voxel_a_warning_by_a_flip_an_error(tmp_path, shift, flip, level):
+def test_affines_off_by_rounding_are_fine_by_half_a_voxel_a_warning_by_a_flip_an_error(
+    tmp_path, shift, flip, level
+):
     case = one_case(tmp_path)
     affine = AFFINE.copy()
     affine[:3, 3] += 2.0 * shift
@@ -232,7 +245,9 @@ def test_faults_of_the_list_are_all_named_and_the_sound_cases_looked_at(tmp_path
     rows[1]["T1"] = "absent.nii.gz"
     rows[2]["T1"] = ""
     rows[3] |= {"subject_id": rows[0]["subject_id"], "split": "test"}
-    outcome = check(write_rows(tmp_path / "manifest.csv", [*rows, rows[4]]), "data.modalities=[FLAIR,T1]")
+    outcome = check(
+        write_rows(tmp_path / "manifest.csv", [*rows, rows[4]]), "data.modalities=[FLAIR,T1]"
+    )
     assert outcome.status == 1
     found = [row["found"] for row in found_in(tmp_path) if row["level"] == "error"]
     assert any("empty cell for T1" in text for text in found)
@@ -248,7 +263,9 @@ def test_what_the_doctor_calls_an_error_training_refuses_in_the_same_words(tmp_p
     save(tmp_path / "c2_label.nii.gz", scan(2)[1] * 3)
     assert check(manifest).status == 1
     lines = [
-        f"{row['where']}: {row['found']}; {row['remedy']}" for row in found_in(tmp_path) if row["level"] == "error"
+        f"{row['where']}: {row['found']}; {row['remedy']}"
+        for row in found_in(tmp_path)
+        if row["level"] == "error"
     ]
     assert len(lines) == 2
     refused = train(manifest, tmp_path / "run").error
@@ -264,11 +281,16 @@ def test_copies_and_other_units_are_found_between_cases(tmp_path):
     assert check(manifest, "data.normalization=none").status == 0
     found = {row["found"]: row["level"] for row in found_in(tmp_path)}
     assert any("byte by byte the image of case c0" in text for text in found)
-    assert any(text.startswith("maxima run from") and level == "warning" for text, level in found.items())
+    assert any(
+        text.startswith("maxima run from") and level == "warning" for text, level in found.items()
+    )
 
 
 def test_training_warns_of_cases_without_lesion_as_the_doctor_does(tmp_path):
-    rows = [add_case(tmp_path, f"c{i}", seed=i) | {"split": "test" if i == 3 else "train"} for i in range(4)]
+    rows = [
+        add_case(tmp_path, f"c{i}", seed=i) | {"split": "test" if i == 3 else "train"}
+        for i in range(4)
+    ]
     save(tmp_path / "c0_label.nii.gz", scan(0)[1] * 0)
     manifest = write_rows(tmp_path / "manifest.csv", rows)
     said = "training set: 1 of 3 cases hold no lesion (c0)"
@@ -278,10 +300,14 @@ def test_training_warns_of_cases_without_lesion_as_the_doctor_does(tmp_path):
 
 def test_the_command_line_of_the_plan_trains(tmp_path):
     manifest = make_cohort(tmp_path / "a folder", n=3)
-    outcome = check(manifest, "data.modalities=[T1,FLAIR]", "trainer.max_steps=1", "optimizer.lr=0.002")
+    outcome = check(
+        manifest, "data.modalities=[T1,FLAIR]", "trainer.max_steps=1", "optimizer.lr=0.002"
+    )
     (line,) = [line for line in outcome.stdout.splitlines() if line.startswith("python train.py ")]
     words = shlex.split(line)[2:]
-    assert {"data.modalities=[T1,FLAIR]", "optimizer.lr=0.002", "data.spacing_mm=[2,2,2]"} < {*words}
+    assert {"data.modalities=[T1,FLAIR]", "optimizer.lr=0.002", "data.spacing_mm=[2,2,2]"} < {
+        *words
+    }
     assert not any(word.startswith(("output_dir", "n_workers")) for word in words)
     assert sum(word.startswith("sampler.patch_size=") for word in words) == 1
     assert call("train", *words, f"output_dir={tmp_path / 'run'}").status == 0
@@ -290,17 +316,25 @@ def test_the_command_line_of_the_plan_trains(tmp_path):
 
 def test_where_nothing_can_be_done_one_line_says_why(tmp_path):
     assert "absent.csv: No such file" in check(tmp_path / "absent.csv").error
-    outcome = call("check_data", "data=lesjak2017", f"data.root={tmp_path}", f"output_dir={tmp_path / 'check'}")
+    outcome = call(
+        "check_data", "data=lesjak2017", f"data.root={tmp_path}", f"output_dir={tmp_path / 'check'}"
+    )
     assert "does not look like open_ms_data" in outcome.error
     outcome = call(
-        "check_data", "data=lesjak2017", f"data.root={tmp_path / 'absent'}", f"output_dir={tmp_path / 'check'}"
+        "check_data",
+        "data=lesjak2017",
+        f"data.root={tmp_path / 'absent'}",
+        f"output_dir={tmp_path / 'check'}",
     )
     assert "absent: no such folder; " in outcome.error
     assert not (tmp_path / "check").exists()
 
 
 def test_it_takes_the_words_of_train():
-    read = {name: yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text()) for name in ("train", "check_data")}
+    read = {
+        name: yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+        for name in ("train", "check_data")
+    }
     assert read["train"]["defaults"] == read["check_data"]["defaults"]
     assert {*read["train"]} <= {*read["check_data"]}
 
@@ -320,13 +354,19 @@ def test_mask_only_subjects_of_the_real_cohort_are_warnings(real_data, tmp_path)
 
 def test_a_fault_s_line_is_parted_into_where_what_and_remedy():
     finding = Finding.of_fault("a.nii.gz: is empty; expected a NIfTI image; or two")
-    assert (finding.where, finding.found, finding.remedy) == ("a.nii.gz", "is empty", "expected a NIfTI image; or two")
+    assert (finding.where, finding.found, finding.remedy) == (
+        "a.nii.gz",
+        "is empty",
+        "expected a NIfTI image; or two",
+    )
     assert str(finding) == "a.nii.gz: is empty; expected a NIfTI image; or two"
 
 
 def test_equal_coupons_take_n_times_the_harmonic_number():
     for n in (1, 2, 98):
-        assert expected_draws(np.full(n, 1 / n)) == pytest.approx(n * sum(1 / k for k in range(1, n + 1)), rel=1e-4)
+        assert expected_draws(np.full(n, 1 / n)) == pytest.approx(
+            n * sum(1 / k for k in range(1, n + 1)), rel=1e-4
+        )
 
 
 def test_two_coupons_by_hand_and_many_by_drawing():
@@ -336,7 +376,9 @@ def test_two_coupons_by_hand_and_many_by_drawing():
     shares, rng = np.array([0.4, 0.1, 0.05, 0.02]), np.random.default_rng(0)
     draws = [_draws_until_all_seen(shares, rng) for _ in range(2000)]
     assert expected_draws(shares) == pytest.approx(np.mean(draws), rel=0.05)
-    assert draws_for_all(shares, probability=0.95) == pytest.approx(np.quantile(draws, 0.95), rel=0.08)
+    assert draws_for_all(shares, probability=0.95) == pytest.approx(
+        np.quantile(draws, 0.95), rel=0.08
+    )
 
 
 def _draws_until_all_seen(shares: np.ndarray, rng: np.random.Generator) -> int:
@@ -400,15 +442,23 @@ def test_the_memory_of_a_step_is_counted_to_a_quarter():
 def test_a_plan_fits_the_memory_the_volumes_and_thick_slices():
     network = UNet3D(in_channels=2, out_channels=1, width=8, n_levels=2)
     known = {"n_channels": 2, "device": torch.device("cuda")}
-    large = make_plan(network, spacing_mm=(1, 1, 1), shape=(150, 180, 150), memory_bytes=80 * GIB, **known)
+    large = make_plan(
+        network, spacing_mm=(1, 1, 1), shape=(150, 180, 150), memory_bytes=80 * GIB, **known
+    )
     assert large.patch_size == (128, 128, 128)
     assert large.batch_size == 8
-    small = make_plan(network, spacing_mm=(1, 1, 1), shape=(150, 180, 150), memory_bytes=GIB // 2, **known)
+    small = make_plan(
+        network, spacing_mm=(1, 1, 1), shape=(150, 180, 150), memory_bytes=GIB // 2, **known
+    )
     assert small.step_bytes <= 0.8 * GIB / 2
     assert max(small.patch_size) < 128
-    tiny = make_plan(network, spacing_mm=(1, 1, 1), shape=(35, 50, 35), memory_bytes=80 * GIB, **known)
+    tiny = make_plan(
+        network, spacing_mm=(1, 1, 1), shape=(35, 50, 35), memory_bytes=80 * GIB, **known
+    )
     assert tiny.patch_size == (48, 64, 48)
-    thick = make_plan(network, spacing_mm=(0.5, 0.5, 5), shape=(300, 300, 24), memory_bytes=80 * GIB, **known)
+    thick = make_plan(
+        network, spacing_mm=(0.5, 0.5, 5), shape=(300, 300, 24), memory_bytes=80 * GIB, **known
+    )
     assert thick.patch_size == (128, 128, 12)
     assert memory_at_hand(torch.device("cpu")) > 0
 

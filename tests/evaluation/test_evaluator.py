@@ -1,6 +1,5 @@
 """Judging saved predictions: what is measured, what is written, and what is said of files that cannot be judged."""
 
-import csv
 import io
 import json
 import math
@@ -18,9 +17,9 @@ from rich.console import Console
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from tversky_seg.calibration import expected_calibration_error
-from tversky_seg.data.cases import Case, DataError
-from tversky_seg.evaluation import (
+from helpers.evaluated_cohort import SHAPE, SPACING, Cohort, lesions_and_map, oblique_affine, save
+from tversky_seg.data.case import Case, DataError
+from tversky_seg.evaluation.evaluator import (
     FURTHER_METRICS,
     METRICS,
     LesionRule,
@@ -28,86 +27,29 @@ from tversky_seg.evaluation import (
     case_measures,
     evaluate,
 )
-from tversky_seg.froc import average_recall, froc_curve
-from tversky_seg.lesions import lesion_counts
-from tversky_seg.new_lesions import new_lesion_counts
-from tversky_seg.overlap import overlap_counts
-from tversky_seg.report import metrics_table
-from tversky_seg.rules import MSSEG_2016
-from tversky_seg.saved_predictions import open_predictions
-from tversky_seg.slices import outline, slice_pictures
-from tversky_seg.surface import surface_distances
+from tversky_seg.evaluation.saved_predictions import open_predictions
+from tversky_seg.metrics.calibration import expected_calibration_error
+from tversky_seg.metrics.froc import average_recall, froc_curve
+from tversky_seg.metrics.lesion_rule import MSSEG_2016
+from tversky_seg.metrics.lesions import lesion_counts
+from tversky_seg.metrics.new_lesions import new_lesion_counts
+from tversky_seg.metrics.overlap import overlap_counts
+from tversky_seg.metrics.surface import surface_distances
+from tversky_seg.report.page import metrics_table
+from tversky_seg.report.slices import outline, slice_pictures
 
-SHAPE, SPACING = (24, 20, 14), (0.9, 1.1, 2.5)
-OUTPUTS = {"metrics.json", "cases.csv", "lesions.csv", "pr_curve.csv", "froc.csv", "threshold_curve.csv"} | {
+OUTPUTS = {
+    "metrics.json",
+    "cases.csv",
+    "lesions.csv",
+    "pr_curve.csv",
+    "froc.csv",
+    "threshold_curve.csv",
+} | {
     "pr_curve.png",
     "report.html",
 }
 PUBLISHED = ["n_cases", "threshold", "lesion_rule", "mean", "ci95", "pooled", "undefined", "cases"]
-
-
-def oblique_affine(spacing=SPACING):
-    """Turned by 20 degrees about x, first axis pointing left."""
-    turn = np.array([[1, 0, 0], [0, math.cos(0.35), -math.sin(0.35)], [0, math.sin(0.35), math.cos(0.35)]])
-    affine = np.eye(4)
-    affine[:3, :3] = turn @ np.diag(spacing) @ np.diag([-1, 1, 1])
-    affine[:3, 3] = (12, -8, 5)
-    return affine
-
-
-def lesions_and_map(seed, *, shape=SHAPE):
-    """A reference with several lesions, and a probability map that finds some of them."""
-    rng = np.random.default_rng(seed)
-    field = ndimage.gaussian_filter(rng.normal(size=(2, *shape)), (0, 1.5, 1.5, 1))
-    field /= field.std()
-    reference = field[0] > 1.4
-    probability = 1 / (1 + np.exp(-(3 * field[0] + field[1] - 4)))
-    return reference, probability
-
-
-def save(path, data, *, affine=None, scale=None):
-    data = np.asarray(data)
-    stored = (
-        np.rint(data / scale).astype(np.uint16)
-        if scale
-        else data.astype(np.uint8 if data.dtype == bool else data.dtype)
-    )
-    image = nib.Nifti1Image(stored, oblique_affine() if affine is None else affine)
-    image.header.set_slope_inter(scale or 1, 0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(image, path)
-    return path
-
-
-class Cohort:
-    """Files of labelled and predicted cases below one folder."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.predictions, self.output_dir = folder, folder / "predictions", folder / "evaluation"
-        self.predictions.mkdir()
-        self.cases: list[Case] = []
-
-    def add(self, seed, *, subject=None, reference=None, probability=None, predicted=True):
-        drawn_reference, drawn_probability = lesions_and_map(seed)
-        reference = drawn_reference if reference is None else reference
-        probability = drawn_probability if probability is None else probability
-        name = f"case{seed}"
-        image = save(self.folder / f"{name}_FLAIR.nii.gz", np.int16(1000) * (reference > 0) + np.int16(seed))
-        label = save(self.folder / f"{name}_label.nii.gz", np.asarray(reference).astype(np.uint8))
-        if predicted:
-            save(self.predictions / f"{name}_probability.nii.gz", probability, scale=1 / 65535)
-        self.cases.append(Case(name, subject or f"subject{seed}", {"FLAIR": image}, labels=(label,)))
-        return reference, np.rint(probability * 65535) / 65535
-
-    def settings(self, **values):
-        (self.predictions / "predictions.json").write_text(json.dumps(values))
-
-    def evaluate(self, **settings):
-        return evaluate(self.predictions, self.cases, output_dir=self.output_dir, **{"n_bootstrap": 200, **settings})
-
-    def rows(self, name):
-        with (self.output_dir / name).open(newline="") as file:
-            return list(csv.DictReader(file))
 
 
 @pytest.fixture
@@ -119,8 +61,11 @@ def drawing_cohort(tmp_path):
 @pytest.fixture
 def cohort(drawing_cohort, monkeypatch):
     """A cohort whose evaluation leaves the figures blank, which is faster."""
-    monkeypatch.setattr("tversky_seg.evaluation.curve_figure", lambda curves: np.zeros((2, 2, 3), np.uint8))
-    monkeypatch.setattr("tversky_seg.evaluation.choose_cases", lambda metrics, viewed: {})
+    monkeypatch.setattr(
+        "tversky_seg.evaluation.evaluator.curve_figure",
+        lambda curves: np.zeros((2, 2, 3), np.uint8),
+    )
+    monkeypatch.setattr("tversky_seg.evaluation.evaluator.choose_cases", lambda metrics, viewed: {})
     return drawing_cohort
 
 
@@ -150,7 +95,9 @@ def test_saved_files_give_the_numbers_of_the_arrays(cohort):
     for (reference, probability), found in zip(pairs, metrics["cases"], strict=True):
         mask = probability >= 0.3
         overlap, voxel_mm3 = overlap_counts(mask, reference), np.prod(SPACING)
-        lesions = lesion_counts(mask, reference, spacing_mm=SPACING, connectivity=6, min_overlap=0.2)
+        lesions = lesion_counts(
+            mask, reference, spacing_mm=SPACING, connectivity=6, min_overlap=0.2
+        )
         distances = surface_distances(mask, reference, spacing_mm=SPACING)
         expected = {
             "dice": overlap.dice,
@@ -172,7 +119,9 @@ def test_saved_files_give_the_numbers_of_the_arrays(cohort):
         }
         assert {name: found[name] for name in METRICS} == pytest.approx(expected, rel=1e-6)
     for name in METRICS:
-        assert metrics["mean"][name] == pytest.approx(np.mean([case[name] for case in metrics["cases"]]))
+        assert metrics["mean"][name] == pytest.approx(
+            np.mean([case[name] for case in metrics["cases"]])
+        )
 
 
 def test_pooled_values_are_those_of_all_voxels_and_lesions_together(cohort):
@@ -180,10 +129,18 @@ def test_pooled_values_are_those_of_all_voxels_and_lesions_together(cohort):
     pooled = cohort.evaluate()["pooled"]
     reference, probability = (np.concatenate([pair[i] for pair in pairs]) for i in (0, 1))
     overlap = overlap_counts(probability >= 0.5, reference)
-    assert pooled["pr_auc"] == pytest.approx(average_precision_score(reference.ravel(), probability.ravel()), abs=1e-9)
-    assert (pooled["dice"], pooled["f2"], pooled["specificity"]) == (overlap.dice, overlap.f(2), overlap.specificity)
+    assert pooled["pr_auc"] == pytest.approx(
+        average_precision_score(reference.ravel(), probability.ravel()), abs=1e-9
+    )
+    assert (pooled["dice"], pooled["f2"], pooled["specificity"]) == (
+        overlap.dice,
+        overlap.f(2),
+        overlap.specificity,
+    )
     counts = [lesion_counts(p >= 0.5, r, spacing_mm=SPACING) for r, p in pairs]
-    assert pooled["lesion_tpr"] == sum(c.n_detected for c in counts) / sum(c.n_reference for c in counts)
+    assert pooled["lesion_tpr"] == sum(c.n_detected for c in counts) / sum(
+        c.n_reference for c in counts
+    )
     assert (pooled["assd_mm"], pooled["hd95_mm"]) == (None, None)
 
 
@@ -192,8 +149,12 @@ def test_pr_curve_file_has_the_pooled_area(cohort):
         cohort.add(seed)
     metrics = cohort.evaluate()
     rows = cohort.rows("pr_curve.csv")
-    precision, recall = (np.array([float(row[name]) for row in rows]) for name in ("precision", "recall"))
-    assert -np.sum(np.diff(np.append(recall, 0)) * precision) == pytest.approx(metrics["pooled"]["pr_auc"], abs=1e-7)
+    precision, recall = (
+        np.array([float(row[name]) for row in rows]) for name in ("precision", "recall")
+    )
+    assert -np.sum(np.diff(np.append(recall, 0)) * precision) == pytest.approx(
+        metrics["pooled"]["pr_auc"], abs=1e-7
+    )
 
 
 def test_cases_without_a_reference_lesion_are_counted_as_undefined_not_as_zero_or_one(cohort):
@@ -213,7 +174,11 @@ def test_an_all_empty_prediction_is_judged(drawing_cohort):
     for seed in range(2):
         cohort.add(seed, probability=np.zeros(SHAPE))
     metrics = cohort.evaluate()
-    assert (metrics["mean"]["dice"], metrics["mean"]["lesion_tpr"], metrics["mean"]["volume_difference"]) == (0, 0, 1)
+    assert (
+        metrics["mean"]["dice"],
+        metrics["mean"]["lesion_tpr"],
+        metrics["mean"]["volume_difference"],
+    ) == (0, 0, 1)
     assert (metrics["mean"]["precision"], metrics["ci95"]["precision"]) == (None, [None, None])
     assert metrics["undefined"]["precision"] == 2
     assert {path.name for path in cohort.output_dir.iterdir()} == OUTPUTS
@@ -224,7 +189,12 @@ def test_empty_references_and_predictions_everywhere_are_judged(drawing_cohort):
     cohort.add(0, reference=np.zeros(SHAPE, bool), probability=np.zeros(SHAPE))
     metrics = cohort.evaluate()
     defined = {name for name, value in metrics["mean"].items() if value is not None}
-    volumes = {"reference_volume_mm3", "predicted_volume_mm3", "n_reference_lesions", "n_predicted_lesions"}
+    volumes = {
+        "reference_volume_mm3",
+        "predicted_volume_mm3",
+        "n_reference_lesions",
+        "n_predicted_lesions",
+    }
     assert defined == {"specificity", *volumes}
     assert (cohort.output_dir / "report.html").exists()
 
@@ -234,8 +204,12 @@ def test_threshold_and_minimum_volume_come_from_predictions_json_unless_given(co
     cohort.settings(threshold=0.7, min_volume_mm3=30.0)
     metrics = cohort.evaluate()
     assert (metrics["threshold"], metrics["lesion_rule"]["prediction_min_volume_mm3"]) == (0.7, 30)
-    expected = case_measures(probability, reference, spacing_mm=SPACING, threshold=0.7, min_volume_mm3=30)
-    assert {name: metrics["cases"][0][name] for name in METRICS} == pytest.approx(expected, rel=1e-6)
+    expected = case_measures(
+        probability, reference, spacing_mm=SPACING, threshold=0.7, min_volume_mm3=30
+    )
+    assert {name: metrics["cases"][0][name] for name in METRICS} == pytest.approx(
+        expected, rel=1e-6
+    )
     assert metrics["mean"]["predicted_volume_mm3"] < (probability >= 0.7).sum() * np.prod(SPACING)
     given = cohort.evaluate(threshold=0.2, min_volume_mm3=0)
     assert given["threshold"] == 0.2
@@ -250,8 +224,13 @@ def test_the_saved_mask_is_judged_unless_another_threshold_is_asked_for(cohort):
     cohort.settings(threshold=0.5, min_volume_mm3=0.0)
     metrics = cohort.evaluate()
     assert metrics["mean"]["precision"] == 1
-    assert metrics["mean"]["pr_auc"] == pytest.approx(average_precision_score(reference.ravel(), probability.ravel()))
-    assert cohort.evaluate(threshold=0.5)["mean"]["dice"] == overlap_counts(probability >= 0.5, reference).dice
+    assert metrics["mean"]["pr_auc"] == pytest.approx(
+        average_precision_score(reference.ravel(), probability.ravel())
+    )
+    assert (
+        cohort.evaluate(threshold=0.5)["mean"]["dice"]
+        == overlap_counts(probability >= 0.5, reference).dice
+    )
 
 
 def test_masks_of_another_tool_are_judged_without_ranking(drawing_cohort):
@@ -260,7 +239,11 @@ def test_masks_of_another_tool_are_judged_without_ranking(drawing_cohort):
     save(cohort.predictions / "tool" / "case0_seg.nii.gz", reference.astype(np.float32))
     metrics = cohort.evaluate(pattern="tool/{case_id}_seg.nii.gz")
     assert (metrics["mean"]["dice"], metrics["mean"]["hd95_mm"]) == (1, 0)
-    assert (metrics["mean"]["pr_auc"], metrics["pooled"]["pr_auc"], metrics["threshold"]) == (None, None, None)
+    assert (metrics["mean"]["pr_auc"], metrics["pooled"]["pr_auc"], metrics["threshold"]) == (
+        None,
+        None,
+        None,
+    )
     assert {path.name for path in cohort.output_dir.iterdir()} == OUTPUTS
     assert cohort.rows("pr_curve.csv") == []
 
@@ -280,13 +263,23 @@ def test_several_classes_are_judged_each_under_its_name(drawing_cohort):
     save(cohort.cases[0].label, reference.astype(np.uint8) + nested)
     for name, data in {"organ": probability, "tumour": nested.astype(float)}.items():
         save(cohort.predictions / f"case0_{name}_probability.nii.gz", data, scale=1 / 65535)
-    cohort.settings(threshold={"organ": 0.4, "tumour": 0.5}, classes={"organ": [1, 2], "tumour": [2]})
+    cohort.settings(
+        threshold={"organ": 0.4, "tumour": 0.5}, classes={"organ": [1, 2], "tumour": [2]}
+    )
     metrics = cohort.evaluate()
     assert metrics["threshold"] == {"organ": 0.4, "tumour": 0.5}
-    for part in (metrics["mean"], metrics["ci95"], metrics["pooled"], metrics["undefined"], metrics["cases"][0]):
+    for part in (
+        metrics["mean"],
+        metrics["ci95"],
+        metrics["pooled"],
+        metrics["undefined"],
+        metrics["cases"][0],
+    ):
         assert set(part) - {"case_id", "subject_id"} == {"organ", "tumour"}
     assert metrics["mean"]["tumour"]["dice"] == 1
-    assert metrics["cases"][0]["organ"]["dice"] == overlap_counts(probability >= 0.4, reference).dice
+    assert (
+        metrics["cases"][0]["organ"]["dice"] == overlap_counts(probability >= 0.4, reference).dice
+    )
     assert [row["class"] for row in cohort.rows("cases.csv")] == ["organ", "tumour"]
     metrics_table(metrics)
 
@@ -309,7 +302,12 @@ def test_every_lesion_has_a_row_with_its_place_in_mm(cohort):
     cohort.evaluate()
     rows = cohort.rows("lesions.csv")
     found = {(row["mask"], row["matched"], round(float(row["overlap"]), 2)) for row in rows}
-    assert found == {("reference", "1", 0.5), ("reference", "0", 0), ("prediction", "1", 1), ("prediction", "0", 0)}
+    assert found == {
+        ("reference", "1", 0.5),
+        ("reference", "0", 0),
+        ("prediction", "1", 1),
+        ("prediction", "0", 0),
+    }
     (row,) = (row for row in rows if row["mask"] == "reference" and row["matched"] == "1")
     centre_mm = [float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")]
     np.testing.assert_allclose(centre_mm, (oblique_affine() @ (4.5, 5, 5, 1))[:3], atol=0.01)
@@ -371,7 +369,10 @@ def spoil_numbers(path):
     ("spoil", "message"),
     [
         (spoil_shape, r"shape \(3, 4, 5\).*expected the reference's shape \(24, 20, 14\), affine"),
-        (spoil_affine, r"affine \[\[1.0, 0.0.*expected the reference's shape \(24, 20, 14\), affine \[\[-0.9"),
+        (
+            spoil_affine,
+            r"affine \[\[1.0, 0.0.*expected the reference's shape \(24, 20, 14\), affine \[\[-0.9",
+        ),
         (spoil_range, "values from 1.5 to 1.5; expected probabilities from 0 to 1"),
         (spoil_sign, "values from -0.25"),
         (spoil_bytes, "damaged|cannot be read"),
@@ -395,7 +396,9 @@ def test_a_probability_that_is_a_link_to_nothing_is_a_fault_though_its_mask_is_t
     save(cohort.predictions / "case0_mask.nii.gz", reference)
     (cohort.predictions / "case0_probability.nii.gz").unlink()
     (cohort.predictions / "case0_probability.nii.gz").symlink_to("nowhere.nii.gz")
-    with pytest.raises(DataError, match=r"case0_probability.nii.gz: a link to a file that is not here"):
+    with pytest.raises(
+        DataError, match=r"case0_probability.nii.gz: a link to a file that is not here"
+    ):
         cohort.evaluate()
 
 
@@ -403,8 +406,14 @@ def test_a_probability_that_is_a_link_to_nothing_is_a_fault_though_its_mask_is_t
     ("saved", "message"),
     [
         ('{"classes": 3}', r"predictions.json: classes: 3; expected e.g."),
-        ('{"classes": {"lesion": ["a"]}}', r"predictions.json: classes.lesion: \['a'\]; expected label values"),
-        ('{"background_values": 7}', r"background_values: 7; expected label values, as \[1\], or null"),
+        (
+            '{"classes": {"lesion": ["a"]}}',
+            r"predictions.json: classes.lesion: \['a'\]; expected label values",
+        ),
+        (
+            '{"background_values": 7}',
+            r"background_values: 7; expected label values, as \[1\], or null",
+        ),
         ('{"threshold": "a"}', "threshold: a for class lesion; expected a number from 0 to 1"),
     ],
 )
@@ -430,7 +439,9 @@ def test_a_mask_of_other_values_is_a_fault(cohort):
 
 def test_label_values_that_no_class_names_are_a_fault(cohort):
     cohort.add(0, reference=np.full(SHAPE, 3, np.uint8))
-    with pytest.raises(DataError, match=r"label values \[3\] belong to no class of {lesion: \[1\]}"):
+    with pytest.raises(
+        DataError, match=r"label values \[3\] belong to no class of {lesion: \[1\]}"
+    ):
         cohort.evaluate()
 
 
@@ -439,7 +450,12 @@ def test_half_a_voxel_off_is_judged_with_one_warning(cohort, caplog):
         _, probability = cohort.add(seed)
         off = oblique_affine()
         off[:3, 3] += off[:3, :3] @ (0.5, 0.5, 0)
-        save(cohort.predictions / f"case{seed}_probability.nii.gz", probability, affine=off, scale=1 / 65535)
+        save(
+            cohort.predictions / f"case{seed}_probability.nii.gz",
+            probability,
+            affine=off,
+            scale=1 / 65535,
+        )
     cohort.evaluate()
     (record,) = (record for record in caplog.records if "off their reference" in record.message)
     assert "case0, case1" in record.message
@@ -487,7 +503,7 @@ def test_an_interrupted_evaluation_leaves_the_earlier_files(cohort, monkeypatch)
     cohort.add(0)
     cohort.evaluate()
     before = {path.name: path.read_bytes() for path in cohort.output_dir.iterdir()}
-    monkeypatch.setattr("tversky_seg.evaluation.write_report", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("tversky_seg.evaluation.evaluator.write_report", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cohort.evaluate(threshold=0.1)
     assert {path.name: path.read_bytes() for path in cohort.output_dir.iterdir()} == before
@@ -508,7 +524,9 @@ def test_intervals_resample_subjects_not_cases(cohort):
         cohort.add(seed, subject="a" if seed < 3 else "b")
     metrics = cohort.evaluate(n_bootstrap=2000)
     dice = [case["dice"] for case in metrics["cases"]]
-    extremes = sorted([np.mean(dice[:3]), dice[3]])  # both draws are the same subject: a quarter of the time each
+    extremes = sorted(
+        [np.mean(dice[:3]), dice[3]]
+    )  # both draws are the same subject: a quarter of the time each
     assert metrics["ci95"]["dice"] == pytest.approx(extremes)
     assert metrics["mean"]["dice"] == pytest.approx(np.mean(dice))
 
@@ -575,7 +593,9 @@ def test_measures_of_one_case_take_probabilities_or_masks():
     masked = case_measures(probability >= 0.5, reference, spacing_mm=SPACING)
     assert tuple(scored) == METRICS
     assert math.isnan(masked["pr_auc"])
-    assert scored["pr_auc"] == pytest.approx(average_precision_score(reference.ravel(), probability.ravel()), abs=1e-9)
+    assert scored["pr_auc"] == pytest.approx(
+        average_precision_score(reference.ravel(), probability.ravel()), abs=1e-9
+    )
     assert {**scored, "pr_auc": 0} == {**masked, "pr_auc": 0}
     with pytest.raises(ValueError, match="probability must lie in"):
         case_measures(probability + 1, reference, spacing_mm=SPACING)
@@ -589,7 +609,9 @@ def test_a_lesion_rule_out_of_range_is_an_error(wrong):
 
 def test_the_config_file_builds_the_default_evaluation(cohort):
     cohort.add(0)
-    settings = yaml.safe_load((Path(__file__).parents[1] / "configs/evaluation/default.yaml").read_text())
+    settings = yaml.safe_load(
+        (Path(__file__).parents[2] / "configs/evaluation/default.yaml").read_text()
+    )
     judge = instantiate(settings, _convert_="all")
     expected = evaluate(cohort.predictions, cohort.cases, output_dir=cohort.folder / "plain")
     assert judge(cohort.predictions, cohort.cases, output_dir=cohort.output_dir) == expected
@@ -604,11 +626,15 @@ def test_settings_of_predictions_are_settled_without_reading_volumes(cohort):
 
 
 def test_real_lesions_are_judged_on_their_own_grid(real_data, tmp_path):
-    (label,) = (real_data / "open_ms_data/cross_sectional/MNI/patient07").glob("GOLD_STANDARD*.nii.gz")
+    (label,) = (real_data / "open_ms_data/cross_sectional/MNI/patient07").glob(
+        "GOLD_STANDARD*.nii.gz"
+    )
     file = nib.load(label)
     reference = np.asarray(file.dataobj) > 0.5
     probability = np.clip(ndimage.gaussian_filter(reference.astype(np.float32), 0.7), 0, 1)
-    save(tmp_path / "in" / "p07_probability.nii.gz", probability, affine=file.affine, scale=1 / 65535)
+    save(
+        tmp_path / "in" / "p07_probability.nii.gz", probability, affine=file.affine, scale=1 / 65535
+    )
     metrics = evaluate(
         tmp_path / "in",
         [Case("p07", "p07", {}, labels=(label,))],
@@ -617,9 +643,14 @@ def test_real_lesions_are_judged_on_their_own_grid(real_data, tmp_path):
         viewer="none",
     )
     found = metrics["cases"][0]
-    assert (found["n_reference_lesions"], found["reference_volume_mm3"]) == (37, pytest.approx(1300, abs=1))
+    assert (found["n_reference_lesions"], found["reference_volume_mm3"]) == (
+        37,
+        pytest.approx(1300, abs=1),
+    )
     saved = np.rint(probability * 65535) / 65535
-    assert found["pr_auc"] == pytest.approx(average_precision_score(reference.ravel(), saved.ravel()), abs=1e-9)
+    assert found["pr_auc"] == pytest.approx(
+        average_precision_score(reference.ravel(), saved.ravel()), abs=1e-9
+    )
 
 
 NAN = math.nan
@@ -666,7 +697,9 @@ def test_further_measures_are_those_of_the_arrays(cohort):
     assert {name: further[name] for name in expected} == pytest.approx(expected, rel=1e-6)
     assert {name: metrics["cases"][0][name] for name in FURTHER_METRICS} == further
     measures = case_measures(probability, reference, spacing_mm=SPACING, further=True)
-    assert measures == pytest.approx({name: metrics["cases"][0][name] for name in measures}, rel=1e-6)
+    assert measures == pytest.approx(
+        {name: metrics["cases"][0][name] for name in measures}, rel=1e-6
+    )
     assert (metrics["further"]["pooled"]["hd_mm"], metrics["surface_tolerance_mm"]) == (None, 1.0)
 
 
@@ -676,14 +709,25 @@ def test_froc_and_threshold_curves_are_those_of_the_cohort(cohort):
     curve = froc_curve(probability, reference, spacing_mm=SPACING)
     assert metrics["froc"]["average_recall"] == pytest.approx(average_recall(curve))
     assert metrics["froc"]["highest_recall"] == pytest.approx(metrics["mean"]["lesion_tpr"])
-    assert metrics["froc"]["recorded"] == {"n_cases": 1, "average_recall": metrics["froc"]["average_recall"]}
+    assert metrics["froc"]["recorded"] == {
+        "n_cases": 1,
+        "average_recall": metrics["froc"]["average_recall"],
+    }
     rows = cohort.rows("froc.csv")
     np.testing.assert_allclose([float(row["recall"]) for row in rows], curve.recall)
-    np.testing.assert_allclose([float(row["false_lesions_per_case"]) for row in rows], curve.false_per_case)
+    np.testing.assert_allclose(
+        [float(row["false_lesions_per_case"]) for row in rows], curve.false_per_case
+    )
     for row in cohort.rows("threshold_curve.csv")[::40]:
         overlap = overlap_counts(probability >= float(row["threshold"]), reference)
         found = [float(row[name]) for name in ("precision", "recall", "dice", "f2", "mean_dice")]
-        expected = [overlap.precision, overlap.sensitivity, overlap.dice, overlap.f(2), overlap.dice]
+        expected = [
+            overlap.precision,
+            overlap.sensitivity,
+            overlap.dice,
+            overlap.f(2),
+            overlap.dice,
+        ]
         assert found == pytest.approx(expected)
 
 
@@ -691,12 +735,18 @@ def test_recall_by_volume_counts_every_reference_lesion_once(cohort):
     for seed in range(3):
         cohort.add(seed)
     metrics = cohort.evaluate()
-    n, found = metrics["mean"]["n_reference_lesions"] * 3, metrics["further"]["mean"]["n_detected_lesions"] * 3
+    n, found = (
+        metrics["mean"]["n_reference_lesions"] * 3,
+        metrics["further"]["mean"]["n_detected_lesions"] * 3,
+    )
     for bins in metrics["recall_by_volume"].values():
         assert sum(one["n_lesions"] for one in bins) == pytest.approx(n)
         assert sum(one["n_detected"] for one in bins) == pytest.approx(found)
     assert metrics["recall_by_volume"]["fixed"][-1]["to_mm3"] is None
-    assert metrics["calibration"]["expected_calibration_error"] == metrics["further"]["pooled"]["calibration_error"]
+    assert (
+        metrics["calibration"]["expected_calibration_error"]
+        == metrics["further"]["pooled"]["calibration_error"]
+    )
     assert sum(one["n_voxels"] for one in metrics["calibration"]["bins"]) == 3 * np.prod(SHAPE)
 
 
@@ -728,10 +778,19 @@ def test_each_rater_is_a_reference_of_its_own(cohort):
     metrics = cohort.evaluate()
     first, second = metrics["raters"]
     assert [(rater["label"], rater["n_cases"]) for rater in (first, second)] == [(1, 2), (2, 2)]
-    assert second["mean"]["dice"] == pytest.approx(np.mean([overlap_counts(*pair).dice for pair in masks]))
-    assert first["mean"]["dice"] == pytest.approx(np.mean([case["dice"] for case in metrics["cases"][:2]]))
+    assert second["mean"]["dice"] == pytest.approx(
+        np.mean([overlap_counts(*pair).dice for pair in masks])
+    )
+    assert first["mean"]["dice"] == pytest.approx(
+        np.mean([case["dice"] for case in metrics["cases"][:2]])
+    )
     mean = second["mean"]
-    score = mean["dice"] / 8 + mean["precision"] / 8 + (1 - mean["lesion_fpr"]) / 4 + mean["lesion_tpr"] / 4
+    score = (
+        mean["dice"] / 8
+        + mean["precision"] / 8
+        + (1 - mean["lesion_fpr"]) / 4
+        + mean["lesion_tpr"] / 4
+    )
     assert second["isbi_score"] == pytest.approx(score + second["volume_correlation"] / 4)
     over_raters = np.mean([first["isbi_score"], second["isbi_score"]])
     assert metrics["cohort"]["isbi_score_over_raters"] == pytest.approx(over_raters)
@@ -761,10 +820,19 @@ def test_new_lesions_between_sessions_are_counted_pair_by_pair(cohort):
         cohort.cases[-1] = replace(cohort.cases[-1], session=session)
         masks[seed] = (probability >= 0.5, reference)
     found = cohort.evaluate()["new_lesions"]
-    expected = new_lesion_counts((masks[1][0], masks[0][0]), (masks[1][1], masks[0][1]), spacing_mm=SPACING)
+    expected = new_lesion_counts(
+        (masks[1][0], masks[0][0]), (masks[1][1], masks[0][1]), spacing_mm=SPACING
+    )
     (pair,) = found["pairs"]
-    assert (pair["subject_id"], pair["from_case"], pair["to_case"]) == ("a", "case1", "case0")  # 2 comes before 10
-    assert (found["n_reference"], found["n_detected"]) == (expected.n_reference, expected.n_detected)
+    assert (pair["subject_id"], pair["from_case"], pair["to_case"]) == (
+        "a",
+        "case1",
+        "case0",
+    )  # 2 comes before 10
+    assert (found["n_reference"], found["n_detected"]) == (
+        expected.n_reference,
+        expected.n_detected,
+    )
     assert (found["tpr"], found["fpr"]) == (expected.tpr, expected.fpr)
 
 
@@ -776,7 +844,12 @@ def test_sessions_on_other_grids_are_not_compared_and_said_so(cohort, caplog):
     for name in ("case1_label.nii.gz", "predictions/case1_probability.nii.gz"):
         data = np.asarray(nib.load(cohort.folder / name).dataobj)
         scale = None if "label" in name else 1 / 65535
-        save(cohort.folder / name, data if scale else data.astype(np.uint8), affine=np.diag([2, 2, 2, 1]), scale=scale)
+        save(
+            cohort.folder / name,
+            data if scale else data.astype(np.uint8),
+            affine=np.diag([2, 2, 2, 1]),
+            scale=scale,
+        )
     assert cohort.evaluate()["new_lesions"] is None
     assert any("not compared for new lesions" in record.message for record in caplog.records)
 
@@ -800,8 +873,14 @@ def test_what_is_kept_does_not_grow_with_the_voxels_of_the_cases(cohort):
     for seed in range(3):
         cohort.add(seed)
     source = open_predictions(cohort.predictions)
-    settings = {"rule": LesionRule(), "tolerance_mm": 1.0, "lesion_file": cohort.folder / "lesions.csv"}
-    sizes = [len(pickle.dumps(_judge_cohort(source, cohort.cases[:n], **settings))) for n in (1, 2, 3)]
+    settings = {
+        "rule": LesionRule(),
+        "tolerance_mm": 1.0,
+        "lesion_file": cohort.folder / "lesions.csv",
+    }
+    sizes = [
+        len(pickle.dumps(_judge_cohort(source, cohort.cases[:n], **settings))) for n in (1, 2, 3)
+    ]
     assert (
         max(np.diff(sizes)) < 2 * SHAPE[0] * SHAPE[1] * SHAPE[2] / 2
     )  # less than one voxel map, and no array of levels
@@ -812,6 +891,9 @@ def test_the_rule_of_msseg_2016_reaches_the_files(cohort):
     metrics = cohort.evaluate(rule=MSSEG_2016)
     counts = metrics["cases"][0]
     assert metrics["lesion_rule"]["source"].startswith("MSSEG 2016")
-    assert counts["n_reference_lesions"] < lesion_counts(probability >= 0.5, reference, spacing_mm=SPACING).n_reference
+    assert (
+        counts["n_reference_lesions"]
+        < lesion_counts(probability >= 0.5, reference, spacing_mm=SPACING).n_reference
+    )
     rows = [row for row in cohort.rows("lesions.csv") if row["mask"] == "reference"]
     assert sum(int(row["matched"]) for row in rows) == counts["n_detected_lesions"]

@@ -13,7 +13,9 @@ AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 MODALITIES = ("FLAIR", "T1")
 
 
-def scan(seed: int, *, shape: Sequence[int] = SHAPE, values: Sequence[int] = (1,)) -> tuple[np.ndarray, np.ndarray]:
+def scan(
+    seed: int, *, shape: Sequence[int] = SHAPE, values: Sequence[int] = (1,)
+) -> tuple[np.ndarray, np.ndarray]:
     """A brain (X, Y, Z) with lesions that are 40 % brighter, and the label of one lesion per 6000 voxels and value."""
     rng = np.random.default_rng(seed)
     image, label = np.zeros(shape), np.zeros(shape, np.uint8)
@@ -33,11 +35,17 @@ def save(path: Path, data: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
     return path
 
 
-def add_case(folder: Path, case_id: str, *, seed: int, affine: np.ndarray = AFFINE, **content: Any) -> dict[str, str]:
+def add_case(
+    folder: Path, case_id: str, *, seed: int, affine: np.ndarray = AFFINE, **content: Any
+) -> dict[str, str]:
     """Write the two modalities and the label of a case; returns its line of the manifest."""
     image, label = scan(seed, **content)
     save(folder / f"{case_id}_FLAIR.nii.gz", image.astype(np.int16), affine)
-    save(folder / f"{case_id}_T1.nii.gz", (image * 1.5 - 60.0 * (label > 0)).clip(0).astype(np.float32), affine)
+    save(
+        folder / f"{case_id}_T1.nii.gz",
+        (image * 1.5 - 60.0 * (label > 0)).clip(0).astype(np.float32),
+        affine,
+    )
     save(folder / f"{case_id}_label.nii.gz", label, affine)
     files = {name: f"{case_id}_{name}.nii.gz" for name in (*MODALITIES, "label")}
     return {"case_id": case_id, "subject_id": f"subject_{case_id}", **files}

@@ -2,15 +2,21 @@
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
-ROOT = Path(__file__).parents[1]
+import hydra
+from omegaconf import DictConfig
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
 logger = logging.getLogger("tversky_seg")
 
 SMALL = (  # a training of seconds
@@ -58,9 +64,20 @@ def train(manifest: Path, output_dir: Path | None, *words: object) -> Outcome:
     """Train on a manifest for four steps; the cache lies beside the manifest."""
     where = [] if output_dir is None else [f"output_dir={output_dir}"]
     cache = f"data.cache_dir={manifest.parent / 'cache'}"
-    flags = [word for word in words if str(word).startswith("-")]  # Hydra takes them before the overrides or after
+    flags = [
+        word for word in words if str(word).startswith("-")
+    ]  # Hydra takes them before the overrides or after
     settings = [word for word in words if word not in flags]
-    return call("train", *flags, "data=manifest", f"data.manifest={manifest}", cache, *where, *SMALL, *settings)
+    return call(
+        "train",
+        *flags,
+        "data=manifest",
+        f"data.manifest={manifest}",
+        cache,
+        *where,
+        *SMALL,
+        *settings,
+    )
 
 
 def _command(verb: str) -> Callable[[], None]:
@@ -81,3 +98,19 @@ def _logger_put_back():  # type: ignore[no-untyped-def]
             logger.removeHandler(handler)
             handler.close()
         logger.level, logger.propagate = level, propagate
+
+
+def composed(*words: str, verb: str = "train") -> DictConfig:
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra.compose(verb, overrides=list(words))
+
+
+def script(name: str) -> ModuleType:
+    """Load scripts/<name>.py as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

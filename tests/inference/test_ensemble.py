@@ -6,12 +6,12 @@ import pytest
 import torch
 from scipy.stats import entropy as scipy_entropy
 
-from test_inference import FLAIR, Constant, FirstChannel, a_case
-from test_views import Lopsided
-from tversky_seg.data.preprocessing import PreparedCase
-from tversky_seg.data.volumes import read_volume
-from tversky_seg.ensembles import Ensemble, Member, entropy
-from tversky_seg.inference import Inference, predict_case, predict_cases, prepare_input
+from helpers.networks import Constant, FirstChannel, Lopsided
+from helpers.oblique_cases import FLAIR, a_case
+from tversky_seg.data.nifti import read_volume
+from tversky_seg.data.preprocessing.pipeline import PreparedCase
+from tversky_seg.inference.ensemble import Ensemble, Member, entropy
+from tversky_seg.inference.predict import Inference, predict_case, predict_cases, prepare_input
 
 WINDOWS = {"patch_size": 8, "window": "uniform", "overlap": 0.0}
 
@@ -52,27 +52,37 @@ def test_uncertainty_by_hand(prepared: PreparedCase) -> None:
     _, unsure = sure_of(0.2, 0.6, uncertainty="entropy").predict(prepared)
     torch.testing.assert_close(unsure, torch.full_like(unsure, bits(0.4)))
     _, differing = sure_of(0.2, 0.6, uncertainty="disagreement").predict(prepared)
-    torch.testing.assert_close(differing, torch.full_like(differing, bits(0.4) - (bits(0.2) + bits(0.6)) / 2))
+    torch.testing.assert_close(
+        differing, torch.full_like(differing, bits(0.4) - (bits(0.2) + bits(0.6)) / 2)
+    )
     _, agreed = sure_of(0.4, 0.4, uncertainty="disagreement").predict(prepared)
     assert agreed.max() < 1e-6, "unsure, but of one mind"
     mean, _ = sure_of(0.2, 0.6, uncertainty="disagreement").predict(prepared)
     torch.testing.assert_close(mean, torch.full_like(mean, 0.4))
 
 
-def test_disagreement_is_the_mean_divergence_of_the_parts_from_their_mean(prepared: PreparedCase) -> None:
+def test_disagreement_is_the_mean_divergence_of_the_parts_from_their_mean(
+    prepared: PreparedCase,
+) -> None:
     parts, mean = np.array([0.05, 0.3, 0.9]), 0.05 / 3 + 0.1 + 0.3
     divergences = [scipy_entropy([p, 1 - p], [mean, 1 - mean], base=2) for p in parts]
     _, found = sure_of(*parts, uncertainty="disagreement").predict(prepared)
     torch.testing.assert_close(found, torch.full_like(found, float(np.mean(divergences))))
 
 
-def test_views_of_one_network_disagree_where_it_depends_on_their_side(prepared: PreparedCase) -> None:
+def test_views_of_one_network_disagree_where_it_depends_on_their_side(
+    prepared: PreparedCase,
+) -> None:
     windows = {**WINDOWS, "tta": "rotations180"}
-    mean, found = Ensemble([Member(Lopsided(), windows)], uncertainty="disagreement").predict(prepared)
+    mean, found = Ensemble([Member(Lopsided(), windows)], uncertainty="disagreement").predict(
+        prepared
+    )
     plain, _ = Ensemble([Member(Lopsided(), windows)]).predict(prepared)
     torch.testing.assert_close(mean, plain)
     assert found.max() > 0.1
-    _, found = Ensemble([Member(FirstChannel(), windows)], uncertainty="disagreement").predict(prepared)
+    _, found = Ensemble([Member(FirstChannel(), windows)], uncertainty="disagreement").predict(
+        prepared
+    )
     assert found.max() < 1e-5
 
 
@@ -96,7 +106,8 @@ def test_wrong_words_and_lonely_disagreement_are_refused() -> None:
 def test_uncertainty_is_written_on_the_grid_of_the_file_and_resumed(tmp_path: Path) -> None:
     case, settings = a_case(tmp_path), Inference(patch_size=8, threshold=0.5)
     ensemble = Ensemble(
-        [Member(Constant(0.2), WINDOWS, "a"), Member(FirstChannel(), WINDOWS, "b")], uncertainty="entropy"
+        [Member(Constant(0.2), WINDOWS, "a"), Member(FirstChannel(), WINDOWS, "b")],
+        uncertainty="entropy",
     )
     assert predict_cases(ensemble, [case], FLAIR, tmp_path / "p", inference=settings) == {}
     found = read_volume(tmp_path / "p" / "a_uncertainty.nii.gz")
@@ -104,7 +115,9 @@ def test_uncertainty_is_written_on_the_grid_of_the_file_and_resumed(tmp_path: Pa
     assert found.shape == probability.shape
     p = probability.data.astype(np.float64)
     inside = p > 0
-    np.testing.assert_allclose(found.data[inside], scipy_entropy(np.stack([p, 1 - p]), base=2)[inside], atol=1e-3)
+    np.testing.assert_allclose(
+        found.data[inside], scipy_entropy(np.stack([p, 1 - p]), base=2)[inside], atol=1e-3
+    )
     (tmp_path / "p" / "a_uncertainty.nii.gz").unlink()
     assert predict_cases(ensemble, [case], FLAIR, tmp_path / "p", inference=settings) == {}
     assert (tmp_path / "p" / "a_uncertainty.nii.gz").is_file()
@@ -113,4 +126,6 @@ def test_uncertainty_is_written_on_the_grid_of_the_file_and_resumed(tmp_path: Pa
 def test_one_network_is_an_ensemble_of_one(tmp_path: Path) -> None:
     prepared = prepare_input(a_case(tmp_path), FLAIR)
     alone = predict_case(FirstChannel(), prepared, patch_size=8)
-    np.testing.assert_array_equal(predict_case(Ensemble([Member(FirstChannel(), {"patch_size": 8})]), prepared), alone)
+    np.testing.assert_array_equal(
+        predict_case(Ensemble([Member(FirstChannel(), {"patch_size": 8})]), prepared), alone
+    )

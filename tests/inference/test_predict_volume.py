@@ -14,10 +14,12 @@ from monai.inferers import sliding_window_inference
 from scipy.signal.windows import triang
 from torch import Tensor, nn
 
-from tversky_seg.data.cases import Case, DataError
-from tversky_seg.data.preprocessing import Preprocessing, preprocess
-from tversky_seg.data.volumes import read_volume
-from tversky_seg.inference import (
+from helpers.networks import Constant, FirstChannel, Local, an_image
+from helpers.oblique_cases import FLAIR, OBLIQUE, a_case
+from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.nifti import read_volume
+from tversky_seg.data.preprocessing.pipeline import preprocess
+from tversky_seg.inference.predict import (
     Inference,
     gaussian_window,
     predict_case,
@@ -25,39 +27,6 @@ from tversky_seg.inference import (
     predict_volume,
     spline_window,
 )
-
-
-class Constant(nn.Module):
-    """The same probability everywhere, and a record of what came in."""
-
-    def __init__(self, probability: float = 0.3) -> None:
-        super().__init__()
-        self.logit = nn.Parameter(torch.logit(torch.tensor(probability)))
-        self.n_windows, self.modes = 0, set[bool]()
-
-    def forward(self, image: Tensor) -> Tensor:
-        self.n_windows += len(image)
-        self.modes.add(self.training)
-        return self.logit.expand(len(image), 1, *image.shape[2:])
-
-
-class Local(nn.Module):
-    """Logit of each voxel = its first channel, times a place-dependent factor, so that windows disagree."""
-
-    def forward(self, image: Tensor) -> Tensor:
-        ramp = torch.linspace(0.5, 1.5, image.shape[2])[:, None, None]
-        return torch.cat([image[:, :1] * ramp, image[:, :1] * ramp.flip(0)], dim=1)
-
-
-class FirstChannel(nn.Module):
-    """Logit = first channel, so that a prediction can be held against the image."""
-
-    def forward(self, image: Tensor) -> Tensor:
-        return image[:, :1]
-
-
-def an_image(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_spline_windows_add_up_to_one_at_half_overlap() -> None:
@@ -78,8 +47,12 @@ def test_the_spline_window_is_that_of_the_released_code_up_to_its_scale() -> Non
 
 @pytest.mark.parametrize("window", ["bspline", "gaussian", "uniform"])
 @pytest.mark.parametrize("shape", [(16, 16, 16), (37, 20, 29), (5, 40, 16)])
-def test_a_constant_network_gives_its_constant_everywhere(window: str, shape: tuple[int, int, int]) -> None:
-    probability = predict_volume(Constant(0.3), torch.zeros(1, *shape), patch_size=16, window=window)
+def test_a_constant_network_gives_its_constant_everywhere(
+    window: str, shape: tuple[int, int, int]
+) -> None:
+    probability = predict_volume(
+        Constant(0.3), torch.zeros(1, *shape), patch_size=16, window=window
+    )
     assert probability.shape == (1, *shape)
     torch.testing.assert_close(probability, torch.full_like(probability, 0.3), atol=1e-6, rtol=0)
 
@@ -88,7 +61,9 @@ def test_it_equals_a_loop_over_all_windows_in_float64() -> None:
     image, side, step = an_image(2, 21, 16, 26), 8, 4
     weight = np.einsum("x,y,z->xyz", *[spline_window(side)] * 3)
     total, weights = np.zeros((2, 21, 16, 26)), np.zeros((21, 16, 26))
-    for corner in itertools.product(*(sorted({*range(0, n - side, step), n - side}) for n in image.shape[1:])):
+    for corner in itertools.product(
+        *(sorted({*range(0, n - side, step), n - side}) for n in image.shape[1:])
+    ):
         box = tuple(slice(c, c + side) for c in corner)
         total[:, *box] += Local()(image[None, :, *box]).sigmoid()[0].double().numpy() * weight
         weights[box] += weight
@@ -97,10 +72,12 @@ def test_it_equals_a_loop_over_all_windows_in_float64() -> None:
 
 
 @pytest.mark.parametrize(
-    ("window", "one_side"), [("bspline", spline_window), ("gaussian", gaussian_window), ("uniform", np.ones)]
+    ("window", "one_side"),
+    [("bspline", spline_window), ("gaussian", gaussian_window), ("uniform", np.ones)],
 )
 @pytest.mark.parametrize(
-    ("shape", "overlap"), [((30, 25, 41), 0.5), ((30, 25, 41), 0.25), ((10, 40, 16), 0.7), ((16, 16, 16), 0.0)]
+    ("shape", "overlap"),
+    [((30, 25, 41), 0.5), ((30, 25, 41), 0.25), ((10, 40, 16), 0.7), ((16, 16, 16), 0.0)],
 )
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_it_equals_monais_sliding_window(
@@ -127,11 +104,15 @@ def test_a_window_may_be_a_function_or_an_array() -> None:
     by_function = predict_volume(Local(), image, patch_size=(8, 10, 12), window=spline_window)
     array = np.einsum("x,y,z->xyz", *map(spline_window, (8, 10, 12)))
     assert torch.equal(by_function, expected)
-    torch.testing.assert_close(predict_volume(Local(), image, patch_size=(8, 10, 12), window=array), expected)
+    torch.testing.assert_close(
+        predict_volume(Local(), image, patch_size=(8, 10, 12), window=array), expected
+    )
 
 
 @pytest.mark.parametrize("shape", [(40, 40, 40), (40, 12, 40)])
-def test_skipping_windows_without_foreground_changes_nothing_inside_it(shape: tuple[int, int, int]) -> None:
+def test_skipping_windows_without_foreground_changes_nothing_inside_it(
+    shape: tuple[int, int, int],
+) -> None:
     foreground = np.zeros(shape, bool)
     foreground[3:10, 2:9, 22:30] = True
     image = an_image(1, *shape)
@@ -147,14 +128,17 @@ def test_skipping_windows_without_foreground_changes_nothing_inside_it(shape: tu
 
 def test_without_any_foreground_there_is_still_a_result_of_the_right_shape() -> None:
     nothing = np.zeros((40, 40, 40), bool)
-    probability = predict_volume(Local(), an_image(1, 40, 40, 40), patch_size=16, foreground=nothing)
+    probability = predict_volume(
+        Local(), an_image(1, 40, 40, 40), patch_size=16, foreground=nothing
+    )
     assert probability.shape == (2, 40, 40, 40)
 
 
 def test_window_batches_change_nothing_but_rounding() -> None:
     image = an_image(1, 40, 30, 20)
     torch.testing.assert_close(
-        predict_volume(Local(), image, patch_size=16, batch_size=7), predict_volume(Local(), image, patch_size=16)
+        predict_volume(Local(), image, patch_size=16, batch_size=7),
+        predict_volume(Local(), image, patch_size=16),
     )
 
 
@@ -179,7 +163,9 @@ def test_the_result_is_plain_float32_on_the_cpu_and_the_image_is_left_as_it_is()
     probability *= 2
 
 
-def test_when_memory_runs_out_fewer_windows_are_taken_at_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_when_memory_runs_out_fewer_windows_are_taken_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     class Hungry(Local):
         def forward(self, image: Tensor) -> Tensor:
             if len(image) > 2:
@@ -188,11 +174,15 @@ def test_when_memory_runs_out_fewer_windows_are_taken_at_once(caplog: pytest.Log
 
     image = an_image(1, 24, 24, 24)
     probability = predict_volume(Hungry(), image, patch_size=8, batch_size=16)
-    torch.testing.assert_close(probability, predict_volume(Local(), image, patch_size=8, batch_size=2))
+    torch.testing.assert_close(
+        probability, predict_volume(Local(), image, patch_size=8, batch_size=2)
+    )
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-def test_the_whole_volume_is_one_window_where_memory_allows(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_whole_volume_is_one_window_where_memory_allows(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     image = an_image(1, 66, 20, 17)
     network = Constant()
     predict_volume(network, image, patch_size="whole")
@@ -225,7 +215,10 @@ def test_an_image_kept_as_integers_is_the_same_image() -> None:
 @pytest.mark.parametrize("tta", ["none", "rotations180"])
 def test_skipping_changes_nothing_inside_a_scattered_foreground(window: str, tta: str) -> None:
     foreground = torch.rand(45, 38, 41, generator=torch.Generator().manual_seed(3)).numpy() > 0.9995
-    image, settings = an_image(1, 45, 38, 41), {"patch_size": 8, "window": window, "tta": tta, "batch_size": 3}
+    image, settings = (
+        an_image(1, 45, 38, 41),
+        {"patch_size": 8, "window": window, "tta": tta, "batch_size": 3},
+    )
     skipped = predict_volume(Local(), image, foreground=foreground, **settings)  # type: ignore[arg-type]
     complete = predict_volume(Local(), image, **settings)  # type: ignore[arg-type]
     assert (skipped == 0).any()
@@ -235,8 +228,8 @@ def test_skipping_changes_nothing_inside_a_scattered_foreground(window: str, tta
 MEASURE = """
 import resource, numpy as np, torch
 from tversky_seg.data.grids import Geometry
-from tversky_seg.data.prepared import PreparedCase
-from tversky_seg.ensembles import Ensemble, Member
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
+from tversky_seg.inference.ensemble import Ensemble, Member
 
 class Nothing(torch.nn.Module):
     def forward(self, windows):
@@ -256,9 +249,17 @@ print(peak_of(N_MEMBERS, 240, combine="COMBINE"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process as Linux gives it")
-@pytest.mark.parametrize(("n_members", "combine", "volumes"), [(1, "mean", 1.6), (2, "mean", 1.6), (2, "vote", 2.0)])
-def test_memory_beside_the_network_is_twice_the_output_at_most(n_members: int, combine: str, volumes: float) -> None:
-    command = [sys.executable, "-c", MEASURE.replace("N_MEMBERS", str(n_members)).replace("COMBINE", combine)]
+@pytest.mark.parametrize(
+    ("n_members", "combine", "volumes"), [(1, "mean", 1.6), (2, "mean", 1.6), (2, "vote", 2.0)]
+)
+def test_memory_beside_the_network_is_twice_the_output_at_most(
+    n_members: int, combine: str, volumes: float
+) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        MEASURE.replace("N_MEMBERS", str(n_members)).replace("COMBINE", combine),
+    ]
     found = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert found < volumes, "with the foreground (a quarter of a volume), slabs and windows"
 
@@ -324,23 +325,11 @@ def test_bad_settings_are_refused(bad: dict) -> None:
 def test_a_class_without_a_threshold_of_its_own_takes_a_half() -> None:
     assert Inference().threshold_of("lesion") == 0.5
     assert Inference(threshold=0.2).threshold_of("lesion") == 0.2
-    assert [Inference(threshold={"liver": 0.3}).threshold_of(name) for name in ("liver", "tumour")] == [0.3, 0.5]
+    assert [
+        Inference(threshold={"liver": 0.3}).threshold_of(name) for name in ("liver", "tumour")
+    ] == [0.3, 0.5]
 
 
-OBLIQUE = np.array([[0.0, -2.0, 0.1, 10.0], [1.0, 0.1, 0.0, -20.0], [0.0, 0.2, 3.0, 5.0], [0, 0, 0, 1.0]])
-
-
-def a_case(folder: Path, name: str = "a", shape: tuple[int, int, int] = (20, 14, 9), seed: int = 0) -> Case:
-    """A file with an oblique affine, permuted axes and a background of 0 around a brain of noise."""
-    data = np.random.default_rng(seed).normal(100, 20, shape).astype(np.float32)
-    brain = np.zeros(shape, bool)
-    brain[3:-3, 2:-2, 2:-2] = True
-    path = folder / f"{name}_FLAIR.nii.gz"
-    nib.save(nib.Nifti1Image(np.where(brain, data, 0), OBLIQUE), path)
-    return Case(case_id=name, subject_id=name, images={"FLAIR": path})
-
-
-FLAIR = Preprocessing(modalities=("FLAIR",))
 SETTINGS = Inference(patch_size=8, threshold=0.7)
 
 
@@ -356,7 +345,12 @@ def test_a_prediction_comes_back_on_the_grid_of_the_file(tmp_path: Path) -> None
 
 def test_predicted_files_have_the_inputs_shape_and_affine(tmp_path: Path) -> None:
     case = a_case(tmp_path)
-    assert predict_cases(FirstChannel(), [case], FLAIR, tmp_path / "p", inference=SETTINGS, checksum="c") == {}
+    assert (
+        predict_cases(
+            FirstChannel(), [case], FLAIR, tmp_path / "p", inference=SETTINGS, checksum="c"
+        )
+        == {}
+    )
     for kind, dtype in (("probability", np.uint16), ("mask", np.uint8)):
         image = nib.load(tmp_path / "p" / f"a_{kind}.nii.gz")
         assert image.shape == (20, 14, 9)
@@ -377,12 +371,16 @@ def test_resuming_computes_what_is_missing_and_completes_the_table(tmp_path: Pat
     (resumed / "lesions.csv").unlink()
     (resumed / "b_mask.nii.gz").unlink()
     before = (resumed / "a_mask.nii.gz").stat().st_mtime_ns
-    assert predict_cases(FirstChannel(), cases, FLAIR, resumed, inference=SETTINGS, checksum="c") == {}
+    assert (
+        predict_cases(FirstChannel(), cases, FLAIR, resumed, inference=SETTINGS, checksum="c") == {}
+    )
     assert (resumed / "a_mask.nii.gz").stat().st_mtime_ns == before
     assert (resumed / "lesions.csv").read_text() == (once / "lesions.csv").read_text()
     assert {row["case_id"] for row in read_rows(once / "lesions.csv")} == {"a", "b", "c"}
     predict_cases(FirstChannel(), cases[2:], FLAIR, resumed, inference=SETTINGS, checksum="c")
-    assert (resumed / "lesions.csv").read_text() == (once / "lesions.csv").read_text(), "other cases' rows stay"
+    assert (resumed / "lesions.csv").read_text() == (once / "lesions.csv").read_text(), (
+        "other cases' rows stay"
+    )
 
 
 def test_files_of_unknown_settings_are_made_anew(tmp_path: Path) -> None:
@@ -395,11 +393,18 @@ def test_files_of_unknown_settings_are_made_anew(tmp_path: Path) -> None:
     assert read_volume(folder / "a_mask.nii.gz").data.sum() > before
 
 
-def test_one_bad_case_does_not_stop_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_bad_case_does_not_stop_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     bad = Case(case_id="bad", subject_id="bad", images={"FLAIR": tmp_path / "none.nii.gz"})
     with caplog.at_level(logging.ERROR):
         faults = predict_cases(
-            FirstChannel(), [bad, a_case(tmp_path)], FLAIR, tmp_path / "p", inference=SETTINGS, checksum="c"
+            FirstChannel(),
+            [bad, a_case(tmp_path)],
+            FLAIR,
+            tmp_path / "p",
+            inference=SETTINGS,
+            checksum="c",
         )
     assert list(faults) == ["bad"]
     assert "none.nii.gz" in faults["bad"]
@@ -410,8 +415,15 @@ def test_one_bad_case_does_not_stop_the_others(tmp_path: Path, caplog: pytest.Lo
 
 def test_labels_are_not_read(tmp_path: Path) -> None:
     case = a_case(tmp_path)
-    labelled = Case(case_id="a", subject_id="a", images=case.images, labels=(tmp_path / "gone.nii.gz",))
-    assert predict_cases(FirstChannel(), [labelled], FLAIR, tmp_path / "p", inference=SETTINGS, checksum="c") == {}
+    labelled = Case(
+        case_id="a", subject_id="a", images=case.images, labels=(tmp_path / "gone.nii.gz",)
+    )
+    assert (
+        predict_cases(
+            FirstChannel(), [labelled], FLAIR, tmp_path / "p", inference=SETTINGS, checksum="c"
+        )
+        == {}
+    )
 
 
 def test_a_folder_says_how_it_was_predicted_and_refuses_other_settings(tmp_path: Path) -> None:
@@ -451,7 +463,12 @@ def test_a_real_case_comes_back_on_its_grid(real_data: Path, tmp_path: Path) -> 
     case = Case(case_id="patient07", subject_id="patient07", images={"FLAIR": path})
     assert (
         predict_cases(
-            FirstChannel(), [case], FLAIR, tmp_path, inference=Inference(patch_size=96, overlap=0), checksum="c"
+            FirstChannel(),
+            [case],
+            FLAIR,
+            tmp_path,
+            inference=Inference(patch_size=96, overlap=0),
+            checksum="c",
         )
         == {}
     )
@@ -459,4 +476,6 @@ def test_a_real_case_comes_back_on_its_grid(real_data: Path, tmp_path: Path) -> 
     np.testing.assert_allclose(probability.affine, image.affine, atol=1e-5)
     brain = image.data != 0
     order = np.argsort(image.data[brain])
-    assert (np.diff(probability.data[brain][order]) > -2e-3).all(), "brighter voxels are more probable"
+    assert (np.diff(probability.data[brain][order]) > -2e-3).all(), (
+        "brighter voxels are more probable"
+    )

@@ -3,17 +3,27 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from tversky_seg.data.volumes import read_volume, spacing_of
-from tversky_seg.predictions import MANY_VOXELS, distance_to_edge, prediction_files, read_lesions, write_prediction
+from tversky_seg.data.nifti import read_volume, spacing_of
+from tversky_seg.inference.prediction_folder import (
+    MANY_VOXELS,
+    distance_to_edge,
+    prediction_files,
+    read_lesions,
+    write_prediction,
+)
 
-OBLIQUE = np.array([[0.0, -2.0, 0.1, 10.0], [1.0, 0.1, 0.0, -20.0], [0.0, 0.2, 3.0, 5.0], [0, 0, 0, 1.0]])
+OBLIQUE = np.array(
+    [[0.0, -2.0, 0.1, 10.0], [1.0, 0.1, 0.0, -20.0], [0.0, 0.2, 3.0, 5.0], [0, 0, 0, 1.0]]
+)
 
 
 def test_the_mask_is_the_stored_probability_at_the_threshold(tmp_path: Path) -> None:
     levels = (np.arange(65536) / 65535).reshape(64, 32, 32).astype(np.float32)
     for threshold in (0.0, 1 / 3, 0.5, float(np.float32(20000 / 65535)), 0.99999, 1.0):
         write_prediction(tmp_path, "a", levels[None], np.eye(4), threshold=threshold)
-        stored, mask = (read_volume(tmp_path / f"a_{kind}.nii.gz").data for kind in ("probability", "mask"))
+        stored, mask = (
+            read_volume(tmp_path / f"a_{kind}.nii.gz").data for kind in ("probability", "mask")
+        )
         np.testing.assert_array_equal(mask, stored >= np.float32(threshold))
         np.testing.assert_allclose(stored, levels, atol=1e-5)
 
@@ -26,9 +36,19 @@ def test_the_lesion_table_by_hand(tmp_path: Path) -> None:
     affine = np.diag([-1.0, 2.0, 3.0, 1.0])
     affine[:3, 3] = 100, -50, 7
     rows = write_prediction(tmp_path, "a", probability, affine, threshold=0.5, min_volume_mm3=12.0)
-    assert [row.pop("edge_distance_mm") for row in rows] == [None, None], "where the brain is was not said"
+    assert [row.pop("edge_distance_mm") for row in rows] == [None, None], (
+        "where the brain is was not said"
+    )
     assert rows == [
-        {"case_id": "a", "lesion": 1, "volume_mm3": 18, "x_mm": 98, "y_mm": -46, "z_mm": 13, "mean_probability": 0.7},
+        {
+            "case_id": "a",
+            "lesion": 1,
+            "volume_mm3": 18,
+            "x_mm": 98,
+            "y_mm": -46,
+            "z_mm": 13,
+            "mean_probability": 0.7,
+        },
         {
             "case_id": "a",
             "lesion": 2,
@@ -40,11 +60,15 @@ def test_the_lesion_table_by_hand(tmp_path: Path) -> None:
         },
     ]
     assert read_volume(tmp_path / "a_mask.nii.gz").data.sum() == 5, "the lesion of 6 mm3 is gone"
-    assert read_volume(tmp_path / "a_probability.nii.gz").data[1, 8, 8] == 1, "its probability stays"
+    assert read_volume(tmp_path / "a_probability.nii.gz").data[1, 8, 8] == 1, (
+        "its probability stays"
+    )
 
 
 def test_lesions_are_those_of_scipy(tmp_path: Path) -> None:
-    probability = ndimage.gaussian_filter(np.random.default_rng(1).random((30, 30, 30)), 1.5).astype(np.float32)
+    probability = ndimage.gaussian_filter(
+        np.random.default_rng(1).random((30, 30, 30)), 1.5
+    ).astype(np.float32)
     threshold = float(np.quantile(probability, 0.9))
     rows = write_prediction(tmp_path, "a", probability[None], OBLIQUE, threshold=threshold)
     mask = read_volume(tmp_path / "a_mask.nii.gz").data > 0
@@ -66,7 +90,12 @@ def test_several_classes_have_files_rows_and_thresholds_of_their_own(tmp_path: P
     probability = np.full((2, 4, 4, 4), 0.4, np.float32)
     classes = ("liver", "tumour")
     rows = write_prediction(
-        tmp_path, "a", probability, np.eye(4), classes=classes, threshold={"liver": 0.3, "tumour": 0.5}
+        tmp_path,
+        "a",
+        probability,
+        np.eye(4),
+        classes=classes,
+        threshold={"liver": 0.3, "tumour": 0.5},
     )
     assert [(row["class"], row["volume_mm3"]) for row in rows] == [("liver", 64)]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(

@@ -3,24 +3,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
-from test_inference import FirstChannel, Local, an_image
-from tversky_seg.inference import predict_volume
-from tversky_seg.views import VIEWS, views
-
-
-class Lopsided(nn.Module):
-    """Logits that depend on where in the window a voxel lies, along all axes, so that no two views agree."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.n_windows = 0
-
-    def forward(self, image: Tensor) -> Tensor:
-        self.n_windows += len(image)
-        x, y, z = (torch.linspace(-1, 1, n) for n in image.shape[2:])
-        return image[:, :1] + x[:, None, None] + 2 * y[:, None] + 3 * z
+from helpers.networks import FirstChannel, Local, Lopsided, an_image
+from tversky_seg.inference.predict import predict_volume
+from tversky_seg.inference.tta import VIEWS, views
 
 
 def test_the_four_rotations_are_turns_by_180_degrees() -> None:
@@ -60,18 +46,25 @@ def test_views_are_undone_exactly_so_a_network_that_ignores_place_gives_the_same
     plain = predict_volume(FirstChannel(), image, patch_size=8, window="uniform", overlap=0)
     for name in ("x", "yz", "xyz"):
         assert torch.equal(
-            predict_volume(FirstChannel(), image, patch_size=8, window="uniform", overlap=0, tta=[name]), plain
+            predict_volume(
+                FirstChannel(), image, patch_size=8, window="uniform", overlap=0, tta=[name]
+            ),
+            plain,
         )
 
 
 def test_views_of_overlapping_windows_are_weighted_as_the_windows_are() -> None:
     image = an_image(1, 20, 20, 20)
-    each = [predict_volume(Local(), image, patch_size=8, tta=[name]) for name in VIEWS["rotations180"]]
+    each = [
+        predict_volume(Local(), image, patch_size=8, tta=[name]) for name in VIEWS["rotations180"]
+    ]
     together = predict_volume(Local(), image, patch_size=8, tta="rotations180")
     torch.testing.assert_close(together, torch.stack(each).mean(0))
 
 
 def test_each_view_costs_one_pass_of_each_window() -> None:
     network = Lopsided()
-    predict_volume(network, an_image(1, 16, 16, 16), patch_size=8, overlap=0, tta="rotations180", batch_size=3)
+    predict_volume(
+        network, an_image(1, 16, 16, 16), patch_size=8, overlap=0, tta="rotations180", batch_size=3
+    )
     assert network.n_windows == 4 * 8

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from test_training import Blobs, assert_same, weights
-from tversky_seg.config import check_network
-from tversky_seg.deep_supervision import DeepSupervision, over_scales
+from helpers.trainers import Blobs, assert_same, weights
+from tversky_seg.config.entry_point import check_network
 from tversky_seg.losses import BCELoss, FocalLoss, TverskyLoss
+from tversky_seg.losses.deep_supervision import DeepSupervision, with_deep_supervision
 from tversky_seg.models import UNet3D
-from tversky_seg.training import Trainer
+from tversky_seg.training.trainer import Trainer
 
 
 def a_network(**settings: object) -> UNet3D:
@@ -26,11 +26,17 @@ def a_batch(*sides: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(1)
     shape = (2, 3, *sides)
     target = (torch.rand(shape, generator=draw) > 0.9).float()
-    return torch.randn((2, 2, *sides), generator=draw), target, 1 + torch.rand(shape, generator=draw)
+    return (
+        torch.randn((2, 2, *sides), generator=draw),
+        target,
+        1 + torch.rand(shape, generator=draw),
+    )
 
 
 @pytest.mark.parametrize("sides", [(8, 8, 8), (9, 12, 7)])
-def test_training_gives_a_resolution_for_each_head_and_prediction_the_full_one(sides: tuple[int, ...]) -> None:
+def test_training_gives_a_resolution_for_each_head_and_prediction_the_full_one(
+    sides: tuple[int, ...],
+) -> None:
     network, image = a_network(deep_supervision=2), a_batch(*sides)[0]
     scales = network(image)
     assert [tuple(logits.shape) for logits in scales] == [
@@ -43,7 +49,9 @@ def test_training_gives_a_resolution_for_each_head_and_prediction_the_full_one(s
 def test_heads_change_nothing_else_and_are_off_by_default() -> None:
     plain, deep = a_network(), a_network(deep_supervision=2)
     assert not [name for name in plain.state_dict() if "coarse" in name]
-    assert_same(plain.state_dict(), {k: v for k, v in deep.state_dict().items() if "coarse" not in k})
+    assert_same(
+        plain.state_dict(), {k: v for k, v in deep.state_dict().items() if "coarse" not in k}
+    )
     extra = sum(p.numel() for p in deep.parameters()) - sum(p.numel() for p in plain.parameters())
     assert extra == (8 * 3 + 3) + (16 * 3 + 3)
     assert torch.equal(plain(a_batch(8, 8, 8)[0]), deep(a_batch(8, 8, 8)[0])[0])
@@ -56,7 +64,9 @@ def test_weight_on_full_resolution_alone_is_the_plain_loss(loss: nn.Module) -> N
     for given in (None, weight):
         found = DeepSupervision(loss, weights=[1, 0, 0])(scales, target, given)
         assert torch.equal(found, loss(scales[0], target, given))
-        assert torch.equal(over_scales(loss)(scales[0], target, given), loss(scales[0], target, given))
+        assert torch.equal(
+            with_deep_supervision(loss)(scales[0], target, given), loss(scales[0], target, given)
+        )
 
 
 def test_the_sum_over_resolutions_by_hand() -> None:
@@ -65,7 +75,9 @@ def test_the_sum_over_resolutions_by_hand() -> None:
     expected = torch.zeros(())
     for scale, share in enumerate((4 / 7, 2 / 7, 1 / 7)):
         edge = 2**scale
-        expected = expected + share * loss(scales[scale], F.max_pool3d(target, edge), F.max_pool3d(weight, edge))
+        expected = expected + share * loss(
+            scales[scale], F.max_pool3d(target, edge), F.max_pool3d(weight, edge)
+        )
     assert torch.allclose(DeepSupervision(loss)(scales, target, weight), expected)
 
 
@@ -75,7 +87,9 @@ def test_a_lesion_of_one_voxel_is_seen_at_every_resolution() -> None:
     seen = []
 
     class Watched(nn.Module):
-        def forward(self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        def forward(
+            self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
+        ) -> torch.Tensor:
             seen.append((logits.shape == target.shape, target.nonzero()[:, 2:].tolist()))
             return logits.sum()
 
@@ -87,13 +101,15 @@ def test_a_lesion_of_one_voxel_is_seen_at_every_resolution() -> None:
 def test_the_gradient_reaches_each_head() -> None:
     network = a_network(deep_supervision=2)
     image, target, _ = a_batch(8, 8, 8)
-    over_scales(TverskyLoss())(network(image), target).backward()
+    with_deep_supervision(TverskyLoss())(network(image), target).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 
 @pytest.mark.parametrize("n", [-1, 3])
 def test_more_heads_than_coarser_levels_are_refused(n: int) -> None:
-    with pytest.raises(ValueError, match=rf"deep_supervision must be >= 0 and < n_levels=3, got {n}"):
+    with pytest.raises(
+        ValueError, match=rf"deep_supervision must be >= 0 and < n_levels=3, got {n}"
+    ):
         a_network(deep_supervision=n)
 
 
@@ -102,7 +118,9 @@ def test_weights_that_do_not_fit_are_refused() -> None:
         with pytest.raises(ValueError, match="weights must be >= 0, one for each resolution, got"):
             DeepSupervision(BCELoss(), weights=weights_given)
     image, target, _ = a_batch(8, 8, 8)
-    with pytest.raises(ValueError, match=r"weights must be 3, one for each resolution, got \[1, 0\]"):
+    with pytest.raises(
+        ValueError, match=r"weights must be 3, one for each resolution, got \[1, 0\]"
+    ):
         DeepSupervision(BCELoss(), weights=[1, 0])(a_network(deep_supervision=2)(image), target)
 
 
@@ -113,7 +131,10 @@ def test_the_shapes_of_a_network_with_heads_can_be_checked() -> None:
 def test_it_compiles_and_exports() -> None:
     network, image = a_network(deep_supervision=1), a_batch(8, 8, 8)[0]
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(compiled(image), network(image), strict=True))
+    assert all(
+        torch.allclose(a, b, atol=1e-5)
+        for a, b in zip(compiled(image), network(image), strict=True)
+    )
     torch.compiler.reset()
     network.eval()
     exported = torch.export.export(network, (image,)).module()
@@ -124,7 +145,9 @@ def test_a_training_with_heads_averages_recomputes_and_predicts(tmp_path: Path) 
     found, settings = [], {"max_steps": 3, "ema_decay": 0.5, "accumulate": 2, "device": "cpu"}
     for recompute in (False, True):
         network = a_network(in_channels=1, out_channels=1, deep_supervision=2)
-        best = Trainer(network, TverskyLoss(), recompute=recompute, **settings).fit(Blobs(), tmp_path / str(recompute))
+        best = Trainer(network, TverskyLoss(), recompute=recompute, **settings).fit(
+            Blobs(), tmp_path / str(recompute)
+        )
         found.append(weights(best))
     assert_same(*found)
     assert "coarse_heads.0.weight" in found[0]

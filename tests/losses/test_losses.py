@@ -24,7 +24,7 @@ from tversky_seg.losses import (
     TverskyLoss,
     WeightedBCELoss,
 )
-from tversky_seg.overlap import overlap_counts
+from tversky_seg.metrics.overlap import overlap_counts
 from tversky_seg.weighting import inverse_weights
 
 LOSSES = {
@@ -36,7 +36,9 @@ LOSSES = {
     "asymmetric squared": AsymmetricSimilarityLoss(squared=True, over_batch=False),
     "focal tversky": FocalTverskyLoss(),
     "generalized dice": GeneralizedDiceLoss(),
-    "generalized dice of classes alone": GeneralizedDiceLoss(background=False, smooth=1.0, over_batch=False),
+    "generalized dice of classes alone": GeneralizedDiceLoss(
+        background=False, smooth=1.0, over_batch=False
+    ),
     "bce": BCELoss(),
     "weighted bce": WeightedBCELoss(positive_weight=5.0),
     "adaptive bce": WeightedBCELoss(),
@@ -69,7 +71,15 @@ def gradient_of(loss: nn.Module, logits: Tensor, *arguments: Tensor) -> Tensor:
 
 
 def plain_index(
-    logits: Tensor, target: Tensor, weight: Tensor, *, alpha: float, beta: float, smooth: float, power: int, dims: tuple
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    *,
+    alpha: float,
+    beta: float,
+    smooth: float,
+    power: int,
+    dims: tuple,
 ) -> Tensor:
     """Tversky's index as one would first write it."""
     p = logits.sigmoid()
@@ -87,7 +97,9 @@ def test_tversky_of_a_case_worked_by_hand():
     target = torch.tensor([[[[[1.0, 0.0, 1.0, 0.0]]]]])
     tp, fp, fn = 1.3, 0.7, 0.7
     expected = 1 - (tp + 2) / (tp + 0.1 * fp + 0.6 * fn + 2)
-    assert TverskyLoss(alpha=0.1, beta=0.6, smooth=2)(logits, target).item() == pytest.approx(expected, abs=1e-6)
+    assert TverskyLoss(alpha=0.1, beta=0.6, smooth=2)(logits, target).item() == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("over_batch", [True, False])
@@ -100,13 +112,22 @@ def test_closed_form_equals_plain_autograd_in_float64(over_batch, squared, weigh
         weight = torch.ones_like(weight)
     dims = (0, 2, 3, 4) if over_batch else (2, 3, 4)
     plain = 1 - plain_index(
-        logits, soft_target, weight, alpha=1 / 3.25, beta=2.25 / 3.25, smooth=0.7, power=1 + squared, dims=dims
+        logits,
+        soft_target,
+        weight,
+        alpha=1 / 3.25,
+        beta=2.25 / 3.25,
+        smooth=0.7,
+        power=1 + squared,
+        dims=dims,
     )
     loss = AsymmetricSimilarityLoss(b=1.5, squared=squared, smooth=0.7, over_batch=over_batch)
     arguments = (soft_target, weight) if weighted else (soft_target,)
     torch.testing.assert_close(loss(logits, *arguments), plain.mean(), rtol=1e-12, atol=0)
     (expected,) = torch.autograd.grad(plain.mean(), logits)
-    torch.testing.assert_close(gradient_of(loss, logits, *arguments), expected, rtol=1e-10, atol=1e-15)
+    torch.testing.assert_close(
+        gradient_of(loss, logits, *arguments), expected, rtol=1e-10, atol=1e-15
+    )
 
 
 @each_loss
@@ -123,7 +144,9 @@ def test_gradient_is_the_corrected_form_of_the_papers_equations_4_and_5():
     p1, g1 = 1 - p0, 1 - g0
     numerator = (p0 * g0).sum()
     denominator = numerator + alpha * (p0 * g1).sum() + beta * (p1 * g0).sum()
-    by_lesion = (g0 * denominator - (g0 + alpha * g1) * numerator) / denominator**2  # eq. 4 without its factor 2
+    by_lesion = (
+        g0 * denominator - (g0 + alpha * g1) * numerator
+    ) / denominator**2  # eq. 4 without its factor 2
     by_background = -beta * g0 * numerator / denominator**2  # eq. 5 with g0 for g1
     expected = -(by_lesion - by_background) * p0 * p1
     gradient = gradient_of(TverskyLoss(alpha=alpha, beta=beta, smooth=0), logits, target)
@@ -133,7 +156,10 @@ def test_gradient_is_the_corrected_form_of_the_papers_equations_4_and_5():
 @pytest.mark.parametrize("over_batch", [True, False])
 def test_tversky_with_equal_halves_is_dice(over_batch):
     logits, target, weight = random_case()
-    tversky, dice = TverskyLoss(alpha=0.5, beta=0.5, over_batch=over_batch), DiceLoss(over_batch=over_batch)
+    tversky, dice = (
+        TverskyLoss(alpha=0.5, beta=0.5, over_batch=over_batch),
+        DiceLoss(over_batch=over_batch),
+    )
     assert tversky(logits, target, weight) == dice(logits, target, weight)
 
 
@@ -141,14 +167,18 @@ def test_tversky_of_masks_is_one_minus_f2():
     _, target, _ = random_case((1, 1, 6, 5, 4))
     prediction = target.roll(1, dims=2)
     f2 = overlap_counts(prediction.numpy(), target.numpy()).f(2)
-    assert TverskyLoss(alpha=0.2, beta=0.8, smooth=0)(mask_logits(prediction), target) == pytest.approx(1 - f2)
+    assert TverskyLoss(alpha=0.2, beta=0.8, smooth=0)(
+        mask_logits(prediction), target
+    ) == pytest.approx(1 - f2)
 
 
 @pytest.mark.parametrize("b", [1.0, 1.5, 2.0, 3.0])
 def test_asymmetric_loss_is_its_tversky_and_one_minus_f_b_of_masks(b):
     logits, target, weight = random_case()
     tversky = TverskyLoss(alpha=1 / (1 + b**2), beta=b**2 / (1 + b**2))
-    torch.testing.assert_close(AsymmetricSimilarityLoss(b=b)(logits, target, weight), tversky(logits, target, weight))
+    torch.testing.assert_close(
+        AsymmetricSimilarityLoss(b=b)(logits, target, weight), tversky(logits, target, weight)
+    )
     mask = target[:1, :1]
     f_b = overlap_counts(mask.roll(1, dims=2).numpy(), mask.numpy()).f(b)
     for squared in (False, True):  # p^2 = p of masks
@@ -160,10 +190,14 @@ def test_squared_forms_are_those_of_the_released_code():
     logits, target, w = random_case((2, 1, 5, 4, 3))
     p, b, sums = logits.sigmoid(), 1.5, {"dim": (1, 2, 3, 4)}
     dice = 1 - 2 * (w * p * target).sum(**sums) / (w * (p**2 + target**2)).sum(**sums)
-    asymmetric = 1 - (1 + b**2) * (w * p * target).sum(**sums) / (w * (b**2 * target**2 + p**2)).sum(**sums)
+    asymmetric = 1 - (1 + b**2) * (w * p * target).sum(**sums) / (
+        w * (b**2 * target**2 + p**2)
+    ).sum(**sums)
     options = {"squared": True, "smooth": 0, "over_batch": False}
     torch.testing.assert_close(DiceLoss(**options)(logits, target, w), dice.mean())
-    torch.testing.assert_close(AsymmetricSimilarityLoss(**options)(logits, target, w), asymmetric.mean())
+    torch.testing.assert_close(
+        AsymmetricSimilarityLoss(**options)(logits, target, w), asymmetric.mean()
+    )
 
 
 def test_missing_weights_are_the_papers_best_or_the_rest_to_one():
@@ -208,7 +242,11 @@ def test_generalized_dice_of_one_class_is_the_two_class_formula():
         g = torch.cat([target, 1 - target], 1)
         sums = {"dim": (0, 2, 3, 4)}
         importance = 1 / (w * g).sum(**sums) ** 2
-        both = 2 * (importance * (w * p * g).sum(**sums)).sum() / (importance * (w * (p + g)).sum(**sums)).sum()
+        both = (
+            2
+            * (importance * (w * p * g).sum(**sums)).sum()
+            / (importance * (w * (p + g)).sum(**sums)).sum()
+        )
         torch.testing.assert_close(GeneralizedDiceLoss()(logits, target, w), 1 - both)
 
 
@@ -235,7 +273,9 @@ def test_cross_entropies_equal_torch():
     expected = functional.binary_cross_entropy_with_logits(logits, target, weight)
     torch.testing.assert_close(BCELoss()(logits, target, weight), expected)
     positive = torch.tensor(5.0)
-    expected = functional.binary_cross_entropy_with_logits(logits, target, weight, pos_weight=positive)
+    expected = functional.binary_cross_entropy_with_logits(
+        logits, target, weight, pos_weight=positive
+    )
     torch.testing.assert_close(WeightedBCELoss(positive_weight=5)(logits, target, weight), expected)
 
 
@@ -258,8 +298,12 @@ def test_focal_is_the_papers_formula():
     lesion, background = -0.75 * (1 - p) ** 2 * p.log(), -0.25 * p**2 * (1 - p).log()
     expected = (weight * (target * lesion + (1 - target) * background)).mean()
     torch.testing.assert_close(FocalLoss()(logits, target, weight), expected)
-    torch.testing.assert_close(FocalLoss(alpha=None, gamma=0)(logits, target), BCELoss()(logits, target))
-    torch.testing.assert_close(2 * FocalLoss(alpha=0.5, gamma=0)(logits, target), BCELoss()(logits, target))
+    torch.testing.assert_close(
+        FocalLoss(alpha=None, gamma=0)(logits, target), BCELoss()(logits, target)
+    )
+    torch.testing.assert_close(
+        2 * FocalLoss(alpha=0.5, gamma=0)(logits, target), BCELoss()(logits, target)
+    )
 
 
 def test_focal_is_finite_where_the_network_is_sure_and_wrong():
@@ -298,7 +342,9 @@ def test_blob_loss_is_the_mean_over_lesions_with_the_others_cut_out(weighted):
     loss = BlobLoss(alpha=0.2, beta=0.6, lesion_weight=0.5)
     torch.testing.assert_close(loss(logits, target, *([weight] if weighted else [])), expected)
     (gradient,) = torch.autograd.grad(expected, logits)
-    torch.testing.assert_close(gradient_of(loss, logits, target, *([weight] if weighted else [])), gradient)
+    torch.testing.assert_close(
+        gradient_of(loss, logits, target, *([weight] if weighted else [])), gradient
+    )
 
 
 def test_blob_loss_heeds_the_small_lesion_and_needs_none():
@@ -314,8 +360,12 @@ def test_blob_loss_heeds_the_small_lesion_and_needs_none():
 def test_combined_is_the_weighted_sum():
     logits, target, weight = random_case()
     parts = [TverskyLoss(), FocalLoss(), BCELoss()]
-    expected = sum(w * part(logits, target, weight) for w, part in zip((1, 0.5, 2), parts, strict=True))
-    torch.testing.assert_close(CombinedLoss(losses=parts, weights=[1, 0.5, 2])(logits, target, weight), expected)
+    expected = sum(
+        w * part(logits, target, weight) for w, part in zip((1, 0.5, 2), parts, strict=True)
+    )
+    torch.testing.assert_close(
+        CombinedLoss(losses=parts, weights=[1, 0.5, 2])(logits, target, weight), expected
+    )
     expected = sum(part(logits, target) for part in parts)
     torch.testing.assert_close(CombinedLoss(losses=parts)(logits, target), expected)
 
@@ -330,7 +380,10 @@ def test_losses_equal_monais(over_batch, n_classes):
             TverskyLoss(alpha=0.2, beta=0.9, over_batch=over_batch),
             monai.losses.TverskyLoss(alpha=0.2, beta=0.9, smooth_nr=1, smooth_dr=1, **options),
         ),
-        (DiceLoss(over_batch=over_batch), monai.losses.DiceLoss(smooth_nr=2, smooth_dr=2, **options)),
+        (
+            DiceLoss(over_batch=over_batch),
+            monai.losses.DiceLoss(smooth_nr=2, smooth_dr=2, **options),
+        ),
         (
             DiceLoss(squared=True, over_batch=over_batch),
             monai.losses.DiceLoss(squared_pred=True, smooth_nr=2, smooth_dr=2, **options),
@@ -345,7 +398,9 @@ def test_losses_equal_monais(over_batch, n_classes):
     for ours, theirs in twins:
         torch.testing.assert_close(ours(logits, target), theirs(logits, target), rtol=0, atol=1e-6)
         expected = gradient_of(theirs, logits, target)
-        torch.testing.assert_close(gradient_of(ours, logits, target), expected, rtol=1e-4, atol=1e-8)
+        torch.testing.assert_close(
+            gradient_of(ours, logits, target), expected, rtol=1e-4, atol=1e-8
+        )
 
 
 # What every loss keeps
@@ -356,7 +411,9 @@ def test_flips_and_the_order_of_axes_change_nothing(loss):
     logits, target, weight = random_case()
     expected = loss(logits, target, weight)
     for order in itertools.permutations((2, 3, 4)):
-        turned = [values.permute(0, 1, *order).flip(order[0]) for values in (logits, target, weight)]
+        turned = [
+            values.permute(0, 1, *order).flip(order[0]) for values in (logits, target, weight)
+        ]
         torch.testing.assert_close(loss(*turned), expected)
 
 
@@ -366,7 +423,9 @@ def test_strided_logits_give_the_same_loss_and_gradient(loss):
     strided = logits.detach().contiguous(memory_format=torch.channels_last_3d).requires_grad_()
     assert not strided.is_contiguous()
     torch.testing.assert_close(loss(strided, target, weight), loss(logits, target, weight))
-    torch.testing.assert_close(gradient_of(loss, strided, target, weight), gradient_of(loss, logits, target, weight))
+    torch.testing.assert_close(
+        gradient_of(loss, strided, target, weight), gradient_of(loss, logits, target, weight)
+    )
 
 
 @each_loss
@@ -374,14 +433,18 @@ def test_weights_of_one_are_no_weights(loss):
     logits, target, weight = random_case()
     ones = torch.ones_like(weight)
     torch.testing.assert_close(loss(logits, target, ones), loss(logits, target))
-    torch.testing.assert_close(gradient_of(loss, logits, target, ones), gradient_of(loss, logits, target))
+    torch.testing.assert_close(
+        gradient_of(loss, logits, target, ones), gradient_of(loss, logits, target)
+    )
 
 
 @each_loss
 def test_weights_broadcast(loss):
     logits, target, weight = random_case()
     for part in (weight[:, :1], weight[0, 0], weight[:1]):
-        torch.testing.assert_close(loss(logits, target, part), loss(logits, target, part.expand(logits.shape)))
+        torch.testing.assert_close(
+            loss(logits, target, part), loss(logits, target, part.expand(logits.shape))
+        )
 
 
 @each_loss
@@ -389,7 +452,9 @@ def test_weight_of_a_voxel_is_its_number_of_copies(loss):
     logits, target, _ = random_case((1, 1, 4, 4, 4))
     weight = torch.ones_like(target)
     weight[..., 0] = 3
-    copied = [torch.cat([values, values[..., :1], values[..., :1]], -1) for values in (logits, target)]
+    copied = [
+        torch.cat([values, values[..., :1], values[..., :1]], -1) for values in (logits, target)
+    ]
     share = 1.0
     if isinstance(loss, BCELoss | WeightedBCELoss | FocalLoss):
         share = copied[0].numel() / logits.numel()  # the mean is over voxels, whatever they weigh
@@ -399,7 +464,9 @@ def test_weight_of_a_voxel_is_its_number_of_copies(loss):
 
 
 @each_loss
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float32]
+)
 def test_target_of_any_type_gives_the_same_loss(loss, dtype):
     logits, target, weight = random_case()
     torch.testing.assert_close(loss(logits, target.to(dtype), weight), loss(logits, target, weight))
@@ -440,7 +507,9 @@ def test_right_beats_wrong(loss):
     assert loss(logits, target) < loss(torch.full_like(logits, -4), target)
 
 
-@pytest.mark.parametrize("name", ["tversky", "dice", "asymmetric squared", "generalized dice", "focal"])
+@pytest.mark.parametrize(
+    "name", ["tversky", "dice", "asymmetric squared", "generalized dice", "focal"]
+)
 @pytest.mark.parametrize("weighted", [True, False])
 def test_one_tensor_is_kept_for_backward(name, weighted):
     logits, target, weight = random_case((1, 1, 8, 8, 8))
@@ -468,7 +537,10 @@ def test_per_sample_is_the_mean_over_samples_and_classes():
     logits, target, weight = random_case((3, 2, 4, 4, 4))
     whole = TverskyLoss(over_batch=False)(logits, target, weight)
     cells = itertools.product(range(3), range(2))
-    parts = [TverskyLoss()(*(values[b : b + 1, c : c + 1] for values in (logits, target, weight))) for b, c in cells]
+    parts = [
+        TverskyLoss()(*(values[b : b + 1, c : c + 1] for values in (logits, target, weight)))
+        for b, c in cells
+    ]
     torch.testing.assert_close(whole, torch.stack(parts).mean())
 
 
@@ -535,7 +607,9 @@ def test_narrow_logits_of_a_large_patch_neither_overflow_nor_saturate(loss, dtyp
     shape = (1, 1, 128, 128, 128)
     target = torch.zeros(shape, dtype=torch.uint8)
     target[0, 0, :40, :40, :40] = 1
-    logits = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    logits = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    )
     value = loss(logits, target)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert loss(logits, target) == value
@@ -558,7 +632,9 @@ def test_sums_of_a_large_float32_patch_are_as_exact_as_float64():
     for loss in (TverskyLoss(), DiceLoss(squared=True), FocalLoss(), BCELoss()):
         for arguments in ((target,), (target, weight)):
             exact = loss(logits.double(), *arguments)
-            torch.testing.assert_close(loss(logits, *arguments).double(), exact, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(
+                loss(logits, *arguments).double(), exact, rtol=1e-6, atol=1e-6
+            )
 
 
 # Weights by lesion size
@@ -566,7 +642,10 @@ def test_sums_of_a_large_float32_patch_are_as_exact_as_float64():
 
 def lesions_of_two_sizes() -> tuple[Tensor, Tensor]:
     components = torch.zeros(1, 1, 24, 24, 24, dtype=torch.int32)
-    components[0, 0, 2:14, 2:14, 2:14], components[0, 0, 18:20, 18:20, 18:20] = 1, 2  # 1728 and 8 voxels
+    components[0, 0, 2:14, 2:14, 2:14], components[0, 0, 18:20, 18:20, 18:20] = (
+        1,
+        2,
+    )  # 1728 and 8 voxels
     return components, (components > 0).float()
 
 
@@ -582,7 +661,9 @@ def test_inverse_weights_raise_the_small_lesions_share_of_the_gradient(loss):
         return (gradient[components == 2].sum() / gradient[components > 0].sum()).item()
 
     assert small_share() == pytest.approx(8 / 1736, rel=1e-3)
-    assert small_share(inverse_weights(components, w_min=0, w_max=math.inf)) == pytest.approx(0.5, rel=1e-3)
+    assert small_share(inverse_weights(components, w_min=0, w_max=math.inf)) == pytest.approx(
+        0.5, rel=1e-3
+    )
     assert small_share(inverse_weights(components)) > 0.4
 
 
@@ -593,7 +674,9 @@ SPLIT = {**LOSSES, "blob": BlobLoss()}
 
 
 def _loss_in_process(rank: int, store: str, results: dict) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2
+    )
     try:
         case = random_case((4, 2, 6, 5, 4))
         part = slice(0, 3) if rank == 0 else slice(3, 4)  # uneven shards
@@ -637,11 +720,17 @@ def test_arguments_that_do_not_fit_are_refused(loss):
         ((logits.detach().long(), target), "logits must be floating point"),
         ((logits[0, 0, 0], target[0, 0, 0]), "logits must be floating point"),
         ((logits[:0], target[:0]), "logits must be floating point"),
-        ((logits, target[:1]), r"target must have the logits' shape \(2, 2, 5, 4, 3\), got \(1, 2, 5, 4, 3\)"),
+        (
+            (logits, target[:1]),
+            r"target must have the logits' shape \(2, 2, 5, 4, 3\), got \(1, 2, 5, 4, 3\)",
+        ),
         ((logits, 2 * target), r"target must lie in \[0, 1\], got values from 0 to 2"),
         ((logits, -target), r"target must lie in \[0, 1\], got values from -1 to"),
         ((logits, target / 0), r"target must lie in \[0, 1\], got values from nan"),
-        ((logits, target, weight[..., :2]), r"weight must broadcast to \(2, 2, 5, 4, 3\), got \(2, 2, 5, 4, 2\)"),
+        (
+            (logits, target, weight[..., :2]),
+            r"weight must broadcast to \(2, 2, 5, 4, 3\), got \(2, 2, 5, 4, 2\)",
+        ),
         ((logits, target, weight[None]), r"weight must broadcast"),
     ]
     for arguments, message in refused:
@@ -658,7 +747,10 @@ def test_arguments_that_do_not_fit_are_refused(loss):
         (lambda: TverskyLoss(alpha=math.nan), "got alpha=nan"),
         (lambda: FocalTverskyLoss(alpha=0.5, beta=math.inf), "got alpha=0.5, beta=inf"),
         (lambda: TverskyLoss(smooth=-1), "smooth must be >= 0 and finite, got smooth=-1"),
-        (lambda: GeneralizedDiceLoss(smooth=math.nan), "smooth must be >= 0 and finite, got smooth=nan"),
+        (
+            lambda: GeneralizedDiceLoss(smooth=math.nan),
+            "smooth must be >= 0 and finite, got smooth=nan",
+        ),
         (lambda: AsymmetricSimilarityLoss(b=-2), "b must be >= 0 and finite, got b=-2"),
         (lambda: FocalTverskyLoss(gamma=0), "gamma must be > 0 and finite, got gamma=0"),
         (lambda: FocalLoss(gamma=-1), "gamma must be >= 0 and finite, got gamma=-1"),
@@ -666,7 +758,10 @@ def test_arguments_that_do_not_fit_are_refused(loss):
         (lambda: WeightedBCELoss(positive_weight=0), "positive_weight must be > 0"),
         (lambda: BlobLoss(lesion_weight=-1), "got global_weight=2.0, lesion_weight=-1"),
         (lambda: CombinedLoss(losses=[]), "weight >= 0 for each of 0 losses"),
-        (lambda: CombinedLoss(losses=[DiceLoss()], weights=[1, 2]), r"each of 1 losses .* got \[1, 2\]"),
+        (
+            lambda: CombinedLoss(losses=[DiceLoss()], weights=[1, 2]),
+            r"each of 1 losses .* got \[1, 2\]",
+        ),
         (lambda: CombinedLoss(losses=[DiceLoss()], weights=[-1]), r"got \[-1\]"),
     ],
 )
@@ -682,10 +777,12 @@ def test_alpha_and_beta_are_never_positional():
 
 # Configuration
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "loss").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "loss").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_every_loss_config_builds_a_loss_that_takes_weights(path):
     logits, target, weight = random_case()
     loss = instantiate(OmegaConf.load(path), _convert_="all")
@@ -694,12 +791,19 @@ def test_every_loss_config_builds_a_loss_that_takes_weights(path):
 
 def test_configs_repeat_the_defaults_of_python():
     assert (
-        vars(instantiate(OmegaConf.load(CONFIGS / "loss/tversky.yaml"))).items() >= {"alpha": 0.3, "beta": 0.7}.items()
+        vars(instantiate(OmegaConf.load(CONFIGS / "loss/tversky.yaml"))).items()
+        >= {"alpha": 0.3, "beta": 0.7}.items()
     )
     for path in (CONFIGS / "loss").glob("*.yaml"):
         config = OmegaConf.load(path)
         if path.stem in ("combined", "weighted_bce"):
             continue
-        built, default = instantiate(config, _convert_="all"), instantiate({"_target_": config["_target_"]})
-        settings = [{k: v for k, v in vars(loss).items() if not k.startswith("_")} for loss in (built, default)]
+        built, default = (
+            instantiate(config, _convert_="all"),
+            instantiate({"_target_": config["_target_"]}),
+        )
+        settings = [
+            {k: v for k, v in vars(loss).items() if not k.startswith("_")}
+            for loss in (built, default)
+        ]
         assert settings[0] == settings[1], path.stem

@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from tversky_seg.cohort import bland_altman, isbi_score, quartile_edges, recall_by_volume, volume_correlation
-from tversky_seg.lesions import LesionCounts
-from tversky_seg.new_lesions import new_lesion_counts, new_lesions
-from tversky_seg.rules import LesionRule
+from tversky_seg.metrics.agreement import (
+    bland_altman,
+    isbi_score,
+    quartile_edges,
+    recall_by_volume,
+    volume_correlation,
+)
+from tversky_seg.metrics.lesion_rule import LesionRule
+from tversky_seg.metrics.lesions import LesionCounts
+from tversky_seg.metrics.new_lesions import new_lesion_counts, new_lesions
 
 UNIT = (1.0, 1.0, 1.0)
 
@@ -44,7 +50,13 @@ def test_agreement_of_too_few_or_equal_cases_is_nan():
 
 
 def test_isbi_score_worked_by_hand():
-    terms = {"dice": 0.8, "precision": 0.4, "lesion_fpr": 0.2, "lesion_tpr": 0.6, "correlation": 0.9}
+    terms = {
+        "dice": 0.8,
+        "precision": 0.4,
+        "lesion_fpr": 0.2,
+        "lesion_tpr": 0.6,
+        "correlation": 0.9,
+    }
     assert isbi_score(**terms) == pytest.approx(0.1 + 0.05 + 0.2 + 0.15 + 0.225)
     assert isbi_score(dice=1, precision=1, lesion_fpr=0, lesion_tpr=1, correlation=1) == 1
     assert math.isnan(isbi_score(**{**terms, "lesion_fpr": math.nan}))
@@ -53,13 +65,24 @@ def test_isbi_score_worked_by_hand():
 def test_recall_by_volume_worked_by_hand():
     volumes, detected = [1, 3, 9.9, 10, 5000], [0, 1, 0, 1, 1]
     bins = recall_by_volume(volumes, detected)
-    assert [(one.n_lesions, one.n_detected) for one in bins] == [(1, 0), (2, 1), (1, 1), (0, 0), (0, 0), (0, 0), (1, 1)]
+    assert [(one.n_lesions, one.n_detected) for one in bins] == [
+        (1, 0),
+        (2, 1),
+        (1, 1),
+        (0, 0),
+        (0, 0),
+        (0, 0),
+        (1, 1),
+    ]
     assert (bins[1].from_mm3, bins[1].to_mm3, bins[1].recall) == (3, 10, 0.5)
     assert math.isnan(bins[3].recall)
 
 
 def test_a_lesion_on_an_edge_belongs_above_it_whatever_its_spacing_was_rounded_to():
-    assert recall_by_volume([float(np.float32(0.1)) * 100 * (1 - 1e-8)], [1], (0, 10, 20))[1].n_lesions == 1
+    assert (
+        recall_by_volume([float(np.float32(0.1)) * 100 * (1 - 1e-8)], [1], (0, 10, 20))[1].n_lesions
+        == 1
+    )
 
 
 def test_quartiles_hold_a_quarter_of_the_lesions_each():
@@ -98,7 +121,10 @@ def test_a_lesion_is_new_where_none_was_and_not_where_one_grew():
 def test_new_lesions_found_missed_and_invented_worked_by_hand():
     old, a, b, c = np.s_[1, 1, 1], np.s_[4, 4, 1:3], np.s_[8, 8, 1:3], np.s_[10, 1, 4]
     references = draw(old), draw(old, a, b)  # two new ones
-    predictions = draw(old, b), draw(old, a, b, c)  # b was claimed before, so it is not new; c is invented
+    predictions = (
+        draw(old, b),
+        draw(old, a, b, c),
+    )  # b was claimed before, so it is not new; c is invented
     counts = new_lesion_counts(predictions, references, spacing_mm=UNIT)
     assert counts == LesionCounts(n_reference=2, n_detected=1, n_predicted=2, n_unmatched=1)
     assert (counts.tpr, counts.fpr) == (0.5, 0.5)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
-from tversky_seg.calibration import calibrate, expected_calibration_error
-from tversky_seg.ranking import score_histogram
+from tversky_seg.metrics.calibration import calibrate, expected_calibration_error
+from tversky_seg.metrics.ranking import score_histogram
 
 
 def scores(seed, n=4000):
@@ -30,10 +30,14 @@ def test_error_equals_brute_force(n_bins):
     probability, reference = scores(1)
     expected = 0.0
     for k in range(n_bins):
-        inside = (probability > k / n_bins) & (probability <= (k + 1) / n_bins) | ((k == 0) & (probability == 0))
+        inside = (probability > k / n_bins) & (probability <= (k + 1) / n_bins) | (
+            (k == 0) & (probability == 0)
+        )
         if inside.any():
             expected += inside.mean() * abs(probability[inside].mean() - reference[inside].mean())
-    assert expected_calibration_error(probability, reference, n_bins=n_bins) == pytest.approx(expected, abs=1e-12)
+    assert expected_calibration_error(probability, reference, n_bins=n_bins) == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_error_worked_by_hand():

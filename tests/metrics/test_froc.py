@@ -6,14 +6,23 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tversky_seg.froc import FrocCurve, average_recall, case_scores, froc_curve, pool_scores, recall_at
-from tversky_seg.lesions import overlap_lesions
+from tversky_seg.metrics.froc import (
+    FrocCurve,
+    average_recall,
+    case_scores,
+    froc_curve,
+    pool_scores,
+    recall_at,
+)
+from tversky_seg.metrics.lesions import overlap_lesions
 
 UNIT = (1.0, 1.0, 1.0)
 
 
 def scores_of(probability, reference, threshold=0.5):
-    return case_scores(overlap_lesions(probability >= threshold, reference, spacing_mm=UNIT, scores=probability))
+    return case_scores(
+        overlap_lesions(probability >= threshold, reference, spacing_mm=UNIT, scores=probability)
+    )
 
 
 def case(seed, shape=(24, 20, 10)):
@@ -33,7 +42,9 @@ def brute_force(cases, at):
         n_false += sum(not reference[predicted == i].any() and highest[i] >= at for i in highest)
         for j in range(1, n + 1):
             dice = {
-                i: 2 * ((predicted == i) & (referred == j)).sum() / ((predicted == i).sum() + (referred == j).sum())
+                i: 2
+                * ((predicted == i) & (referred == j)).sum()
+                / ((predicted == i).sum() + (referred == j).sum())
                 for i in set(np.unique(predicted[referred == j])) - {0}
             }
             n_found += bool(dice) and highest[max(dice, key=dice.get)] >= at
@@ -57,7 +68,9 @@ def test_curve_worked_by_hand():
     assert curve.thresholds.tolist() == [0.5, 0.6, 0.7, 0.9]
     np.testing.assert_allclose(curve.recall, [2 / 3, 2 / 3, 1 / 3, 1 / 3])
     assert curve.false_per_case.tolist() == [2, 1, 1, 0]
-    np.testing.assert_allclose(recall_at(curve, [0, 0.5, 1, 2, 8]), [1 / 3, 1 / 3, 2 / 3, 2 / 3, 2 / 3])
+    np.testing.assert_allclose(
+        recall_at(curve, [0, 0.5, 1, 2, 8]), [1 / 3, 1 / 3, 2 / 3, 2 / 3, 2 / 3]
+    )
     np.testing.assert_allclose(sorted(scores_of(probability, reference > 0).dice), [2 / 3, 1])
 
 
@@ -78,7 +91,9 @@ def test_cases_without_any_lesion_count_in_one_denominator_and_not_in_the_other(
     empty = np.zeros_like(probability)
     scores = pool_scores([scores_of(probability, reference), scores_of(empty, empty > 1)])
     assert (scores.n_cases, scores.n_recorded) == (2, 1)
-    np.testing.assert_allclose(2 * scores.curve().false_per_case, scores.curve(recorded=True).false_per_case)
+    np.testing.assert_allclose(
+        2 * scores.curve().false_per_case, scores.curve(recorded=True).false_per_case
+    )
     assert average_recall(scores.curve()) >= average_recall(scores.curve(recorded=True))
 
 

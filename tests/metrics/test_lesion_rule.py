@@ -8,13 +8,24 @@ import pytest
 import yaml
 from scipy import ndimage
 
-from tversky_seg import rules
-from tversky_seg.lesions import LesionCounts, overlap_lesions
-from tversky_seg.rules import MSSEG_2016, LesionRule, count_by_rule, detected_lesions, matched_lesions
+from tversky_seg.metrics import lesion_rule as rules
+from tversky_seg.metrics.lesion_rule import (
+    MSSEG_2016,
+    LesionRule,
+    count_by_rule,
+    detected_lesions,
+    matched_lesions,
+)
+from tversky_seg.metrics.lesions import LesionCounts, overlap_lesions
 
 UNIT = (1.0, 1.0, 1.0)
-CONFIGS = Path(__file__).parents[1] / "configs" / "evaluation"
-PRESETS = {"isbi2015": "ISBI_2015", "msseg2016": "MSSEG_2016", "wmh2017": "WMH_2017", "shirokikh2020": "SHIROKIKH_2020"}
+CONFIGS = Path(__file__).parents[2] / "configs" / "evaluation"
+PRESETS = {
+    "isbi2015": "ISBI_2015",
+    "msseg2016": "MSSEG_2016",
+    "wmh2017": "WMH_2017",
+    "shirokikh2020": "SHIROKIKH_2020",
+}
 
 
 def draw(*boxes, shape=(30, 12, 8)):
@@ -50,7 +61,11 @@ def anima(prediction, reference, *, alpha=0.1, beta=0.7, gamma=0.65, more_than_m
     def found(tested, others):
         n_found, outside_of_all = 0, ~np.any([np.zeros(prediction.shape, bool), *tested], axis=0)
         for lesion in tested:
-            overlaps = sorted(((lesion & other).sum(), k) for k, other in enumerate(others) if (lesion & other).any())
+            overlaps = sorted(
+                ((lesion & other).sum(), k)
+                for k, other in enumerate(others)
+                if (lesion & other).any()
+            )
             covered = sum(n for n, _ in overlaps)
             if not covered / lesion.sum() > alpha:
                 continue
@@ -93,7 +108,10 @@ def test_msseg_2016_wants_more_than_a_tenth_covered():
 
 def test_msseg_2016_counts_no_lesion_detected_by_one_that_lies_mostly_outside():
     reference = draw(np.s_[0:5, 2, 2])
-    inside, outside = draw(np.s_[2:12, 2, 2]), draw(np.s_[3:13, 2, 2])  # 3 and 2 of 10 voxels inside
+    inside, outside = (
+        draw(np.s_[2:12, 2, 2]),
+        draw(np.s_[3:13, 2, 2]),
+    )  # 3 and 2 of 10 voxels inside
     assert count(inside, reference).n_detected == 1
     assert count(outside, reference).n_detected == 0
     assert count(outside, reference, LesionRule(connectivity=6, min_overlap=0.1)).n_detected == 1
@@ -104,7 +122,9 @@ def test_msseg_2016_looks_no_further_once_enough_of_the_overlap_is_explained():
     large, sprawling = np.s_[0:9, 2, 2], np.s_[12, 2, 2:8]  # 9 voxels inside; 1 of 6 inside
     assert count(draw(large, sprawling), reference).n_detected == 1  # 9 of 10 come first
     first = draw(np.s_[0:4, 2, 2], np.s_[12, 2, 2:8], np.s_[14, 2, 2:8], np.s_[16, 2, 2:8])
-    assert count(first, reference).n_detected == 0  # 4 of 7 are not enough: the next one lies outside
+    assert (
+        count(first, reference).n_detected == 0
+    )  # 4 of 7 are not enough: the next one lies outside
 
 
 def test_msseg_2016_drops_lesions_of_three_cubic_millimetres():
@@ -114,16 +134,24 @@ def test_msseg_2016_drops_lesions_of_three_cubic_millimetres():
 
 
 def test_msseg_2016_judges_predicted_lesions_by_the_same_test_exchanged():
-    reference, prediction = draw(np.s_[0:4, 2, 2]), draw(np.s_[3:30, 2, 2])  # one voxel of 27 is covered
+    reference, prediction = (
+        draw(np.s_[0:4, 2, 2]),
+        draw(np.s_[3:30, 2, 2]),
+    )  # one voxel of 27 is covered
     assert count(prediction, reference).n_unmatched == 1
     assert count(prediction, reference, LesionRule(connectivity=6)).n_unmatched == 0
     wide = match(prediction, reference, MSSEG_2016)
     swapped = match(reference, prediction, MSSEG_2016)
-    np.testing.assert_array_equal(matched_lesions(wide, MSSEG_2016), detected_lesions(swapped, MSSEG_2016))
+    np.testing.assert_array_equal(
+        matched_lesions(wide, MSSEG_2016), detected_lesions(swapped, MSSEG_2016)
+    )
 
 
 def test_the_other_presets_take_any_overlap_of_26_neighbours():
-    reference, prediction = draw(np.s_[0:20, 2, 2], np.s_[25, 8, 6]), draw(np.s_[19:29, 2, 2], np.s_[5, 9, 3])
+    reference, prediction = (
+        draw(np.s_[0:20, 2, 2], np.s_[25, 8, 6]),
+        draw(np.s_[19:29, 2, 2], np.s_[5, 9, 3]),
+    )
     for name in ("ISBI_2015", "WMH_2017", "SHIROKIKH_2020"):
         assert count(prediction, reference, getattr(rules, name)) == LesionCounts(2, 1, 2, 1)
         diagonal = draw(np.s_[1, 1, 1], np.s_[2, 2, 2])
@@ -135,17 +163,23 @@ def test_the_word_on_the_command_line_is_the_rule_of_the_library(word, constant)
     default = yaml.safe_load((CONFIGS / "default.yaml").read_text())["rule"]
     preset = yaml.safe_load((CONFIGS / f"{word}.yaml").read_text())
     assert set(preset) == {"defaults", "rule"}
-    settings = {key: value for key, value in (default | preset["rule"]).items() if key != "_target_"}
+    settings = {
+        key: value for key, value in (default | preset["rule"]).items() if key != "_target_"
+    }
     assert settings == asdict(getattr(rules, constant))
     assert settings["source"]
 
 
 def test_the_default_rule_is_that_of_the_default_config():
     default = yaml.safe_load((CONFIGS / "default.yaml").read_text())["rule"]
-    assert {key: value for key, value in default.items() if key != "_target_"} == asdict(rules.ANY_OVERLAP)
+    assert {key: value for key, value in default.items() if key != "_target_"} == asdict(
+        rules.ANY_OVERLAP
+    )
 
 
-@pytest.mark.parametrize("wrong", [{"max_outside": 1.5}, {"max_outside": -0.1}, {"enough_overlap": 0.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"max_outside": 1.5}, {"max_outside": -0.1}, {"enough_overlap": 0.0}]
+)
 def test_a_rule_out_of_range_is_an_error(wrong):
     with pytest.raises(ValueError, match=str(*wrong.values())):
         LesionRule(**wrong)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from tversky_seg.lesions import (
+from tversky_seg.metrics.lesions import (
     LesionCounts,
     find_lesions,
     lesion_counts,
@@ -37,10 +37,14 @@ def random_masks(seed, shape=(20, 16, 12)):
 
 def brute_force(prediction, reference, *, connectivity=26, min_overlap=0.0):
     structure = ndimage.generate_binary_structure(3, RANK[connectivity])
-    (predicted, n_predicted), (referred, n_reference) = (ndimage.label(m, structure) for m in (prediction, reference))
+    (predicted, n_predicted), (referred, n_reference) = (
+        ndimage.label(m, structure) for m in (prediction, reference)
+    )
     return LesionCounts(
         n_reference=n_reference,
-        n_detected=sum(prediction[referred == i].mean() > min_overlap for i in range(1, n_reference + 1)),
+        n_detected=sum(
+            prediction[referred == i].mean() > min_overlap for i in range(1, n_reference + 1)
+        ),
         n_predicted=n_predicted,
         n_unmatched=sum(not reference[predicted == i].any() for i in range(1, n_predicted + 1)),
     )
@@ -60,7 +64,9 @@ def test_counts_equal_brute_force(connectivity, min_overlap, order):
 
 def test_rates_worked_by_hand():
     reference = draw(np.s_[1:3, 1:3, 1], np.s_[5, 5, 5], np.s_[9:11, 9, 9])  # three lesions
-    prediction = draw(np.s_[2, 2, 1], np.s_[5, 5, 5:8], np.s_[0, 10, 0], np.s_[0, 10, 6], np.s_[3, 10, 3])
+    prediction = draw(
+        np.s_[2, 2, 1], np.s_[5, 5, 5:8], np.s_[0, 10, 0], np.s_[0, 10, 6], np.s_[3, 10, 3]
+    )
     counts = lesion_counts(prediction, reference, spacing_mm=UNIT)
     assert counts == LesionCounts(n_reference=3, n_detected=2, n_predicted=5, n_unmatched=3)
     assert (counts.tpr, counts.fpr) == (2 / 3, 3 / 5)
@@ -78,7 +84,10 @@ def test_prediction_and_reference_swapped_swap_misses_and_inventions():
 def test_diagonal_neighbours_are_one_lesion_or_several_by_connectivity():
     corner = draw(np.s_[2, 2, 2], np.s_[3, 3, 3])
     edge = draw(np.s_[2, 2, 2], np.s_[3, 3, 2])
-    found = {n: [len(find_lesions(mask, spacing_mm=UNIT, connectivity=n)) for mask in (corner, edge)] for n in RANK}
+    found = {
+        n: [len(find_lesions(mask, spacing_mm=UNIT, connectivity=n)) for mask in (corner, edge)]
+        for n in RANK
+    }
     assert found == {6: [2, 2], 18: [2, 1], 26: [1, 1]}
 
 
@@ -91,7 +100,10 @@ def test_overlap_must_be_strictly_more_than_the_minimum():
 
 
 def test_small_lesions_are_dropped_from_both_masks():
-    reference, prediction = draw(np.s_[1, 1, 1], np.s_[5:8, 5, 5]), draw(np.s_[1, 1, 1:4], np.s_[10, 10, 10])
+    reference, prediction = (
+        draw(np.s_[1, 1, 1], np.s_[5:8, 5, 5]),
+        draw(np.s_[1, 1, 1:4], np.s_[10, 10, 10]),
+    )
     rule = {"spacing_mm": (1, 1, 2), "min_volume_mm3": 6.0}  # three voxels of 2 mm3
     counts = lesion_counts(prediction, reference, **rule)
     assert counts == LesionCounts(n_reference=1, n_detected=0, n_predicted=1, n_unmatched=1)
@@ -156,7 +168,9 @@ def test_table_of_an_empty_mask_has_no_rows():
 def test_flat_images_and_tensors_are_taken():
     flat = np.zeros((6, 6), np.uint8)
     flat[[1, 2], [1, 2]] = 1
-    counts = [lesion_counts(flat, flat, spacing_mm=(1, 1), connectivity=n).n_reference for n in (6, 26)]
+    counts = [
+        lesion_counts(flat, flat, spacing_mm=(1, 1), connectivity=n).n_reference for n in (6, 26)
+    ]
     assert counts == [2, 1]
     prediction, reference = random_masks(4)
     expected = lesion_counts(prediction, reference, spacing_mm=UNIT)
@@ -190,7 +204,9 @@ def test_masks_of_other_values_or_shapes_are_errors():
 
 @pytest.mark.parametrize("orders", ["CC", "FF", "CF"])
 def test_pairs_equal_brute_force(orders):
-    prediction, reference = (np.asarray(m, order=o) for m, o in zip(random_masks(5), orders, strict=True))
+    prediction, reference = (
+        np.asarray(m, order=o) for m, o in zip(random_masks(5), orders, strict=True)
+    )
     scores = np.random.default_rng(0).random(prediction.shape)
     match = overlap_lesions(prediction, reference, spacing_mm=UNIT, scores=scores)
     (predicted, n_predicted), (referred, n_reference) = (
@@ -199,9 +215,15 @@ def test_pairs_equal_brute_force(orders):
     ours = (match.predicted.centre, match.referred.centre)
     theirs = [
         np.array(ndimage.center_of_mass(m, labels, range(1, n + 1)))
-        for m, labels, n in ((prediction, predicted, n_predicted), (reference, referred, n_reference))
+        for m, labels, n in (
+            (prediction, predicted, n_predicted),
+            (reference, referred, n_reference),
+        )
     ]
-    to_theirs = [[int(np.abs(t - c).sum(1).argmin()) + 1 for c in o] for o, t in zip(ours, theirs, strict=True)]
+    to_theirs = [
+        [int(np.abs(t - c).sum(1).argmin()) + 1 for c in o]
+        for o, t in zip(ours, theirs, strict=True)
+    ]
     found = {(to_theirs[0][i], to_theirs[1][j]): n for i, j, n in match.pairs}
     expected = {
         (i, j): ((predicted == i) & (referred == j)).sum()
@@ -223,7 +245,9 @@ def test_pairs_equal_brute_force(orders):
         reference_lesion = referred == label
         rivals = set(np.unique(predicted[reference_lesion])) - {0}
         best = [
-            2 * (reference_lesion & (predicted == i)).sum() / (reference_lesion.sum() + (predicted == i).sum())
+            2
+            * (reference_lesion & (predicted == i)).sum()
+            / (reference_lesion.sum() + (predicted == i).sum())
             for i in rivals
         ]
         assert dice[row] == pytest.approx(max(best, default=math.nan), nan_ok=True)
@@ -231,7 +255,9 @@ def test_pairs_equal_brute_force(orders):
 
 def test_split_and_merged_lesions_worked_by_hand():
     reference = draw(np.s_[1:9, 2, 2], np.s_[1, 8, 8], np.s_[4, 8, 8], np.s_[10, 10, 10])
-    prediction = draw(np.s_[1:3, 2, 2], np.s_[5:7, 2, 2], np.s_[1:5, 8, 8])  # two halves of one; one across two
+    prediction = draw(
+        np.s_[1:3, 2, 2], np.s_[5:7, 2, 2], np.s_[1:5, 8, 8]
+    )  # two halves of one; one across two
     match = overlap_lesions(prediction, reference, spacing_mm=UNIT)
     assert (match.n_split, match.n_merged) == (1, 1)
     swapped = overlap_lesions(reference, prediction, spacing_mm=UNIT)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tversky_seg.cohort import isbi_score
-from tversky_seg.lesions import find_lesions, lesion_counts
-from tversky_seg.overlap import overlap_counts
-from tversky_seg.surface import surface_distances
+from tversky_seg.metrics.agreement import isbi_score
+from tversky_seg.metrics.lesions import find_lesions, lesion_counts
+from tversky_seg.metrics.overlap import overlap_counts
+from tversky_seg.metrics.surface import surface_distances
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +36,24 @@ def test_measures_of_the_tiny_lesion_masks(real_data, oracles, connectivity):
     prediction, reference = (np.asarray(file.dataobj) for file in files)
     overlap = overlap_counts(prediction, reference)
     lesions = lesion_counts(prediction, reference, spacing_mm=(1, 1, 1), connectivity=connectivity)
-    found = [overlap.dice, overlap.jaccard, overlap.precision, overlap.sensitivity, lesions.tpr, lesions.fpr]
-    assert found == pytest.approx([expected[name] for name in ("dsc", "jaccard", "ppv", "tpr", "ltpr", "lfdr")])
+    found = [
+        overlap.dice,
+        overlap.jaccard,
+        overlap.precision,
+        overlap.sensitivity,
+        lesions.tpr,
+        lesions.fpr,
+    ]
+    assert found == pytest.approx(
+        [expected[name] for name in ("dsc", "jaccard", "ppv", "tpr", "ltpr", "lfdr")]
+    )
     assert abs(overlap.volume_difference) == pytest.approx(expected["avd"])
-    terms = {"dice": overlap.dice, "precision": overlap.precision, "lesion_fpr": lesions.fpr, "lesion_tpr": lesions.tpr}
+    terms = {
+        "dice": overlap.dice,
+        "precision": overlap.precision,
+        "lesion_fpr": lesions.fpr,
+        "lesion_tpr": lesions.tpr,
+    }
     assert isbi_score(**terms, correlation=0) / 0.75 == pytest.approx(expected["isbi15_score"])
 
 
@@ -66,7 +80,10 @@ def test_distances_of_a_square_with_a_cross(oracles):
     found = surface_distances(prediction, reference, spacing_mm=(1, 1))
     assert found.assd_mm == pytest.approx(expected["ASSD"], abs=0.005)
     assert found.surface_dice == pytest.approx(expected["NSD_tau1"], abs=0.005)
-    assert surface_distances(prediction, reference, spacing_mm=(1, 1), tolerance_mm=2).surface_dice == 1
+    assert (
+        surface_distances(prediction, reference, spacing_mm=(1, 1), tolerance_mm=2).surface_dice
+        == 1
+    )
     assert overlap_counts(prediction, reference).dice == pytest.approx(expected["DSC"], abs=0.0005)
 
 
@@ -98,7 +115,9 @@ def test_hd95_and_dice_of_single_voxels_and_of_half_spaces(oracles):
 def test_lesions_of_a_real_mask_are_scipys(real_data, connectivity):
     import nibabel
 
-    (path,) = (real_data / "open_ms_data/cross_sectional/MNI/patient07").glob("GOLD_STANDARD*.nii.gz")
+    (path,) = (real_data / "open_ms_data/cross_sectional/MNI/patient07").glob(
+        "GOLD_STANDARD*.nii.gz"
+    )
     file = nibabel.load(path)
     mask = np.asarray(file.dataobj) > 0.5
     structure = ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[connectivity])

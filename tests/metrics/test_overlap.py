@@ -5,9 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import fbeta_score, jaccard_score, matthews_corrcoef, precision_score, recall_score
+from sklearn.metrics import (
+    fbeta_score,
+    jaccard_score,
+    matthews_corrcoef,
+    precision_score,
+    recall_score,
+)
 
-from tversky_seg.overlap import OverlapCounts, f_weights, overlap_counts, tversky_index
+from tversky_seg.metrics.overlap import OverlapCounts, f_weights, overlap_counts, tversky_index
 
 
 @pytest.fixture
@@ -42,7 +48,9 @@ def test_rates_equal_scikit_learn(masks):
 def test_rates_with_an_empty_denominator_are_nan():
     nothing, something = np.zeros((2, 2, 2)), np.ones((2, 2, 2))
     both_empty = overlap_counts(nothing, nothing)
-    assert all(math.isnan(rate) for rate in (both_empty.dice, both_empty.sensitivity, both_empty.precision))
+    assert all(
+        math.isnan(rate) for rate in (both_empty.dice, both_empty.sensitivity, both_empty.precision)
+    )
     assert both_empty.specificity == 1
     missed = overlap_counts(nothing, something)
     assert (missed.dice, missed.sensitivity) == (0, 0)
@@ -55,13 +63,19 @@ def test_rates_with_an_empty_denominator_are_nan():
 
 def test_counts_take_bool_integer_float_and_torch(masks):
     expected = overlap_counts(*masks)
-    for convert in (lambda mask: mask.astype(np.uint8), lambda mask: mask.astype(np.float32), torch.from_numpy):
+    for convert in (
+        lambda mask: mask.astype(np.uint8),
+        lambda mask: mask.astype(np.float32),
+        torch.from_numpy,
+    ):
         assert overlap_counts(*map(convert, masks)) == expected
 
 
 def test_counts_add_up_over_cases_and_to_the_number_of_voxels(masks):
     whole = overlap_counts(*masks)
-    halves = [overlap_counts(*(mask[half] for mask in masks)) for half in (slice(3), slice(3, None))]
+    halves = [
+        overlap_counts(*(mask[half] for mask in masks)) for half in (slice(3), slice(3, None))
+    ]
     assert halves[0] + halves[1] == whole
     assert whole.tp + whole.fp + whole.fn + whole.tn == masks[0].size
 
@@ -90,7 +104,9 @@ def test_f_refuses_a_b_that_is_negative_or_not_finite(b):
 def test_masks_of_different_shape_and_probabilities_are_refused():
     with pytest.raises(ValueError, match=r"one shape, got \(2,\) and \(3,\)"):
         overlap_counts(np.zeros(2), np.zeros(3))
-    with pytest.raises(ValueError, match=r"prediction must be a mask of 0 and 1, got the value 0\.4"):
+    with pytest.raises(
+        ValueError, match=r"prediction must be a mask of 0 and 1, got the value 0\.4"
+    ):
         overlap_counts(np.array([0.4, 1.0]), np.zeros(2))
     with pytest.raises(ValueError, match="reference must be a mask of 0 and 1, got the value 2"):
         overlap_counts(np.zeros(2), np.array([2, 1]))
@@ -123,8 +139,15 @@ def test_mcc_of_a_whole_brain_does_not_overflow():
 def test_jaccard_mcc_and_volume_difference_of_empty_masks():
     nothing, something = np.zeros(4), np.array([0, 1, 0, 0])
     both_empty, missed, invented = (
-        overlap_counts(*pair) for pair in ((nothing, nothing), (nothing, something), (something, nothing))
+        overlap_counts(*pair)
+        for pair in ((nothing, nothing), (nothing, something), (something, nothing))
     )
     assert (missed.jaccard, invented.jaccard, missed.volume_difference) == (0, 0, -1)
-    undefined = (both_empty.jaccard, both_empty.mcc, missed.mcc, invented.mcc, invented.volume_difference)
+    undefined = (
+        both_empty.jaccard,
+        both_empty.mcc,
+        missed.mcc,
+        invented.mcc,
+        invented.volume_difference,
+    )
     assert all(math.isnan(rate) for rate in undefined)

@@ -8,8 +8,8 @@ import torch
 from sklearn.metrics import auc, average_precision_score, fbeta_score, roc_auc_score
 from sklearn.metrics import precision_recall_curve as sklearn_curve
 
-from tversky_seg.overlap import overlap_counts
-from tversky_seg.ranking import (
+from tversky_seg.metrics.overlap import overlap_counts
+from tversky_seg.metrics.ranking import (
     ScoreHistogram,
     average_precision,
     choose_threshold,
@@ -25,7 +25,9 @@ def make_scores(seed: int, *, levels: int | None = None, shape: tuple[int, ...] 
     """Scores that rank a rare class imperfectly; with few levels most are tied."""
     rng = np.random.default_rng(seed)
     reference = rng.random(shape) < 0.1
-    probability = np.where(reference, rng.beta(2, 2, shape), rng.beta(1, 4, shape)).astype(np.float32)
+    probability = np.where(reference, rng.beta(2, 2, shape), rng.beta(1, 4, shape)).astype(
+        np.float32
+    )
     if levels:
         probability = np.rint(probability * levels).astype(np.float32) / np.float32(levels)
     return probability, reference
@@ -50,7 +52,10 @@ def test_any_dtype_of_scores_ranks(dtype):
 @pytest.mark.parametrize("levels", [None, 10])
 def test_curve_equals_scikit_learn(levels):
     probability, reference = make_scores(2, levels=levels)
-    ours, theirs = precision_recall_curve(probability, reference), sklearn_curve(reference.ravel(), probability.ravel())
+    ours, theirs = (
+        precision_recall_curve(probability, reference),
+        sklearn_curve(reference.ravel(), probability.ravel()),
+    )
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-12)
 
@@ -69,7 +74,9 @@ def test_tied_scores_are_one_threshold_whatever_their_order():
 def test_perfect_ranking_gives_one_and_constant_scores_give_the_share_of_lesion():
     _, reference = make_scores(0)
     assert average_precision(reference.astype(np.float32), reference) == 1
-    assert average_precision(np.full(reference.shape, 0.3), reference) == pytest.approx(reference.mean())
+    assert average_precision(np.full(reference.shape, 0.3), reference) == pytest.approx(
+        reference.mean()
+    )
 
 
 def test_without_lesion_voxels_area_and_recall_are_nan():
@@ -96,7 +103,9 @@ def test_torch_tensors_and_memory_order_do_not_matter():
     tensor = torch.from_numpy(probability).requires_grad_()
     assert average_precision(tensor, torch.from_numpy(reference)) == expected
     assert average_precision(np.asfortranarray(probability), reference) == expected
-    assert average_precision(np.asfortranarray(probability), np.asfortranarray(reference)) == expected
+    assert (
+        average_precision(np.asfortranarray(probability), np.asfortranarray(reference)) == expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +140,9 @@ def test_histograms_add_up_to_the_pooled_cohort():
     cases = [make_scores(seed, levels=65535) for seed in range(3)]
     pooled = sum((score_histogram(*case) for case in cases[1:]), score_histogram(*cases[0]))
     scores, reference = (np.concatenate([case[i].ravel() for case in cases]) for i in (0, 1))
-    assert pooled.average_precision() == pytest.approx(average_precision_score(reference, scores), abs=1e-9)
+    assert pooled.average_precision() == pytest.approx(
+        average_precision_score(reference, scores), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("wrong", [-0.01, 1.01, math.inf])
@@ -146,9 +157,13 @@ def test_chosen_threshold_is_the_best_over_cases_by_brute_force(goal, b):
     threshold = choose_threshold([score_histogram(*case) for case in cases], goal)
 
     def mean_f(at):
-        return np.mean([overlap_counts(probability >= at, reference).f(b) for probability, reference in cases])
+        return np.mean(
+            [overlap_counts(probability >= at, reference).f(b) for probability, reference in cases]
+        )
 
-    assert mean_f(threshold) == pytest.approx(max(mean_f(at) for at in np.arange(1, 51) / 50 - 0.01))
+    assert mean_f(threshold) == pytest.approx(
+        max(mean_f(at) for at in np.arange(1, 51) / 50 - 0.01)
+    )
 
 
 def test_f2_chooses_a_lower_threshold_than_dice():
@@ -161,7 +176,8 @@ def test_each_case_counts_once_whatever_its_lesion_load():
 
     def case(n_lesion, best):  # all lesion voxels above `best`, all others below
         return score_histogram(
-            np.r_[best + 0.1 * rng.random(n_lesion), best * rng.random(4000)], np.arange(n_lesion + 4000) < n_lesion
+            np.r_[best + 0.1 * rng.random(n_lesion), best * rng.random(4000)],
+            np.arange(n_lesion + 4000) < n_lesion,
         )
 
     small, large = [case(20, 0.3) for _ in range(3)], case(3000, 0.8)
@@ -236,10 +252,14 @@ def test_trapezoid_area_equals_scikit_learn_and_is_not_the_step_wise_one():
 def test_f_curve_equals_scikit_learn_at_each_threshold(b):
     probability, reference = make_scores(4, levels=12)
     curve = precision_recall_curve(probability, reference)
-    expected = [fbeta_score(reference.ravel(), (probability >= t).ravel(), beta=b) for t in curve.thresholds]
+    expected = [
+        fbeta_score(reference.ravel(), (probability >= t).ravel(), beta=b) for t in curve.thresholds
+    ]
     np.testing.assert_allclose(f_curve(curve, b), expected, atol=1e-12)
     levels = np.rint(curve.thresholds * 65535).astype(int)
-    np.testing.assert_allclose(score_histogram(probability, reference).f(b)[levels], expected, atol=1e-12)
+    np.testing.assert_allclose(
+        score_histogram(probability, reference).f(b)[levels], expected, atol=1e-12
+    )
 
 
 def test_f_curve_is_zero_where_nothing_is_found_and_nan_without_lesion():

@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
-from tversky_seg.surface import surface, surface_distances
+from tversky_seg.metrics.surface import surface, surface_distances
 
 SPACINGS = [(1.0, 1.0, 1.0), (0.8, 0.47, 3.0)]
 
@@ -22,7 +22,10 @@ def blobs(seed, shape=(22, 18, 15)):
 
 def brute_force(prediction, reference, spacing_mm):
     cross = ndimage.generate_binary_structure(prediction.ndim, 1)
-    points = [np.argwhere(m & ~ndimage.binary_erosion(m, cross)) * spacing_mm for m in (prediction, reference)]
+    points = [
+        np.argwhere(m & ~ndimage.binary_erosion(m, cross)) * spacing_mm
+        for m in (prediction, reference)
+    ]
     distances = cdist(*points)
     there, back = distances.min(1), distances.min(0)
     assd_mm = (there.sum() + back.sum()) / (len(there) + len(back))
@@ -46,7 +49,10 @@ def test_distances_equal_monai():
     tensors = [torch.from_numpy(mask)[None, None].float() for mask in (prediction, reference)]
     settings = {"include_background": True, "spacing": SPACINGS[1]}
     hd95 = compute_hausdorff_distance(*tensors, percentile=95, **settings)
-    directed = [float(compute_average_surface_distance(*pair, **settings)) for pair in (tensors, tensors[::-1])]
+    directed = [
+        float(compute_average_surface_distance(*pair, **settings))
+        for pair in (tensors, tensors[::-1])
+    ]
     found = surface_distances(prediction, reference, spacing_mm=SPACINGS[1])
     assert found.hd95_mm == pytest.approx(float(hd95), abs=1e-5)
     weights = [surface(mask).sum() for mask in (prediction, reference)]
@@ -73,7 +79,8 @@ def test_identical_masks_are_zero_apart_and_order_does_not_matter():
     same = surface_distances(reference, reference, spacing_mm=(1, 1, 1))
     assert (same.assd_mm, same.hd95_mm) == (0, 0)
     forth, back = (
-        surface_distances(*pair, spacing_mm=(1, 2, 3)) for pair in ((prediction, reference), (reference, prediction))
+        surface_distances(*pair, spacing_mm=(1, 2, 3))
+        for pair in ((prediction, reference), (reference, prediction))
     )
     assert (forth.assd_mm, forth.hd95_mm) == pytest.approx((back.assd_mm, back.hd95_mm))
 
@@ -86,7 +93,9 @@ def test_distances_scale_with_the_spacing():
 
 @pytest.mark.parametrize("empty", [(True, False), (False, True), (True, True)])
 def test_distances_to_an_empty_mask_are_nan(empty):
-    masks = [np.zeros((4, 4, 4), bool) if is_empty else np.ones((4, 4, 4), bool) for is_empty in empty]
+    masks = [
+        np.zeros((4, 4, 4), bool) if is_empty else np.ones((4, 4, 4), bool) for is_empty in empty
+    ]
     found = surface_distances(*masks, spacing_mm=(1, 1, 1))
     assert math.isnan(found.assd_mm)
     assert math.isnan(found.hd95_mm)
@@ -108,13 +117,18 @@ def test_inputs_are_left_as_they_were():
 
 
 def test_a_spacing_that_is_no_spacing_is_an_error():
-    with pytest.raises(ValueError, match=r"spacing_mm must be 3 positive numbers, got \(1, 1, -1\)"):
+    with pytest.raises(
+        ValueError, match=r"spacing_mm must be 3 positive numbers, got \(1, 1, -1\)"
+    ):
         surface_distances(*blobs(0), spacing_mm=(1, 1, -1))
 
 
 def directed(prediction, reference, spacing_mm):
     cross = ndimage.generate_binary_structure(prediction.ndim, 1)
-    points = [np.argwhere(m & ~ndimage.binary_erosion(m, cross)) * spacing_mm for m in (prediction, reference)]
+    points = [
+        np.argwhere(m & ~ndimage.binary_erosion(m, cross)) * spacing_mm
+        for m in (prediction, reference)
+    ]
     distances = cdist(*points)
     return np.concatenate([distances.min(1), distances.min(0)])
 
@@ -136,15 +150,24 @@ def test_hausdorff_distance_equals_monai():
     masks = blobs(6)
     tensors = [torch.from_numpy(mask)[None, None].float() for mask in masks]
     expected = compute_hausdorff_distance(*tensors, include_background=True, spacing=SPACINGS[1])
-    assert surface_distances(*masks, spacing_mm=SPACINGS[1]).hd_mm == pytest.approx(float(expected), abs=1e-5)
+    assert surface_distances(*masks, spacing_mm=SPACINGS[1]).hd_mm == pytest.approx(
+        float(expected), abs=1e-5
+    )
 
 
 def test_surface_dice_worked_by_hand():
     prediction, reference = np.zeros((2, 1, 1, 9), bool)
-    reference[0, 0, 1:4], prediction[0, 0, 3:8] = True, True  # lines: 2 and 4 of the 8 surface voxels are apart
+    reference[0, 0, 1:4], prediction[0, 0, 3:8] = (
+        True,
+        True,
+    )  # lines: 2 and 4 of the 8 surface voxels are apart
     settings = {"spacing_mm": (1, 1, 2)}
-    assert surface_distances(prediction, reference, tolerance_mm=0, **settings).surface_dice == 2 / 8
-    assert surface_distances(prediction, reference, tolerance_mm=2, **settings).surface_dice == 4 / 8
+    assert (
+        surface_distances(prediction, reference, tolerance_mm=0, **settings).surface_dice == 2 / 8
+    )
+    assert (
+        surface_distances(prediction, reference, tolerance_mm=2, **settings).surface_dice == 4 / 8
+    )
     assert surface_distances(prediction, reference, tolerance_mm=8, **settings).surface_dice == 1
 
 

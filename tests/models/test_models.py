@@ -13,7 +13,7 @@ from torch import nn
 from tversky_seg.models import FCDenseNet3D, ResidualUNet3D, UNet3D
 from tversky_seg.models.layers import normalization
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "model"
+CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 
 
 def small_unet(**settings):
@@ -33,7 +33,12 @@ def small_residual_unet(**settings):
     return ResidualUNet3D(**{"in_channels": 2, "out_channels": 3, "widths": (4, 4, 8)} | settings)
 
 
-SMALL = [small_unet, small_fc_densenet, small_compact_fc_densenet, small_residual_unet]  # multiple 4 each
+SMALL = [
+    small_unet,
+    small_fc_densenet,
+    small_compact_fc_densenet,
+    small_residual_unet,
+]  # multiple 4 each
 every_network = pytest.mark.parametrize("build", SMALL)
 
 
@@ -50,7 +55,8 @@ def gradients(network, image):
     network.zero_grad()
     logits = network(image)
     (
-        logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(3), dtype=logits.dtype)
+        logits
+        * torch.randn(logits.shape, generator=torch.Generator().manual_seed(3), dtype=logits.dtype)
     ).sum().backward()
     return {name: p.grad.clone() for name, p in network.named_parameters()}
 
@@ -81,11 +87,17 @@ def test_unet_has_the_parameters_of_its_text():
         (16, 5, True, (3_376_428, 3_376_812, 3_377_196)),
     ],
 )
-def test_fc_densenet_has_the_parameters_of_the_released_code(growth_rate, n_layers, compact, counts):
+def test_fc_densenet_has_the_parameters_of_the_released_code(
+    growth_rate, n_layers, compact, counts
+):
     for in_channels, count in zip((3, 4, 5), counts, strict=True):
         with torch.device("meta"):
             network = FCDenseNet3D(
-                in_channels=in_channels, out_channels=1, growth_rate=growth_rate, n_layers=n_layers, compact=compact
+                in_channels=in_channels,
+                out_channels=1,
+                growth_rate=growth_rate,
+                n_layers=n_layers,
+                compact=compact,
             )
         assert n_trainable(network) == count
 
@@ -117,7 +129,9 @@ def test_unet_level_by_hand():
     block, patch = network.encoder[0], image(5, 6, 7)
     hidden = F.relu(F.conv3d(patch, block.conv1.weight, block.conv1.bias, padding=1))
     hidden = F.relu(F.conv3d(hidden, block.conv2.weight, block.conv2.bias, padding=1))
-    assert torch.allclose(network(patch), F.conv3d(hidden, network.head.weight, network.head.bias), atol=1e-6)
+    assert torch.allclose(
+        network(patch), F.conv3d(hidden, network.head.weight, network.head.bias), atol=1e-6
+    )
 
 
 def test_dense_layer_sees_all_features_before_it():
@@ -183,7 +197,11 @@ def test_default_fc_densenet_names_its_multiples():
 @pytest.mark.parametrize("norm", ["instance", "batch", "group", None])
 def test_gradients_reach_all_parameters(build, norm):
     network = build(norm=norm, prior=None)
-    dead = [name for name, gradient in gradients(network, image(12, 12, 12)).items() if not gradient.any()]
+    dead = [
+        name
+        for name, gradient in gradients(network, image(12, 12, 12)).items()
+        if not gradient.any()
+    ]
     assert dead == []
 
 
@@ -199,7 +217,9 @@ def test_only_the_released_biases_of_the_residual_unet_are_undone_by_its_normali
     """The parameter count of the released code includes them; the logits do not depend on them."""
     network, patch = small_residual_unet().double(), image(12, 12, 12).double()
     logits = network(patch)
-    undone = [name for name, gradient in gradients(network, patch).items() if gradient.abs().max() < 1e-6]
+    undone = [
+        name for name, gradient in gradients(network, patch).items() if gradient.abs().max() < 1e-6
+    ]
     assert undone == ["stem.1.2.bias", "shortcuts.0.2.bias", "shortcuts.1.2.bias"]
     for name in undone:
         nn.init.normal_(network.get_parameter(name))
@@ -208,7 +228,9 @@ def test_only_the_released_biases_of_the_residual_unet_are_undone_by_its_normali
 
 @every_network
 def test_eval_is_deterministic_and_independent_of_the_batch(build):
-    network = build(norm="batch", **({} if build in (small_residual_unet,) else {"dropout": 0.5})).eval()
+    network = build(
+        norm="batch", **({} if build in (small_residual_unet,) else {"dropout": 0.5})
+    ).eval()
     patch = image(8, 8, 8)
     assert torch.equal(network(patch), network(patch))
     assert torch.allclose(network(patch[:1]), network(patch)[:1], atol=1e-3)
@@ -255,7 +277,11 @@ def test_bad_settings_name_value_and_expectation(build, fault):
 
 @pytest.mark.parametrize(
     ("build", "fault"),
-    [(small_unet, {"n_levels": 0}), (small_fc_densenet, {"growth_rate": 0}), (small_residual_unet, {"widths": (4,)})],
+    [
+        (small_unet, {"n_levels": 0}),
+        (small_fc_densenet, {"growth_rate": 0}),
+        (small_residual_unet, {"widths": (4,)}),
+    ],
 )
 def test_counts_below_one_are_refused(build, fault):
     with pytest.raises(ValueError, match=">= 1"):
@@ -267,7 +293,9 @@ def test_counts_below_one_are_refused(build, fault):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_checkpointing_gives_the_same_gradients_and_statistics(dropout):
-    plain, checkpointed = (small_fc_densenet(checkpointing=c, dropout=dropout) for c in (False, True))
+    plain, checkpointed = (
+        small_fc_densenet(checkpointing=c, dropout=dropout) for c in (False, True)
+    )
     checkpointed.load_state_dict(plain.state_dict())
     results = []
     for network in (plain, checkpointed):
@@ -288,7 +316,9 @@ def test_checkpointing_keeps_less_for_the_backward_pass():
             network(image(16, 16, 16))
         return sum(t.untyped_storage().nbytes() for t in saved.values())
 
-    assert saved_bytes(small_fc_densenet(checkpointing=True)) < 0.6 * saved_bytes(small_fc_densenet())
+    assert saved_bytes(small_fc_densenet(checkpointing=True)) < 0.6 * saved_bytes(
+        small_fc_densenet()
+    )
 
 
 @every_network
@@ -349,23 +379,36 @@ def test_exported_network_gives_the_same_probabilities_for_any_batch(trained):
     batch = {0: torch.export.Dim("batch", max=64)}
     exported = torch.export.export(trained, (image(9, 8, 12),), dynamic_shapes=(batch,)).module()
     patches = image(9, 8, 12, batch=3)
-    assert torch.allclose(exported(patches).sigmoid(), trained(patches).sigmoid(), atol=PROBABILITY_TOLERANCE)
+    assert torch.allclose(
+        exported(patches).sigmoid(), trained(patches).sigmoid(), atol=PROBABILITY_TOLERANCE
+    )
 
 
 @pytest.mark.slow
 @every_trained
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
 def test_onnx_network_gives_the_same_probabilities_for_any_batch(trained, tmp_path):
-    pytest.importorskip("onnxscript", reason="ONNX export needs the extra: pip install 'tversky-seg[export]'")
-    runtime = pytest.importorskip("onnxruntime", reason="checking ONNX needs onnxruntime, in the extra export")
+    pytest.importorskip(
+        "onnxscript", reason="ONNX export needs the extra: pip install 'tversky-seg[export]'"
+    )
+    runtime = pytest.importorskip(
+        "onnxruntime", reason="checking ONNX needs onnxruntime, in the extra export"
+    )
     batch = {0: torch.export.Dim("batch", max=64)}
     torch.onnx.export(
-        trained, (image(9, 8, 12),), tmp_path / "network.onnx", dynamic_shapes=(batch,), dynamo=True, verbose=False
+        trained,
+        (image(9, 8, 12),),
+        tmp_path / "network.onnx",
+        dynamic_shapes=(batch,),
+        dynamo=True,
+        verbose=False,
     )
     session = runtime.InferenceSession(tmp_path / "network.onnx")
     patches = image(9, 8, 12, batch=3)
     (logits,) = session.run(None, {session.get_inputs()[0].name: patches.numpy()})
-    assert torch.allclose(torch.from_numpy(logits).sigmoid(), trained(patches).sigmoid(), atol=PROBABILITY_TOLERANCE)
+    assert torch.allclose(
+        torch.from_numpy(logits).sigmoid(), trained(patches).sigmoid(), atol=PROBABILITY_TOLERANCE
+    )
 
 
 # --- configuration

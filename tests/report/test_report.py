@@ -14,14 +14,24 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from test_evaluation import Cohort, lesions_and_map
-from tversky_seg.charts import Axis, Line, Point, axis_over, bar_chart, line_chart
-from tversky_seg.report import describe_rule, format_value, write_report
-from tversky_seg.slices import PREDICTION_COLOUR, REFERENCE_COLOUR, ShownCase, choose_cases, outline, viewed_case
-from tversky_seg.viewer import viewer_section
+from helpers.evaluated_cohort import Cohort, lesions_and_map
+from tversky_seg.report.charts import Axis, Line, Point, axis_over, bar_chart, line_chart
+from tversky_seg.report.page import describe_rule, format_value, write_report
+from tversky_seg.report.slices import (
+    PREDICTION_COLOUR,
+    REFERENCE_COLOUR,
+    ShownCase,
+    choose_cases,
+    outline,
+    viewed_case,
+)
+from tversky_seg.report.viewer import viewer_section
 
 EVIL = '"><img src=x onerror=alert(1)></script><script>alert(2)</script>'
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
+    None,
+)
 
 
 class Page(HTMLParser):
@@ -71,13 +81,19 @@ def test_the_report_has_every_part(judged):
     assert f"{low} to {high}" in text
     assert "4 cases, 3 subjects" in text
     found = metrics["recall_by_volume"]["fixed"]
-    assert all(f"{part['n_detected']}/{part['n_lesions']}" in text for part in found if part["n_lesions"])
+    assert all(
+        f"{part['n_detected']}/{part['n_lesions']}" in text for part in found if part["n_lesions"]
+    )
 
 
 def test_the_report_needs_nothing_from_elsewhere(judged):
     text = judged[2]
     page = Page(text)
-    links = [value for _, name, value in page.attributes if name in ("src", "href", "action", "data", "srcset")]
+    links = [
+        value
+        for _, name, value in page.attributes
+        if name in ("src", "href", "action", "data", "srcset")
+    ]
     assert links
     assert all(value.startswith("data:image/png;base64,") for value in links)
     assert "link" not in page.tags
@@ -99,7 +115,11 @@ def test_names_cannot_break_out_of_the_page(judged):
     page = Page((folder / "report.html").read_text())
     assert len([tag for tag in page.tags if tag == "script"]) == 4  # sorting, program, case, viewer
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
-    assert all(value.startswith("data:") for tag, name, value in page.attributes if (tag, name) == ("img", "src"))
+    assert all(
+        value.startswith("data:")
+        for tag, name, value in page.attributes
+        if (tag, name) == ("img", "src")
+    )
     assert "alert(1)" in (folder / "report.html").read_text()
 
 
@@ -109,7 +129,9 @@ def test_each_class_has_its_charts(tmp_path):
     for name in ("core", "rim"):
         (cohort.predictions / f"case0_{name}_mask.nii.gz").write_bytes(
             gzip.compress(
-                nib.Nifti1Image(reference.astype(np.uint8), nib.load(cohort.cases[0].label).affine).to_bytes()
+                nib.Nifti1Image(
+                    reference.astype(np.uint8), nib.load(cohort.cases[0].label).affine
+                ).to_bytes()
             )
         )
     cohort.evaluate(classes={"core": [1], "rim": [1]})
@@ -125,7 +147,9 @@ def test_the_viewer_can_be_left_out_or_chosen(judged):
     chosen = choose_cases(metrics)
     assert viewed_case(chosen, "worst") == next(iter(chosen.values()))
     assert viewed_case(chosen, "none") is None
-    dice = {case["case_id"]: case["dice"] for case in metrics["cases"] if case["reference_volume_mm3"]}
+    dice = {
+        case["case_id"]: case["dice"] for case in metrics["cases"] if case["reference_volume_mm3"]
+    }
     assert list(chosen.values()) == [min(dice, key=dice.get), max(dice, key=dice.get), "case3"]
     (middle,) = dice.keys() - set(chosen.values())
     assert choose_cases(metrics, viewed=middle)["Chosen case"] == middle
@@ -162,13 +186,21 @@ def test_the_viewed_case_is_cropped_and_lies_where_it_was():
     case = shown_case()
     image = np.zeros_like(case.image)
     image[2:12, 2:11, 2:9] = case.image[2:12, 2:11, 2:9] + 1
-    case = ShownCase(case.case_id, image, case.prediction, case.reference, case.classes, case.affine)
+    case = ShownCase(
+        case.case_id, image, case.prediction, case.reference, case.classes, case.affine
+    )
     stored = stored_case(viewer_section(case))
     volume, overlay = volume_of(stored["image"]), volume_of(stored["overlays"][0])
     assert volume.shape == overlay.shape == (10, 9, 7)
     assert volume.get_data_dtype() == np.uint8
-    places = overlay.affine[:3, :3] @ np.argwhere(np.asarray(overlay.dataobj) == 3).T + overlay.affine[:3, 3:]
-    both = case.affine[:3, :3] @ np.argwhere((case.prediction & case.reference)[0]).T + case.affine[:3, 3:]
+    places = (
+        overlay.affine[:3, :3] @ np.argwhere(np.asarray(overlay.dataobj) == 3).T
+        + overlay.affine[:3, 3:]
+    )
+    both = (
+        case.affine[:3, :3] @ np.argwhere((case.prediction & case.reference)[0]).T
+        + case.affine[:3, 3:]
+    )
     assert places == pytest.approx(both)
     counts = np.bincount(np.asarray(overlay.dataobj).ravel().astype(int))
     assert counts[1:].tolist() == [4, 4, 6]  # missed, invented, found
@@ -185,7 +217,7 @@ def test_a_large_case_is_shown_coarser():
 
 
 def test_the_vendored_program_is_what_its_licence_file_says():
-    folder = files("tversky_seg") / "assets"
+    folder = files("tversky_seg.report") / "assets"
     program = gzip.decompress((folder / "niivue.umd.js.gz").read_bytes())
     licences = (folder / "niivue_licences.txt").read_text()
     assert hashlib.sha256(program).hexdigest() in licences
@@ -198,7 +230,10 @@ def test_curves_are_drawn_to_scale_in_steps_and_interrupted_by_nan():
     line = Line([1, 0.5, np.nan, 0.25, 0], [0, 0.5, np.nan, 1, 1], steps=True)
     path = re.search(r'class="line c0" d="(.*?)"', line_chart("t", [line], x=axis, y=axis))[1]
     left, right, top, bottom = 86, 432, 10, 292
-    assert path == f"M{right}.0 {bottom}.0H{(left + right) / 2}V{(top + bottom) / 2}M172.5 {top}.0H{left}.0V{top}.0"
+    assert (
+        path
+        == f"M{right}.0 {bottom}.0H{(left + right) / 2}V{(top + bottom) / 2}M172.5 {top}.0H{left}.0V{top}.0"
+    )
 
 
 def test_long_curves_are_thinned_but_keep_their_ends():
@@ -212,7 +247,9 @@ def test_long_curves_are_thinned_but_keep_their_ends():
 
 def test_chart_names_are_escaped():
     axis = axis_over(EVIL, [0, 1])
-    chart = line_chart(EVIL, [Line([0, 1], [0, 1], name=EVIL)], x=axis, y=axis, points=[Point(0, 0, EVIL, EVIL)])
+    chart = line_chart(
+        EVIL, [Line([0, 1], [0, 1], name=EVIL)], x=axis, y=axis, points=[Point(0, 0, EVIL, EVIL)]
+    )
     chart += bar_chart(EVIL, [(EVIL, 0.5, EVIL)], x_label=EVIL, y=axis)
     assert set(Page(chart).tags) <= {
         "figure",

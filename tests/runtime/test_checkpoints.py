@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tversky_seg import checkpoints
-from tversky_seg.checkpoints import CheckpointError, checksum, load_checkpoint, load_newest, save_checkpoint, warm_start
+from tversky_seg.runtime import checkpoints
+from tversky_seg.runtime.checkpoints import (
+    CheckpointError,
+    checksum,
+    load_checkpoint,
+    load_newest,
+    save_checkpoint,
+    warm_start,
+)
 
 STATE = {
     "model": {"weight": torch.arange(6.0).reshape(2, 3)},
@@ -33,7 +40,9 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "checkpoints" / "last.pt", STATE)
     back = load_checkpoint(tmp_path / "checkpoints" / "last.pt")
     assert torch.equal(back["model"]["weight"], STATE["model"]["weight"])
-    assert {key: back[key] for key in STATE if key != "model"} == {key: STATE[key] for key in STATE if key != "model"}
+    assert {key: back[key] for key in STATE if key != "model"} == {
+        key: STATE[key] for key in STATE if key != "model"
+    }
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.pt"]
 
 
@@ -60,7 +69,11 @@ def damage(path: Path, how: str) -> None:
         content = bytearray(b"<html>404 not found</html>")
     else:
         with zipfile.ZipFile(path) as archive:
-            start = next(info.header_offset for info in archive.infolist() if info.filename.endswith("data/0"))
+            start = next(
+                info.header_offset
+                for info in archive.infolist()
+                if info.filename.endswith("data/0")
+            )
         content[start + 150] ^= 1  # one bit of one weight
     path.write_bytes(content)
 
@@ -87,7 +100,9 @@ def test_a_strangers_file_runs_no_code(tmp_path: Path) -> None:
     torch.save({"model": RunsCode(evidence)}, tmp_path / "torch.pt")
     with (tmp_path / "pickle.pt").open("wb") as file:
         pickle.dump({"model": RunsCode(evidence)}, file)
-    with pytest.raises(CheckpointError, match=r"torch\.pt: holds more than tensors and plain values; "):
+    with pytest.raises(
+        CheckpointError, match=r"torch\.pt: holds more than tensors and plain values; "
+    ):
         load_checkpoint(tmp_path / "torch.pt")
     with pytest.raises(CheckpointError, match=r"pickle\.pt: "):
         load_checkpoint(tmp_path / "pickle.pt")
@@ -121,7 +136,9 @@ def test_a_full_disk_leaves_the_checkpoint_that_was_there(
         monkeypatch.setattr(checkpoints.torch, "save", full_within_torch)
     else:
         monkeypatch.setattr(checkpoints.os, "fsync", full)
-    with pytest.raises(CheckpointError, match=r"last\.pt: cannot be written \(No space left on device\); make room"):
+    with pytest.raises(
+        CheckpointError, match=r"last\.pt: cannot be written \(No space left on device\); make room"
+    ):
         save_checkpoint(path, STATE | {"step": 4}, previous=tmp_path / "previous.pt")
     monkeypatch.undo()
     assert load_checkpoint(path)["step"] == 3
@@ -157,7 +174,10 @@ def test_the_newest_readable_checkpoint_is_taken_with_a_warning(
 
 def test_a_checksum_is_that_of_sha256sum(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
-    assert checksum(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        checksum(tmp_path / "abc")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
 
 
 def a_network(n_classes: int = 1) -> torch.nn.Module:
@@ -168,7 +188,9 @@ def test_a_warm_start_takes_all_weights(tmp_path: Path) -> None:
     there, here = a_network(), a_network()
     save_checkpoint(tmp_path / "best.pt", {"model": there.state_dict()})
     warm_start(here, tmp_path / "best.pt")
-    assert all(torch.equal(a, b) for a, b in zip(there.parameters(), here.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(there.parameters(), here.parameters(), strict=True)
+    )
 
 
 def test_a_warm_start_of_another_network_is_refused_or_lists_what_is_left_out(
@@ -178,13 +200,15 @@ def test_a_warm_start_of_another_network_is_refused_or_lists_what_is_left_out(
     last = here[1].weight.detach().clone()
     save_checkpoint(tmp_path / "best.pt", {"model": there.state_dict()})
     with pytest.raises(
-        CheckpointError, match=r"best\.pt: 2 of its weights do not fit, 1\.weight \(\(1, 2, 1, 1, 1\) the"
+        CheckpointError,
+        match=r"best\.pt: 2 of its weights do not fit, 1\.weight \(\(1, 2, 1, 1, 1\) the",
     ):
         warm_start(here, tmp_path / "best.pt")
     with caplog.at_level(logging.WARNING, logger="tversky_seg"):
         warm_start(here, tmp_path / "best.pt", is_strict=False)
     assert (
-        "2 weights taken, 2 left out: 1.weight ((1, 2, 1, 1, 1) there, (3, 2, 1, 1, 1) here), 1.bias (" in caplog.text
+        "2 weights taken, 2 left out: 1.weight ((1, 2, 1, 1, 1) there, (3, 2, 1, 1, 1) here), 1.bias ("
+        in caplog.text
     )
     assert torch.equal(here[0].weight, there[0].weight)
     assert torch.equal(here[1].weight, last)

@@ -16,13 +16,19 @@ import pytest
 import torch
 from torch import nn
 
-from cohort import make_cohort
-from command_line import ROOT, SMALL
-from tversky_seg import distributed
-from tversky_seg.distributed import first_before_others, gathered, in_shares, shared_out, world_size
+from helpers.cohorts import make_cohort
+from helpers.command_line import ROOT, SMALL
 from tversky_seg.losses import TverskyLoss
 from tversky_seg.models import UNet3D
-from tversky_seg.training import Trainer, Validation
+from tversky_seg.runtime import distributed
+from tversky_seg.runtime.distributed import (
+    all_gather_list,
+    map_over_ranks,
+    rank_zero_first,
+    run_sharded,
+    world_size,
+)
+from tversky_seg.training.trainer import Trainer, Validation
 
 
 class Cubes:
@@ -39,7 +45,10 @@ class Cubes:
         image = target + rng.normal(0, 0.5, target.shape)
         plain = {"case_ids": ["a"] * 6, "starts": [[0, 0, 0]] * 6}
         tensors = {"image": image, "target": target}
-        return {name: torch.from_numpy(array[self.own]).to(self.dtype) for name, array in tensors.items()} | plain
+        return {
+            name: torch.from_numpy(array[self.own]).to(self.dtype)
+            for name, array in tensors.items()
+        } | plain
 
 
 OPTIMIZERS = {
@@ -49,13 +58,19 @@ OPTIMIZERS = {
 }
 
 
-def train_in_process(rank: int, size: int, store: str, folder: str, name: str, n_parts: int) -> None:
+def train_in_process(
+    rank: int, size: int, store: str, folder: str, name: str, n_parts: int
+) -> None:
     """One of `size` processes: trains, validates three cases, and checks what it shares with the others."""
     if size > 1:
-        torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{store}", rank=rank, world_size=size
+        )
     dtype, n_steps, optimizer = OPTIMIZERS[name]
     torch.manual_seed(0)
-    model = UNet3D(in_channels=1, out_channels=1, width=4, n_levels=2, deep_supervision=int(name == "deep")).to(dtype)
+    model = UNet3D(
+        in_channels=1, out_channels=1, width=4, n_levels=2, deep_supervision=int(name == "deep")
+    ).to(dtype)
     computed: list[int] = []
 
     def double(case: int) -> torch.Tensor:
@@ -63,21 +78,32 @@ def train_in_process(rank: int, size: int, store: str, folder: str, name: str, n
         return torch.full((case, 2), 2.0 * case)
 
     def validate(network: nn.Module) -> Validation:
-        results = list(shared_out([1, 2, 3], double))
+        results = list(map_over_ranks([1, 2, 3], double))
         assert [tuple(result.shape) for result in results] == [(1, 2), (2, 2), (3, 2)]
         return Validation({"dice": float(torch.cat(results).mean())})
 
-    settings = {"max_steps": n_steps, "log_every": 1, "validate_every": n_steps, "checkpoint_every": n_steps}
+    settings = {
+        "max_steps": n_steps,
+        "log_every": 1,
+        "validate_every": n_steps,
+        "checkpoint_every": n_steps,
+    }
     trainer = Trainer(
-        model, TverskyLoss(), optimizer=optimizer, batch_size=6, accumulate=n_parts, device="cpu", **settings
+        model,
+        TverskyLoss(),
+        optimizer=optimizer,
+        batch_size=6,
+        accumulate=n_parts,
+        device="cpu",
+        **settings,
     )
     trainer.fit(Cubes(dtype, rank=rank, size=size), Path(folder), validate=validate)
     assert computed == [1, 2, 3][rank::size]
-    assert gathered([rank]) == list(range(size))
-    assert in_shares(lambda cases: list(cases), [1, 2, 3, 4]) == (
+    assert all_gather_list([rank]) == list(range(size))
+    assert run_sharded(lambda cases: list(cases), [1, 2, 3, 4]) == (
         [1, 2, 3, 4] if rank == 0 else [1, 2, 3, 4][rank::size]
     )
-    with first_before_others():
+    with rank_zero_first():
         marker = Path(folder) / "marker"
         assert marker.exists() == (rank > 0)
         marker.touch()
@@ -94,7 +120,9 @@ def losses_of(folder: Path, *, size: int, name: str, n_parts: int = 1) -> np.nda
     else:
         torch.multiprocessing.spawn(train_in_process, arguments, nprocs=size)
     with (folder / "metrics.csv").open() as file:
-        return np.array([float(row["value"]) for row in csv.DictReader(file) if row["name"] == "loss"])
+        return np.array(
+            [float(row["value"]) for row in csv.DictReader(file) if row["name"] == "loss"]
+        )
 
 
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
@@ -106,7 +134,9 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "tolerance"), [("sgd", 1e-4), ("adamw", 1e-3)])
-def test_loss_curves_agree_on_one_two_three_and_four_processes(tmp_path: Path, name: str, tolerance: float) -> None:
+def test_loss_curves_agree_on_one_two_three_and_four_processes(
+    tmp_path: Path, name: str, tolerance: float
+) -> None:
     alone = losses_of(tmp_path / "1", size=1, name=name)
     for size in (2, 3, 4):  # four: shares of one and two patches
         together = losses_of(tmp_path / str(size), size=size, name=name)
@@ -137,10 +167,26 @@ def torchrun(*words: str, n: int, folder: Path, **further: Any) -> subprocess.Po
     own = [word for word in words if word.startswith("--")] or ["--standalone"]
     settings = [word for word in words if not word.startswith("--")]
     data = ["data=manifest", f"data.manifest={manifest}", f"data.cache_dir={folder / 'cache'}"]
-    command = [sys.executable, "-m", "torch.distributed.run", *own, f"--nproc_per_node={n}", str(ROOT / "train.py")]
-    words = (*command, *data, *SMALL, "trainer.threads=1", f"output_dir={folder / 'run'}", *settings)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *own,
+        f"--nproc_per_node={n}",
+        str(ROOT / "train.py"),
+    ]
+    words = (
+        *command,
+        *data,
+        *SMALL,
+        "trainer.threads=1",
+        f"output_dir={folder / 'run'}",
+        *settings,
+    )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(words, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes, **further)
+    return subprocess.Popen(
+        words, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes, **further
+    )
 
 
 def finish(process: subprocess.Popen[str], *, within_s: float = 240) -> tuple[int, str]:
@@ -173,10 +219,16 @@ def test_a_batch_that_is_too_small_for_the_processes_is_one_line(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_all_within_a_minute_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    process = torchrun("trainer.max_steps=2000", "trainer.validate_every=2000", n=2, folder=tmp_path)
+def test_a_killed_process_ends_all_within_a_minute_and_the_same_command_goes_on(
+    tmp_path: Path,
+) -> None:
+    process = torchrun(
+        "trainer.max_steps=2000", "trainer.validate_every=2000", n=2, folder=tmp_path
+    )
     wait_for(tmp_path / "run" / "checkpoints" / "last.pt")
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    ).stdout
     os.kill(int(children.split()[-1]), signal.SIGKILL)
     killed_at = time.monotonic()
     status, said = finish(process, within_s=60)
@@ -187,10 +239,17 @@ def test_a_killed_process_ends_all_within_a_minute_and_the_same_command_goes_on(
 
 @pytest.mark.slow
 def test_processes_that_are_restarted_go_on_from_the_checkpoint(tmp_path: Path) -> None:
-    words = ("--standalone", "--max-restarts=1", "trainer.max_steps=60", "trainer.validate_every=60")
+    words = (
+        "--standalone",
+        "--max-restarts=1",
+        "trainer.max_steps=60",
+        "trainer.validate_every=60",
+    )
     process = torchrun(*words, n=2, folder=tmp_path)
     wait_for(tmp_path / "run" / "checkpoints" / "last.pt")
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    ).stdout
     os.kill(int(children.split()[-1]), signal.SIGKILL)
     status, said = finish(process)
     assert status == 0, said
@@ -200,7 +259,12 @@ def test_processes_that_are_restarted_go_on_from_the_checkpoint(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_two_agents_over_loopback_train_as_two_nodes(tmp_path: Path) -> None:
-    meet = ("--nnodes=2", "--rdzv-backend=c10d", "--rdzv-id=test", f"--rdzv-endpoint=127.0.0.1:{free_port()}")
+    meet = (
+        "--nnodes=2",
+        "--rdzv-backend=c10d",
+        "--rdzv-id=test",
+        f"--rdzv-endpoint=127.0.0.1:{free_port()}",
+    )
     make_cohort(tmp_path / "cohort")
     agents = [torchrun(*meet, n=1, folder=tmp_path) for _ in range(2)]
     for agent in agents:
@@ -217,7 +281,9 @@ def wait_for(path: Path, *, within_s: float = 120) -> None:
 
 
 @pytest.mark.parametrize("n_lost", [0, 2, 3])
-def test_a_connection_that_is_lost_while_it_is_made_is_made_again(n_lost: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_is_lost_while_it_is_made_is_made_again(
+    n_lost: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tries, waits = [], []
 
     def connect(backend: str, *, timeout: object, **_: object) -> None:
@@ -225,11 +291,15 @@ def test_a_connection_that_is_lost_while_it_is_made_is_made_again(n_lost: int, m
         if len(tries) <= n_lost:
             raise RuntimeError("Gloo connectFullMesh failed")
 
-    monkeypatch.setattr(distributed, "rendezvous", lambda _: iter([(torch.distributed.HashStore(), 0, 2)]))
+    monkeypatch.setattr(
+        distributed, "rendezvous", lambda _: iter([(torch.distributed.HashStore(), 0, 2)])
+    )
     monkeypatch.setattr(distributed.dist, "init_process_group", connect)
     monkeypatch.setattr(distributed.dist.distributed_c10d, "_set_pg_timeout", waits.append)
     if n_lost == 3:
-        with pytest.raises(distributed.LostProcess, match="process 0: the 2 processes did not meet in 3 tries"):
+        with pytest.raises(
+            distributed.LostProcess, match="process 0: the 2 processes did not meet in 3 tries"
+        ):
             distributed._connect()
     else:
         distributed._connect()
@@ -237,7 +307,9 @@ def test_a_connection_that_is_lost_while_it_is_made_is_made_again(n_lost: int, m
     assert waits == [distributed.LONGEST_WAIT] * (n_lost < 3)
 
 
-def test_processes_that_are_restarted_see_no_address_of_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_are_restarted_see_no_address_of_those_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     kept = torch.distributed.HashStore()
     seen = []
 
@@ -256,6 +328,6 @@ def test_processes_that_are_restarted_see_no_address_of_those_before(monkeypatch
 
 def test_alone_nothing_is_shared() -> None:
     assert world_size() == 1
-    assert list(shared_out([1, 2], lambda n: torch.tensor(n))) == [1, 2]
-    assert in_shares(len, [1, 2]) == 2
-    assert gathered(["a"]) == ["a"]
+    assert list(map_over_ranks([1, 2], lambda n: torch.tensor(n))) == [1, 2]
+    assert run_sharded(len, [1, 2]) == 2
+    assert all_gather_list(["a"]) == ["a"]

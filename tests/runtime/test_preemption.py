@@ -4,8 +4,15 @@ import time
 
 import pytest
 
-from tversky_seg import stopping
-from tversky_seg.stopping import SIGNALS, Stopped, finishing_steps, interruptible, listening, reason_to_stop
+from tversky_seg.runtime import preemption as stopping
+from tversky_seg.runtime.preemption import (
+    SIGNALS,
+    Stopped,
+    finishing_steps,
+    interruptible,
+    listening,
+    reason_to_stop,
+)
 
 
 def signalled(number: signal.Signals) -> None:

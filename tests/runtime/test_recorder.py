@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tversky_seg import recording
-from tversky_seg.recording import (
+from helpers.recorders import record
+from tversky_seg.runtime import recorder as recording
+from tversky_seg.runtime.recorder import (
     Recorder,
     Stopwatch,
     data_fingerprint,
@@ -20,14 +21,6 @@ from tversky_seg.recording import (
     record_environment,
     write_json,
 )
-
-
-def record(folder: Path, steps: range, *, from_step: int = 0) -> None:
-    recorder = Recorder(folder, from_step=from_step)
-    for step in steps:
-        recorder.metrics(step, {"loss": 1 / step, "learning_rate": 1e-3})
-        recorder.timings(step, {"step_s": 0.1})
-    recorder.close()
 
 
 def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
@@ -73,7 +66,9 @@ def test_pictures_are_there_to_look_at(tmp_path: Path) -> None:
     assert (image.step, image.height, image.width) == (2, 5, 7)
 
 
-def test_a_stopwatch_adds_up_by_name_and_starts_anew_when_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopwatch_adds_up_by_name_and_starts_anew_when_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = iter([0.0, 1.0, 3.0, 3.5])
     monkeypatch.setattr(recording.time, "perf_counter", lambda: next(clock))
     watch = Stopwatch()
@@ -85,7 +80,15 @@ def test_a_stopwatch_adds_up_by_name_and_starts_anew_when_read(monkeypatch: pyte
 
 def test_the_environment_is_plain_and_names_versions_threads_and_commit() -> None:
     found = json.loads(json.dumps(environment()))
-    assert {"command", "python", "versions", "threads", "device", "git_commit", "git_dirty"} <= found.keys()
+    assert {
+        "command",
+        "python",
+        "versions",
+        "threads",
+        "device",
+        "git_commit",
+        "git_dirty",
+    } <= found.keys()
     assert found["versions"]["torch"]
 
 
@@ -114,7 +117,9 @@ def test_json_is_whole_or_absent(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["facts.json"]
 
 
-def test_the_environment_tells_what_a_rerun_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_tells_what_a_rerun_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(recording.sys, "argv", ["train.py", "seed=3"])
     answers = {"rev-parse": "0123abcd", "status": " M train.py"}
     monkeypatch.setattr(recording, "_git", lambda *words: answers[words[0]])
@@ -125,7 +130,11 @@ def test_the_environment_tells_what_a_rerun_needs(tmp_path: Path, monkeypatch: p
     assert found["command"] == [sys.executable, "train.py", "seed=3"]
     assert found["versions"].keys() == {"tversky-seg", *recording.VERSIONED}
     assert found["versions"]["numpy"] == np.__version__
-    assert (found["python"], found["processes"], found["cpus"]) == (platform.python_version(), 1, os.cpu_count())
+    assert (found["python"], found["processes"], found["cpus"]) == (
+        platform.python_version(),
+        1,
+        os.cpu_count(),
+    )
     assert found["device"]
     assert found["platform"]
     assert found["data"] == data_fingerprint([tmp_path / "image.nii.gz"])
@@ -151,12 +160,18 @@ def test_a_fingerprint_is_of_contents_not_of_places(tmp_path: Path) -> None:
     assert data_fingerprint(there) == first
     assert data_fingerprint(here[::-1]) != first
     assert data_fingerprint(here[:1]) != first
-    for changed in (b"\xff" + large[1:], large[:-1] + b"\x00", large + large[:256]):  # beginning, end, length
+    for changed in (
+        b"\xff" + large[1:],
+        large[:-1] + b"\x00",
+        large + large[:256],
+    ):  # beginning, end, length
         there[0].write_bytes(changed)
         assert data_fingerprint(there) != first
 
 
-def test_going_on_with_other_data_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_going_on_with_other_data_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     image = tmp_path / "image.nii.gz"
     for content in (b"voxels", b"others"):
         image.write_bytes(content)

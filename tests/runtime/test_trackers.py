@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from test_recording import record
-from test_training import a_trainer
-from tversky_seg import trackers
-from tversky_seg.recording import Recorder
+from helpers.recorders import record
+from helpers.trainers import a_trainer
+from tversky_seg.runtime import trackers
+from tversky_seg.runtime.recorder import Recorder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the packages
 
@@ -57,17 +57,25 @@ def test_a_run_that_goes_on_sends_no_step_twice_and_what_was_not_sent(
 ) -> None:
     record(tmp_path, range(1, 3))  # without the tracker
     recorded(tmp_path, range(3, 6), names=("wandb",), from_step=2)
-    recorded(tmp_path, range(4, 8), names=("wandb",), from_step=3)  # stopped after 5, its last checkpoint at 3
+    recorded(
+        tmp_path, range(4, 8), names=("wandb",), from_step=3
+    )  # stopped after 5, its last checkpoint at 3
     (run,) = fake_wandb.values()
     losses = [(step, values["loss"]) for step, values in run.rows if "loss" in values]
     assert losses == [(step, 1 / step) for step in range(1, 8)]
-    assert [values for _, values in run.rows if "case/axial" in values] == [{"case/axial": (5, 7, 3)}] * 2
+    assert [values for _, values in run.rows if "case/axial" in values] == [
+        {"case/axial": (5, 7, 3)}
+    ] * 2
     assert run.ends == 2
 
 
 @pytest.mark.parametrize("store", ["file", pytest.param("sqlite", marks=pytest.mark.slow)])
-def test_mlflow_goes_on_in_the_same_run(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    mlflow = pytest.importorskip("mlflow", reason="needs the extra: pip install 'tversky-seg[mlflow]'")
+def test_mlflow_goes_on_in_the_same_run(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip(
+        "mlflow", reason="needs the extra: pip install 'tversky-seg[mlflow]'"
+    )
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     uri = (tmp_path / "store").as_uri() if store == "file" else f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.chdir(tmp_path)
@@ -81,7 +89,9 @@ def test_mlflow_goes_on_in_the_same_run(tmp_path: Path, store: str, monkeypatch:
     (experiment,) = [found for found in client.search_experiments() if found.name == "tversky-seg"]
     (found,) = client.search_runs([experiment.experiment_id])
     history = client.get_metric_history(found.info.run_id, "loss")
-    assert [(point.step, point.value) for point in history] == [(step, 1 / step) for step in range(1, 6)]
+    assert [(point.step, point.value) for point in history] == [
+        (step, 1 / step) for step in range(1, 6)
+    ]
     assert found.data.params == {"seed": "3", "model.width": "16"}
     assert found.info.status == "FINISHED"
     assert [file.path for file in client.list_artifacts(found.info.run_id, "pictures/case/axial")]
@@ -115,7 +125,9 @@ def test_training_goes_on_without_a_tracker_that_fails(
             recorder.metrics(step, {"loss": 1.0})
     recorder.close()
     said = [record.getMessage() for record in caplog.records]
-    assert said == ["WeightsAndBiases left out from here on: the server is gone; metrics.csv has all"]
+    assert said == [
+        "WeightsAndBiases left out from here on: the server is gone; metrics.csv has all"
+    ]
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 4
     recorded(tmp_path, range(4, 5), names=("wandb",), from_step=3)
 
@@ -126,5 +138,8 @@ def test_an_unknown_tracker_or_one_that_is_not_installed_is_named_before_trainin
     with pytest.raises(ValueError, match="trackers must be of mlflow, wandb, got neptune"):
         a_trainer(trackers=["neptune"])
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ValueError, match=r"trackers need a package: pip install 'tversky-seg\[mlflow\]', got mlflow"):
+    with pytest.raises(
+        ValueError,
+        match=r"trackers need a package: pip install 'tversky-seg\[mlflow\]', got mlflow",
+    ):
         a_trainer(trackers=["mlflow"])

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tversky_seg.schedules import cosine, poly, steps
+from tversky_seg.training.schedules import cosine, poly, steps
 
 
 def test_cosine_rises_in_a_line_and_falls_to_the_final_factor() -> None:
@@ -17,7 +17,9 @@ def test_cosine_is_that_of_torch() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=40, eta_min=0.1)
     for step in range(40):
-        assert cosine(step, 40, warmup_steps=0, final=0.1) == pytest.approx(optimizer.param_groups[0]["lr"])
+        assert cosine(step, 40, warmup_steps=0, final=0.1) == pytest.approx(
+            optimizer.param_groups[0]["lr"]
+        )
         optimizer.step()
         reference.step()
 
@@ -30,7 +32,9 @@ def test_poly_is_a_power_of_what_is_left() -> None:
 
 
 def test_steps_are_salehis() -> None:
-    assert [steps(step, 10**4) for step in (0, 999, 1000, 1999, 2000)] == pytest.approx([1, 1, 0.9, 0.9, 0.81])
+    assert [steps(step, 10**4) for step in (0, 999, 1000, 1999, 2000)] == pytest.approx(
+        [1, 1, 0.9, 0.9, 0.81]
+    )
     assert steps(7, 10, every=2, factor=0.5) == pytest.approx(0.125)
     with pytest.raises(ValueError, match="every must be >= 1, got 0"):
         steps(0, 10, every=0)

@@ -3,51 +3,20 @@ import logging
 import resource
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from tversky_seg.checkpoints import CheckpointError, load_checkpoint
-from tversky_seg.config import one_line
-from tversky_seg.losses import BCELoss, TverskyLoss
-from tversky_seg.models import UNet3D
-from tversky_seg.training import Trainer, Validation
-from tversky_seg.validation import check_monitor
-
-
-@dataclass(frozen=True)
-class Blobs:
-    """Batch k, drawn from k alone: bright cubes in noise."""
-
-    spoiled: tuple[int, ...] = ()
-    dies_at: int | None = None
-
-    def __getitem__(self, step: int) -> dict[str, Any]:
-        if step == self.dies_at:
-            raise OSError(f"step {step}: the disk is gone")
-        rng = np.random.default_rng(step)
-        target = np.zeros((2, 1, 8, 8, 8), np.float32)
-        target[:, :, 2:5, 2:5, 2:5] = 1
-        image = target + rng.normal(0, 0.3, target.shape).astype(np.float32)
-        if step in self.spoiled:
-            image[0, 0, 0, 0, 0] = np.nan
-        tensors = {"image": image, "target": target, "components": target.astype(np.int32)}
-        plain = {"case_ids": ["ann", "bob"], "starts": [[step, 0, 0], [0, 1, 2]]}
-        return {name: torch.from_numpy(array) for name, array in tensors.items()} | plain
-
-
-def a_trainer(**settings: Any) -> Trainer:
-    torch.manual_seed(0)
-    model = UNet3D(in_channels=1, out_channels=1, width=4, n_levels=2, dropout=0.2)
-    defaults = {"max_steps": 6, "checkpoint_every": 2, "validate_every": 3, "log_every": 2, "seed": 5}
-    adamw = partial(torch.optim.AdamW, lr=0.02)
-    return Trainer(model, TverskyLoss(), **{"optimizer": adamw, "device": "cpu", **defaults, **settings})
+from helpers.trainers import Blobs, a_trainer, assert_same, weights
+from tversky_seg.config.entry_point import one_line
+from tversky_seg.losses import BCELoss
+from tversky_seg.runtime.checkpoints import CheckpointError, load_checkpoint
+from tversky_seg.training.trainer import Validation
+from tversky_seg.training.validation import check_monitor
 
 
 def judged(*values: float) -> Callable[[nn.Module], Validation]:
@@ -62,22 +31,16 @@ def judged(*values: float) -> Callable[[nn.Module], Validation]:
     return validate
 
 
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = load_checkpoint(path)["model"]
-    return state
-
-
 def rows(run: Path, name: str) -> dict[int, float]:
     """Step -> value of one row of metrics.csv."""
     with (run / "metrics.csv").open() as file:
-        found = [(int(row["step"]), float(row["value"])) for row in csv.DictReader(file) if row["name"] == name]
+        found = [
+            (int(row["step"]), float(row["value"]))
+            for row in csv.DictReader(file)
+            if row["name"] == name
+        ]
     assert len(dict(found)) == len(found), "a step stands twice"
     return dict(found)
-
-
-def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.fixture(scope="module")
@@ -108,16 +71,24 @@ def test_steps_see_batches_in_order_once_each(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stopped_at", [1, 2, 3, 5])
-def test_a_stopped_training_goes_on_bit_for_bit(tmp_path: Path, whole: Path, stopped_at: int) -> None:
+def test_a_stopped_training_goes_on_bit_for_bit(
+    tmp_path: Path, whole: Path, stopped_at: int
+) -> None:
     with pytest.raises(OSError, match="the disk is gone"):
         a_trainer().fit(Blobs(dies_at=stopped_at), tmp_path, validate=judged(0.4, 0.8))
     done = stopped_at // 2 * 2  # steps with a checkpoint
     a_trainer().fit(Blobs(), tmp_path, validate=judged(*([0.4, 0.8] if done < 3 else [0.8])))
     for name in ("last", "best"):
-        there, here = (load_checkpoint(run / "checkpoints" / f"{name}.pt") for run in (whole, tmp_path))
+        there, here = (
+            load_checkpoint(run / "checkpoints" / f"{name}.pt") for run in (whole, tmp_path)
+        )
         assert_same(there["model"], here["model"])
         assert_same(there["optimizer"]["state"][0], here["optimizer"]["state"][0])
-        assert (there["step"], there["best"], there["threshold"]) == (here["step"], here["best"], here["threshold"])
+        assert (there["step"], there["best"], there["threshold"]) == (
+            here["step"],
+            here["best"],
+            here["threshold"],
+        )
     assert (tmp_path / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
 
 
@@ -131,13 +102,17 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(
         a_trainer().fit(Blobs(), run, validate=judged(0.8))
     assert "last.pt: damaged" in caplog.text
     assert "going on from step 4 of 6" in caplog.text
-    assert_same(weights(run / "checkpoints" / "last.pt"), weights(whole / "checkpoints" / "last.pt"))
+    assert_same(
+        weights(run / "checkpoints" / "last.pt"), weights(whole / "checkpoints" / "last.pt")
+    )
     assert (run / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
 
 
 def test_validation_disturbs_nothing(tmp_path: Path, whole: Path) -> None:
     a_trainer(validate_every=1).fit(Blobs(), tmp_path, validate=judged(*[0.5] * 6))
-    assert_same(weights(tmp_path / "checkpoints" / "last.pt"), weights(whole / "checkpoints" / "last.pt"))
+    assert_same(
+        weights(tmp_path / "checkpoints" / "last.pt"), weights(whole / "checkpoints" / "last.pt")
+    )
 
 
 def test_a_finished_training_is_left_alone(tmp_path: Path, whole: Path) -> None:
@@ -150,7 +125,9 @@ def test_a_finished_training_is_left_alone(tmp_path: Path, whole: Path) -> None:
 
 
 def test_the_last_step_always_validates_and_checkpoints(tmp_path: Path) -> None:
-    a_trainer(max_steps=5, validate_every=100, checkpoint_every=100).fit(Blobs(), tmp_path, validate=judged(0.3))
+    a_trainer(max_steps=5, validate_every=100, checkpoint_every=100).fit(
+        Blobs(), tmp_path, validate=judged(0.3)
+    )
     assert rows(tmp_path, "val_dice") == {5: 0.3}
     assert load_checkpoint(tmp_path / "checkpoints" / "last.pt")["step"] == 5
     assert load_checkpoint(tmp_path / "checkpoints" / "best.pt")["step"] == 5
@@ -163,7 +140,9 @@ def test_the_best_checkpoint_is_the_highest_with_the_threshold_chosen_there(tmp_
 
 
 def test_a_measure_that_is_never_defined_keeps_the_last(tmp_path: Path) -> None:
-    best = a_trainer(validate_every=2).fit(Blobs(), tmp_path, validate=judged(float("nan"), float("nan"), float("nan")))
+    best = a_trainer(validate_every=2).fit(
+        Blobs(), tmp_path, validate=judged(float("nan"), float("nan"), float("nan"))
+    )
     assert load_checkpoint(best)["step"] == 6
 
 
@@ -184,11 +163,21 @@ def test_what_is_kept_stands_in_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_step_without_a_finite_gradient_is_skipped_and_counted(tmp_path: Path) -> None:
-    constant = {"schedule": lambda step, max_steps: 1.0, "max_steps": 3, "log_every": 1, "checkpoint_every": 1}
+    constant = {
+        "schedule": lambda step, max_steps: 1.0,
+        "max_steps": 3,
+        "log_every": 1,
+        "checkpoint_every": 1,
+    }
     a_trainer(**constant).fit(Blobs(spoiled=(1,)), tmp_path)
     assert rows(tmp_path, "skipped") == {1: 0, 2: 1, 3: 1}
-    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "checkpoints" / "last.pt").values())
-    steps_taken = load_checkpoint(tmp_path / "checkpoints" / "last.pt")["optimizer"]["state"][0]["step"]
+    assert all(
+        torch.isfinite(tensor).all()
+        for tensor in weights(tmp_path / "checkpoints" / "last.pt").values()
+    )
+    steps_taken = load_checkpoint(tmp_path / "checkpoints" / "last.pt")["optimizer"]["state"][0][
+        "step"
+    ]
     assert steps_taken == 2
 
 
@@ -196,7 +185,9 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_counted(tmp_path: Path)
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_infinity_and_nan_in_loss_or_gradient_change_no_weight(value: float, where: str) -> None:
     class Spoiled(nn.Module):
-        def forward(self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        def forward(
+            self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None
+        ) -> torch.Tensor:
             if where == "gradient":
                 logits.register_hook(lambda gradient: gradient * value)
                 return logits.mean()
@@ -218,12 +209,17 @@ def test_a_disk_that_fills_during_a_checkpoint_costs_only_the_steps_since_the_on
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def save_on_a_small_disk(*arguments: Any, **settings: Any) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000 if trainer.state.step == 4 else limits[0], limits[1]))
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (20_000 if trainer.state.step == 4 else limits[0], limits[1])
+        )
         save(*arguments, **settings)
 
     trainer._save = save_on_a_small_disk  # type: ignore[method-assign]
     try:
-        with pytest.raises(CheckpointError, match=r"last\.pt: cannot be written \(File too large\); make room and run"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"last\.pt: cannot be written \(File too large\); make room and run",
+        ):
             trainer.fit(Blobs(), run, validate=judged(0.4))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -270,7 +266,9 @@ def test_the_gradient_is_clipped_to_its_norm() -> None:
     trainer = a_trainer(**settings)
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
     trainer._step(1, Blobs()[0])
-    moved = torch.cat([(a - b).flatten() for a, b in zip(trainer.model.parameters(), before, strict=True)])
+    moved = torch.cat(
+        [(a - b).flatten() for a, b in zip(trainer.model.parameters(), before, strict=True)]
+    )
     assert moved.norm().item() == pytest.approx(0.125, rel=1e-3)
 
 
@@ -278,7 +276,9 @@ def test_voxel_weights_come_from_the_components() -> None:
     seen = []
 
     class Loss(nn.Module):
-        def forward(self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        def forward(
+            self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
+        ) -> torch.Tensor:
             seen.append(weight)
             return logits.square().mean()
 
@@ -304,8 +304,14 @@ def test_a_measure_that_validation_does_not_give_is_named(tmp_path: Path) -> Non
 def test_only_measures_of_which_more_is_better_can_be_monitored() -> None:
     check_monitor("pr_auc", classes=("lesion",))
     check_monitor("tumour/f2", classes=("liver", "tumour"))
-    for monitor, classes in (("lesion_fpr", ("lesion",)), ("lesion/dice", ("lesion",)), ("dise", ("lesion",))):
-        with pytest.raises(ValueError, match=rf"trainer\.monitor: {monitor}; expected one of dice, "):
+    for monitor, classes in (
+        ("lesion_fpr", ("lesion",)),
+        ("lesion/dice", ("lesion",)),
+        ("dise", ("lesion",)),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"trainer\.monitor: {monitor}; expected one of dice, "
+        ):
             check_monitor(monitor, classes=classes)
 
 
@@ -358,7 +364,8 @@ def test_the_average_of_the_weights_is_judged_and_kept_beside(tmp_path: Path) ->
     assert_same(best["model"], last["model_average"])
     assert_same(best["model_last"], last["model"])
     assert all(
-        torch.equal(a, b) for a, b in zip(judged_networks[-1], trainer.average.network.parameters(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(judged_networks[-1], trainer.average.network.parameters(), strict=True)
     )
     assert any(not torch.equal(best["model"][name], last["model"][name]) for name in last["model"])
 
@@ -370,7 +377,9 @@ def test_an_average_goes_on_bit_for_bit(tmp_path: Path, stopped_at: int) -> None
         a_trainer(ema_decay=0.9).fit(Blobs(dies_at=stopped_at), tmp_path / "run")
     a_trainer(ema_decay=0.9).fit(Blobs(), tmp_path / "run")
     for name in ("last", "best"):
-        assert_same(*(weights(tmp_path / run / "checkpoints" / f"{name}.pt") for run in ("whole", "run")))
+        assert_same(
+            *(weights(tmp_path / run / "checkpoints" / f"{name}.pt") for run in ("whole", "run"))
+        )
 
 
 def test_a_training_that_no_longer_improves_ends_and_stays_ended(tmp_path: Path) -> None:

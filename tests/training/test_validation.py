@@ -6,23 +6,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cohort import AFFINE, save, scan
-from test_inference import FirstChannel
-from tversky_seg.data.cases import Case
-from tversky_seg.data.preprocessing import PreparedCase, Preprocessing, preprocess
-from tversky_seg.inference import Inference
-from tversky_seg.measures import case_measures
-from tversky_seg.ranking import to_levels
-from tversky_seg.validation import MONITORED, validate
-from tversky_seg.windows import predict_volume
+from helpers.cohorts import AFFINE, save, scan
+from helpers.networks import FirstChannel
+from tversky_seg.data.case import Case
+from tversky_seg.data.preprocessing.pipeline import PreparedCase, Preprocessing, preprocess
+from tversky_seg.inference.predict import Inference
+from tversky_seg.inference.sliding_window import predict_volume
+from tversky_seg.metrics.case_metrics import case_measures
+from tversky_seg.metrics.ranking import to_levels
+from tversky_seg.training.validation import MONITORED, validate
 
 WHOLE = Inference(patch_size="whole")
 
 
 def a_case(folder: Path, seed: int, *, is_empty: bool = False) -> PreparedCase:
     image, label = scan(seed)
-    files = [save(folder / f"{seed}_image.nii", image), save(folder / f"{seed}_label.nii", label * (not is_empty))]
-    return preprocess(Case(f"c{seed}", f"c{seed}", {"FLAIR": files[0]}, (files[1],)), Preprocessing(("FLAIR",)))
+    files = [
+        save(folder / f"{seed}_image.nii", image),
+        save(folder / f"{seed}_label.nii", label * (not is_empty)),
+    ]
+    return preprocess(
+        Case(f"c{seed}", f"c{seed}", {"FLAIR": files[0]}, (files[1],)), Preprocessing(("FLAIR",))
+    )
 
 
 def test_measures_are_means_over_cases_at_what_was_chosen(tmp_path: Path) -> None:
@@ -31,19 +36,30 @@ def test_measures_are_means_over_cases_at_what_was_chosen(tmp_path: Path) -> Non
     rows = []
     for case in cases:
         assert case.target is not None
-        probability = predict_volume(FirstChannel(), case.image, image_scale=case.image_scale, patch_size="whole")[0]
+        probability = predict_volume(
+            FirstChannel(), case.image, image_scale=case.image_scale, patch_size="whole"
+        )[0]
         levels = to_levels(probability.numpy()) / 65535
         settings = {"threshold": found.threshold, "min_volume_mm3": found.min_volume_mm3}
-        rows.append(case_measures(levels, case.target[0], spacing_mm=np.diag(AFFINE)[:3], **settings))
+        rows.append(
+            case_measures(levels, case.target[0], spacing_mm=np.diag(AFFINE)[:3], **settings)
+        )
     for name in MONITORED:
-        assert found.measures[name] == pytest.approx(np.mean([row[name] for row in rows]), abs=1e-4), name
+        assert found.measures[name] == pytest.approx(
+            np.mean([row[name] for row in rows]), abs=1e-4
+        ), name
 
 
 def test_several_classes_are_named_and_averaged(tmp_path: Path) -> None:
     case = a_case(tmp_path, 0)
     twice = {name: np.repeat(case.arrays[name], 2, axis=0) for name in ("image", "target")}
     double = PreparedCase(
-        "a", "a", case.geometry, np.repeat(case.image_scale, 2), case.n_lesions * 2, arrays={**case.arrays, **twice}
+        "a",
+        "a",
+        case.geometry,
+        np.repeat(case.image_scale, 2),
+        case.n_lesions * 2,
+        arrays={**case.arrays, **twice},
     )
 
     class Both(FirstChannel):
@@ -54,10 +70,17 @@ def test_several_classes_are_named_and_averaged(tmp_path: Path) -> None:
     assert isinstance(found.threshold, dict)
     assert set(found.threshold) == {"a", "b"}
     assert found.measures["a/dice"] > found.measures["b/dice"]
-    assert found.measures["dice"] == pytest.approx((found.measures["a/dice"] + found.measures["b/dice"]) / 2)
+    assert found.measures["dice"] == pytest.approx(
+        (found.measures["a/dice"] + found.measures["b/dice"]) / 2
+    )
 
 
 def test_without_any_lesion_measures_are_undefined_at_one_half(tmp_path: Path) -> None:
-    found = validate(FirstChannel(), cases=[a_case(tmp_path, 0, is_empty=True)], classes=("lesion",), inference=WHOLE)
+    found = validate(
+        FirstChannel(),
+        cases=[a_case(tmp_path, 0, is_empty=True)],
+        classes=("lesion",),
+        inference=WHOLE,
+    )
     assert found.threshold == 0.5
     assert math.isnan(found.measures["sensitivity"])

@@ -1,0 +1,1 @@
+"""Analysis across runs: comparisons, cross-validation, sweeps."""

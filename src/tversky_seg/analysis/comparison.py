@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tversky_seg.data.cases import DataError
-from tversky_seg.report import LABELS, count, format_value
+from tversky_seg.data.case import DataError
+from tversky_seg.report.page import LABELS, count, format_value
 
 MEASURES = (
     "dice",
@@ -175,7 +175,9 @@ def holm(p: ArrayLike) -> NDArray[np.float64]:
     tests = np.flatnonzero(~np.isnan(values))
     order = tests[np.argsort(values[tests], kind="stable")]
     corrected = values.copy()
-    corrected[order] = np.maximum.accumulate(values[order] * np.arange(order.size, 0, -1)).clip(max=1)
+    corrected[order] = np.maximum.accumulate(values[order] * np.arange(order.size, 0, -1)).clip(
+        max=1
+    )
     return corrected
 
 
@@ -201,7 +203,11 @@ def subject_means(
 
 
 def compare(
-    runs: Sequence[Run], *, measures: Sequence[str] = MEASURES, n_bootstrap: int = 10_000, seed: int = 0
+    runs: Sequence[Run],
+    *,
+    measures: Sequence[str] = MEASURES,
+    n_bootstrap: int = 10_000,
+    seed: int = 0,
 ) -> list[Difference]:
     """Hold every run against the first, measure by measure, in pairs of subjects.
 
@@ -228,15 +234,23 @@ def compare(
     return [Difference(**vars(found[i]) | {"p_holm": p}) for i, p in enumerate(corrected)]
 
 
-def _difference(first: Run, second: Run, name: str, measure: str, *, n_bootstrap: int, seed: int) -> Difference:
+def _difference(
+    first: Run, second: Run, name: str, measure: str, *, n_bootstrap: int, seed: int
+) -> Difference:
     for run in (first, second):
         if any(measure not in row for row in run.rows[name].values()):
             known = ", ".join(next(iter(run.rows[name].values())))
-            raise DataError(f"measures: {measure!r} is not in {run.folder / 'metrics.json'}; expected some of {known}")
-    columns = [{case: row[measure] for case, row in run.rows[name].items()} for run in (first, second)]
+            raise DataError(
+                f"measures: {measure!r} is not in {run.folder / 'metrics.json'}; expected some of {known}"
+            )
+    columns = [
+        {case: row[measure] for case, row in run.rows[name].items()} for run in (first, second)
+    ]
     means, n_undefined = subject_means(*columns, subjects=first.subjects)
     differences = means[:, 1] - means[:, 0]
-    low, high = bootstrap_interval(differences, n_bootstrap=n_bootstrap, rng=np.random.default_rng(seed))
+    low, high = bootstrap_interval(
+        differences, n_bootstrap=n_bootstrap, rng=np.random.default_rng(seed)
+    )
     mean_first, mean_second = means.mean(axis=0).tolist() if len(means) else (math.nan, math.nan)
     return Difference(
         first=first.name,
@@ -288,7 +302,9 @@ def average(runs: Sequence[Run], *, name: str) -> Run:
     rows = {
         class_name: {
             case: {
-                measure: mean_of_defined([run.rows[class_name][case].get(measure, math.nan) for run in runs])
+                measure: mean_of_defined(
+                    [run.rows[class_name][case].get(measure, math.nan) for run in runs]
+                )
                 for measure in row
             }
             for case, row in cases.items()
@@ -328,7 +344,8 @@ def check_alike(first: Run, second: Run) -> None:
     if list(first.rows) != list(second.rows):
         raise _unlike(second, f"classes {', '.join(second.rows)}", first, ", ".join(first.rows))
     lacking, more = (
-        sorted(a.keys() - b.keys()) for a, b in ((first.subjects, second.subjects), (second.subjects, first.subjects))
+        sorted(a.keys() - b.keys())
+        for a, b in ((first.subjects, second.subjects), (second.subjects, first.subjects))
     )
     if lacking or more:
         case, where = (lacking[0], second) if lacking else (more[0], first)
@@ -338,7 +355,9 @@ def check_alike(first: Run, second: Run) -> None:
         )
     for case, subject in first.subjects.items():
         if second.subjects[case] != subject:
-            raise _unlike(second, f"case {case} is of subject {second.subjects[case]}", first, subject)
+            raise _unlike(
+                second, f"case {case} is of subject {second.subjects[case]}", first, subject
+            )
     rules = [
         {
             **run.metrics["lesion_rule"],
@@ -352,9 +371,14 @@ def check_alike(first: Run, second: Run) -> None:
             raise _unlike(second, f"{key}={theirs}", first, ours)
     for name, rows in first.rows.items():
         for case, row in rows.items():
-            ours, theirs = row["reference_volume_mm3"], second.rows[name][case]["reference_volume_mm3"]
+            ours, theirs = (
+                row["reference_volume_mm3"],
+                second.rows[name][case]["reference_volume_mm3"],
+            )
             if not math.isclose(ours, theirs, rel_tol=1e-6):
-                raise _unlike(second, f"reference of case {case} has {theirs:g} mm³", first, f"{ours:g} mm³")
+                raise _unlike(
+                    second, f"reference of case {case} has {theirs:g} mm³", first, f"{ours:g} mm³"
+                )
 
 
 def _unlike(second: Run, found: str, first: Run, expected: Any) -> DataError:
@@ -373,7 +397,8 @@ def _evaluation_of(folder: Path) -> Path:
 def _names(places: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that tell them apart; of a sweep's settings those that differ."""
     parts = [
-        (path.parts[:-1] if path.name == "evaluation" else path.parts) for path in (place.resolve() for place in places)
+        (path.parts[:-1] if path.name == "evaluation" else path.parts)
+        for path in (place.resolve() for place in places)
     ]
     for n in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-n:]) for part in parts]
@@ -392,15 +417,22 @@ def _read_run(folder: Path, name: str) -> Run:
         subjects = {case["case_id"]: case["subject_id"] for case in metrics["cases"]}
         rows: dict[str, dict[str, dict[str, float]]] = {}
         for case in metrics["cases"]:
-            values = {key: value for key, value in case.items() if key not in ("case_id", "subject_id")}
-            by_class = {key: value for key, value in values.items() if isinstance(value, dict)} or {"lesion": values}
+            values = {
+                key: value for key, value in case.items() if key not in ("case_id", "subject_id")
+            }
+            by_class = {key: value for key, value in values.items() if isinstance(value, dict)} or {
+                "lesion": values
+            }
             for class_name, row in by_class.items():
                 rows.setdefault(class_name, {})[case["case_id"]] = {
-                    measure: math.nan if value is None else float(value) for measure, value in row.items()
+                    measure: math.nan if value is None else float(value)
+                    for measure, value in row.items()
                 }
         if not subjects or any(len(cases) != len(subjects) for cases in rows.values()):
             raise ValueError("no cases, or classes with other cases")
-        if not all("reference_volume_mm3" in row for cases in rows.values() for row in cases.values()):
+        if not all(
+            "reference_volume_mm3" in row for cases in rows.values() for row in cases.values()
+        ):
             raise ValueError("no reference volumes")
         dict(metrics["lesion_rule"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
@@ -415,7 +447,9 @@ def read_curve(run: Run) -> dict[str, tuple[NDArray[np.float64], NDArray[np.floa
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                points.setdefault(row["class"], []).append((float(row["recall"]), float(row["precision"])))
+                points.setdefault(row["class"], []).append(
+                    (float(row["recall"]), float(row["precision"]))
+                )
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise DataError(f"{path}: cannot be read ({fault}); evaluate again") from fault
     curves = {name: np.array(rows) for name, rows in points.items()}
@@ -488,10 +522,16 @@ def notes(runs: Sequence[Run], differences: Sequence[Difference]) -> Iterator[st
         if key != OPERATING_POINT and value != ""
     )
     yield f"Lesion rule: {rule}."
-    yield "Operating points: " + "; ".join(f"{run.name} {_operating_point(run)}" for run in runs) + "."
+    yield (
+        "Operating points: "
+        + "; ".join(f"{run.name} {_operating_point(run)}" for run in runs)
+        + "."
+    )
 
 
-def write_comparison(runs: Sequence[Run], differences: Sequence[Difference], *, output_dir: Path) -> None:
+def write_comparison(
+    runs: Sequence[Run], differences: Sequence[Difference], *, output_dir: Path
+) -> None:
     """Write comparison.{md,tex,csv}, subjects.csv and pr_curves.{png,pdf}.
 
     Raises:
@@ -503,7 +543,9 @@ def write_comparison(runs: Sequence[Run], differences: Sequence[Difference], *, 
         (output_dir / "comparison.md").write_text(markdown(runs, differences), encoding="utf-8")
         (output_dir / "comparison.tex").write_text(latex(runs, differences), encoding="utf-8")
         _write_rows(
-            output_dir / "comparison.csv", [*Difference.__dataclass_fields__], (vars(d).values() for d in differences)
+            output_dir / "comparison.csv",
+            [*Difference.__dataclass_fields__],
+            (vars(d).values() for d in differences),
         )
         measures = list(dict.fromkeys(difference.measure for difference in differences))
         header = ("subject_id", "case_id", "class", "measure", *(run.name for run in runs))
@@ -515,16 +557,22 @@ def write_comparison(runs: Sequence[Run], differences: Sequence[Difference], *, 
                 metadata={"CreationDate": None} if ending == "pdf" else None,
             )
     except OSError as fault:
-        raise DataError(f"output: {output_dir} cannot be written ({fault.strerror}); choose another") from fault
+        raise DataError(
+            f"output: {output_dir} cannot be written ({fault.strerror}); choose another"
+        ) from fault
 
 
-def curves_figure(curves: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]]) -> Any:
+def curves_figure(
+    curves: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]],
+) -> Any:
     """The pooled precision-recall curves of all runs in one figure, with their step-wise areas; a panel per class."""
     from matplotlib.figure import Figure
 
     classes = list(dict.fromkeys(name for by_class in curves.values() for name in by_class)) or [""]
     figure = Figure(figsize=(4.6 * len(classes), 4.2), layout="constrained")
-    for axes, class_name in zip(figure.subplots(1, len(classes), squeeze=False)[0], classes, strict=True):
+    for axes, class_name in zip(
+        figure.subplots(1, len(classes), squeeze=False)[0], classes, strict=True
+    ):
         for run, by_class in curves.items():
             if class_name in by_class:
                 recall, precision = by_class[class_name]
@@ -562,9 +610,16 @@ def _table_rows(differences: Sequence[Difference]) -> Iterator[list[str]]:
     several = len({difference.class_name for difference in differences}) > 1
     for found in differences:
         label = LABELS.get(found.measure, found.measure)
-        arrow = "" if found.measure in NO_DIRECTION else " ↓" if found.measure in LOWER_IS_BETTER else " ↑"
+        arrow = (
+            ""
+            if found.measure in NO_DIRECTION
+            else " ↓"
+            if found.measure in LOWER_IS_BETTER
+            else " ↑"
+        )
         mean, low, high = (
-            format_value(found.measure, value, signed=True) for value in (found.mean, found.low, found.high)
+            format_value(found.measure, value, signed=True)
+            for value in (found.mean, found.low, found.high)
         )
         yield [
             f"{found.class_name}: {label}{arrow}" if several else f"{label}{arrow}",

@@ -11,12 +11,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tversky_seg.comparison import OPERATING_POINT
-from tversky_seg.data.cases import Case, DataError, read_manifest, write_manifest
-from tversky_seg.evaluation import LesionRule, evaluate
-from tversky_seg.measures import TOLERANCE_MM
-from tversky_seg.predictions import prediction_files
-from tversky_seg.recording import read_json, write_json
+from tversky_seg.analysis.comparison import OPERATING_POINT
+from tversky_seg.data.case import Case, DataError, read_manifest, write_manifest
+from tversky_seg.evaluation.evaluator import evaluate
+from tversky_seg.inference.prediction_folder import prediction_files
+from tversky_seg.metrics.case_metrics import TOLERANCE_MM
+from tversky_seg.metrics.lesion_rule import LesionRule
+from tversky_seg.runtime.recorder import read_json, write_json
 
 logger = logging.getLogger("tversky_seg")
 WANTED = "expected all predictions of a finished run, which the cohort is judged from"
@@ -38,10 +39,15 @@ def judge_folds(runs: Sequence[Path], output_dir: Path) -> dict[str, Any]:
         DataError: A run is not finished or lacks a prediction, two judge the same case or subject, or they differ in
             classes or in how they judge.
     """
-    judged = [_read(run / "evaluation" / "metrics.json", otherwise="finish the run first") for run in runs]
+    judged = [
+        _read(run / "evaluation" / "metrics.json", otherwise="finish the run first") for run in runs
+    ]
     said = [_read(run / "predictions" / "predictions.json", otherwise=WANTED) for run in runs]
     _require_alike(
-        [_rule_of(metrics) for metrics in judged], runs, found="was judged by another rule", wanted="evaluate all alike"
+        [_rule_of(metrics) for metrics in judged],
+        runs,
+        found="was judged by another rule",
+        wanted="evaluate all alike",
     )
     _require_alike(
         [list(each["classes"].items()) for each in said],
@@ -59,14 +65,20 @@ def judge_folds(runs: Sequence[Path], output_dir: Path) -> dict[str, Any]:
     cases = [case for of_run in by_run for case in of_run]
     classes, predictions = list(said[0]["classes"]), _made(output_dir / "predictions")
     written.unlink(missing_ok=True)  # so that a stop leaves nothing that looks whole
-    write_manifest([replace(case, split=None, fold=None) for case in cases], output_dir / "manifest.csv")
+    write_manifest(
+        [replace(case, split=None, fold=None) for case in cases], output_dir / "manifest.csv"
+    )
     for run, of_run in zip(runs, by_run, strict=True):
         for case in of_run:
             _link(run / "predictions", predictions, case.case_id, classes=classes)
     write_json(predictions / "predictions.json", agreed)
     rule, tolerance_mm = _rule_of(judged[0])
     return evaluate(
-        predictions, cases, output_dir=output_dir / "evaluation", rule=LesionRule(**rule), tolerance_mm=tolerance_mm
+        predictions,
+        cases,
+        output_dir=output_dir / "evaluation",
+        rule=LesionRule(**rule),
+        tolerance_mm=tolerance_mm,
     )
 
 
@@ -87,7 +99,9 @@ def _is_of(written: Path, agreed: Mapping[str, Any], runs: Sequence[Path]) -> bo
         earlier = read_json(written.parents[1] / "predictions" / "predictions.json")
     except (OSError, ValueError):
         return False
-    return earlier == agreed and all((run / "evaluation" / "metrics.json").stat().st_mtime <= since for run in runs)
+    return earlier == agreed and all(
+        (run / "evaluation" / "metrics.json").stat().st_mtime <= since for run in runs
+    )
 
 
 def _rule_of(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
@@ -125,7 +139,9 @@ def _refuse_twice(by_run: Sequence[Sequence[Case]], runs: Sequence[Path]) -> Non
     """A case or subject of two runs is no fold of either, or they are folds of other splits."""
     seen: dict[tuple[str, str], Path] = {}
     for cases, run in zip(by_run, runs, strict=True):
-        names = {("case", case.case_id) for case in cases} | {("subject", case.subject_id) for case in cases}
+        names = {("case", case.case_id) for case in cases} | {
+            ("subject", case.subject_id) for case in cases
+        }
         for kind, name in sorted(names):
             if (kind, name) in seen:
                 raise DataError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from tversky_seg.comparison import (
+from tversky_seg.analysis.comparison import (
     OPERATING_POINT,
     TEX,
     Run,
@@ -22,16 +22,25 @@ from tversky_seg.comparison import (
     mean_of_defined,
     read_runs,
 )
-from tversky_seg.data.cases import DataError
-from tversky_seg.operating_point import check_goal
-from tversky_seg.report import LABELS, count
-from tversky_seg.settings import flatten, is_free
-from tversky_seg.soft_counts import check_weights
+from tversky_seg.data.case import DataError
+from tversky_seg.inference.operating_point import check_goal
+from tversky_seg.losses.soft_counts import check_weights
+from tversky_seg.report.page import LABELS, count
+from tversky_seg.runtime.run_settings import flatten, is_free
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MEASURES = ("dice", "sensitivity", "precision", "f2", "pr_auc", "lesion_tpr", "lesion_fpr", "lesion_f1")
+MEASURES = (
+    "dice",
+    "sensitivity",
+    "precision",
+    "f2",
+    "pr_auc",
+    "lesion_tpr",
+    "lesion_fpr",
+    "lesion_f1",
+)
 REPEATED = ("seed", "data.fold")  # what runs of one setting differ in
 Settings = Mapping[str, Any]
 logger = logging.getLogger("tversky_seg")
@@ -114,13 +123,21 @@ def read_sweep(folders: Sequence[Path]) -> list[SweepRun]:
         raise DataError(f"{missing[0]}: no such folder; expected runs, or folders of runs")
     found = list(dict.fromkeys(folder for folder in _runs_in(folders) if _is_finished(folder)))
     if not found:
-        raise DataError(f"{folders[0]}: no finished run; expected <run>/evaluation/metrics.json and <run>/config.yaml")
+        raise DataError(
+            f"{folders[0]}: no finished run; expected <run>/evaluation/metrics.json and <run>/config.yaml"
+        )
     runs: dict[Any, SweepRun] = {}
     for run in map(_read, found):
-        deciding = frozenset((key, repr(value)) for key, value in run.settings.items() if not is_free(key))
+        deciding = frozenset(
+            (key, repr(value)) for key, value in run.settings.items() if not is_free(key)
+        )
         first = runs.setdefault((deciding, *sorted(run.judged.subjects)), run)
         if first is not run:
-            logger.warning("%s: has the settings of %s; left out", run.judged.folder.parent, first.judged.folder.parent)
+            logger.warning(
+                "%s: has the settings of %s; left out",
+                run.judged.folder.parent,
+                first.judged.folder.parent,
+            )
     return list(runs.values())
 
 
@@ -149,16 +166,24 @@ def group(runs: Sequence[SweepRun]) -> list[Setting]:
     by_name: dict[str, list[SweepRun]] = {}
     for name, run in zip(names, runs, strict=True):
         by_name.setdefault(name, []).append(run)
-    settings = [Setting(name, of_name, _cohorts(name, of_name)) for name, of_name in by_name.items()]
+    settings = [
+        Setting(name, of_name, _cohorts(name, of_name)) for name, of_name in by_name.items()
+    ]
     cohorts = [cohort for setting in settings for cohort in setting.cohorts.values()]
     for cohort in cohorts[1:]:
         check_alike(cohorts[0], cohort)
-    beta = {setting.name: setting.weights[1] if setting.weights else math.inf for setting in settings}
+    beta = {
+        setting.name: setting.weights[1] if setting.weights else math.inf for setting in settings
+    }
     return sorted(settings, key=lambda setting: beta[setting.name])
 
 
 def summarize_settings(
-    settings: Sequence[Setting], *, measures: Sequence[str] = MEASURES, n_bootstrap: int = 10_000, seed: int = 0
+    settings: Sequence[Setting],
+    *,
+    measures: Sequence[str] = MEASURES,
+    n_bootstrap: int = 10_000,
+    seed: int = 0,
 ) -> list[Summary]:
     """Mean, spread and interval of each measure.
 
@@ -202,32 +227,59 @@ def recommend(settings: Sequence[Setting], goal: str) -> tuple[Setting | None, s
         ValueError: For another goal.
     """
     check_goal(goal)
-    lacking = [run.judged.folder for setting in settings for run in setting.runs if not run.validation]
+    lacking = [
+        run.judged.folder for setting in settings for run in setting.runs if not run.validation
+    ]
     if lacking:
-        return None, f"No setting is recommended: {len(lacking)} runs had no validation cases (as {lacking[0].parent})."
+        return (
+            None,
+            f"No setting is recommended: {len(lacking)} runs had no validation cases (as {lacking[0].parent}).",
+        )
     kind, _, target = goal.partition("=")
-    worth, recall = {"recall": ("precision", "sensitivity"), "lesion_recall": ("lesion_f1", "lesion_tpr")}.get(
-        kind, (kind, "")
-    )
+    worth, recall = {
+        "recall": ("precision", "sensitivity"),
+        "lesion_recall": ("lesion_f1", "lesion_tpr"),
+    }.get(kind, (kind, ""))
     means = {setting.name: _validation_means(setting) for setting in settings}
     if all(math.isnan(found.get(worth, math.nan)) for found in means.values()):
-        return None, f"No setting is recommended: {LABELS[worth]} is undefined on the validation cases of all."
-    able = [s for s in settings if not target or means[s.name].get(recall, math.nan) >= float(target)]
-    best = max(able or settings, key=lambda s: _low_if_nan(means[s.name].get(worth if able else recall, math.nan)))
+        return (
+            None,
+            f"No setting is recommended: {LABELS[worth]} is undefined on the validation cases of all.",
+        )
+    able = [
+        s for s in settings if not target or means[s.name].get(recall, math.nan) >= float(target)
+    ]
+    best = max(
+        able or settings,
+        key=lambda s: _low_if_nan(means[s.name].get(worth if able else recall, math.nan)),
+    )
     found = means[best.name]
     said = ", ".join(
-        f"{LABELS[name]} {found.get(name, math.nan):.3f}" for name in dict.fromkeys((worth, recall)) if name
+        f"{LABELS[name]} {found.get(name, math.nan):.3f}"
+        for name in dict.fromkeys((worth, recall))
+        if name
     )
     short = "" if able else f" No setting reaches {goal}; this one has the highest recall."
     n = sum(len(setting.runs) for setting in settings)
-    return best, f"Recommended for {goal}, by validation alone ({n} runs): {best.name} ({said} there).{short}"
+    return (
+        best,
+        f"Recommended for {goal}, by validation alone ({n} runs): {best.name} ({said} there).{short}",
+    )
 
 
 def markdown_table(summaries: Sequence[Summary]) -> str:
     """One line for each setting: mean ± standard deviation between seeds [95 % interval over subjects]."""
     header, rows = _cells(summaries)
     lines = [f"| {' | '.join(header)} |", "|---|" + "---:|" * (len(header) - 1)]
-    return "\n".join([*lines, *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)])
+    return "\n".join(
+        [
+            *lines,
+            *(
+                f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+                for row in rows
+            ),
+        ]
+    )
 
 
 def latex_table(summaries: Sequence[Summary]) -> str:
@@ -236,7 +288,13 @@ def latex_table(summaries: Sequence[Summary]) -> str:
     lines = [" & ".join(map(_tex, row)) + r" \\" for row in (header, *rows)]
     body = [lines[0], r"\midrule", *lines[1:]]
     columns = "l" + "r" * (len(header) - 1)
-    parts = [r"% needs \usepackage{booktabs}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *body, r"\bottomrule"]
+    parts = [
+        r"% needs \usepackage{booktabs}",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        *body,
+        r"\bottomrule",
+    ]
     return "\n".join([*parts, r"\end{tabular}"]) + "\n"
 
 
@@ -244,7 +302,9 @@ def reading(settings: Sequence[Setting]) -> str:
     """How the numbers of the table came about, in a sentence or two."""
     cohort = next(iter(settings[0].cohorts.values()))
     n_runs = sorted({(len(s.runs), len(s.cohorts)) for s in settings})
-    runs = " or ".join(f"{n} runs ({n_seeds} {'seed' if n_seeds == 1 else 'seeds'})" for n, n_seeds in n_runs)
+    runs = " or ".join(
+        f"{n} runs ({n_seeds} {'seed' if n_seeds == 1 else 'seeds'})" for n, n_seeds in n_runs
+    )
     return (
         f"{count(len(cohort.subjects), 'case')} of {count(len(set(cohort.subjects.values())), 'subject')}; {runs} "
         "for each setting, each subject judged by the runs that did not train on it. Mean over subjects ± "
@@ -253,7 +313,11 @@ def reading(settings: Sequence[Setting]) -> str:
 
 
 def write_summary(
-    settings: Sequence[Setting], summaries: Sequence[Summary], recommendation: str, *, output_dir: Path
+    settings: Sequence[Setting],
+    summaries: Sequence[Summary],
+    recommendation: str,
+    *,
+    output_dir: Path,
 ) -> None:
     """Write summary.{md,csv,tex}, and frontier and beta figures (png, pdf) where settings differ in alpha and beta.
 
@@ -274,7 +338,9 @@ def write_summary(
                 kept = {"CreationDate": None} if ending == "pdf" else None
                 figure.savefig(output_dir / f"{name}.{ending}", dpi=150, metadata=kept)
     except OSError as fault:
-        raise DataError(f"output: {output_dir} cannot be written ({fault.strerror}); choose another") from fault
+        raise DataError(
+            f"output: {output_dir} cannot be written ({fault.strerror}); choose another"
+        ) from fault
 
 
 def figures(settings: Sequence[Setting]) -> dict[str, Figure]:
@@ -287,14 +353,20 @@ def figures(settings: Sequence[Setting]) -> dict[str, Figure]:
     if not weighed:
         return {}
     shown = ("sensitivity", "precision", "dice", "f2", "lesion_tpr")
-    found = {(s.setting, s.class_name, s.measure): s for s in summarize_settings(weighed, measures=shown)}
+    found = {
+        (s.setting, s.class_name, s.measure): s for s in summarize_settings(weighed, measures=shown)
+    }
     return {"frontier": _frontier(lines, found), "beta": _over_beta(lines, found)}
 
 
 def _read(folder: Path) -> SweepRun:
     try:
         settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return SweepRun(read_runs([folder])[0], dict(flatten(settings)), _validation(folder / "metrics.csv", settings))
+        return SweepRun(
+            read_runs([folder])[0],
+            dict(flatten(settings)),
+            _validation(folder / "metrics.csv", settings),
+        )
     except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as fault:
         if isinstance(fault, DataError):
             raise
@@ -322,18 +394,29 @@ def _names(settings: Sequence[Settings]) -> list[str]:
     for name in groups:
         classes = [_class_of(each, name) for each in flat]
         for number, each in enumerate(flat):
-            alike = [other for other, found in zip(flat, classes, strict=True) if found == classes[number]]
+            alike = [
+                other
+                for other, found in zip(flat, classes, strict=True)
+                if found == classes[number]
+            ]
             if len(set(classes)) > 1:
                 words[number].append(classes[number])
-            for key in sorted({key for other in alike for key in other if key.split(".")[0] == name}):
-                if not key.endswith("_target_") and len({repr(other.get(key)) for other in alike}) > 1:
+            for key in sorted(
+                {key for other in alike for key in other if key.split(".")[0] == name}
+            ):
+                if (
+                    not key.endswith("_target_")
+                    and len({repr(other.get(key)) for other in alike}) > 1
+                ):
                     words[number].append(f"{key}={_shown(each.get(key))}")
     return [", ".join(each) or "all runs" for each in words]
 
 
 def _telling(settings: Settings) -> dict[str, Any]:
     """Without what may differ within a setting; alpha and beta as they act."""
-    kept = {key: value for key, value in settings.items() if key not in REPEATED and not is_free(key)}
+    kept = {
+        key: value for key, value in settings.items() if key not in REPEATED and not is_free(key)
+    }
     weights = loss_weights(settings)
     if weights and "loss.beta" in kept:
         kept |= dict(zip(("loss.alpha", "loss.beta"), weights, strict=True))
@@ -355,7 +438,10 @@ def _cohorts(name: str, runs: Sequence[SweepRun]) -> dict[Any, Run]:
     by_seed: dict[Any, list[Run]] = {}
     for run in runs:
         by_seed.setdefault(run.settings.get("seed"), []).append(run.judged)
-    return {seed: _joined(of_seed, name) for seed, of_seed in sorted(by_seed.items(), key=lambda item: str(item[0]))}
+    return {
+        seed: _joined(of_seed, name)
+        for seed, of_seed in sorted(by_seed.items(), key=lambda item: str(item[0]))
+    }
 
 
 def _joined(runs: Sequence[Run], name: str) -> Run:
@@ -365,8 +451,13 @@ def _joined(runs: Sequence[Run], name: str) -> Run:
         DataError: They share a case, or differ in classes or rule.
     """
     subjects: dict[str, str] = {}
-    rows: dict[str, dict[str, Mapping[str, float]]] = {class_name: {} for class_name in runs[0].rows}
-    rules = [{k: v for k, v in run.metrics["lesion_rule"].items() if k != OPERATING_POINT} for run in runs]
+    rows: dict[str, dict[str, Mapping[str, float]]] = {
+        class_name: {} for class_name in runs[0].rows
+    }
+    rules = [
+        {k: v for k, v in run.metrics["lesion_rule"].items() if k != OPERATING_POINT}
+        for run in runs
+    ]
     for run, rule in zip(runs, rules, strict=True):
         if set(run.rows) != set(rows) or rule != rules[0]:
             raise DataError(
@@ -389,13 +480,19 @@ def _summary(setting: Setting, name: str, measure: str, *, n_bootstrap: int, see
     for cohort in cohorts:
         if any(measure not in row for row in cohort.rows[name].values()):
             known = ", ".join(next(iter(cohort.rows[name].values())))
-            raise DataError(f"measures: {measure!r} is not in {cohort.folder}; expected some of {known}")
+            raise DataError(
+                f"measures: {measure!r} is not in {cohort.folder}; expected some of {known}"
+            )
     subjects = sorted(set(cohorts[0].subjects.values()))
-    values = np.array([_by_subject(cohort, name, measure, subjects) for cohort in cohorts])  # (seeds, subjects)
+    values = np.array(
+        [_by_subject(cohort, name, measure, subjects) for cohort in cohorts]
+    )  # (seeds, subjects)
     of_seeds = [mean_of_defined(row) for row in values]
     of_subjects = np.array([mean_of_defined(column) for column in values.T])
     defined = of_subjects[~np.isnan(of_subjects)]
-    low, high = bootstrap_interval(defined, n_bootstrap=n_bootstrap, rng=np.random.default_rng(seed))
+    low, high = bootstrap_interval(
+        defined, n_bootstrap=n_bootstrap, rng=np.random.default_rng(seed)
+    )
     return Summary(
         setting=setting.name,
         class_name=name,
@@ -404,7 +501,9 @@ def _summary(setting: Setting, name: str, measure: str, *, n_bootstrap: int, see
         sd=float(np.std(of_seeds, ddof=1)) if len(of_seeds) > 1 else math.nan,
         low=low,
         high=high,
-        pooled=mean_of_defined([_pooled(cohort.rows[name].values()).get(measure, math.nan) for cohort in cohorts]),
+        pooled=mean_of_defined(
+            [_pooled(cohort.rows[name].values()).get(measure, math.nan) for cohort in cohorts]
+        ),
         n_subjects=len(defined),
         n_seeds=len(cohorts),
         n_runs=len(setting.runs),
@@ -424,7 +523,11 @@ def _pooled(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
             "lesion_fpr", "n_predicted_lesions")  # fmt: skip
     table = np.array([[row.get(key, math.nan) for key in keys] for row in rows])
     share, reference, predicted, tpr, n_reference, fpr, n_predicted = np.nan_to_num(table).T
-    tp, found, false = (share * reference).sum(), (tpr * n_reference).sum(), (fpr * n_predicted).sum()
+    tp, found, false = (
+        (share * reference).sum(),
+        (tpr * n_reference).sum(),
+        (fpr * n_predicted).sum(),
+    )
     total, marked = reference.sum(), predicted.sum()
     return {
         "dice": _ratio(2 * tp, total + marked),
@@ -489,7 +592,11 @@ def _beside_weights(weighed: Sequence[Setting]) -> list[Settings]:
     """Their settings without alpha and beta, and without the names that one formula has for some values of them."""
     unsaid = {"loss._target_", "loss.alpha", "loss.beta", "loss.b"}
     return [
-        {k: v for k, v in setting.runs[0].settings.items() if k not in unsaid and not (k == "loss.squared" and not v)}
+        {
+            k: v
+            for k, v in setting.runs[0].settings.items()
+            if k not in unsaid and not (k == "loss.squared" and not v)
+        }
         for setting in weighed
     ]
 
@@ -502,13 +609,18 @@ def _frontier(lines: Lines, found: Found) -> Figure:
     classes = list(dict.fromkeys(key[1] for key in found))
     for name in classes:
         for line, settings in lines.items():
-            points = [[found[s.name, name, measure].mean for s in settings] for measure in ("sensitivity", "precision")]
+            points = [
+                [found[s.name, name, measure].mean for s in settings]
+                for measure in ("sensitivity", "precision")
+            ]
             words = [name] * (len(classes) > 1) + [line] * (len(lines) > 1)
             axes.plot(*points, marker="o", label=", ".join(words))
             for x, y, setting in zip(*points, settings, strict=True):
                 if setting.weights:
                     text = f"α {setting.weights[0]:.2g}, β {setting.weights[1]:.2g}"
-                    axes.annotate(text, (x, y), xytext=(5, 5), textcoords="offset points", fontsize="small")
+                    axes.annotate(
+                        text, (x, y), xytext=(5, 5), textcoords="offset points", fontsize="small"
+                    )
     axes.set(xlabel="Recall (sensitivity)", ylabel="Precision")
     axes.margins(x=0.3, y=0.15)  # the labels stand to the right
     axes.grid(alpha=0.3)
@@ -523,12 +635,20 @@ def _over_beta(lines: Lines, found: Found) -> Figure:
     classes = list(dict.fromkeys(key[1] for key in found))
     figure = Figure(figsize=(5.2 * len(classes), 4.2 * len(lines)), layout="constrained")
     panels = [(line, name) for line in lines for name in classes]
-    for axes, (line, name) in zip(figure.subplots(len(lines), len(classes), squeeze=False).flat, panels, strict=True):
+    for axes, (line, name) in zip(
+        figure.subplots(len(lines), len(classes), squeeze=False).flat, panels, strict=True
+    ):
         for place, measure in enumerate(("f2", "dice", "sensitivity", "lesion_tpr")):
             rows = [found[setting.name, name, measure] for setting in lines[line]]
-            x = [setting.weights[1] + 0.006 * (place - 1.5) for setting in lines[line] if setting.weights]
+            x = [
+                setting.weights[1] + 0.006 * (place - 1.5)
+                for setting in lines[line]
+                if setting.weights
+            ]
             y = np.array([row.mean for row in rows])
-            ends = np.nan_to_num([[row.mean - row.low, row.high - row.mean] for row in rows]).T.clip(min=0)
+            ends = np.nan_to_num(
+                [[row.mean - row.low, row.high - row.mean] for row in rows]
+            ).T.clip(min=0)
             axes.errorbar(x, y, yerr=ends, marker="o", capsize=2, label=LABELS[measure])
         title = ", ".join([name] * (len(classes) > 1) + [line] * (len(lines) > 1))
         axes.set(xlabel="β, weight of misses", ylim=(0, 1), title=title)

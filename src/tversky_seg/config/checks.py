@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import inspect
 import json
 import types
@@ -11,9 +10,6 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-FREE_KEYS = ("output_dir", "data.cache_dir", "trainer.device", "trainer.n_workers", "trainer.threads",
-             "trainer.max_hours", "trainer.trackers", "trust")  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -57,7 +53,9 @@ def nearest(key: str, known: Iterable[str]) -> str:
     """A hint at the known key that looks most like this one, or at what is known."""
     candidates = sorted({name.removesuffix("._target_") for name in known})
     matches = difflib.get_close_matches(key, candidates, n=1, cutoff=0.5)
-    few = sorted({name.split(".")[0] for name in candidates}) if len(candidates) > 12 else candidates
+    few = (
+        sorted({name.split(".")[0] for name in candidates}) if len(candidates) > 12 else candidates
+    )
     return f"did you mean {matches[0]}?" if matches else f"expected one of {', '.join(few)}"
 
 
@@ -71,33 +69,6 @@ def nodes_with_target(node: Any, prefix: str = "") -> Iterator[tuple[str, dict[s
     elif isinstance(node, list):
         for position, value in enumerate(node):
             yield from nodes_with_target(value, f"{prefix}[{position}]")
-
-
-def flatten(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each plain value with its dotted key."""
-    if isinstance(settings, dict) and settings:
-        for key, value in settings.items():
-            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, settings
-
-
-def fingerprint(settings: Mapping[str, Any]) -> str:
-    """Eight hexadecimal digits of the settings that decide the numbers."""
-    deciding = {key: value for key, value in flatten(dict(settings)) if not is_free(key)}
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`key was …, now …` for each setting that decides the numbers and has changed."""
-    old, new = dict(flatten(dict(before))), dict(flatten(dict(now)))
-    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and not is_free(key)]
-    return [f"{key} was {_shown(old.get(key))}, now {_shown(new.get(key))}" for key in changed]
-
-
-def is_free(key: str) -> bool:
-    """Whether a run may go on with another value of this key."""
-    return any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
 
 
 def _hints(found: Callable[..., Any]) -> dict[str, Any]:
@@ -139,11 +110,19 @@ def _fits_one(value: Any, hint: Any) -> bool:
 def _names(hint: Any) -> list[str]:
     """The types of an annotation, in YAML's words."""
     if _is_union(hint):
-        return list(dict.fromkeys(name for option in typing.get_args(hint) for name in _names(option)))
+        return list(
+            dict.fromkeys(name for option in typing.get_args(hint) for name in _names(option))
+        )
     origin = typing.get_origin(hint) or hint
     if origin is typing.Literal:
         return [str(value) for value in typing.get_args(hint)]
-    words = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", Path: "a path"}
+    words = {
+        float: "a number",
+        int: "a whole number",
+        bool: "true or false",
+        str: "a text",
+        Path: "a path",
+    }
     if origin in words:
         return [words[origin]]
     if hint is None or hint is type(None):

@@ -35,36 +35,39 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from torch import nn
 from torch.func import functional_call
 
-from tversky_seg.checkpoints import load_checkpoint
-from tversky_seg.data.preprocessing import Preprocessing
-from tversky_seg.distributed import LostProcess, is_first, processes
-from tversky_seg.settings import (
+from tversky_seg.config.checks import (
     ConfigError,
     check_arguments,
     check_type,
-    differences,
-    fingerprint,
-    flatten,
-    is_free,
     nearest,
     nodes_with_target,
 )
-from tversky_seg.stopping import STATUS, Stopped, listening
+from tversky_seg.data.preprocessing.pipeline import Preprocessing
+from tversky_seg.runtime.checkpoints import load_checkpoint
+from tversky_seg.runtime.distributed import LostProcess, is_first, processes
+from tversky_seg.runtime.preemption import STATUS, Stopped, listening
+from tversky_seg.runtime.run_settings import differences, fingerprint, flatten, is_free
 
 __all__ = ["ConfigError"]
 
-CONFIG_DIR = Path(__file__).parents[2] / "configs"
+CONFIG_DIR = Path(__file__).parents[3] / "configs"
 ALLOWED_PACKAGES = ("tversky_seg", "torch.nn", "torch.optim", "monai.networks", "monai.losses")
-KINDS: Mapping[str, type] = {"model": nn.Module, "loss": nn.Module, "optimizer": torch.optim.Optimizer}
+KINDS: Mapping[str, type] = {
+    "model": nn.Module,
+    "loss": nn.Module,
+    "optimizer": torch.optim.Optimizer,
+}
 NAMES = ("checkpoint", "input", "predictions", "manifest", "output_dir", "case_id", "data.manifest", "data.root",
          "data.cache_dir", "evaluation.pattern", "inference.goal", "trainer.init_from")  # fmt: skip
 TYPES = {"seed": int, "trust": list, "classes": dict, "inference": dict, "threads": int | None, "combine": str,
          "uncertainty": str | None}  # fmt: skip
 logger = logging.getLogger("tversky_seg")
-logging.getLogger("hydra").addHandler(logging.NullHandler())  # what it says is said again, in one line
+logging.getLogger("hydra").addHandler(
+    logging.NullHandler()
+)  # what it says is said again, in one line
 
 
-def verb(name: str) -> Callable[[Callable[[DictConfig], int]], Callable[[], None]]:
+def command(name: str) -> Callable[[Callable[[DictConfig], int]], Callable[[], None]]:
     """Make a function of a composed config a command: `configs/<name>.yaml`, one-line errors, exit status.
 
     The config is checked first. The function returns its exit status (0 done, 1 some cases failed). Whatever it raises
@@ -85,7 +88,9 @@ def verb(name: str) -> Callable[[Callable[[DictConfig], int]], Callable[[], None
                 except Exception as fault:  # of one job; the others of a sweep go on
                     if wants_traceback:
                         raise
-                    if os.getpid() != root:  # a launcher's process: it carries the fault to the root
+                    if (
+                        os.getpid() != root
+                    ):  # a launcher's process: it carries the fault to the root
                         raise ConfigError(one_line(fault, config_name=name) + _which(cfg)) from None
                     statuses.append(_say(fault, config_name=name, which=_which(cfg)))
                 return _objective(cfg)
@@ -101,7 +106,9 @@ def verb(name: str) -> Callable[[Callable[[DictConfig], int]], Callable[[], None
                     sys.exit(130)
                 except Stopped as stop:
                     if os.environ.get("RANK", "0") == "0":
-                        print(f"stopped: {stop}; run the same command again to go on", file=sys.stderr)
+                        print(
+                            f"stopped: {stop}; run the same command again to go on", file=sys.stderr
+                        )
                     sys.exit(STATUS)
                 except Exception as fault:
                     if wants_traceback:
@@ -130,7 +137,9 @@ def _readable(words: Sequence[str]) -> list[str]:
 
 def _quoted(word: str, *, is_sweep: bool) -> str:
     key, _, name = word.partition("=")
-    brackets = "" if key == "evaluation.pattern" else "{["  # {case_id}_mask.nii.gz is a name, no mapping
+    brackets = (
+        "" if key == "evaluation.pattern" else "{["
+    )  # {case_id}_mask.nii.gz is a name, no mapping
     means_more = name in ("", "null", "???") or name[0] in "'\"" + brackets or "${" in name
     means_more = means_more or (is_sweep and "," in name)
     if key not in NAMES or means_more:
@@ -151,7 +160,11 @@ def _wrapped_help() -> Iterator[None]:
             yield
     finally:  # Hydra ends by SystemExit after some pages, and returns after others
         for line in page.getvalue().splitlines():
-            print("\n".join(textwrap.wrap(line, 116, subsequent_indent="    ")) if len(line) > 116 else line)
+            print(
+                "\n".join(textwrap.wrap(line, 116, subsequent_indent="    "))
+                if len(line) > 116
+                else line
+            )
 
 
 def _refuse_option(message: str) -> NoReturn:
@@ -181,7 +194,9 @@ def _is_sweep() -> bool:
 
 
 def _say(fault: Exception, *, config_name: str, which: str = "") -> int:
-    is_said_by_first = isinstance(fault, ConfigError | HydraException) and os.environ.get("RANK", "0") != "0"
+    is_said_by_first = (
+        isinstance(fault, ConfigError | HydraException) and os.environ.get("RANK", "0") != "0"
+    )
     if not is_said_by_first:
         print(f"error: {one_line(fault, config_name=config_name)}{which}", file=sys.stderr)
     return 2
@@ -213,8 +228,12 @@ def check_config(cfg: DictConfig, *, config_name: str) -> None:
         if key not in known:
             raise ConfigError(f"{key}: no such key; {nearest(key, known)}")
     settings = plain(cfg)
-    if settings.get("trust") and not any(word.startswith("trust=") for word in HydraConfig.get().overrides.task):
-        raise ConfigError(f"trust: {settings['trust']} in a file; expected it on the command line, as trust=[package]")
+    if settings.get("trust") and not any(
+        word.startswith("trust=") for word in HydraConfig.get().overrides.task
+    ):
+        raise ConfigError(
+            f"trust: {settings['trust']} in a file; expected it on the command line, as trust=[package]"
+        )
     for key in TYPES.keys() & settings.keys():
         check_type(key, settings[key], TYPES[key])
     for key, node in nodes_with_target(settings):
@@ -227,7 +246,9 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as fault:
         key = getattr(fault, "full_key", None) or "a setting"
-        raise ConfigError(f"{key}: no value given; set it on the command line as {key}=…") from fault
+        raise ConfigError(
+            f"{key}: no value given; set it on the command line as {key}=…"
+        ) from fault
     assert isinstance(settings, dict)
     return {str(key): value for key, value in settings.items()}
 
@@ -279,7 +300,9 @@ def build(cfg: DictConfig, key: str, **parts: Any) -> Any:
         raise ConfigError(f"{key}: {node}; expected one of {', '.join(_choices(key))}")
     taken = [name for name in parts if name in node]
     if taken:
-        raise ConfigError(f"{key}.{taken[0]}: {node[taken[0]]}; expected no such key, it follows from other settings")
+        raise ConfigError(
+            f"{key}.{taken[0]}: {node[taken[0]]}; expected no such key, it follows from other settings"
+        )
     try:
         make = instantiate(node, _convert_="all", _partial_=True)
         return make if node.get("_partial_") and not parts else make(**parts)
@@ -291,7 +314,9 @@ def build(cfg: DictConfig, key: str, **parts: Any) -> Any:
         raise ConfigError(_reworded(_first_line(fault), key)) from fault
 
 
-def build_network(settings: Mapping[str, Any], *, preprocessing: Preprocessing, trust: Sequence[str] = ()) -> nn.Module:
+def build_network(
+    settings: Mapping[str, Any], *, preprocessing: Preprocessing, trust: Sequence[str] = ()
+) -> nn.Module:
     """Build the network of a checkpoint, which may come from a stranger: only network classes are called.
 
     Args:
@@ -305,7 +330,10 @@ def build_network(settings: Mapping[str, Any], *, preprocessing: Preprocessing, 
     cfg = OmegaConf.create({"model": settings.get("model") or {}})
     for key, node in nodes_with_target(plain(cfg)):
         check_arguments(key, node, check_target(key, node, trust=tuple(trust), kind=nn.Module))
-    channels = {"in_channels": len(preprocessing.modalities), "out_channels": len(preprocessing.classes)}
+    channels = {
+        "in_channels": len(preprocessing.modalities),
+        "out_channels": len(preprocessing.classes),
+    }
     network: nn.Module = build(cfg, "model", **channels)
     return network
 
@@ -328,12 +356,18 @@ def check_network(network: nn.Module, *shapes: Sequence[int], n_classes: int) ->
     for shape in shapes:
         try:
             with torch.no_grad(), warnings.catch_warnings(action="ignore"):
-                logits = functional_call(network, state, torch.empty(*shape, device="meta"), tie_weights=False)
+                logits = functional_call(
+                    network, state, torch.empty(*shape, device="meta"), tie_weights=False
+                )
         except (ValueError, RuntimeError, TypeError) as fault:
             if "meta" in str(fault):
                 return
-            raise ConfigError(f"model: {_first_line(fault)} (for a batch of {tuple(shape)})") from fault
-        logits = logits[0] if isinstance(logits, tuple) else logits  # with deep supervision: full resolution first
+            raise ConfigError(
+                f"model: {_first_line(fault)} (for a batch of {tuple(shape)})"
+            ) from fault
+        logits = (
+            logits[0] if isinstance(logits, tuple) else logits
+        )  # with deep supervision: full resolution first
         if logits.shape != (shape[0], n_classes, *shape[2:]):
             raise ConfigError(
                 f"model: makes {tuple(logits.shape)} of {tuple(shape)}; expected {n_classes} channels of the same sides"
@@ -360,7 +394,9 @@ def open_run(cfg: DictConfig) -> Path:
         if is_first():
             _log_to(output_dir / "train.log")
     except OSError as fault:
-        raise ConfigError(f"output_dir: {output_dir} cannot be written ({fault.strerror}); choose another") from fault
+        raise ConfigError(
+            f"output_dir: {output_dir} cannot be written ({fault.strerror}); choose another"
+        ) from fault
     return output_dir
 
 
@@ -372,7 +408,10 @@ def run_directory(cfg: DictConfig) -> Path:
     if cfg.output_dir is not None:
         return Path(str(cfg.output_dir)).expanduser()
     choices = hydra_config.runtime.choices
-    return Path("runs") / f"{choices['data']}_{choices['model']}_{choices['loss']}_{fingerprint(plain(cfg))}"
+    return (
+        Path("runs")
+        / f"{choices['data']}_{choices['model']}_{choices['loss']}_{fingerprint(plain(cfg))}"
+    )
 
 
 class _Terminal(logging.Handler):
@@ -406,7 +445,9 @@ def one_line(fault: BaseException, *, config_name: str) -> str:
         return _missing_choice(fault)
     if isinstance(fault, OverrideParseException):
         return f"{fault.override}: cannot be read; expected key=value (quote what has spaces, brackets or =)"
-    if isinstance(fault, ConfigCompositionException) and isinstance(fault.__cause__, OmegaConfBaseException):
+    if isinstance(fault, ConfigCompositionException) and isinstance(
+        fault.__cause__, OmegaConfBaseException
+    ):
         key, known = fault.__cause__.full_key or str(fault.__cause__.key), _keys(config_name)
         if key not in known:
             return f"{key}: no such key; {nearest(key, known)}"
@@ -420,9 +461,7 @@ def one_line(fault: BaseException, *, config_name: str) -> str:
     if isinstance(fault, torch.OutOfMemoryError | MemoryError):
         return "trainer.batch_size: out of memory; lower it, sampler.patch_size, inference.patch_size or model.width"
     if isinstance(fault, OSError) and fault.strerror:
-        return (
-            f"{fault.filename or 'files'}: {fault.strerror}; make it readable or make room, and run the command again"
-        )
+        return f"{fault.filename or 'files'}: {fault.strerror}; make it readable or make room, and run the command again"
     if isinstance(fault, ValueError | FloatingPointError | LostProcess):
         return _reworded(_first_line(fault))
     return f"{type(fault).__name__}: {_first_line(fault)}; HYDRA_FULL_ERROR=1 shows where"
@@ -437,7 +476,11 @@ def _reworded(message: str, key: str = "") -> str:
     """An object's word on its arguments as a line about a key: `a must be b, got c` -> `key.a: got c; a must be b`."""
     expected, got, found = message.rpartition(", got ")
     if not got:
-        return message if not key or message.startswith(key) else f"{key}: {message}; --help shows what can be set"
+        return (
+            message
+            if not key or message.startswith(key)
+            else f"{key}: {message}; --help shows what can be set"
+        )
     words = [key] * bool(key) + re.findall(r"^[a-z_]\w*", expected)
     where = ".".join(words) or "settings"
     return f"{where}: got {found}; {expected}"
@@ -454,7 +497,9 @@ def _refuse_other_settings(saved: Path, settings: dict[str, Any]) -> None:
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         shown = ", ".join(changed[:3]) + more
-        raise ConfigError(f"output_dir: {saved.parent} holds a run with other settings ({shown}); choose another")
+        raise ConfigError(
+            f"output_dir: {saved.parent} holds a run with other settings ({shown}); choose another"
+        )
 
 
 def _found(target: str) -> Any:
@@ -486,11 +531,21 @@ def _keys(config_name: str) -> set[str]:
         text = file.read_text()
         settings = yaml.safe_load(text) or {}
         settings.pop("defaults", None)
-        settings = settings if text.startswith("# @package _global_") else {file.parent.name: settings}
+        settings = (
+            settings if text.startswith("# @package _global_") else {file.parent.name: settings}
+        )
         keys |= {key for key, _ in flatten(settings)}
         for key, node in nodes_with_target(settings):
-            found = _found(node["_target_"]) if _lies_in(node["_target_"], ("tversky_seg", "torch")) else None
-            keys |= {f"{key}.{name}" for name in inspect.signature(found).parameters} if found else set()
+            found = (
+                _found(node["_target_"])
+                if _lies_in(node["_target_"], ("tversky_seg", "torch"))
+                else None
+            )
+            keys |= (
+                {f"{key}.{name}" for name in inspect.signature(found).parameters}
+                if found
+                else set()
+            )
     return keys
 
 
@@ -504,7 +559,10 @@ def _missing_choice(fault: MissingConfigException) -> str:
     if not choices:
         return f"{group or 'settings'}: no choice named {choice}; there is none in {CONFIG_DIR / group}"
     hint = nearest(choice, choices)
-    return f"{group}: no choice named {choice!r}; {hint}" + f" ({', '.join(choices)})" * hint.startswith("did")
+    return (
+        f"{group}: no choice named {choice!r}; {hint}"
+        + f" ({', '.join(choices)})" * hint.startswith("did")
+    )
 
 
 def _name_of_sweep(output_dir: str | None) -> str:
@@ -513,10 +571,16 @@ def _name_of_sweep(output_dir: str | None) -> str:
 
 def _name_of_setting(overrides: Sequence[str]) -> str:
     """A directory's name for what a sweep's job sets: slashes replaced, paths last, hashed if long."""
-    deciding = [word.replace("'", "") for word in overrides if not is_free(word.lstrip("+~").split("=")[0])]
+    deciding = [
+        word.replace("'", "") for word in overrides if not is_free(word.lstrip("+~").split("=")[0])
+    ]
     words = ",".join(sorted(deciding, key=lambda word: ("/" in word, word)))
     name = re.sub(r"[^\w.,=+-]+", "_", words) or "default"
-    return name if len(name) <= 200 else f"{name[:190]}_{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+    return (
+        name
+        if len(name) <= 200
+        else f"{name[:190]}_{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+    )
 
 
 OmegaConf.register_new_resolver("tversky_seg_sweep_dir", _name_of_sweep, replace=True)

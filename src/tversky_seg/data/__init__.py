@@ -1,0 +1,1 @@
+"""Data: cases and manifests, NIfTI files, preprocessing, patches, the synthetic cohort, public datasets."""

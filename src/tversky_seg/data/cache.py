@@ -14,7 +14,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.cases import DataError, file_and_frame
+from tversky_seg.data.case import DataError, file_and_frame
 
 
 def fingerprint(settings: Mapping[str, Any], sources: Sequence[Path]) -> str:

@@ -18,7 +18,10 @@ SPLITS = ("train", "val", "test")
 NORMALIZATIONS = ("zscore", "robust", "percentile", "window", "none")
 RATERS = ("consensus", "majority", "random")
 SPACINGS = ("native", "median")
-SUBJECT_FOLDS = {"loso": "subject_id", "site": "site"}  # leave one out: each value of this attribute is a fold
+SUBJECT_FOLDS = {
+    "loso": "subject_id",
+    "site": "site",
+}  # leave one out: each value of this attribute is a fold
 _RESERVED = ("case_id", "subject_id", "consensus", "brain_mask", "site", "session", "split", "fold")
 _LABEL_COLUMN = re.compile(r"label(_[2-9]|_[1-9]\d+)?")
 _SAFE_NAME = re.compile(r"\w([\w .=+@-]{0,126}[\w=+@-])?")
@@ -41,7 +44,9 @@ class DataError(ValueError):
     def gather(cls, errors: Iterable["DataError"]) -> "DataError":
         """One error for several: the first, and how many more there are."""
         faults = [fault for error in errors for fault in error.faults]
-        more = f" (and {len(faults) - 1} more: run scripts/check_data.py)" if len(faults) > 1 else ""
+        more = (
+            f" (and {len(faults) - 1} more: run scripts/check_data.py)" if len(faults) > 1 else ""
+        )
         return cls(faults[0] + more, faults=faults)
 
 
@@ -144,10 +149,14 @@ class Dataset:
     def __post_init__(self) -> None:
         plain = {
             "modalities": check_modalities(self.modalities),
-            "classes": check_classes(self.default_classes if self.classes is None else self.classes),
+            "classes": check_classes(
+                self.default_classes if self.classes is None else self.classes
+            ),
             "manifest": None if self.manifest is None else Path(self.manifest).expanduser(),
             "root": None if self.root is None else Path(self.root).expanduser(),
-            "spacing_mm": self.spacing_mm if self.spacing_mm in SPACINGS else check_spacing(self.spacing_mm),
+            "spacing_mm": self.spacing_mm
+            if self.spacing_mm in SPACINGS
+            else check_spacing(self.spacing_mm),
             "limits": check_limits(self.limits, self.normalization),
             "crop_values": check_crop(self.crop_values, self.crop_margin),
             "rater": check_rater(self.rater),
@@ -157,14 +166,24 @@ class Dataset:
             object.__setattr__(self, name, value)
         is_number = isinstance(self.folds, int) and self.folds >= 2
         _require(
-            is_number or self.folds in SUBJECT_FOLDS, f"data.folds: {self.folds}; expected 2 or more, loso or site"
+            is_number or self.folds in SUBJECT_FOLDS,
+            f"data.folds: {self.folds}; expected 2 or more, loso or site",
         )
         _require(self.fold is None or self.fold >= 0, f"data.fold: {self.fold}; expected 0 or more")
-        _require(0 <= self.val_fraction < 1, f"data.val_fraction: {self.val_fraction}; expected 0 to below 1")
+        _require(
+            0 <= self.val_fraction < 1,
+            f"data.val_fraction: {self.val_fraction}; expected 0 to below 1",
+        )
         if self.importer is None:
-            _require(self.manifest is not None, "data.manifest: none given; expected a CSV file that lists the cases")
+            _require(
+                self.manifest is not None,
+                "data.manifest: none given; expected a CSV file that lists the cases",
+            )
         else:
-            _require(self.root is not None, "data.root: none given; expected the folder of the data set as downloaded")
+            _require(
+                self.root is not None,
+                "data.root: none given; expected the folder of the data set as downloaded",
+            )
 
 
 def file_and_frame(path: Path | str) -> tuple[Path, int | None]:
@@ -175,12 +194,22 @@ def file_and_frame(path: Path | str) -> tuple[Path, int | None]:
 
 def check_modalities(modalities: Sequence[str] | None) -> tuple[str, ...]:
     """Modality names as a tuple, after a check that they are distinct and can stand in file names."""
-    _require(not isinstance(modalities, str), f"data.modalities: {modalities!r}; expected a list as in [FLAIR,T1]")
+    _require(
+        not isinstance(modalities, str),
+        f"data.modalities: {modalities!r}; expected a list as in [FLAIR,T1]",
+    )
     names = tuple(str(name) for name in modalities or ())
     for name in names:
-        _require(_is_safe(name), f"data.modalities: {name!r}; expected letters, digits and _ . = + @ -")
-        _require(not _is_reserved(name), f"data.modalities: {name!r} is a column with another meaning; rename it")
-    _require(len(set(names)) == len(names), f"data.modalities: {list(names)}; expected each name once")
+        _require(
+            _is_safe(name), f"data.modalities: {name!r}; expected letters, digits and _ . = + @ -"
+        )
+        _require(
+            not _is_reserved(name),
+            f"data.modalities: {name!r} is a column with another meaning; rename it",
+        )
+    _require(
+        len(set(names)) == len(names), f"data.modalities: {list(names)}; expected each name once"
+    )
     return names
 
 
@@ -189,12 +218,19 @@ def check_classes(classes: Mapping[str, Any] | None) -> dict[str, tuple[int, ...
     if classes is None:
         return {"lesion": (1,)}
     _require(
-        isinstance(classes, Mapping) and len(classes) > 0, f"data.classes: {classes}; expected e.g. {{lesion: [1]}}"
+        isinstance(classes, Mapping) and len(classes) > 0,
+        f"data.classes: {classes}; expected e.g. {{lesion: [1]}}",
     )
     checked = {}
     for name, values in classes.items():
-        members = tuple(values) if isinstance(values, Sequence) and not isinstance(values, str) else (values,)
-        _require(_is_safe(str(name)), f"data.classes: {name!r}; expected letters, digits and _ . = + @ -")
+        members = (
+            tuple(values)
+            if isinstance(values, Sequence) and not isinstance(values, str)
+            else (values,)
+        )
+        _require(
+            _is_safe(str(name)), f"data.classes: {name!r}; expected letters, digits and _ . = + @ -"
+        )
         _require(
             len(members) > 0 and all(type(value) is int and value != 0 for value in members),
             f"data.classes.{name}: {values}; expected label values, whole numbers other than 0 (the background)",
@@ -227,9 +263,16 @@ def check_limits(limits: Sequence[float] | None, normalization: str) -> tuple[fl
              f"data.normalization: {normalization!r}; expected one of {', '.join(NORMALIZATIONS)}")  # fmt: skip
     standard = {"percentile": (0.5, 99.5), "window": (-300.0, 300.0)}.get(normalization)
     if limits is None or standard is None:
-        _require(limits is None, f"data.limits: {limits}; expected null, normalization {normalization} has none")
+        _require(
+            limits is None,
+            f"data.limits: {limits}; expected null, normalization {normalization} has none",
+        )
         return standard
-    fine = len(limits) == 2 and all(type(limit) in (int, float) for limit in limits) and limits[0] < limits[1]
+    fine = (
+        len(limits) == 2
+        and all(type(limit) in (int, float) for limit in limits)
+        and limits[0] < limits[1]
+    )
     fine = fine and (normalization == "window" or (limits[0] >= 0 and limits[1] <= 100))
     _require(fine, f"data.limits: {list(limits)}; expected two numbers as in {list(standard)}, the smaller first"
              + ", in per cent" * (normalization == "percentile"))  # fmt: skip
@@ -248,7 +291,9 @@ def check_crop(values: Sequence[int] | None, margin: int) -> tuple[int, ...]:
 def check_rater(rater: int | str | None) -> int | str | None:
     """Whose label to train on, as it was given."""
     fine = rater is None or rater in RATERS or (type(rater) is int and rater >= 1)
-    _require(fine, f"data.rater: {rater!r}; expected null, a number from 1 or one of {', '.join(RATERS)}")
+    _require(
+        fine, f"data.rater: {rater!r}; expected null, a number from 1 or one of {', '.join(RATERS)}"
+    )
     return rater
 
 
@@ -260,7 +305,9 @@ def with_modalities(dataset: Dataset) -> Dataset:
     """
     if dataset.modalities:
         return dataset
-    return replace(dataset, modalities=max((tuple(case.images) for case in _list_cases(dataset)), key=len))
+    return replace(
+        dataset, modalities=max((tuple(case.images) for case in _list_cases(dataset)), key=len)
+    )
 
 
 def find_cases(dataset: Dataset) -> list[Case]:
@@ -276,7 +323,9 @@ def find_cases(dataset: Dataset) -> list[Case]:
         return cases
     _check_cases(cases, source=str(dataset.root))
     missing = {case.case_id: _what_is_missing(case, dataset.modalities) for case in cases}
-    complete = [_with_modalities(case, dataset.modalities) for case in cases if not missing[case.case_id]]
+    complete = [
+        _with_modalities(case, dataset.modalities) for case in cases if not missing[case.case_id]
+    ]
     _say_incomplete(missing)
     _require(len(complete) > 0, f"{dataset.root}: no case is complete, {cases[0].case_id} has no "
              f"{missing[cases[0].case_id]}; download the files or name other data.modalities")  # fmt: skip
@@ -298,7 +347,9 @@ def survey_cases(dataset: Dataset) -> tuple[list[Case], dict[str, str], list[Dat
         return cases, {}, faults
     cases = _list_cases(dataset)
     missing = {case.case_id: _what_is_missing(case, dataset.modalities) for case in cases}
-    complete = [_with_modalities(case, dataset.modalities) for case in cases if not missing[case.case_id]]
+    complete = [
+        _with_modalities(case, dataset.modalities) for case in cases if not missing[case.case_id]
+    ]
     faults = _faults_between(cases, source=str(dataset.root))
     return complete, {case_id: lack for case_id, lack in missing.items() if lack}, faults
 
@@ -312,9 +363,14 @@ def _list_cases(dataset: Dataset) -> list[Case]:
         cases = dataset.importer(dataset.root)
     except DataError as fault:
         if str(fault).startswith(f"{dataset.root}: ") and not dataset.root.exists():
-            raise DataError(f"{dataset.root}: no such folder; expected that of the data set as downloaded") from fault
+            raise DataError(
+                f"{dataset.root}: no such folder; expected that of the data set as downloaded"
+            ) from fault
         raise
-    _require(len(cases) > 0, f"{dataset.root}: no case found; expected the folder of the data set as downloaded")
+    _require(
+        len(cases) > 0,
+        f"{dataset.root}: no case found; expected the folder of the data set as downloaded",
+    )
     return cases
 
 
@@ -351,7 +407,11 @@ def inspect_manifest(
     path = Path(path).expanduser()
     columns, rows = _read_rows(path)
     header = [name for name in columns if name]
-    names = tuple(modalities) if modalities is not None else tuple(n for n in header if not _is_reserved(n))
+    names = (
+        tuple(modalities)
+        if modalities is not None
+        else tuple(n for n in header if not _is_reserved(n))
+    )
     _check_header(header, names, path=path)
     _require(len(names) > 0 or modalities is not None, f"{path}: no column of images among {', '.join(header)}; "
              "expected one per modality")  # fmt: skip
@@ -367,14 +427,22 @@ def inspect_manifest(
             faults.append(fault)
     faults += _faults_between([*cases.values()], source=str(path))
     missing = [
-        (case, file) for case in cases.values() for file in _files(case) if not file_and_frame(file)[0].is_file()
+        (case, file)
+        for case in cases.values()
+        for file in _files(case)
+        if not file_and_frame(file)[0].is_file()
     ]
-    faults += [DataError(f"{file}: no such file; {path} names it for case {case.case_id}") for case, file in missing]
+    faults += [
+        DataError(f"{file}: no such file; {path} names it for case {case.case_id}")
+        for case, file in missing
+    ]
     incomplete = {case.case_id for case, _ in missing}
     return [case for case in cases.values() if case.case_id not in incomplete], faults
 
 
-def write_manifest(cases: Sequence[Case], path: Path | str, *, modalities: Sequence[str] | None = None) -> None:
+def write_manifest(
+    cases: Sequence[Case], path: Path | str, *, modalities: Sequence[str] | None = None
+) -> None:
     """Write cases as the CSV that `read_manifest` reads; the file appears whole or not at all.
 
     File names are relative where the file lies below the manifest's folder, else absolute.
@@ -386,10 +454,19 @@ def write_manifest(cases: Sequence[Case], path: Path | str, *, modalities: Seque
     """
     path = Path(path)
     _check_cases(cases, source=str(path))
-    names = tuple(modalities) if modalities is not None else tuple(dict.fromkeys(m for c in cases for m in c.images))
+    names = (
+        tuple(modalities)
+        if modalities is not None
+        else tuple(dict.fromkeys(m for c in cases for m in c.images))
+    )
     n_labels = max((len(case.labels) for case in cases), default=1)
-    rows = [_row_of(case, names, n_labels=max(n_labels, 1), folder=path.parent.absolute()) for case in cases]
-    header = [name for name in rows[0] if name in ("label", *names) or any(row[name] for row in rows)]
+    rows = [
+        _row_of(case, names, n_labels=max(n_labels, 1), folder=path.parent.absolute())
+        for case in cases
+    ]
+    header = [
+        name for name in rows[0] if name in ("label", *names) or any(row[name] for row in rows)
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid4().hex}")
     with partial.open("w", newline="", encoding="utf-8") as file:
@@ -435,10 +512,17 @@ def split_cases(
     if held_out is None:
         held_out = _held_out_by_fold(labelled, folds=folds, fold=fold, seed=seed, loads=loads)
     for case in labelled:
-        _require(case.subject_id in held_out, f"data: case {case.case_id} has a label but no split; fill the column")
+        _require(
+            case.subject_id in held_out,
+            f"data: case {case.case_id} has a label but no split; fill the column",
+        )
     if "val" not in held_out.values():
-        remaining = sorted({case.subject_id for case in labelled if held_out[case.subject_id] == "train"})
-        held_out |= dict.fromkeys(_draw_validation(remaining, val_fraction=val_fraction, seed=seed), "val")
+        remaining = sorted(
+            {case.subject_id for case in labelled if held_out[case.subject_id] == "train"}
+        )
+        held_out |= dict.fromkeys(
+            _draw_validation(remaining, val_fraction=val_fraction, seed=seed), "val"
+        )
     parts: dict[str, list[Case]] = {name: [] for name in SPLITS}
     left_out = []
     for case in cases:
@@ -459,11 +543,16 @@ def are_folds_drawn(cases: Sequence[Case], *, folds: int | str, fold: int | None
     """Whether `split_cases` draws folds: neither told to leave one out nor by a column."""
     labelled = [case for case in cases if case.labels]
     by_split = fold is None and any(case.split for case in labelled)
-    return not (folds in SUBJECT_FOLDS or by_split or any(case.fold is not None for case in labelled))
+    return not (
+        folds in SUBJECT_FOLDS or by_split or any(case.fold is not None for case in labelled)
+    )
 
 
 def cases_from_input(
-    input: Mapping[str, Path | str] | Path | str, *, modalities: Sequence[str], case_id: str | None = None
+    input: Mapping[str, Path | str] | Path | str,
+    *,
+    modalities: Sequence[str],
+    case_id: str | None = None,
 ) -> list[Case]:
     """The cases that a user wants predicted.
 
@@ -480,7 +569,10 @@ def cases_from_input(
     if isinstance(input, Mapping):
         return [_case_of_files(input, modalities, case_id=case_id)]
     path = Path(input).expanduser()
-    _require(path.exists(), f"{path}: no such file or folder; expected images, a manifest CSV or a folder of images")
+    _require(
+        path.exists(),
+        f"{path}: no such file or folder; expected images, a manifest CSV or a folder of images",
+    )
     if path.is_dir():
         cases = _cases_in_folder(path, modalities)
     elif path.name.endswith(_NIFTI):
@@ -528,7 +620,9 @@ def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         raise DataError(f"{path}: {error.strerror or error}; expected a manifest CSV") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: is no CSV text; expected a manifest CSV in UTF-8") from error
-    _require(len(rows) > 1, f"{path}: lists no case; expected a header line and a line for each case")
+    _require(
+        len(rows) > 1, f"{path}: lists no case; expected a header line and a line for each case"
+    )
     header = rows[0][1]
     for number, row in rows[1:]:
         _require(
@@ -543,7 +637,10 @@ def _check_header(header: Sequence[str], modalities: Sequence[str], *, path: Pat
     _require(not twice, f"{path}: column {', '.join(twice)} stands twice; expected each once")
     for name in header:
         plain = name.lower().replace(" ", "_")
-        _require(name == plain or not _is_reserved(plain), f"{path}: column {name!r}; write it as {plain!r}")
+        _require(
+            name == plain or not _is_reserved(plain),
+            f"{path}: column {name!r}; write it as {plain!r}",
+        )
     missing = [name for name in ("case_id", "subject_id", *modalities) if name not in header]
     _require(not missing, f"{path}: no column {', '.join(missing)} among {', '.join(header)}; add it"
              + (" or name other data.modalities" if set(missing) & set(modalities) else ""))  # fmt: skip
@@ -556,12 +653,25 @@ def _case_of(row: Mapping[str, str], modalities: Sequence[str], *, path: Path, n
     _require(not empty, f"{where}: empty cell for {', '.join(empty)}; fill it, remove the line or name other "
              "data.modalities")  # fmt: skip
     files = {name: folder / Path(cell).expanduser() for name, cell in row.items() if cell}
-    labels = sorted((name for name in files if _LABEL_COLUMN.fullmatch(name)), key=lambda n: int(n[6:] or 1))
-    _require(not labels or labels[0] == "label", f"{where}: {labels[:1]} without label; fill the label cell first")
-    split, fold, consensus = row.get("split") or None, row.get("fold") or None, row.get("consensus") or "no"
+    labels = sorted(
+        (name for name in files if _LABEL_COLUMN.fullmatch(name)), key=lambda n: int(n[6:] or 1)
+    )
+    _require(
+        not labels or labels[0] == "label",
+        f"{where}: {labels[:1]} without label; fill the label cell first",
+    )
+    split, fold, consensus = (
+        row.get("split") or None,
+        row.get("fold") or None,
+        row.get("consensus") or "no",
+    )
     _require(consensus in ("yes", "no"), f"{where}: consensus {consensus!r}; expected yes or no")
-    _require(split is None or split in SPLITS, f"{where}: split {split!r}; expected train, val or test")
-    _require(fold is None or fold.isdecimal(), f"{where}: fold {fold!r}; expected a whole number from 0")
+    _require(
+        split is None or split in SPLITS, f"{where}: split {split!r}; expected train, val or test"
+    )
+    _require(
+        fold is None or fold.isdecimal(), f"{where}: fold {fold!r}; expected a whole number from 0"
+    )
     return Case(
         case_id=row["case_id"],
         subject_id=row["subject_id"],
@@ -576,16 +686,25 @@ def _case_of(row: Mapping[str, str], modalities: Sequence[str], *, path: Path, n
     )
 
 
-def _row_of(case: Case, modalities: Sequence[str], *, n_labels: int, folder: Path) -> dict[str, str]:
+def _row_of(
+    case: Case, modalities: Sequence[str], *, n_labels: int, folder: Path
+) -> dict[str, str]:
     """One line of a manifest, columns in their order."""
-    labels = dict(zip(["label", *(f"label_{i}" for i in range(2, n_labels + 1))], case.labels, strict=False))
+    labels = dict(
+        zip(["label", *(f"label_{i}" for i in range(2, n_labels + 1))], case.labels, strict=False)
+    )
     row = {"case_id": case.case_id, "subject_id": case.subject_id}
     row |= {name: _written(case.images.get(name), folder) for name in modalities}
     row |= {
-        name: _written(labels.get(name), folder) for name in ["label", *(f"label_{i}" for i in range(2, n_labels + 1))]
+        name: _written(labels.get(name), folder)
+        for name in ["label", *(f"label_{i}" for i in range(2, n_labels + 1))]
     }
     row |= {"consensus": "yes" if case.consensus and len(case.labels) > 1 else ""}
-    row |= {"brain_mask": _written(case.brain_mask, folder), "site": case.site or "", "session": case.session or ""}
+    row |= {
+        "brain_mask": _written(case.brain_mask, folder),
+        "site": case.site or "",
+        "session": case.session or "",
+    }
     return row | {"split": case.split or "", "fold": "" if case.fold is None else str(case.fold)}
 
 
@@ -593,7 +712,9 @@ def _written(file: Path | None, folder: Path) -> str:
     if file is None:
         return ""
     absolute = file.absolute()
-    return (absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute).as_posix()
+    return (
+        absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute
+    ).as_posix()
 
 
 def _files(case: Case) -> list[Path]:
@@ -646,47 +767,82 @@ def _column(cases: Sequence[Case], column: str, *, source: str = "data") -> dict
 
 
 def _held_out_by_fold(
-    cases: Sequence[Case], *, folds: int | str, fold: int | None, seed: int, loads: Mapping[str, float] | None
+    cases: Sequence[Case],
+    *,
+    folds: int | str,
+    fold: int | None,
+    seed: int,
+    loads: Mapping[str, float] | None,
 ) -> dict[str, Any]:
     """Subject -> "test" where its fold is held out, else "train"."""
     if folds in SUBJECT_FOLDS:
         fold_of: dict[str, Any] = _leave_one_out(cases, SUBJECT_FOLDS[str(folds)])
     else:
-        fold_of = _column(cases, "fold") or _draw_folds(cases, folds=int(folds), seed=seed, loads=loads)
+        fold_of = _column(cases, "fold") or _draw_folds(
+            cases, folds=int(folds), seed=seed, loads=loads
+        )
     for case in cases:
-        _require(case.subject_id in fold_of, f"data: case {case.case_id} has a label but no fold; fill the column")
+        _require(
+            case.subject_id in fold_of,
+            f"data: case {case.case_id} has a label but no fold; fill the column",
+        )
     held_out = min(fold_of.values()) if fold is None else fold
     _require(held_out in fold_of.values(), f"data.fold: {held_out}; expected one of "
              f"{', '.join(map(str, sorted(set(fold_of.values()))))}")  # fmt: skip
-    return {subject: "test" if number == held_out else "train" for subject, number in fold_of.items()}
+    return {
+        subject: "test" if number == held_out else "train" for subject, number in fold_of.items()
+    }
 
 
 def _leave_one_out(cases: Sequence[Case], attribute: str) -> dict[str, int]:
     """Subject -> the place of its attribute among all, in the order of names."""
     for case in cases:
-        _require(getattr(case, attribute) is not None, f"data: case {case.case_id} has no {attribute}; fill the column")
+        _require(
+            getattr(case, attribute) is not None,
+            f"data: case {case.case_id} has no {attribute}; fill the column",
+        )
     value_of = {case.subject_id: getattr(case, attribute) for case in cases}
-    split_up = [case.subject_id for case in cases if value_of[case.subject_id] != getattr(case, attribute)]
-    _require(not split_up, f"data: subject {split_up[:1]} has cases of two sites; expected one, or data.folds=loso")
+    split_up = [
+        case.subject_id for case in cases if value_of[case.subject_id] != getattr(case, attribute)
+    ]
+    _require(
+        not split_up,
+        f"data: subject {split_up[:1]} has cases of two sites; expected one, or data.folds=loso",
+    )
     values = sorted(set(value_of.values()))
-    _require(len(values) > 1, f"data: one {attribute} in {len(cases)} labelled cases; expected two or more")
+    _require(
+        len(values) > 1,
+        f"data: one {attribute} in {len(cases)} labelled cases; expected two or more",
+    )
     return {subject: values.index(value) for subject, value in value_of.items()}
 
 
-def _draw_folds(cases: Sequence[Case], *, folds: int, seed: int, loads: Mapping[str, float] | None) -> dict[str, int]:
+def _draw_folds(
+    cases: Sequence[Case], *, folds: int, seed: int, loads: Mapping[str, float] | None
+) -> dict[str, int]:
     """Subject -> fold; with loads, subjects of one site and near loads go to different folds."""
     subjects = sorted({case.subject_id for case in cases})
-    _require(bool(subjects), "data: 0 labelled subjects; expected label files, in a manifest in the column label")
+    _require(
+        bool(subjects),
+        "data: 0 labelled subjects; expected label files, in a manifest in the column label",
+    )
     _require(len(subjects) > 1, f"data: {len(subjects)} labelled subjects; expected two or more to hold one out, "
              "or a split column in the manifest")  # fmt: skip
     n_folds, rng = min(folds, len(subjects)), np.random.default_rng([seed, 0])
     if loads is None:
-        return {subjects[s]: place % n_folds for place, s in enumerate(rng.permutation(len(subjects)))}
+        return {
+            subjects[s]: place % n_folds for place, s in enumerate(rng.permutation(len(subjects)))
+        }
     site = {case.subject_id: case.site or "" for case in cases}
-    load = {subject: max(loads.get(c.case_id, 0.0) for c in cases if c.subject_id == subject) for subject in subjects}
+    load = {
+        subject: max(loads.get(c.case_id, 0.0) for c in cases if c.subject_id == subject)
+        for subject in subjects
+    }
     ordered = sorted(subjects, key=lambda subject: (site[subject], load[subject], subject))
     blocks = [ordered[first : first + n_folds] for first in range(0, len(ordered), n_folds)]
-    return {block[s]: place for block in blocks for place, s in enumerate(rng.permutation(len(block)))}
+    return {
+        block[s]: place for block in blocks for place, s in enumerate(rng.permutation(len(block)))
+    }
 
 
 def _refuse_leaks(parts: Mapping[str, Sequence[Case]]) -> None:
@@ -707,24 +863,35 @@ def _draw_validation(subjects: Sequence[str], *, val_fraction: float, seed: int)
     return [subjects[i] for i in np.random.default_rng([seed, 1]).permutation(len(subjects))[:n]]
 
 
-def _case_of_files(files: Mapping[str, Path | str], modalities: Sequence[str], *, case_id: str | None) -> Case:
+def _case_of_files(
+    files: Mapping[str, Path | str], modalities: Sequence[str], *, case_id: str | None
+) -> Case:
     """One case from `{modality: file}`."""
     paths = {name: Path(file).expanduser().absolute() for name, file in files.items()}
     for name in modalities:
-        _require(name in paths, f"input: no file for modality {name}; expected one for each of {', '.join(modalities)}")
+        _require(
+            name in paths,
+            f"input: no file for modality {name}; expected one for each of {', '.join(modalities)}",
+        )
     for name, path in paths.items():
         _require(name in modalities or name == "brain_mask",
                  f"input: {name} is no modality of this network; expected {', '.join(modalities)}")  # fmt: skip
-        _require(file_and_frame(path)[0].is_file(), f"{path}: no such file; expected the image of {name}")
+        _require(
+            file_and_frame(path)[0].is_file(), f"{path}: no such file; expected the image of {name}"
+        )
     name = _stem(paths[modalities[0]]) if case_id is None else case_id
-    _require(_is_safe(name), f"case_id: {name!r}; expected letters, digits and _ . = + @ -; set case_id=")
+    _require(
+        _is_safe(name), f"case_id: {name!r}; expected letters, digits and _ . = + @ -; set case_id="
+    )
     images = {modality: paths[modality] for modality in modalities}
     return Case(case_id=name, subject_id=name, images=images, brain_mask=paths.get("brain_mask"))
 
 
 def _stem(path: Path) -> str:
     path, _ = file_and_frame(path)
-    return next((path.name.removesuffix(end) for end in _NIFTI if path.name.endswith(end)), path.stem)
+    return next(
+        (path.name.removesuffix(end) for end in _NIFTI if path.name.endswith(end)), path.stem
+    )
 
 
 def _cases_in_folder(folder: Path, modalities: Sequence[str]) -> list[Case]:
@@ -741,7 +908,10 @@ def _cases_in_folder(folder: Path, modalities: Sequence[str]) -> list[Case]:
             else:
                 continue
             taken = found[case_id].setdefault(name, path)
-            _require(taken is path, f"{path}: a second {name} of case {case_id} beside {taken}; keep one of them")
+            _require(
+                taken is path,
+                f"{path}: a second {name} of case {case_id} beside {taken}; keep one of them",
+            )
             break
     ids = [case_id for case_id, files in sorted(found.items()) if set(files) != {"brain_mask"}]
     _require(len(ids) > 0, f"{folder}: no image found; expected <case_id>_{modalities[0]}.nii.gz or "
@@ -772,4 +942,6 @@ def _say_incomplete(missing: Mapping[str, str]) -> None:
     if by_reason:
         lists = "; ".join(f"no {reason}: {', '.join(ids)}" for reason, ids in by_reason.items())
         n_incomplete = sum(map(len, by_reason.values()))
-        logger.warning("%d of %d cases are incomplete and left out (%s)", n_incomplete, len(missing), lists)
+        logger.warning(
+            "%d of %d cases are incomplete and left out (%s)", n_incomplete, len(missing), lists
+        )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from tversky_seg.data.volumes import ras_grid, spacing_of
+from tversky_seg.data.nifti import ras_grid, spacing_of
 
 Shape = tuple[int, int, int]
 Floats = NDArray[np.float32]
@@ -59,11 +59,15 @@ class Geometry:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Geometry":
         """The inverse of `as_dict`."""
-        plain: dict[str, Any] = {n: np.array(v) if n.endswith("affine") else tuple(v) for n, v in values.items()}
+        plain: dict[str, Any] = {
+            n: np.array(v) if n.endswith("affine") else tuple(v) for n, v in values.items()
+        }
         return cls(**plain)
 
 
-def network_grid(shape: Shape, affine: ArrayLike, *, spacing_mm: Sequence[float | None] | None) -> tuple[Shape, Affine]:
+def network_grid(
+    shape: Shape, affine: ArrayLike, *, spacing_mm: Sequence[float | None] | None
+) -> tuple[Shape, Affine]:
     """The grid that the network sees: axes most nearly along R, A, S, with the voxel size asked for.
 
     Axes whose voxel size is within 1 % of the one asked for keep their voxels. A resampled axis covers the whole field
@@ -109,12 +113,16 @@ def resample(
         order: 1 linear, 0 nearest.
         fill: Value beyond the field of view of the data (NaN allowed where values are interpolated).
     """
-    matrix = np.linalg.solve(np.asarray(source_affine, dtype=np.float64), np.asarray(affine, dtype=np.float64))
+    matrix = np.linalg.solve(
+        np.asarray(source_affine, dtype=np.float64), np.asarray(affine, dtype=np.float64)
+    )
     data, matrix = _aligned(data, matrix)
     if _is_shift(matrix, shape):
         x, y, z = np.rint(matrix[:3, 3]).astype(int).tolist()
         return window(data, (x, y, z), shape, fill=fill)
-    padded = np.pad(data, 1, mode="edge").astype(np.float32, copy=False)  # outer voxels reach beyond their centres
+    padded = np.pad(data, 1, mode="edge").astype(
+        np.float32, copy=False
+    )  # outer voxels reach beyond their centres
     sigma = np.sqrt(np.maximum(_steps(matrix) ** 2 - 1, 0)) / _FWHM_PER_SIGMA
     if sigma.max() > 0.1:
         ndimage.gaussian_filter(padded, sigma, output=padded, mode="nearest", truncate=3.0)
@@ -122,7 +130,15 @@ def resample(
     if np.abs(linear - np.diag(np.diag(linear))).sum(axis=1) @ np.ones(3) * max(shape) < SAME_PLACE:
         linear = np.diag(linear)  # scipy is faster along separate axes
     resampled: Floats = ndimage.affine_transform(
-        padded, linear, offset, shape, np.float32, order=order, mode="constant", cval=fill, prefilter=False
+        padded,
+        linear,
+        offset,
+        shape,
+        np.float32,
+        order=order,
+        mode="constant",
+        cval=fill,
+        prefilter=False,
     )
     return resampled
 
@@ -137,7 +153,11 @@ def to_input_grid(volume: Floats, geometry: Geometry) -> Floats:
 
 def steps(source_affine: ArrayLike, affine: ArrayLike) -> Affine:
     """Voxels of the first grid per voxel of the second, along each axis of the first."""
-    return _steps(np.linalg.solve(np.asarray(source_affine, dtype=np.float64), np.asarray(affine, dtype=np.float64)))
+    return _steps(
+        np.linalg.solve(
+            np.asarray(source_affine, dtype=np.float64), np.asarray(affine, dtype=np.float64)
+        )
+    )
 
 
 def shift(voxels: ArrayLike) -> Affine:
@@ -157,7 +177,9 @@ def window(data: NDArray[Any], start: Shape, shape: Shape, *, fill: float = 0) -
     return filled
 
 
-def overlap(start: Shape, shape: Shape, available: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+def overlap(
+    start: Shape, shape: Shape, available: Sequence[int]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Where a box from voxel `start` on and a volume of the shape `available` meet: in the volume, and in the box."""
     source, target = [], []
     for first, n, end in zip(start, shape, available, strict=True):
@@ -170,7 +192,10 @@ def overlap(start: Shape, shape: Shape, available: Sequence[int]) -> tuple[tuple
 def _aligned(data: NDArray[Any], matrix: Affine) -> tuple[NDArray[Any], Affine]:
     """A view of the data with axes that run along the target's, and the matrix from target voxels to its voxels."""
     scaled = matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0)
-    order = max(itertools.permutations(range(3)), key=lambda p: math.prod(abs(scaled[p[j], j]) for j in range(3)))
+    order = max(
+        itertools.permutations(range(3)),
+        key=lambda p: math.prod(abs(scaled[p[j], j]) for j in range(3)),
+    )
     data, matrix = data.transpose(order), matrix[[*order, 3]]
     for axis in range(3):
         if matrix[axis, axis] < 0:

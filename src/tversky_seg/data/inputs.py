@@ -8,12 +8,26 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tversky_seg.data.cases import Case, DataError, cases_from_input, read_manifest
+from tversky_seg.data.case import Case, DataError, cases_from_input, read_manifest
 
 logger = logging.getLogger("tversky_seg")
 
-BIDS_SUFFIXES = {"FLAIR": ("FLAIR",), "T1": ("T1w",), "T2": ("T2w",), "PD": ("PDw", "PD"), "DP": ("PDw", "PD")}
-CONTRASTED = ("GADO", "GD", "T1GD", "T1_GD", "T1GADO", "T1C", "T1CE")  # a T1w with the entity ce-<agent>
+BIDS_SUFFIXES = {
+    "FLAIR": ("FLAIR",),
+    "T1": ("T1w",),
+    "T2": ("T2w",),
+    "PD": ("PDw", "PD"),
+    "DP": ("PDw", "PD"),
+}
+CONTRASTED = (
+    "GADO",
+    "GD",
+    "T1GD",
+    "T1_GD",
+    "T1GADO",
+    "T1C",
+    "T1CE",
+)  # a T1w with the entity ce-<agent>
 NIFTI = (".nii.gz", ".nii")
 
 
@@ -60,7 +74,12 @@ def is_bids(folder: Path) -> bool:
 
 
 def _anatomies(folder: Path) -> list[Path]:
-    return sorted(path for form in ("sub-*/anat", "sub-*/ses-*/anat") for path in folder.glob(form) if path.is_dir())
+    return sorted(
+        path
+        for form in ("sub-*/anat", "sub-*/ses-*/anat")
+        for path in folder.glob(form)
+        if path.is_dir()
+    )
 
 
 def _in_bids(folder: Path, modalities: Sequence[str]) -> list[Case]:
@@ -68,7 +87,9 @@ def _in_bids(folder: Path, modalities: Sequence[str]) -> list[Case]:
     cases = []
     for anatomy in _anatomies(folder):
         subject, *session = anatomy.relative_to(folder).parts[:-1]
-        images = {name: path for name in modalities if (path := _in_anatomy(anatomy, name)) is not None}
+        images = {
+            name: path for name in modalities if (path := _in_anatomy(anatomy, name)) is not None
+        }
         brain = sorted(anatomy.glob("*_desc-brain_mask.nii*"))
         if images:
             cases.append(
@@ -81,8 +102,12 @@ def _in_bids(folder: Path, modalities: Sequence[str]) -> list[Case]:
                 )
             )
     if not cases:
-        wanted = ", ".join(f"*_{suffix}.nii.gz" for name in modalities for suffix in _suffixes(name)[:1])
-        raise DataError(f"{folder}: BIDS subjects without any of {', '.join(modalities)}; expected anat/{wanted}")
+        wanted = ", ".join(
+            f"*_{suffix}.nii.gz" for name in modalities for suffix in _suffixes(name)[:1]
+        )
+        raise DataError(
+            f"{folder}: BIDS subjects without any of {', '.join(modalities)}; expected anat/{wanted}"
+        )
     return cases
 
 
@@ -98,7 +123,9 @@ def _in_anatomy(anatomy: Path, modality: str) -> Path | None:
     ]
     if len(found) > 1:
         names = ", ".join(path.name for path in found[:3])
-        raise DataError(f"{anatomy}: {len(found)} files of {modality} ({names}); list the right one in a manifest CSV")
+        raise DataError(
+            f"{anatomy}: {len(found)} files of {modality} ({names}); list the right one in a manifest CSV"
+        )
     return found[0] if found else None
 
 
@@ -125,7 +152,10 @@ def _lacking(path: Path, modalities: Sequence[str]) -> list[Case]:
         return cases_from_input(path, modalities=modalities)  # says what was expected
     return [
         Case(
-            case_id, case_id, {name: images[name] for name in modalities if name in images}, brain_mask=brains[case_id]
+            case_id,
+            case_id,
+            {name: images[name] for name in modalities if name in images},
+            brain_mask=brains[case_id],
         )
         for case_id, images in sorted(found.items())
     ]
@@ -144,19 +174,38 @@ def _in_manifest(path: Path, modalities: Sequence[str]) -> list[Case]:
     cases = read_manifest(path, modalities=())
     text = path.read_text(encoding="utf-8-sig")
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    rows = {row["case_id"].strip(): row for row in csv.DictReader(text.splitlines(), delimiter=delimiter)}
+    rows = {
+        row["case_id"].strip(): row
+        for row in csv.DictReader(text.splitlines(), delimiter=delimiter)
+    }
     completed = []
     for case in cases:
         cells = {name: (rows[case.case_id].get(name) or "").strip() for name in modalities}
-        images = {name: path.parent.absolute() / Path(cell).expanduser() for name, cell in cells.items() if cell}
+        images = {
+            name: path.parent.absolute() / Path(cell).expanduser()
+            for name, cell in cells.items()
+            if cell
+        }
         for name, file in images.items():
             if not file.is_file():
-                raise DataError(f"{file}: no such file; {path} names it for {name} of case {case.case_id}")
-        completed.append(Case(case.case_id, case.subject_id, images, brain_mask=case.brain_mask, session=case.session))
+                raise DataError(
+                    f"{file}: no such file; {path} names it for {name} of case {case.case_id}"
+                )
+        completed.append(
+            Case(
+                case.case_id,
+                case.subject_id,
+                images,
+                brain_mask=case.brain_mask,
+                session=case.session,
+            )
+        )
     return completed
 
 
-def _refuse_lack(cases: Sequence[Case], modalities: Sequence[str], *, may_lack: bool, source: Path | None) -> None:
+def _refuse_lack(
+    cases: Sequence[Case], modalities: Sequence[str], *, may_lack: bool, source: Path | None
+) -> None:
     """An error for a modality that is missing, or one warning where the network was trained for that."""
     lacking: dict[str, list[str]] = defaultdict(list)
     for case in cases:
@@ -173,7 +222,9 @@ def _refuse_lack(cases: Sequence[Case], modalities: Sequence[str], *, may_lack: 
             f"no {name}: {', '.join(ids[:5])}{f' and {len(ids) - 5} more' if len(ids) > 5 else ''}"
             for name, ids in lacking.items()
         )
-        logger.warning("predicted with 0 for what is missing, as with channel dropout in training (%s)", lists)
+        logger.warning(
+            "predicted with 0 for what is missing, as with channel dropout in training (%s)", lists
+        )
 
 
 def _pick(cases: list[Case], case_id: str | None, *, source: Path) -> list[Case]:

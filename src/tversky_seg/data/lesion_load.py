@@ -10,14 +10,16 @@ from uuid import uuid4
 import numpy as np
 
 from tversky_seg.data.cache import fingerprint
-from tversky_seg.data.cases import Case, DataError
-from tversky_seg.data.volumes import read_label, spacing_of
-from tversky_seg.progress import Reporter
+from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.nifti import read_label, spacing_of
+from tversky_seg.runtime.progress import Reporter
 
 FORMAT_VERSION = 1
 
 
-def lesion_loads(cases: Sequence[Case], classes: Mapping[str, Sequence[int]], *, cache_dir: Path) -> dict[str, float]:
+def lesion_loads(
+    cases: Sequence[Case], classes: Mapping[str, Sequence[int]], *, cache_dir: Path
+) -> dict[str, float]:
     """Case id -> volume in mm3 of the class that is smallest in the cohort, of cases with a label.
 
     What was counted is kept in `cache_dir/label_volumes.json`, by path, size and time of the label file. A file that
@@ -33,7 +35,10 @@ def lesion_loads(cases: Sequence[Case], classes: Mapping[str, Sequence[int]], *,
             reporter.advance(case.case_id)
     _write(store, known)
     loads = {
-        name: {case_id: sum(found.get(str(value), 0.0) for value in values) for case_id, found in volumes.items()}
+        name: {
+            case_id: sum(found.get(str(value), 0.0) for value in values)
+            for case_id, found in volumes.items()
+        }
         for name, values in classes.items()
     }
     return min(loads.values(), key=lambda load: math.fsum(load.values()) or math.inf)
@@ -72,5 +77,7 @@ def _write(store: Path, known: Mapping[str, Mapping[str, float]]) -> None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        fault = f"{store.parent}: cannot be written ({error.strerror or error}); name another cache_dir"
+        fault = (
+            f"{store.parent}: cannot be written ({error.strerror or error}); name another cache_dir"
+        )
         raise DataError(fault) from error

@@ -14,7 +14,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from tversky_seg.data.cases import DataError, file_and_frame
+from tversky_seg.data.case import DataError, file_and_frame
 
 PROBABILITY_SCALE = 1 / 65535
 MAX_VOXELS = 2**30
@@ -79,9 +79,13 @@ def read_label(path: Path | str) -> Volume:
         rounded = np.rint(data)
         odd = data[np.abs(data - rounded) > 1e-3]
         if odd.size:
-            raise DataError(f"{path}: {odd.size} voxels are no whole numbers, as {odd[0]:g}; expected label values")
+            raise DataError(
+                f"{path}: {odd.size} voxels are no whole numbers, as {odd[0]:g}; expected label values"
+            )
         data = rounded
-    smallest = np.result_type(np.min_scalar_type(int(data.min())), np.min_scalar_type(int(data.max())))
+    smallest = np.result_type(
+        np.min_scalar_type(int(data.min())), np.min_scalar_type(int(data.max()))
+    )
     return Volume(data.astype(smallest), _affine(image, Path(path)))
 
 
@@ -96,7 +100,9 @@ def read_grid(path: Path | str) -> tuple[tuple[int, int, int], NDArray[np.float6
     return (x, y, z), _affine(image, Path(path))
 
 
-def write_volume(path: Path | str, data: NDArray[Any], affine: ArrayLike, *, scale: float | None = None) -> None:
+def write_volume(
+    path: Path | str, data: NDArray[Any], affine: ArrayLike, *, scale: float | None = None
+) -> None:
     """Write a NIfTI file; it appears whole or not at all.
 
     Args:
@@ -125,7 +131,9 @@ def write_volume(path: Path | str, data: NDArray[Any], affine: ArrayLike, *, sca
     except OSError as error:
         with suppress(OSError):  # also where a parent is a file
             partial.unlink()
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); name a folder with room") from error
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}); name a folder with room"
+        ) from error
 
 
 def spacing_of(affine: ArrayLike) -> tuple[float, float, float]:
@@ -146,11 +154,16 @@ def affine_shift_voxels(a: ArrayLike, b: ArrayLike, shape: tuple[int, int, int])
     """
     corners = np.array([*itertools.product(*((0, n - 1) for n in shape))])
     homogeneous = np.c_[corners, np.ones(8)]
-    voxels = homogeneous @ np.linalg.solve(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)).T
+    voxels = (
+        homogeneous
+        @ np.linalg.solve(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)).T
+    )
     return float(np.abs(voxels[:, :3] - corners).max())
 
 
-def ras_grid(shape: tuple[int, int, int], affine: ArrayLike) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+def ras_grid(
+    shape: tuple[int, int, int], affine: ArrayLike
+) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
     """Shape and affine of the same voxels with axes permuted and flipped to run most nearly to R, A and S."""
     orientation = nib.io_orientation(affine)
     order = np.argsort(orientation[:, 0])
@@ -168,14 +181,18 @@ def _open(path: Path) -> Any:
         image = nib.load(path)
         shape, dtype = image.shape, image.get_data_dtype()
     except _UNREADABLE as error:
-        raise DataError(f"{path}: cannot be read ({_said(error, path)}); expected a NIfTI image") from error
+        raise DataError(
+            f"{path}: cannot be read ({_said(error, path)}); expected a NIfTI image"
+        ) from error
     n_frames = max(shape[3:], default=1)
     if len(shape) < 3 or min(shape) < 1 or (frame is None and n_frames > 1):
         raise DataError(
             f"{path}: has shape {_times(shape)}; expected one 3D volume, or the frame named, as {path.name}@0"
         )
     if frame is not None and (len(shape) > 4 or frame >= n_frames):
-        raise DataError(f"{named}: has shape {_times(shape)}, no frame {frame}; expected one from 0 to {n_frames - 1}")
+        raise DataError(
+            f"{named}: has shape {_times(shape)}, no frame {frame}; expected one from 0 to {n_frames - 1}"
+        )
     if dtype.kind not in "iuf":
         raise DataError(f"{path}: holds {dtype} voxels; expected one number per voxel")
     n_voxels = int(np.prod(shape, dtype=object))
@@ -192,10 +209,16 @@ def _size(path: Path) -> int:
     try:
         size = path.stat().st_size
     except OSError as error:
-        found = "a link to a file that is not here" if path.is_symlink() else (error.strerror or str(error)).lower()
+        found = (
+            "a link to a file that is not here"
+            if path.is_symlink()
+            else (error.strerror or str(error)).lower()
+        )
         raise DataError(f"{path}: {found}; expected a NIfTI image") from error
     if path.is_dir() or size == 0:
-        raise DataError(f"{path}: is {'a folder' if path.is_dir() else 'empty'}; expected a NIfTI image")
+        raise DataError(
+            f"{path}: is {'a folder' if path.is_dir() else 'empty'}; expected a NIfTI image"
+        )
     return size
 
 
@@ -205,7 +228,9 @@ def _refuse_other_content(path: Path) -> None:
         with path.open("rb") as file:
             start = file.read(512)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}; expected a readable NIfTI image") from error
+        raise DataError(
+            f"{path}: {error.strerror or error}; expected a readable NIfTI image"
+        ) from error
     if start.startswith(b"version https://git-lfs"):
         raise DataError(f"{path}: is a Git LFS pointer, not the image; fetch it by `git lfs pull`")
     if b"<html" in start.lower() or start.lower().lstrip().startswith(b"<!doctype"):
@@ -213,16 +238,22 @@ def _refuse_other_content(path: Path) -> None:
     if not start.translate(None, bytes([9, 10, 13, *range(32, 127)])):
         raise DataError(f"{path}: is text, not an image; expected NIfTI")
     if path.suffix == ".gz" and not start.startswith(b"\x1f\x8b"):
-        raise DataError(f"{path}: is not gzipped though its name says so; rename it to .nii or fetch it anew")
+        raise DataError(
+            f"{path}: is not gzipped though its name says so; rename it to .nii or fetch it anew"
+        )
 
 
 def _voxels(image: Any, path: Path, *, dtype: DTypeLike | None) -> NDArray[Any]:
     try:
         with np.errstate(all="ignore"):
             frame = file_and_frame(path)[1] if len(image.shape) == 4 else None
-            data = np.asarray(image.dataobj if frame is None else image.dataobj[..., frame], dtype=dtype)
+            data = np.asarray(
+                image.dataobj if frame is None else image.dataobj[..., frame], dtype=dtype
+            )
     except _UNREADABLE as error:
-        raise DataError(f"{path}: is cut off or damaged ({_said(error, path)}); fetch it anew") from error
+        raise DataError(
+            f"{path}: is cut off or damaged ({_said(error, path)}); fetch it anew"
+        ) from error
     return data.reshape(data.shape[:3], order="F")
 
 
@@ -233,14 +264,20 @@ def _said(error: Exception, path: Path) -> str:
 def _refuse_non_finite(data: NDArray[Any], path: Path | str) -> None:
     n = data.size - np.count_nonzero(np.isfinite(data))
     if n:
-        raise DataError(f"{path}: {n} voxels are NaN or infinite; expected finite values, as 0 outside the brain")
+        raise DataError(
+            f"{path}: {n} voxels are NaN or infinite; expected finite values, as 0 outside the brain"
+        )
 
 
 def _affine(image: Any, path: Path) -> NDArray[np.float64]:
     affine = np.asarray(image.affine, dtype=np.float64)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(spacing):
-        raise DataError(f"{path}: its affine {affine[:3].round(4).tolist()} is no map to space; repair the header")
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(
+        spacing
+    ):
+        raise DataError(
+            f"{path}: its affine {affine[:3].round(4).tolist()} is no map to space; repair the header"
+        )
     return affine
 
 
@@ -248,16 +285,22 @@ def _stored(data: NDArray[Any], scale: float | None) -> NDArray[Any]:
     """The voxels as they stand in the file."""
     if scale is not None:
         raw = np.empty_like(data, dtype=np.uint16)
-        for plane, into in zip(data, raw, strict=True):  # plane by plane, as float64 takes eight bytes a voxel
+        for plane, into in zip(
+            data, raw, strict=True
+        ):  # plane by plane, as float64 takes eight bytes a voxel
             levels = np.rint(np.asarray(plane, dtype=np.float64) / scale)
             if not (levels.min() >= 0 and levels.max() <= 65535):
-                raise ValueError(f"expected values in [0, {65535 * scale:g}], got {data.min():g} to {data.max():g}")
+                raise ValueError(
+                    f"expected values in [0, {65535 * scale:g}], got {data.min():g} to {data.max():g}"
+                )
             into[...] = levels
         return raw
     if data.dtype.kind == "b":
         return data.astype(np.uint8)
     if data.dtype.kind in "iu":
-        return data.astype(np.result_type(np.min_scalar_type(data.min()), np.min_scalar_type(data.max())))
+        return data.astype(
+            np.result_type(np.min_scalar_type(data.min()), np.min_scalar_type(data.max()))
+        )
     return data.astype(np.float32)
 
 

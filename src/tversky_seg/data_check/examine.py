@@ -22,11 +22,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.cases import Case, DataError, file_and_frame
-from tversky_seg.data.pictures import picture_of
-from tversky_seg.data.preprocessing import PreparedCase, Preprocessing, preprocess, require_lesions
-from tversky_seg.data.volumes import affine_shift_voxels, axis_codes, read_grid, read_label, read_volume, spacing_of
-from tversky_seg.progress import Reporter
+from tversky_seg.data.case import Case, DataError, file_and_frame
+from tversky_seg.data.nifti import (
+    affine_shift_voxels,
+    axis_codes,
+    read_grid,
+    read_label,
+    read_volume,
+    spacing_of,
+)
+from tversky_seg.data.preprocessing.pipeline import (
+    PreparedCase,
+    Preprocessing,
+    preprocess,
+    require_lesions,
+)
+from tversky_seg.report.pictures import picture_of
+from tversky_seg.runtime.progress import Reporter
 
 logger = logging.getLogger("tversky_seg")
 
@@ -128,10 +140,14 @@ class CaseReport:
         if self.prepared is None or self.lesion_sizes is None:
             return {}
         voxel = float(np.prod(self.prepared.spacing_mm))
-        return {name: (sizes * voxel).astype(np.float64) for name, sizes in self.lesion_sizes.items()}
+        return {
+            name: (sizes * voxel).astype(np.float64) for name, sizes in self.lesion_sizes.items()
+        }
 
 
-def examine_cases(cases: Sequence[Case], settings: Preprocessing, *, n_workers: int | None = None) -> list[CaseReport]:
+def examine_cases(
+    cases: Sequence[Case], settings: Preprocessing, *, n_workers: int | None = None
+) -> list[CaseReport]:
     """Examine cases in parallel, with progress; each worker holds one case at a time.
 
     Args:
@@ -166,7 +182,10 @@ def examine(case: Case, settings: Preprocessing, *, with_picture: bool = False) 
             prepared = preprocess(case, settings)
         except DataError as fault:
             faults = list(dict.fromkeys([*fault.faults, *_other_faults(case, settings)]))
-            findings = [*(Finding.of_fault(line, case_id=case.case_id) for line in faults), *findings]
+            findings = [
+                *(Finding.of_fault(line, case_id=case.case_id) for line in faults),
+                *findings,
+            ]
         else:
             report, about = _with_prepared(report, prepared, settings, with_picture=with_picture)
             findings += about
@@ -267,9 +286,15 @@ def _facts(case: Case) -> tuple[CaseReport, list[Finding]]:
     return replace(report, intensities=intensities), findings
 
 
-def _affine_shift(case: Case, shape: tuple[int, int, int], affine: NDArray[np.float64]) -> float | None:
+def _affine_shift(
+    case: Case, shape: tuple[int, int, int], affine: NDArray[np.float64]
+) -> float | None:
     shifts = []
-    for path in [*list(case.images.values())[1:], *case.labels, *([case.brain_mask] if case.brain_mask else [])]:
+    for path in [
+        *list(case.images.values())[1:],
+        *case.labels,
+        *([case.brain_mask] if case.brain_mask else []),
+    ]:
         try:
             other_shape, other = read_grid(path)
         except DataError:
@@ -281,7 +306,9 @@ def _affine_shift(case: Case, shape: tuple[int, int, int], affine: NDArray[np.fl
 
 def _about_background(data: NDArray[np.float32], path: Path, case: Case) -> list[Finding]:
     """A background other than 0; told from the corners, which show no body."""
-    corners = data[:: max(data.shape[0] - 1, 1), :: max(data.shape[1] - 1, 1), :: max(data.shape[2] - 1, 1)]
+    corners = data[
+        :: max(data.shape[0] - 1, 1), :: max(data.shape[1] - 1, 1), :: max(data.shape[2] - 1, 1)
+    ]
     value = float(corners.flat[0])
     if case.brain_mask is not None or value == 0 or not np.all(corners == value):
         return []
@@ -334,7 +361,9 @@ def _with_prepared(
     offsets = np.asarray(prepared.lesion_offsets)
     sizes = np.diff(offsets)
     by_class = np.split(sizes, np.cumsum(prepared.n_lesions)[:-1]) if prepared.n_lesions else []
-    lesion_sizes = dict(zip(settings.classes, by_class, strict=True)) if prepared.n_lesions else None
+    lesion_sizes = (
+        dict(zip(settings.classes, by_class, strict=True)) if prepared.n_lesions else None
+    )
     target, foreground = prepared.target, prepared.foreground
     lesions = None if target is None else np.asarray(target.any(axis=0))
     report = replace(
@@ -347,7 +376,10 @@ def _with_prepared(
         picture=picture_of(prepared) if with_picture else None,
     )
     n_outside = 0 if lesions is None else int(np.count_nonzero(lesions & ~foreground))
-    return report, [*_about_notes(report, prepared.notes), *_about_lesions(report, n_outside=n_outside)]
+    return report, [
+        *_about_notes(report, prepared.notes),
+        *_about_lesions(report, n_outside=n_outside),
+    ]
 
 
 def _about_notes(report: CaseReport, notes: Sequence[str]) -> Iterator[Finding]:
@@ -356,7 +388,9 @@ def _about_notes(report: CaseReport, notes: Sequence[str]) -> Iterator[Finding]:
         if "outside the brain" not in note:  # counted below
             found, _, remedy = note.partition("; ")
             path = _file_of(note, report.case)
-            yield Finding("warning", str(path), found, remedy or "taken as it is", report.case.case_id)
+            yield Finding(
+                "warning", str(path), found, remedy or "taken as it is", report.case.case_id
+            )
 
 
 def _about_lesions(report: CaseReport, *, n_outside: int) -> Iterator[Finding]:
@@ -403,7 +437,9 @@ def _other_faults(case: Case, settings: Preprocessing) -> Iterator[str]:
     """What preprocessing refuses besides the first: each file beside the first modality, or alone where that is bad."""
     first = settings.modalities[0]
     alone = replace(case, labels=(), brain_mask=None)
-    good_first = first in case.images and not _fault_of(alone, replace(settings, modalities=(first,)))
+    good_first = first in case.images and not _fault_of(
+        alone, replace(settings, modalities=(first,))
+    )
     for name in settings.modalities:
         if name in case.images:
             names = (first, name) if good_first and name != first else (name,)
@@ -457,7 +493,8 @@ def _copies(reports: Sequence[CaseReport]) -> Iterator[Finding]:
                 "warning",
                 str(next(iter(copy.case.images.values()))),
                 f"is byte by byte the image of case {first.case.case_id}"
-                + f", though the subjects are {first.case.subject_id} and {copy.case.subject_id}" * of_subjects,
+                + f", though the subjects are {first.case.subject_id} and {copy.case.subject_id}"
+                * of_subjects,
                 "take one out: a copy in training and test makes the result too good",
                 copy.case.case_id,
             )
@@ -466,7 +503,11 @@ def _copies(reports: Sequence[CaseReport]) -> Iterator[Finding]:
 def _other_units(reports: Sequence[CaseReport], *, normalization: str) -> Iterator[Finding]:
     """Modalities whose largest values lie orders of magnitude apart."""
     for name in dict.fromkeys(name for report in reports for name in report.intensities or {}):
-        tops = {r.case.case_id: r.intensities[name][1] for r in reports if r.intensities and name in r.intensities}
+        tops = {
+            r.case.case_id: r.intensities[name][1]
+            for r in reports
+            if r.intensities and name in r.intensities
+        }
         low, high = min(tops, key=tops.__getitem__), max(tops, key=tops.__getitem__)
         if tops[low] > 0 and tops[high] / tops[low] >= OTHER_UNIT:
             is_raw = normalization in ("none", "ct")
@@ -547,8 +588,12 @@ def _as_they_come(
     for number, case in enumerate(cases):
         left = len(cases) - number
         seconds_left = (time.monotonic() - start) / max(number, 1) * left
-        if left > 1 and ((n_workers or 1) > 1 or (n_workers is None and seconds_left > SECONDS_WORTH_WORKERS)):
-            yield from _in_workers(cases, number, settings, min(n_workers or min(n_cores(), 8), left))
+        if left > 1 and (
+            (n_workers or 1) > 1 or (n_workers is None and seconds_left > SECONDS_WORTH_WORKERS)
+        ):
+            yield from _in_workers(
+                cases, number, settings, min(n_workers or min(n_cores(), 8), left)
+            )
             return
         yield number, examine(case, settings, with_picture=number < N_PICTURES)
 
@@ -558,8 +603,12 @@ def _in_workers(
 ) -> Iterator[tuple[int, CaseReport]]:
     has_forkserver = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if has_forkserver else "spawn")
-    if has_forkserver:  # import once what every worker needs, also for the script that it finds itself in
-        context.set_forkserver_preload([name for name in ("torch", __name__) if name in sys.modules])
+    if (
+        has_forkserver
+    ):  # import once what every worker needs, also for the script that it finds itself in
+        context.set_forkserver_preload(
+            [name for name in ("torch", __name__) if name in sys.modules]
+        )
     pool = ProcessPoolExecutor(n_workers, mp_context=context)
     try:
         pending = {
@@ -569,7 +618,9 @@ def _in_workers(
         for future in as_completed(pending):
             yield pending.pop(future), future.result()
     except BrokenProcessPool as error:
-        raise DataError("n_workers: a process died, out of memory perhaps; try n_workers=1") from error
+        raise DataError(
+            "n_workers: a process died, out of memory perhaps; try n_workers=1"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

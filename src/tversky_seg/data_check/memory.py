@@ -14,8 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tversky_seg.data.prepared import PreparedCase
-from tversky_seg.data.sampling import ForegroundSampler, LesionSampler, Shirokikh2020Sampler, SizeTemperedSampler
+from tversky_seg.data.patches.samplers import (
+    ForegroundSampler,
+    LesionSampler,
+    Shirokikh2020Sampler,
+    SizeTemperedSampler,
+)
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 
 GIB = 2**30
 KEEP_FREE = 0.2  # of the memory at hand
@@ -36,7 +41,9 @@ def lesion_shares(sampler: Any, cases: Sequence[PreparedCase]) -> NDArray[np.flo
         sampler: As trained with.
         cases: The training cases; of their arrays only `lesion_offsets` is looked at.
     """
-    sizes = [np.diff(case.lesion_offsets).astype(np.float64) for case in cases if any(case.n_lesions)]
+    sizes = [
+        np.diff(case.lesion_offsets).astype(np.float64) for case in cases if any(case.n_lesions)
+    ]
     n_lesions = sum(map(len, sizes))
     if not sizes:
         return np.zeros(0)
@@ -80,7 +87,9 @@ def draws_for_all(shares: ArrayLike, *, probability: float = 0.95) -> float:
     return float(t[np.searchsorted(_all_seen(p, counts, t), probability)])
 
 
-def _all_seen(p: NDArray[np.float64], counts: NDArray[np.int64], t: NDArray[np.float64]) -> NDArray[np.float64]:
+def _all_seen(
+    p: NDArray[np.float64], counts: NDArray[np.int64], t: NDArray[np.float64]
+) -> NDArray[np.float64]:
     with np.errstate(divide="ignore"):
         logs = sum(n * np.log1p(-np.exp(-share * t)) for share, n in zip(p, counts, strict=True))
     return np.exp(np.asarray(logs, dtype=np.float64))
@@ -109,9 +118,13 @@ def step_bytes(network: nn.Module, shape: Sequence[int], *, precision: str = "fp
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = functional_call(network, state, torch.empty(*shape, device="meta"), tie_weights=False)
+        logits = functional_call(
+            network, state, torch.empty(*shape, device="meta"), tie_weights=False
+        )
     own = {tensor.untyped_storage()._cdata for tensor in state.values()}
-    sizes = [tensor.untyped_storage().nbytes() for storage, tensor in kept.items() if storage not in own]
+    sizes = [
+        tensor.untyped_storage().nbytes() for storage, tensor in kept.items() if storage not in own
+    ]
     activations = sum(sizes) + 3 * max(sizes, default=0) + 4 * logits.untyped_storage().nbytes()
     weights = sum(state[name].untyped_storage().nbytes() for name in parameters & state.keys())
     return int(activations * (1.0 if precision == "fp32" else 0.5) + 4 * weights)
@@ -152,7 +165,11 @@ def _free_of_container() -> int:
     with suppress(OSError, ValueError, KeyError):
         limit = int((group / "memory.max").read_text())
         facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(facts["inactive_file"]) - int(facts["active_file"])
+        used = (
+            int((group / "memory.current").read_text())
+            - int(facts["inactive_file"])
+            - int(facts["active_file"])
+        )
         return max(limit - used, 0)
     return 2**63
 
@@ -223,11 +240,16 @@ def make_plan(
     room = int(free * (1 - KEEP_FREE))
     sides = _sides(spacing_mm, shape, longest=LONGEST[device.type])
     wanted = sides
-    while (need := _need(network, 2, n_channels, sides, precision)) > room and max(sides) > MULTIPLE:
+    while (need := _need(network, 2, n_channels, sides, precision)) > room and max(
+        sides
+    ) > MULTIPLE:
         sides = _smaller(sides, spacing_mm)
     batch_size = 1 if need > room else 2
     largest = LARGEST_BATCH if device.type == "cuda" else 2
-    while batch_size < largest and _need(network, 2 * batch_size, n_channels, sides, precision) <= room:
+    while (
+        batch_size < largest
+        and _need(network, 2 * batch_size, n_channels, sides, precision) <= room
+    ):
         batch_size *= 2
     return Plan(
         spacing_mm=spacing_mm,
@@ -241,7 +263,9 @@ def make_plan(
     )
 
 
-def _sides(spacing_mm: Sequence[float], shape: Sequence[int], *, longest: int) -> tuple[int, int, int]:
+def _sides(
+    spacing_mm: Sequence[float], shape: Sequence[int], *, longest: int
+) -> tuple[int, int, int]:
     """As many mm each way, but no more than the volumes need; multiples of 4 along an axis of thick slices."""
     sides = []
     for size, n in zip(spacing_mm, shape, strict=True):
@@ -258,7 +282,9 @@ def _smaller(sides: tuple[int, int, int], spacing_mm: Sequence[float]) -> tuple[
     return shorter[0], shorter[1], shorter[2]
 
 
-def _need(network: nn.Module, batch: int, n_channels: int, sides: Sequence[int], precision: str) -> int:
+def _need(
+    network: nn.Module, batch: int, n_channels: int, sides: Sequence[int], precision: str
+) -> int:
     return step_bytes(network, (batch, n_channels, *sides), precision=precision)
 
 

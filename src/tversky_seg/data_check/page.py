@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tversky_seg.data.costs import times
-from tversky_seg.data.doctor import LEVELS, CaseReport, Finding
+from tversky_seg.data_check.examine import LEVELS, CaseReport, Finding
+from tversky_seg.data_check.memory import times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,14 +65,20 @@ def print_checkup(checkup: Checkup, console: Console) -> None:
     Where the console is no terminal all is plain text, a line for each row, as wide as it needs to be.
     """
     if not console.is_terminal:
-        console = Console(file=console.file, width=1000, no_color=True, highlight=False, soft_wrap=True)
+        console = Console(
+            file=console.file, width=1000, no_color=True, highlight=False, soft_wrap=True
+        )
     console.print(_case_table(checkup, plain=not console.is_terminal))
     for level in LEVELS:
         groups = grouped([finding for finding in checkup.findings if finding.level == level])
         if groups:
             console.print(Text(f"\n{level}s", style=f"bold {COLOURS[level]}"))
         for first, others in groups:
-            more = f" (likewise {_counted(len(others), 'more case')}: {_some(others)})" if others else ""
+            more = (
+                f" (likewise {_counted(len(others), 'more case')}: {_some(others)})"
+                if others
+                else ""
+            )
             console.print(Text(f"  {first}{more}"))
     console.print(Text("\ncosts", style="bold"))
     for what, amount, how in checkup.costs:
@@ -106,24 +112,35 @@ def write_page(path: Path, checkup: Checkup) -> None:
         + _table(HEADERS, [case_row(report, checkup) for report in checkup.reports]),
         _picture_section(checkup.reports),
     ]
-    path.write_text(PAGE.replace("{{content}}", "\n".join(filter(None, sections))), encoding="utf-8")
+    path.write_text(
+        PAGE.replace("{{content}}", "\n".join(filter(None, sections))), encoding="utf-8"
+    )
 
 
 def _case_table(checkup: Checkup, *, plain: bool) -> Table:
     style = None if plain else box.SIMPLE_HEAD
     table = Table(box=style, title=checkup.title, title_justify="left", pad_edge=False)
     for header in HEADERS:
-        table.add_column(header, justify="left" if header in ("case", "subject", "found") else "right", no_wrap=plain)
+        table.add_column(
+            header,
+            justify="left" if header in ("case", "subject", "found") else "right",
+            no_wrap=plain,
+        )
     for report in checkup.reports:
         worst = min((LEVELS.index(f.level) for f in report.findings), default=len(LEVELS))
-        table.add_row(*map(Text, case_row(report, checkup)), style=COLOURS[LEVELS[worst]] if worst < 2 else "")
+        table.add_row(
+            *map(Text, case_row(report, checkup)), style=COLOURS[LEVELS[worst]] if worst < 2 else ""
+        )
     return table
 
 
 def case_row(report: CaseReport, checkup: Checkup) -> tuple[str, ...]:
     """The cells of a case, under HEADERS."""
     volumes = np.concatenate([np.zeros(0), *report.volumes_mm3.values()])
-    ranges = [f"{name} {low:.4g} to {high:.4g}" for name, (low, high) in (report.intensities or {}).items()]
+    ranges = [
+        f"{name} {low:.4g} to {high:.4g}"
+        for name, (low, high) in (report.intensities or {}).items()
+    ]
     counts = {level: sum(finding.level == level for finding in report.findings) for level in LEVELS}
     return (
         report.case.case_id,
@@ -154,13 +171,18 @@ def _by_class(report: CaseReport) -> str:
 def _figures(reports: Sequence[CaseReport]) -> Iterator[str]:
     """Lesion sizes, prevalence and spacing of the cohort, inlined."""
     names = dict.fromkeys(name for report in reports for name in report.lesion_sizes or {})
-    volumes = {name: np.concatenate([r.volumes_mm3[name] for r in reports if r.lesion_sizes]) for name in names}
+    volumes = {
+        name: np.concatenate([r.volumes_mm3[name] for r in reports if r.lesion_sizes])
+        for name in names
+    }
     volumes = {name: sizes for name, sizes in volumes.items() if sizes.size}
     if volumes:
         yield _inlined(_size_figure(volumes), "Volumes of the lesions on a log axis")
     prevalence = [100 * share for report in reports if (share := report.prevalence)]
     if prevalence:
-        yield _inlined(_prevalence_figure(prevalence), "Share of the brain that is lesion, case by case")
+        yield _inlined(
+            _prevalence_figure(prevalence), "Share of the brain that is lesion, case by case"
+        )
     spacings = [report.spacing_mm for report in reports if report.spacing_mm]
     if spacings:
         yield _inlined(_spacing_figure(spacings), "Voxel sizes, case by case")
@@ -171,7 +193,12 @@ def _size_figure(volumes: Mapping[str, np.ndarray]) -> "Figure":
     everything = np.concatenate([*volumes.values()])
     bins = np.geomspace(everything.min() * 0.9, everything.max() * 1.1, 31).tolist()
     for name, sizes in volumes.items():
-        axes.hist(sizes, bins=bins, alpha=0.7, label=f"{name}: {len(sizes):,}, median {_number(np.median(sizes))} mm³")
+        axes.hist(
+            sizes,
+            bins=bins,
+            alpha=0.7,
+            label=f"{name}: {len(sizes):,}, median {_number(np.median(sizes))} mm³",
+        )
     axes.set_xscale("log")
     axes.legend()
     return figure
@@ -180,7 +207,12 @@ def _size_figure(volumes: Mapping[str, np.ndarray]) -> "Figure":
 def _prevalence_figure(percent: Sequence[float]) -> "Figure":
     figure, axes = _empty("Cases, by prevalence", "Lesion (% of the brain)")
     axes.plot(np.arange(1, len(percent) + 1), sorted(percent), "o", markersize=4)
-    axes.axhline(float(np.median(percent)), linewidth=1, alpha=0.6, label=f"median {np.median(percent):.3g} %")
+    axes.axhline(
+        float(np.median(percent)),
+        linewidth=1,
+        alpha=0.6,
+        label=f"median {np.median(percent):.3g} %",
+    )
     axes.set_yscale("log")
     axes.legend()
     return figure
@@ -190,7 +222,14 @@ def _spacing_figure(spacings: Sequence[tuple[float, ...]]) -> "Figure":
     figure, axes = _empty("Axis of the file", "Voxel size (mm)")
     sizes, counts = np.unique(np.round(spacings, 3), axis=0, return_counts=True)
     for row, count in zip(sizes, counts, strict=True):
-        axes.plot(range(3), row, "o-", markersize=5, alpha=0.8, label=f"{times(row)} mm: {_counted(count, 'case')}")
+        axes.plot(
+            range(3),
+            row,
+            "o-",
+            markersize=5,
+            alpha=0.8,
+            label=f"{times(row)} mm: {_counted(count, 'case')}",
+        )
     axes.set_xticks(range(3), ["1st", "2nd", "3rd"])
     axes.set_ylim(0, float(sizes.max()) * 1.15)
     if len(sizes) <= 6:
@@ -271,7 +310,8 @@ def _picture(report: CaseReport) -> str:
 def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{_safe(header)}</th>" for header in headers)
     body = "".join(
-        f"<tr><th>{_safe(row[0])}</th>{''.join(f'<td>{_safe(cell)}</td>' for cell in row[1:])}</tr>" for row in rows
+        f"<tr><th>{_safe(row[0])}</th>{''.join(f'<td>{_safe(cell)}</td>' for cell in row[1:])}</tr>"
+        for row in rows
     )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 

@@ -22,28 +22,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.cases import Case, DataError
-from tversky_seg.data.volumes import Volume, read_label
-from tversky_seg.froc import case_scores
-from tversky_seg.lesions import LesionCounts, LesionMatch
-from tversky_seg.masks import Mask
-from tversky_seg.measures import (
-    FURTHER_METRICS,
-    METRICS,
-    TOLERANCE_MM,
-    Judgement,
-    case_measures,
-    judge,
-    ranking_of,
+from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.nifti import Volume, read_label
+from tversky_seg.evaluation.saved_predictions import (
+    Prediction,
+    Predictions,
+    check_grid,
+    open_predictions,
 )
-from tversky_seg.new_lesions import new_lesion_counts
-from tversky_seg.progress import track
-from tversky_seg.ranking import ScoreHistogram, levels_histogram, to_levels
-from tversky_seg.report import Curve, curve_figure, write_report
-from tversky_seg.rules import ANY_OVERLAP, LesionRule, detected_lesions, matched_lesions
-from tversky_seg.saved_predictions import Prediction, Predictions, check_grid, open_predictions
-from tversky_seg.slices import choose_cases, png, show_case, viewed_case
-from tversky_seg.summaries import (
+from tversky_seg.evaluation.summary import (
     CASE_COLUMNS,
     FROC_COLUMNS,
     THRESHOLD_COLUMNS,
@@ -55,10 +42,44 @@ from tversky_seg.summaries import (
     summarize,
     threshold_rows,
 )
+from tversky_seg.metrics.case_metrics import (
+    FURTHER_METRICS,
+    METRICS,
+    TOLERANCE_MM,
+    Judgement,
+    case_measures,
+    judge,
+    ranking_of,
+)
+from tversky_seg.metrics.froc import case_scores
+from tversky_seg.metrics.lesion_rule import (
+    ANY_OVERLAP,
+    LesionRule,
+    detected_lesions,
+    matched_lesions,
+)
+from tversky_seg.metrics.lesions import LesionCounts, LesionMatch
+from tversky_seg.metrics.masks import Mask
+from tversky_seg.metrics.new_lesions import new_lesion_counts
+from tversky_seg.metrics.ranking import ScoreHistogram, levels_histogram, to_levels
+from tversky_seg.report.page import Curve, curve_figure, write_report
+from tversky_seg.report.slices import choose_cases, png, show_case, viewed_case
+from tversky_seg.runtime.progress import track
 
 __all__ = ["FURTHER_METRICS", "METRICS", "LesionRule", "case_measures", "evaluate"]
 
-LESION_COLUMNS = ("case_id", "class", "mask", "lesion", "volume_mm3", "x_mm", "y_mm", "z_mm", "overlap", "matched")
+LESION_COLUMNS = (
+    "case_id",
+    "class",
+    "mask",
+    "lesion",
+    "volume_mm3",
+    "x_mm",
+    "y_mm",
+    "z_mm",
+    "overlap",
+    "matched",
+)
 FINE_SHIFT = 0.01  # voxels
 logger = logging.getLogger("tversky_seg")
 
@@ -115,12 +136,23 @@ def evaluate(
         background_values=background_values,
     )
     labelled = [case for case in cases if case.label is not None]
-    _check_request(source, labelled, output_dir=Path(output_dir), n_bootstrap=n_bootstrap, tolerance_mm=tolerance_mm)
+    _check_request(
+        source,
+        labelled,
+        output_dir=Path(output_dir),
+        n_bootstrap=n_bootstrap,
+        tolerance_mm=tolerance_mm,
+    )
     if viewer not in ("worst", "none", *(case.case_id for case in labelled)):
-        logger.warning("viewer: %r is no labelled case, so none is shown; expected worst, none or a case_id", viewer)
+        logger.warning(
+            "viewer: %r is no labelled case, so none is shown; expected worst, none or a case_id",
+            viewer,
+        )
     with _writing_into(Path(output_dir)) as folder:
         lesion_file = folder / "lesions.csv"
-        cohort = _judge_cohort(source, labelled, rule=rule, tolerance_mm=tolerance_mm, lesion_file=lesion_file)
+        cohort = _judge_cohort(
+            source, labelled, rule=rule, tolerance_mm=tolerance_mm, lesion_file=lesion_file
+        )
         _judge_new_lesions(cohort, source, rule=rule)
         minimum = {"prediction_min_volume_mm3": one(source.min_volume_mm3)}
         settings = {"threshold": one(source.threshold), "lesion_rule": asdict(rule) | minimum}
@@ -133,23 +165,41 @@ def evaluate(
         _write_rows(folder / "cases.csv", CASE_COLUMNS, case_rows(cohort))
         _write_rows(folder / "froc.csv", FROC_COLUMNS, froc_rows(cohort))
         _write_rows(folder / "threshold_curve.csv", THRESHOLD_COLUMNS, threshold_rows(cohort))
-        _write_rows(folder / "pr_curve.csv", ("class", "threshold", "precision", "recall"), _curve_rows(curves))
-        chosen, by_id = choose_cases(metrics, viewed=viewer), {case.case_id: case for case, _ in cohort.judged}
+        _write_rows(
+            folder / "pr_curve.csv",
+            ("class", "threshold", "precision", "recall"),
+            _curve_rows(curves),
+        )
+        chosen, by_id = (
+            choose_cases(metrics, viewed=viewer),
+            {case.case_id: case for case, _ in cohort.judged},
+        )
         shown = ((title, show_case(by_id[case_id], source)) for title, case_id in chosen.items())
         write_report(folder, metrics, shown=shown, viewed=viewed_case(chosen, viewer))
     return metrics
 
 
 def _check_request(
-    source: Predictions, labelled: Sequence[Case], *, output_dir: Path, n_bootstrap: int, tolerance_mm: float
+    source: Predictions,
+    labelled: Sequence[Case],
+    *,
+    output_dir: Path,
+    n_bootstrap: int,
+    tolerance_mm: float,
 ) -> None:
-    twice = [name for name, count in Counter(case.case_id for case in labelled).items() if count > 1]
+    twice = [
+        name for name, count in Counter(case.case_id for case in labelled).items() if count > 1
+    ]
     if twice:
         raise DataError(f"case_id: {twice[0]!r} stands twice; expected each case once")
     if not labelled:
-        raise DataError(f"{source.folder}: no case has a label to judge by; fill the label column of the manifest")
+        raise DataError(
+            f"{source.folder}: no case has a label to judge by; fill the label column of the manifest"
+        )
     if output_dir.resolve() == source.folder.resolve():
-        raise DataError(f"output_dir: {output_dir} holds the predictions and their lesions.csv; choose another")
+        raise DataError(
+            f"output_dir: {output_dir} holds the predictions and their lesions.csv; choose another"
+        )
     if not 0 <= tolerance_mm < math.inf:
         raise DataError(f"tolerance_mm: {tolerance_mm}; expected 0 or more")
     if n_bootstrap < 1:
@@ -157,7 +207,12 @@ def _check_request(
 
 
 def _judge_cohort(
-    source: Predictions, cases: Sequence[Case], *, rule: LesionRule, tolerance_mm: float, lesion_file: Path
+    source: Predictions,
+    cases: Sequence[Case],
+    *,
+    rule: LesionRule,
+    tolerance_mm: float,
+    lesion_file: Path,
 ) -> Cohort:
     """Judge case after case; a case that cannot be judged is listed and the others go on."""
     cohort = Cohort()
@@ -166,7 +221,9 @@ def _judge_cohort(
         writer.writerow(LESION_COLUMNS)
         for case in track(cases, "judge", total=len(cases)):
             try:
-                _judge_case(cohort, source, case, rule=rule, tolerance_mm=tolerance_mm, writer=writer)
+                _judge_case(
+                    cohort, source, case, rule=rule, tolerance_mm=tolerance_mm, writer=writer
+                )
             except DataError as fault:
                 cohort.faults.extend(fault.faults)
     if not cohort.judged:
@@ -182,11 +239,20 @@ def _judge_cohort(
 
 
 def _judge_case(
-    cohort: Cohort, source: Predictions, case: Case, *, rule: LesionRule, tolerance_mm: float, writer: Any
+    cohort: Cohort,
+    source: Predictions,
+    case: Case,
+    *,
+    rule: LesionRule,
+    tolerance_mm: float,
+    writer: Any,
 ) -> None:
     assert case.label is not None
     reference = _read_reference(case.label, source)
-    others = {number: _read_rater(path, reference, source) for number, path in enumerate(case.labels[1:], 2)}
+    others = {
+        number: _read_rater(path, reference, source)
+        for number, path in enumerate(case.labels[1:], 2)
+    }
     found: dict[str, _Findings] = {}
     by_rater: dict[int, dict[str, Judgement]] = {number: {} for number in others}
     for name, values in source.classes.items():
@@ -194,7 +260,9 @@ def _judge_case(
         settings = {"spacing_mm": reference.spacing_mm, "rule": rule, "tolerance_mm": tolerance_mm}
         found[name] = _judge_class(prediction, np.isin(reference.data, values), **settings)
         for number, label in others.items():
-            by_rater[number][name] = _judge_class(prediction, np.isin(label.data, values), **settings).judgement
+            by_rater[number][name] = _judge_class(
+                prediction, np.isin(label.data, values), **settings
+            ).judgement
     for name, findings in found.items():  # of a whole case or of none
         writer.writerows(_lesion_rows(case, name, findings, reference.affine, rule))
         record = cohort.classes.setdefault(name, ClassRecord())
@@ -243,14 +311,20 @@ def _judge_new_lesions(cohort: Cohort, source: Predictions, *, rule: LesionRule)
     for cases in by_subject.values():
         for before, after in pairwise(sorted(cases, key=lambda case: _natural(str(case.session)))):
             try:
-                cohort.new_lesions.append((before, after, _new_lesions(before, after, source, rule=rule)))
+                cohort.new_lesions.append(
+                    (before, after, _new_lesions(before, after, source, rule=rule))
+                )
             except DataError as fault:
                 apart.append(str(fault))
     if apart:
-        logger.warning("%d pairs of sessions not compared for new lesions, as %s", len(apart), apart[0])
+        logger.warning(
+            "%d pairs of sessions not compared for new lesions, as %s", len(apart), apart[0]
+        )
 
 
-def _new_lesions(before: Case, after: Case, source: Predictions, *, rule: LesionRule) -> dict[str, LesionCounts]:
+def _new_lesions(
+    before: Case, after: Case, source: Predictions, *, rule: LesionRule
+) -> dict[str, LesionCounts]:
     assert before.label is not None
     assert after.label is not None
     labels = [_read_reference(path, source) for path in (before.label, after.label)]
@@ -272,12 +346,20 @@ def _new_lesions(before: Case, after: Case, source: Predictions, *, rule: Lesion
 
 def _natural(session: str) -> list[tuple[int, str]]:
     """A key that puts session 2 before session 10."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", session) if part]
+    return [
+        (int(part), "") if part.isdigit() else (0, part)
+        for part in re.split(r"(\d+)", session)
+        if part
+    ]
 
 
 def _read_reference(path: Path, source: Predictions) -> Volume:
     reference = read_label(path)
-    known = {0, *source.background_values, *(value for values in source.classes.values() for value in values)}
+    known = {
+        0,
+        *source.background_values,
+        *(value for values in source.classes.values() for value in values),
+    }
     unknown = sorted(set(np.unique(reference.data).tolist()) - known)
     if unknown:
         named = ", ".join(f"{name}: {list(values)}" for name, values in source.classes.items())
@@ -306,21 +388,35 @@ def _lesion_rows(
         columns = zip(table.volume_mm3, centres_mm, table.overlap, found, strict=True)
         for number, (volume_mm3, centre_mm, overlap, is_found) in enumerate(columns, start=1):
             place = (f"{value:.2f}" for value in centre_mm)
-            yield case.case_id, name, mask, number, f"{volume_mm3:.3f}", *place, f"{overlap:.4f}", int(is_found)
+            yield (
+                case.case_id,
+                name,
+                mask,
+                number,
+                f"{volume_mm3:.3f}",
+                *place,
+                f"{overlap:.4f}",
+                int(is_found),
+            )
 
 
 def _curve_of(cohort: Cohort, name: str) -> Curve:
     histogram, pooled = cohort.classes[name].histogram, cohort.pooled(name)
     points = histogram.curve() if histogram else None
     return Curve(
-        name, points, area=pooled.ranking.pr_auc, working_point=(pooled.overlap.sensitivity, pooled.overlap.precision)
+        name,
+        points,
+        area=pooled.ranking.pr_auc,
+        working_point=(pooled.overlap.sensitivity, pooled.overlap.precision),
     )
 
 
 def _curve_rows(curves: Sequence[Curve]) -> Iterator[tuple[str, ...]]:
     for curve in curves:
         if curve.points is not None:
-            for threshold, precision, recall in zip(curve.points.thresholds, *curve.points[:2], strict=False):
+            for threshold, precision, recall in zip(
+                curve.points.thresholds, *curve.points[:2], strict=False
+            ):
                 yield curve.name, f"{threshold:.7f}", f"{precision:.9g}", f"{recall:.9g}"
 
 
@@ -338,8 +434,14 @@ def _writing_into(output_dir: Path) -> Iterator[Path]:
         output_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".evaluation_", dir=output_dir) as scratch:
             yield Path(scratch)
-            (output_dir / "metrics.json").unlink(missing_ok=True)  # of an earlier evaluation, whose other files go now
-            for path in sorted(Path(scratch).iterdir(), key=lambda file: file.name == "metrics.json"):
+            (output_dir / "metrics.json").unlink(
+                missing_ok=True
+            )  # of an earlier evaluation, whose other files go now
+            for path in sorted(
+                Path(scratch).iterdir(), key=lambda file: file.name == "metrics.json"
+            ):
                 path.replace(output_dir / path.name)
     except OSError as fault:
-        raise DataError(f"output_dir: {output_dir} cannot be written ({fault.strerror}); choose another") from fault
+        raise DataError(
+            f"output_dir: {output_dir} cannot be written ({fault.strerror}); choose another"
+        ) from fault

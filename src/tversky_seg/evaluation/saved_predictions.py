@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.cases import Case, DataError, check_classes
-from tversky_seg.data.volumes import Volume, affine_shift_voxels, read_label, read_volume
-from tversky_seg.lesions import remove_small_lesions
-from tversky_seg.masks import Mask
+from tversky_seg.data.case import Case, DataError, check_classes
+from tversky_seg.data.nifti import Volume, affine_shift_voxels, read_label, read_volume
+from tversky_seg.metrics.lesions import remove_small_lesions
+from tversky_seg.metrics.masks import Mask
 
 LARGEST_SHIFT = 0.6  # voxels, between the grids of a prediction and its reference
 
@@ -65,30 +65,42 @@ class Predictions:
         else:
             found = self._read_foreign(case, name, reference, pattern=self.pattern)
         minimum = self.min_volume_mm3[name]
-        mask = remove_small_lesions(found.mask, spacing_mm=reference.spacing_mm, min_volume_mm3=minimum)
+        mask = remove_small_lesions(
+            found.mask, spacing_mm=reference.spacing_mm, min_volume_mm3=minimum
+        )
         return Prediction(mask, found.probability, found.shift_voxels)
 
     def _read_own(self, case: Case, name: str, reference: Volume) -> Prediction:
         stem = case.case_id if len(self.classes) == 1 else f"{case.case_id}_{name}"
         scored, masked = (self.folder / f"{stem}_{kind}.nii.gz" for kind in ("probability", "mask"))
         if not _is_named(scored) and not _is_named(masked):
-            raise DataError(f"{scored}: no such file, nor {masked.name}; predict case {case.case_id} first")
+            raise DataError(
+                f"{scored}: no such file, nor {masked.name}; predict case {case.case_id} first"
+            )
         probability, shifts = None, []
         if _is_named(scored):
             volume = read_volume(scored)
             shifts.append(check_grid(volume, reference, path=scored))
             probability = _as_probability(volume.data, scored)
         threshold = self.threshold[name]
-        if probability is not None and threshold is not None and not (self.uses_masks and _is_named(masked)):
+        if (
+            probability is not None
+            and threshold is not None
+            and not (self.uses_masks and _is_named(masked))
+        ):
             return Prediction(probability >= threshold, probability, max(shifts))
         volume = read_label(masked)
         shifts.append(check_grid(volume, reference, path=masked))
         return Prediction(_as_mask(volume.data, masked), probability, max(shifts))
 
-    def _read_foreign(self, case: Case, name: str, reference: Volume, *, pattern: str) -> Prediction:
+    def _read_foreign(
+        self, case: Case, name: str, reference: Volume, *, pattern: str
+    ) -> Prediction:
         path = self.folder / _file_name(pattern, case, name)
         if not path.exists():
-            raise DataError(f"{path}: no such file; expected the mask of case {case.case_id}, named by pattern")
+            raise DataError(
+                f"{path}: no such file; expected the mask of case {case.case_id}, named by pattern"
+            )
         volume = read_label(path)
         shift = check_grid(volume, reference, path=path)
         if len(self.classes) > 1 and "{class}" not in pattern:
@@ -124,7 +136,9 @@ def open_predictions(
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected what predict.py wrote, or a folder of masks")
+        raise DataError(
+            f"{folder}: no such folder; expected what predict.py wrote, or a folder of masks"
+        )
     saved = {} if pattern is not None else _saved_settings(folder / "predictions.json")
     has_scores = pattern is None and any(folder.glob("*_probability.nii.gz"))
     if threshold is not None and not has_scores:
@@ -142,13 +156,21 @@ def open_predictions(
         folder=folder,
         classes=checked,
         threshold=_by_class(
-            "threshold", [threshold, saved.get("threshold"), 0.5 if has_scores else None], names=checked, highest=1
+            "threshold",
+            [threshold, saved.get("threshold"), 0.5 if has_scores else None],
+            names=checked,
+            highest=1,
         ),
         min_volume_mm3=_by_class(
-            "min_volume_mm3", [min_volume_mm3, saved.get("min_volume_mm3"), 0.0], names=checked, highest=math.inf
+            "min_volume_mm3",
+            [min_volume_mm3, saved.get("min_volume_mm3"), 0.0],
+            names=checked,
+            highest=math.inf,
         ),
         pattern=pattern,
-        uses_masks=saved.get("threshold") is not None and threshold is None and min_volume_mm3 is None,
+        uses_masks=saved.get("threshold") is not None
+        and threshold is None
+        and min_volume_mm3 is None,
         background_values=_whole_numbers(
             saved.get("background_values") if background_values is None else background_values
         ),
@@ -162,9 +184,15 @@ def check_grid(volume: Volume, reference: Volume, *, path: Path) -> float:
         DataError: It has another shape, or lies more than 0.6 voxel off.
     """
     same_shape = volume.shape == reference.shape
-    shift = affine_shift_voxels(reference.affine, volume.affine, reference.shape) if same_shape else math.inf
+    shift = (
+        affine_shift_voxels(reference.affine, volume.affine, reference.shape)
+        if same_shape
+        else math.inf
+    )
     if shift > LARGEST_SHIFT:
-        raise DataError(f"{path}: {_describe_grid(volume)}; expected the reference's {_describe_grid(reference)}")
+        raise DataError(
+            f"{path}: {_describe_grid(volume)}; expected the reference's {_describe_grid(reference)}"
+        )
     return shift
 
 
@@ -180,7 +208,9 @@ def _describe_grid(volume: Volume) -> str:
 def _as_probability(data: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
     lowest, highest = float(data.min()), float(data.max())
     if lowest < -1e-6 or highest > 1 + 1e-6:
-        raise DataError(f"{path}: values from {lowest:g} to {highest:g}; expected probabilities from 0 to 1")
+        raise DataError(
+            f"{path}: values from {lowest:g} to {highest:g}; expected probabilities from 0 to 1"
+        )
     return data
 
 
@@ -188,17 +218,25 @@ def _as_mask(data: NDArray[Any], path: Path) -> Mask:
     mask: Mask = data == 1
     strange = data[mask != (data != 0)]
     if strange.size:
-        raise DataError(f"{path}: {strange.size} voxels of other values, as {strange[0]}; expected a mask of 0 and 1")
+        raise DataError(
+            f"{path}: {strange.size} voxels of other values, as {strange[0]}; expected a mask of 0 and 1"
+        )
     return mask
 
 
 def _file_name(pattern: str, case: Case, name: str) -> str:
     try:
-        filled = pattern.format_map({"case_id": case.case_id, "subject_id": case.subject_id, "class": name})
+        filled = pattern.format_map(
+            {"case_id": case.case_id, "subject_id": case.subject_id, "class": name}
+        )
     except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise DataError(f"pattern: {pattern!r}; expected a name with {{case_id}}, as {{case_id}}.nii.gz") from error
+        raise DataError(
+            f"pattern: {pattern!r}; expected a name with {{case_id}}, as {{case_id}}.nii.gz"
+        ) from error
     if "{case_id" not in pattern and "{subject_id" not in pattern:
-        raise DataError(f"pattern: {pattern!r} is one file for all cases; expected a name with {{case_id}}")
+        raise DataError(
+            f"pattern: {pattern!r} is one file for all cases; expected a name with {{case_id}}"
+        )
     return filled
 
 
@@ -222,12 +260,16 @@ def _whole_numbers(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _by_class(key: str, candidates: Sequence[Any], *, names: Mapping[str, Any], highest: float) -> dict[str, Any]:
+def _by_class(
+    key: str, candidates: Sequence[Any], *, names: Mapping[str, Any], highest: float
+) -> dict[str, Any]:
     """The first candidate that says something, spread over the classes where it is one number."""
     value = next((candidate for candidate in candidates if candidate is not None), None)
     values = value if isinstance(value, Mapping) else dict.fromkeys(names, value)
     for name in names:
         number = values.get(name)
         if value is not None and not (isinstance(number, int | float) and 0 <= number <= highest):
-            raise DataError(f"{key}: {number} for class {name}; expected a number from 0 to {highest:g}")
+            raise DataError(
+                f"{key}: {number} for class {name}; expected a number from 0 to {highest:g}"
+            )
     return {name: values[name] for name in names}

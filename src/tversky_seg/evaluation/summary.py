@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.calibration import calibrate
-from tversky_seg.cohort import (
+from tversky_seg.data.case import Case
+from tversky_seg.metrics.agreement import (
     VOLUME_EDGES_MM3,
     VolumeBin,
     bland_altman,
@@ -22,10 +22,8 @@ from tversky_seg.cohort import (
     recall_by_volume,
     volume_correlation,
 )
-from tversky_seg.data.cases import Case
-from tversky_seg.froc import LUNA_POINTS, LesionScores, average_recall, pool_scores, recall_at
-from tversky_seg.lesions import LesionCounts
-from tversky_seg.measures import (
+from tversky_seg.metrics.calibration import calibrate
+from tversky_seg.metrics.case_metrics import (
     FURTHER_METRICS,
     METRICS,
     NO_DISTANCES,
@@ -34,7 +32,15 @@ from tversky_seg.measures import (
     mean_measures,
     ranking_of,
 )
-from tversky_seg.ranking import ScoreHistogram, level_of
+from tversky_seg.metrics.froc import (
+    LUNA_POINTS,
+    LesionScores,
+    average_recall,
+    pool_scores,
+    recall_at,
+)
+from tversky_seg.metrics.lesions import LesionCounts
+from tversky_seg.metrics.ranking import ScoreHistogram, level_of
 
 THRESHOLDS = np.arange(1, 200) / 200  # of threshold_curve.csv
 Rows = list[dict[str, float]]
@@ -87,7 +93,9 @@ class Cohort:
         return replace(reduce(add, self.of_class(name)), ranking=ranking, distances=NO_DISTANCES)
 
 
-def summarize(cohort: Cohort, settings: Mapping[str, Any], *, n_bootstrap: int, seed: int) -> dict[str, Any]:
+def summarize(
+    cohort: Cohort, settings: Mapping[str, Any], *, n_bootstrap: int, seed: int
+) -> dict[str, Any]:
     """What metrics.json holds (docs/metrics.md), in plain values with None for NaN.
 
     Args:
@@ -98,18 +106,28 @@ def summarize(cohort: Cohort, settings: Mapping[str, Any], *, n_bootstrap: int, 
     """
     names, subjects = list(cohort.classes), [case.subject_id for case, _ in cohort.judged]
 
-    def statistics(rows: Mapping[str, Rows], pooled: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    def statistics(
+        rows: Mapping[str, Rows], pooled: Mapping[str, Mapping[str, float]]
+    ) -> dict[str, Any]:
         return {
             "mean": one({name: mean_measures(rows[name]) for name in names}),
             "ci95": one(
                 {
-                    name: _intervals(rows[name], subjects, n_bootstrap=n_bootstrap, rng=np.random.default_rng(seed))
+                    name: _intervals(
+                        rows[name],
+                        subjects,
+                        n_bootstrap=n_bootstrap,
+                        rng=np.random.default_rng(seed),
+                    )
                     for name in names
                 }
             ),
             "pooled": one(pooled),
             "undefined": one(
-                {name: {m: sum(math.isnan(row[m]) for row in rows[name]) for m in rows[name][0]} for name in names}
+                {
+                    name: {m: sum(math.isnan(row[m]) for row in rows[name]) for m in rows[name][0]}
+                    for name in names
+                }
             ),
         }
 
@@ -130,7 +148,10 @@ def summarize(cohort: Cohort, settings: Mapping[str, Any], *, n_bootstrap: int, 
             for case, judgements in cohort.judged
         ],
         "further": statistics(
-            {name: [judgement.further_measures() for judgement in cohort.of_class(name)] for name in names},
+            {
+                name: [judgement.further_measures() for judgement in cohort.of_class(name)]
+                for name in names
+            },
             {name: judgement.further_measures() for name, judgement in pooled.items()},
         ),
         "cohort": of_each_class(lambda name: _agreement_with_all(cohort, name)),
@@ -168,13 +189,30 @@ def case_rows(cohort: Cohort) -> Iterator[tuple[Any, ...]]:
     """Rows of cases.csv: case, subject, class, all measures; empty cells where undefined."""
     for case, judgements in cohort.judged:
         for name, judgement in judgements.items():
-            values = ("" if math.isnan(value) else value for value in all_measures(judgement).values())
+            values = (
+                "" if math.isnan(value) else value for value in all_measures(judgement).values()
+            )
             yield case.case_id, case.subject_id, name, *values
 
 
 CASE_COLUMNS = ("case_id", "subject_id", "class", *METRICS, *FURTHER_METRICS)
-FROC_COLUMNS = ("class", "threshold", "recall", "false_lesions_per_case", "false_lesions_per_recorded_case")
-THRESHOLD_COLUMNS = ("class", "threshold", "precision", "recall", "dice", "f2", "mean_dice", "mean_f2")
+FROC_COLUMNS = (
+    "class",
+    "threshold",
+    "recall",
+    "false_lesions_per_case",
+    "false_lesions_per_recorded_case",
+)
+THRESHOLD_COLUMNS = (
+    "class",
+    "threshold",
+    "precision",
+    "recall",
+    "dice",
+    "f2",
+    "mean_dice",
+    "mean_f2",
+)
 
 
 def froc_rows(cohort: Cohort) -> Iterator[tuple[Any, ...]]:
@@ -221,7 +259,10 @@ def _agreement_with_all(cohort: Cohort, name: str) -> dict[str, Any]:
 def _agreement(judgements: Sequence[Judgement]) -> dict[str, Any]:
     predicted = [judgement.predicted_volume_mm3 for judgement in judgements]
     reference = [judgement.reference_volume_mm3 for judgement in judgements]
-    difference, correlation = bland_altman(predicted, reference), volume_correlation(predicted, reference)
+    difference, correlation = (
+        bland_altman(predicted, reference),
+        volume_correlation(predicted, reference),
+    )
     mean = mean_measures([judgement.measures() for judgement in judgements])
     terms = {name: mean[name] for name in ("dice", "precision", "lesion_fpr", "lesion_tpr")}
     lowest, highest = difference.limits
@@ -242,7 +283,10 @@ def _recall_by_volume(record: ClassRecord) -> dict[str, Any]:
     volumes = np.concatenate([np.zeros(0), *record.volume_mm3])
     detected = np.concatenate([np.zeros(0, bool), *record.detected])
     edges = {"quartiles": quartile_edges(volumes), "fixed": VOLUME_EDGES_MM3}
-    return {key: [_bin(found) for found in recall_by_volume(volumes, detected, e)] for key, e in edges.items()}
+    return {
+        key: [_bin(found) for found in recall_by_volume(volumes, detected, e)]
+        for key, e in edges.items()
+    }
 
 
 def _bin(found: VolumeBin) -> dict[str, Any]:
@@ -260,16 +304,22 @@ def _froc(record: ClassRecord, *, n_cases: int) -> dict[str, Any] | None:
         return None
     scores = pool_scores(record.scores)
     curve, n_found = scores.curve(), len(scores.found)
-    recall = recall_at(curve, LUNA_POINTS) if scores.n_reference else np.full(len(LUNA_POINTS), math.nan)
+    recall = (
+        recall_at(curve, LUNA_POINTS) if scores.n_reference else np.full(len(LUNA_POINTS), math.nan)
+    )
     return {
         "average_recall": average_recall(curve) if scores.n_reference else math.nan,
-        "recall_at": {f"{point:g}": float(value) for point, value in zip(LUNA_POINTS, recall, strict=True)},
+        "recall_at": {
+            f"{point:g}": float(value) for point, value in zip(LUNA_POINTS, recall, strict=True)
+        },
         "highest_recall": n_found / scores.n_reference if scores.n_reference else math.nan,
         "false_lesions_per_case": len(scores.false) / n_cases,
         "n_cases": n_cases,
         "recorded": {
             "n_cases": scores.n_recorded,
-            "average_recall": average_recall(scores.curve(recorded=True)) if scores.n_reference else math.nan,
+            "average_recall": average_recall(scores.curve(recorded=True))
+            if scores.n_reference
+            else math.nan,
         },
         "object_dice": float(scores.dice.mean()) if n_found else math.nan,
         "object_dice_sd": float(scores.dice.std()) if n_found else math.nan,
@@ -280,7 +330,13 @@ def _calibration(histogram: ScoreHistogram | None) -> dict[str, Any] | None:
     if histogram is None:
         return None
     found = calibrate(histogram)
-    columns = (found.edges[:-1], found.edges[1:], found.n_voxels, found.mean_probability, found.lesion_share)
+    columns = (
+        found.edges[:-1],
+        found.edges[1:],
+        found.n_voxels,
+        found.mean_probability,
+        found.lesion_share,
+    )
     names = ("from", "to", "n_voxels", "mean_probability", "lesion_share")
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return {
@@ -354,7 +410,11 @@ def _counts(found: LesionCounts) -> dict[str, int]:
 
 
 def _intervals(
-    rows: Sequence[Mapping[str, float]], subjects: Sequence[str], *, n_bootstrap: int, rng: np.random.Generator
+    rows: Sequence[Mapping[str, float]],
+    subjects: Sequence[str],
+    *,
+    n_bootstrap: int,
+    rng: np.random.Generator,
 ) -> dict[str, list[float]]:
     """95 % percentile intervals of the means, drawing whole subjects with replacement; NaN for a single subject."""
     values = np.array([list(row.values()) for row in rows], dtype=np.float64)
@@ -369,5 +429,9 @@ def _intervals(
     limits = []
     for column, subjects_with in zip(means.T, (counts > 0).sum(axis=0), strict=True):
         drawn = column[~np.isnan(column)]
-        limits.append(np.percentile(drawn, (2.5, 97.5)).tolist() if subjects_with > 1 else [math.nan, math.nan])
+        limits.append(
+            np.percentile(drawn, (2.5, 97.5)).tolist()
+            if subjects_with > 1
+            else [math.nan, math.nan]
+        )
     return dict(zip(rows[0], limits, strict=True))

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tversky_seg.data.prepared import PreparedCase
-from tversky_seg.views import VIEWS
-from tversky_seg.windows import predict_volume
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
+from tversky_seg.inference.sliding_window import predict_volume
+from tversky_seg.inference.tta import VIEWS
 
 COMBINATIONS = ("mean", "vote")
 UNCERTAINTIES = ("entropy", "disagreement")
@@ -76,15 +76,25 @@ class Ensemble:
 
     def __post_init__(self) -> None:
         if self.combine not in COMBINATIONS:
-            raise ValueError(f"combine must be one of {', '.join(COMBINATIONS)}, got {self.combine}")
+            raise ValueError(
+                f"combine must be one of {', '.join(COMBINATIONS)}, got {self.combine}"
+            )
         if self.uncertainty not in (None, *UNCERTAINTIES):
-            raise ValueError(f"uncertainty must be one of {', '.join(UNCERTAINTIES)} or null, got {self.uncertainty}")
+            raise ValueError(
+                f"uncertainty must be one of {', '.join(UNCERTAINTIES)} or null, got {self.uncertainty}"
+            )
         n_parts = sum(len(member.views) if self.combine == "mean" else 1 for member in self.members)
         if self.uncertainty == "disagreement" and n_parts < 2:
-            raise ValueError("uncertainty must compare several checkpoints or views (inference.tta), got one of one")
+            raise ValueError(
+                "uncertainty must compare several checkpoints or views (inference.tta), got one of one"
+            )
 
     def predict(
-        self, prepared: PreparedCase, *, device: torch.device | str | None = None, precision: str = "fp32"
+        self,
+        prepared: PreparedCase,
+        *,
+        device: torch.device | str | None = None,
+        precision: str = "fp32",
     ) -> tuple[Tensor, Tensor | None]:
         """Probability and uncertainty (K, X, Y, Z) float32 on the network's grid; None for what was not asked for.
 
@@ -107,7 +117,9 @@ class Ensemble:
     def _votes(self, run: Callable[..., Tensor]) -> Tensor:
         """The share of members that vote for lesion."""
         probability = run(self.members[0])
-        votes = _vote(self.members[0], probability).to(torch.uint8 if len(self.members) < 256 else torch.int32)
+        votes = _vote(self.members[0], probability).to(
+            torch.uint8 if len(self.members) < 256 else torch.int32
+        )
         for member in self.members[1:]:
             votes += _vote(member, run(member, into=probability.zero_()))
         return probability.copy_(votes).div_(len(self.members))
@@ -118,7 +130,10 @@ class Ensemble:
         parts: Tensor | None = None
         for member in self.members:
             for view in member.views:
-                share, probability = 1 / (len(self.members) * len(member.views)), run(member, tta=[view])
+                share, probability = (
+                    1 / (len(self.members) * len(member.views)),
+                    run(member, tta=[view]),
+                )
                 parts = _add(parts, entropy(probability), share)
                 mean = _add(mean, probability, share)
         assert mean is not None

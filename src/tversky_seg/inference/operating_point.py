@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.lesions import LesionCounts, label_lesions
-from tversky_seg.masks import Mask
-from tversky_seg.ranking import N_LEVELS, ScoreHistogram, choose_threshold, levels_histogram
+from tversky_seg.metrics.lesions import LesionCounts, label_lesions
+from tversky_seg.metrics.masks import Mask
+from tversky_seg.metrics.ranking import N_LEVELS, ScoreHistogram, choose_threshold, levels_histogram
 
 logger = logging.getLogger("tversky_seg")
 
@@ -49,7 +49,9 @@ class _Components(NamedTuple):
     volume_mm3: NDArray[np.float64]  # (n,)
     n_voxels: NDArray[np.int64]  # (n,)
     n_true: NDArray[np.int64]  # (n,) voxels of the reference in each
-    largest_mm3: NDArray[np.float64]  # (m,) of the components that touch each reference lesion; -1 without any
+    largest_mm3: NDArray[
+        np.float64
+    ]  # (m,) of the components that touch each reference lesion; -1 without any
     n_reference: int  # voxels
 
 
@@ -65,7 +67,9 @@ def check_goal(goal: str) -> None:
     except ValueError:
         is_right = False
     if not is_right:
-        raise ValueError(f"goal must be one of {', '.join(GOALS)}, recall=0.9 or lesion_recall=0.9, got {goal}")
+        raise ValueError(
+            f"goal must be one of {', '.join(GOALS)}, recall=0.9 or lesion_recall=0.9, got {goal}"
+        )
 
 
 def choose_operating_point(
@@ -102,9 +106,14 @@ def choose_operating_point(
     thresholds = _thresholds(cases, goal) if threshold is None else [threshold]
     if not any(case.reference.any() for case in cases):
         return OperatingPoint(thresholds[0] if len(thresholds) == 1 else 0.5, sizes[0])
-    found = {candidate: [_components(case, candidate) for case in cases] for candidate in thresholds}
+    found = {
+        candidate: [_components(case, candidate) for case in cases] for candidate in thresholds
+    }
     points = [OperatingPoint(candidate, size) for candidate in thresholds for size in sizes]
-    return _best([(*_worth(found[point.threshold], point.min_volume_mm3, goal), point) for point in points], goal)
+    return _best(
+        [(*_worth(found[point.threshold], point.min_volume_mm3, goal), point) for point in points],
+        goal,
+    )
 
 
 def _best(points: Sequence[tuple[float, float, OperatingPoint]], goal: str) -> OperatingPoint:
@@ -113,7 +122,9 @@ def _best(points: Sequence[tuple[float, float, OperatingPoint]], goal: str) -> O
     enough = [point for point in points if point[1] >= target * (1 - 1e-9)]
     if not enough:
         highest = max(recall for _, recall, _ in points)
-        logger.warning("goal %s is not reached on validation: the highest recall is %.3f", goal, highest)
+        logger.warning(
+            "goal %s is not reached on validation: the highest recall is %.3f", goal, highest
+        )
         enough = [point for point in points if point[1] == highest]
     best = max(value for value, _, _ in enough)
     near = [point for value, _, point in enough if value >= best - TOLERANCE]
@@ -156,7 +167,9 @@ def _components(case: ScoredCase, threshold: float) -> _Components:
 def _worth(cases: Sequence[_Components], size: float, goal: str) -> tuple[float, float]:
     """What the goal makes most of, and the recall that may be asked for, in the mean over cases."""
     of_lesions = goal.startswith("lesion")
-    rows = [_of_lesions(case, size) if of_lesions else _of_voxels(case, size, goal) for case in cases]
+    rows = [
+        _of_lesions(case, size) if of_lesions else _of_voxels(case, size, goal) for case in cases
+    ]
     value, recall = np.nanmean(np.array(rows), axis=0).tolist()
     return value, recall
 
@@ -164,10 +177,16 @@ def _worth(cases: Sequence[_Components], size: float, goal: str) -> tuple[float,
 def _of_voxels(case: _Components, size: float, goal: str) -> tuple[float, float]:
     """F_b and recall of the voxels; NaN without lesion."""
     kept = _kept(case.volume_mm3, size)
-    tp, predicted, b = case.n_true[kept].sum(), case.n_voxels[kept].sum(), 2.0 if goal == "f2" else 1.0
+    tp, predicted, b = (
+        case.n_true[kept].sum(),
+        case.n_voxels[kept].sum(),
+        2.0 if goal == "f2" else 1.0,
+    )
     if not case.n_reference:
         return math.nan, math.nan
-    return float((1 + b**2) * tp / (predicted + b**2 * case.n_reference)), float(tp / case.n_reference)
+    return float((1 + b**2) * tp / (predicted + b**2 * case.n_reference)), float(
+        tp / case.n_reference
+    )
 
 
 def _of_lesions(case: _Components, size: float) -> tuple[float, float]:

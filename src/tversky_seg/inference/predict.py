@@ -12,17 +12,42 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tversky_seg.data.cases import Case, DataError
-from tversky_seg.data.preprocessing import Geometry, PreparedCase, Preprocessing, preprocess, to_input_grid
-from tversky_seg.data.volumes import PROBABILITY_SCALE
-from tversky_seg.ensembles import Ensemble, Member
-from tversky_seg.operating_point import check_goal
-from tversky_seg.predictions import LesionTable, claim_folder, is_written, read_lesions, write_prediction
-from tversky_seg.progress import Reporter
-from tversky_seg.views import views
-from tversky_seg.windows import Window, check_windows, gaussian_window, predict_volume, spline_window
+from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.nifti import PROBABILITY_SCALE
+from tversky_seg.data.preprocessing.pipeline import (
+    Geometry,
+    PreparedCase,
+    Preprocessing,
+    preprocess,
+    to_input_grid,
+)
+from tversky_seg.inference.ensemble import Ensemble, Member
+from tversky_seg.inference.operating_point import check_goal
+from tversky_seg.inference.prediction_folder import (
+    LesionTable,
+    claim_folder,
+    is_written,
+    read_lesions,
+    write_prediction,
+)
+from tversky_seg.inference.sliding_window import (
+    Window,
+    check_windows,
+    gaussian_window,
+    predict_volume,
+    spline_window,
+)
+from tversky_seg.inference.tta import views
+from tversky_seg.runtime.progress import Reporter
 
-__all__ = ["Inference", "gaussian_window", "predict_case", "predict_cases", "predict_volume", "spline_window"]
+__all__ = [
+    "Inference",
+    "gaussian_window",
+    "predict_case",
+    "predict_cases",
+    "predict_volume",
+    "spline_window",
+]
 
 logger = logging.getLogger("tversky_seg")
 
@@ -91,10 +116,12 @@ class Inference:
         """The smallest lesion of a class in mm3; 0 where none was chosen."""
         return _value_of(class_name, self.min_volume_mm3, default=0.0)
 
-    def settled(self, chosen: Mapping[str, Any]) -> "Inference":
+    def with_operating_point(self, chosen: Mapping[str, Any]) -> "Inference":
         """With what validation chose, as a checkpoint holds it, for the threshold and the size that are not set."""
         threshold = chosen.get("threshold") if self.threshold is None else self.threshold
-        smallest = chosen.get("min_volume_mm3") if self.min_volume_mm3 is None else self.min_volume_mm3
+        smallest = (
+            chosen.get("min_volume_mm3") if self.min_volume_mm3 is None else self.min_volume_mm3
+        )
         return replace(self, threshold=threshold, min_volume_mm3=smallest)
 
 
@@ -103,7 +130,9 @@ def _values(setting: float | Mapping[str, float] | None) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _value_of(class_name: str, setting: float | Mapping[str, float] | None, *, default: float) -> float:
+def _value_of(
+    class_name: str, setting: float | Mapping[str, float] | None, *, default: float
+) -> float:
     value = setting.get(class_name) if isinstance(setting, Mapping) else setting
     return default if value is None else value
 
@@ -186,9 +215,13 @@ def predict_cases(
                 rows = table.known(case.case_id) if is_done else None
                 if is_done and rows is None:
                     find_brain = partial(_find_brain, case, preprocessing)
-                    rows = read_lesions(output_dir, case.case_id, classes=classes, find_brain=find_brain)
+                    rows = read_lesions(
+                        output_dir, case.case_id, classes=classes, find_brain=find_brain
+                    )
                 if rows is None:
-                    rows = _predict_into(output_dir, network, case, preprocessing, inference, **where)
+                    rows = _predict_into(
+                        output_dir, network, case, preprocessing, inference, **where
+                    )
                 table.add(case.case_id, rows)
             except Exception as error:
                 kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
@@ -197,7 +230,9 @@ def predict_cases(
             reporter.advance(case.case_id + " failed" * (case.case_id in faults))
     table.write([case.case_id for case in cases], failed=faults)
     if 0 < len(faults) < len(cases):
-        logger.error("%d of %d cases failed: %s", len(faults), len(cases), "\n".join(faults.values()))
+        logger.error(
+            "%d of %d cases failed: %s", len(faults), len(cases), "\n".join(faults.values())
+        )
     return faults
 
 
@@ -253,7 +288,9 @@ def _find_brain(case: Case, preprocessing: Preprocessing) -> NDArray[np.bool_]:
 
 def _brain(prepared: PreparedCase) -> NDArray[np.bool_]:
     """(X, Y, Z): the brain on the file's own grid."""
-    return np.asarray(to_input_grid(prepared.foreground.astype(np.float32), prepared.geometry) > 0.5)
+    return np.asarray(
+        to_input_grid(prepared.foreground.astype(np.float32), prepared.geometry) > 0.5
+    )
 
 
 def _on_input_grid(volumes: Tensor, geometry: Geometry) -> Iterator[NDArray[np.float32]]:
@@ -263,7 +300,9 @@ def _on_input_grid(volumes: Tensor, geometry: Geometry) -> Iterator[NDArray[np.f
         yield np.clip(moved, 0, 1, out=moved)
 
 
-def _settings(ensemble: Ensemble, preprocessing: Preprocessing, inference: Inference) -> dict[str, Any]:
+def _settings(
+    ensemble: Ensemble, preprocessing: Preprocessing, inference: Inference
+) -> dict[str, Any]:
     """What predictions.json says of a folder."""
     classes = tuple(preprocessing.classes)
     patch_size = inference.patch_size

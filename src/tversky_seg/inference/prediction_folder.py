@@ -17,13 +17,23 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import KDTree
 
-from tversky_seg.data.cases import DataError
-from tversky_seg.data.volumes import PROBABILITY_SCALE, read_label, read_volume, spacing_of, write_volume
+from tversky_seg.data.case import DataError
+from tversky_seg.data.nifti import (
+    PROBABILITY_SCALE,
+    read_label,
+    read_volume,
+    spacing_of,
+    write_volume,
+)
 
-MANY_VOXELS = 20_000  # beyond, one transform of the whole brain (1 s) is faster than a search for each voxel
+MANY_VOXELS = (
+    20_000  # beyond, one transform of the whole brain (1 s) is faster than a search for each voxel
+)
 
 
-def prediction_files(output_dir: Path, case_id: str, classes: Sequence[str]) -> dict[str, tuple[Path, Path]]:
+def prediction_files(
+    output_dir: Path, case_id: str, classes: Sequence[str]
+) -> dict[str, tuple[Path, Path]]:
     """Class name -> its probability file and its mask file; with one class its name is not in the file names."""
     stems = {name: f"{case_id}_{name}" if len(classes) > 1 else case_id for name in classes}
     return {
@@ -41,7 +51,9 @@ def uncertainty_files(output_dir: Path, case_id: str, classes: Sequence[str]) ->
     }
 
 
-def is_written(output_dir: Path, case_id: str, *, classes: Sequence[str], with_uncertainty: bool = False) -> bool:
+def is_written(
+    output_dir: Path, case_id: str, *, classes: Sequence[str], with_uncertainty: bool = False
+) -> bool:
     """Whether all files of a case are there."""
     pairs = prediction_files(output_dir, case_id, classes).values()
     extra = uncertainty_files(output_dir, case_id, classes).values() if with_uncertainty else ()
@@ -89,7 +101,9 @@ def write_prediction(
     files = prediction_files(output_dir, case_id, classes)
     affine = np.asarray(affine, dtype=np.float32)  # as it will be read, like the probability below
     if uncertainty is not None:
-        for path, of_class in zip(uncertainty_files(output_dir, case_id, classes).values(), uncertainty, strict=True):
+        for path, of_class in zip(
+            uncertainty_files(output_dir, case_id, classes).values(), uncertainty, strict=True
+        ):
             write_volume(path, of_class, affine, scale=PROBABILITY_SCALE)
     for name, of_class in zip(classes, probability, strict=True):
         lowest, smallest = _of_class(threshold, name), _of_class(min_volume_mm3, name)
@@ -97,7 +111,9 @@ def write_prediction(
         stored = _as_stored(of_class)
         lesions = _lesions(stored >= np.float32(lowest), affine, min_volume_mm3=smallest)
         write_volume(files[name][1], lesions > 0, affine)
-        rows += _lesion_rows(lesions, stored, affine, brain=brain, names=_names(case_id, name, classes))
+        rows += _lesion_rows(
+            lesions, stored, affine, brain=brain, names=_names(case_id, name, classes)
+        )
     return rows
 
 
@@ -126,7 +142,9 @@ def read_lesions(
     return rows
 
 
-def distance_to_edge(voxels: NDArray[np.int64], brain: NDArray[np.bool_], *, spacing_mm: ArrayLike) -> NDArray[Any]:
+def distance_to_edge(
+    voxels: NDArray[np.int64], brain: NDArray[np.bool_], *, spacing_mm: ArrayLike
+) -> NDArray[Any]:
     """How far voxels lie from the nearest voxel outside the brain, between centres, in mm; 0 for those outside.
 
     Beyond the field of view is outside, so a voxel at the edge is one voxel's size from it.
@@ -170,11 +188,15 @@ def claim_folder(output_dir: Path, settings: Mapping[str, Any]) -> bool:
         found = json.loads(path.read_text())
         differing = [key for key, value in settings.items() if found.get(key) != value]
     except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: no settings of a prediction ({error}); name another output_dir") from error
+        raise DataError(
+            f"{path}: no settings of a prediction ({error}); name another output_dir"
+        ) from error
     if differing:
         there = ", ".join(f"{key}={found.get(key)}" for key in differing)
         here = ", ".join(f"{key}={settings[key]}" for key in differing)
-        raise DataError(f"{path}: the predictions there have {there}, these {here}; name another output_dir")
+        raise DataError(
+            f"{path}: the predictions there have {there}, these {here}; name another output_dir"
+        )
     return True
 
 
@@ -188,7 +210,15 @@ class LesionTable:
     def __init__(self, folder: Path, *, n_classes: int, resumes: bool) -> None:
         of_class = ["class"] if n_classes > 1 else []
         place = ["x_mm", "y_mm", "z_mm"]
-        self.columns = ["case_id", *of_class, "lesion", "volume_mm3", *place, "mean_probability", "edge_distance_mm"]
+        self.columns = [
+            "case_id",
+            *of_class,
+            "lesion",
+            "volume_mm3",
+            *place,
+            "mean_probability",
+            "edge_distance_mm",
+        ]
         self.path, self.journal = folder / "lesions.csv", folder / ".lesions.jsonl"
         self._earlier = _read_table(self.path, self.columns) if resumes else {}
         self._rows: dict[str, list[dict[str, Any]]] = dict(self._earlier)
@@ -224,7 +254,9 @@ class LesionTable:
             DataError: The file cannot be written.
         """
         asked = set(case_ids)
-        order = [name for name in self._rows if name not in asked] + [name for name in case_ids if name not in failed]
+        order = [name for name in self._rows if name not in asked] + [
+            name for name in case_ids if name not in failed
+        ]
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
@@ -237,7 +269,10 @@ class LesionTable:
 def _read_table(path: Path, columns: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """Case -> rows of a lesions.csv with these columns; nothing where there is none."""
     found: dict[str, list[dict[str, Any]]] = {}
-    with suppress(OSError, UnicodeDecodeError, csv.Error), path.open(newline="", encoding="utf-8") as file:
+    with (
+        suppress(OSError, UnicodeDecodeError, csv.Error),
+        path.open(newline="", encoding="utf-8") as file,
+    ):
         reader = csv.DictReader(file)
         for row in reader if reader.fieldnames == columns else ():
             found.setdefault(row["case_id"], []).append(row)
@@ -264,9 +299,13 @@ def _as_stored(probability: NDArray[np.float32]) -> NDArray[np.float32]:
     return stored
 
 
-def _lesions(mask: NDArray[np.bool_], affine: ArrayLike, *, min_volume_mm3: float = 0.0) -> NDArray[Any]:
+def _lesions(
+    mask: NDArray[np.bool_], affine: ArrayLike, *, min_volume_mm3: float = 0.0
+) -> NDArray[Any]:
     """Number the 26-connected lesions of a mask (X, Y, Z), the largest 1; smaller ones than asked for get 0."""
-    components, n = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26, return_N=True)
+    components, n = cc3d.connected_components(
+        np.ascontiguousarray(mask), connectivity=26, return_N=True
+    )
     counts = np.bincount(components[components > 0], minlength=n + 1)[1:]
     order = np.argsort(-counts, kind="stable")
     order = order[counts[order] * math.prod(spacing_of(affine)) >= min_volume_mm3 * (1 - 1e-6)]
@@ -297,7 +336,9 @@ def _lesion_rows(
     edges: list[float | None] = [None] * len(counts)
     if brain is not None:
         nearest = np.full(len(counts) + 1, np.inf)
-        np.minimum.at(nearest, number, distance_to_edge(voxels, brain, spacing_mm=spacing_of(affine)))
+        np.minimum.at(
+            nearest, number, distance_to_edge(voxels, brain, spacing_mm=spacing_of(affine))
+        )
         edges = [round(float(mm), 3) for mm in nearest[1:]]
     centres_mm = np.transpose(centres) @ affine[:3, :3].T + affine[:3, 3]
     return [
@@ -333,4 +374,6 @@ def _write_text(path: Path, text: str) -> None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); name a folder with room") from error
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}); name a folder with room"
+        ) from error

@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from tversky_seg.devices import autocast, place
-from tversky_seg.views import View, views
+from tversky_seg.inference.tta import View, views
+from tversky_seg.runtime.devices import autocast, place
 
 logger = logging.getLogger("tversky_seg")
 
@@ -109,7 +109,15 @@ def predict_volume(
         "foreground": foreground,
     }
     device = _device_of(network) if device is None else torch.device(device)
-    run = partial(_predict, network, volume, image_scale=image_scale, device=device, precision=precision, **settings)
+    run = partial(
+        _predict,
+        network,
+        volume,
+        image_scale=image_scale,
+        device=device,
+        precision=precision,
+        **settings,
+    )
     x, y, z = volume.shape[1:]
     is_whole = isinstance(patch_size, str)
     if into is not None and not is_whole and all(np.less_equal(_sides(patch_size), (x, y, z))):
@@ -137,7 +145,9 @@ def _whole(run: Callable[..., Tensor], sides: Sides) -> Tensor:
             if max(sides) < SMALLEST_HALVED:
                 raise
             sides = (-(-sides[0] // 2), -(-sides[1] // 2), -(-sides[2] // 2))
-            logger.warning("out of memory for the whole volume: windows of %s voxels instead", list(sides))
+            logger.warning(
+                "out of memory for the whole volume: windows of %s voxels instead", list(sides)
+            )
 
 
 def _predict(
@@ -161,14 +171,23 @@ def _predict(
     missing = [max(side - n, 0) for side, n in zip(sides, shape, strict=True)]
     before = [n // 2 for n in missing]
     if any(missing):
-        volume = pad(volume, [n for b, m in zip(before[::-1], missing[::-1], strict=True) for n in (b, m - b)])
+        volume = pad(
+            volume,
+            [n for b, m in zip(before[::-1], missing[::-1], strict=True) for n in (b, m - b)],
+        )
     corners = _corners(volume.shape[1:], sides, overlap)
     if foreground is not None:
         corners = _with_foreground(corners, foreground, sides=sides, shape=shape, before=before)
     weights, seen = _weights(window, sides), views(tta)
-    scale = torch.ones(len(volume)) if image_scale is None else torch.as_tensor(image_scale, dtype=torch.float32)
+    scale = (
+        torch.ones(len(volume))
+        if image_scale is None
+        else torch.as_tensor(image_scale, dtype=torch.float32)
+    )
     with _evaluating(place(network, device)):
-        forward = partial(_forward, network, scale=scale.view(-1, 1, 1, 1), device=device, precision=precision)
+        forward = partial(
+            _forward, network, scale=scale.view(-1, 1, 1, 1), device=device, precision=precision
+        )
         how: dict[str, Any] = {"views": seen, "batch_size": batch_size, "device": device}
         if into is not None:
             return _fuse(forward, volume, corners, weights, into=into, share=share, **how)
@@ -194,7 +213,9 @@ def check_windows(
 def _sides(patch_size: int | Sequence[int] | str) -> Sides:
     sides: tuple[Any, ...] = (patch_size,) * 3 if isinstance(patch_size, int) else tuple(patch_size)
     if len(sides) != 3 or not all(isinstance(side, int) and side >= 1 for side in sides):
-        raise ValueError(f"patch_size must be one or three numbers >= 1, or whole, got {patch_size}")
+        raise ValueError(
+            f"patch_size must be one or three numbers >= 1, or whole, got {patch_size}"
+        )
     return int(sides[0]), int(sides[1]), int(sides[2])
 
 
@@ -215,7 +236,9 @@ def _weights(window: Window, sides: Sides) -> Tensor:
         window = x[:, None, None] * y[:, None] * z
     weights = torch.as_tensor(window, dtype=torch.float32)
     if weights.shape != sides or not (weights > 0).all():
-        raise ValueError(f"window must give positive weights of shape {sides}, got shape {tuple(weights.shape)}")
+        raise ValueError(
+            f"window must give positive weights of shape {sides}, got shape {tuple(weights.shape)}"
+        )
     return weights
 
 
@@ -230,12 +253,19 @@ def _with_foreground(
     """The windows that hold a foreground voxel; the first one where none does, so that there is a result."""
     inside = np.asarray(foreground, dtype=bool)
     if inside.shape != tuple(shape):
-        raise ValueError(f"foreground must have the image's shape {tuple(shape)}, got {inside.shape}")
+        raise ValueError(
+            f"foreground must have the image's shape {tuple(shape)}, got {inside.shape}"
+        )
     boxes = (
-        tuple(slice(max(c - b, 0), c - b + side) for c, b, side in zip(corner, before, sides, strict=True))
+        tuple(
+            slice(max(c - b, 0), c - b + side)
+            for c, b, side in zip(corner, before, sides, strict=True)
+        )
         for corner in corners
     )
-    return [corner for corner, box in zip(corners, boxes, strict=True) if inside[box].any()] or corners[:1]
+    return [
+        corner for corner, box in zip(corners, boxes, strict=True) if inside[box].any()
+    ] or corners[:1]
 
 
 def _device_of(network: nn.Module) -> torch.device:
@@ -287,14 +317,20 @@ def _fuse(
                 total = None if total is None else total.cpu()
             batch_size = max(batch_size // 2, 1)
             if not has_warned:
-                logger.warning("out of memory on %s: fewer windows at once, sums on the host if need be", device)
+                logger.warning(
+                    "out of memory on %s: fewer windows at once, sums on the host if need be",
+                    device,
+                )
             has_warned = True
             continue
         if total is None:
             total = torch.zeros(len(probabilities[0]), *volume.shape[1:], device=volume.device)
         for (box, _), probability in zip(batch, probabilities, strict=True):
             if into is not None and box != placed:  # the views of a window follow each other
-                placed, factor = box, weights * (share / len(views)) / _summed(box, corners, weights)
+                placed, factor = (
+                    box,
+                    weights * (share / len(views)) / _summed(box, corners, weights),
+                )
             total[:, *box].addcmul_(probability.to(total.device), factor.to(total.device))
         done += len(batch)
     assert total is not None
@@ -314,7 +350,9 @@ def _divide(total: Tensor, corners: Sequence[Sides], weights: Tensor, *, n_views
         for x, y, z in corners:
             low, high = max(x, start), min(x + depth, start + len(sums))
             if low < high:
-                sums[low - start : high - start, y : y + n, z : z + m] += weights[low - x : high - x]
+                sums[low - start : high - start, y : y + n, z : z + m] += weights[
+                    low - x : high - x
+                ]
         slab /= sums.mul_(n_views).clamp_(min=torch.finfo(torch.float32).tiny)
 
 
@@ -324,24 +362,40 @@ def _summed(box: tuple[slice, ...], corners: Sequence[Sides], weights: Tensor) -
     for corner in corners:
         offsets = [first - side.start for first, side in zip(corner, box, strict=True)]
         if all(abs(offset) < n for offset, n in zip(offsets, weights.shape, strict=True)):
-            here = tuple(slice(max(o, 0), n + min(o, 0)) for o, n in zip(offsets, weights.shape, strict=True))
-            there = tuple(slice(max(-o, 0), n + min(-o, 0)) for o, n in zip(offsets, weights.shape, strict=True))
+            here = tuple(
+                slice(max(o, 0), n + min(o, 0)) for o, n in zip(offsets, weights.shape, strict=True)
+            )
+            there = tuple(
+                slice(max(-o, 0), n + min(-o, 0))
+                for o, n in zip(offsets, weights.shape, strict=True)
+            )
             sums[here] += weights[there]
     return sums
 
 
 @torch.inference_mode()
 def _forward(
-    network: nn.Module, seen: Sequence[tuple[Tensor, View]], *, scale: Tensor, device: torch.device, precision: str
+    network: nn.Module,
+    seen: Sequence[tuple[Tensor, View]],
+    *,
+    scale: Tensor,
+    device: torch.device,
+    precision: str,
 ) -> list[Tensor]:
     """Probabilities (K, x, y, z) float32 of some windows (C, x, y, z), each mirrored on the way in and back again."""
-    windows = torch.stack([_mirror(window.float() * scale.to(window.device), view) for window, view in seen])
+    windows = torch.stack(
+        [_mirror(window.float() * scale.to(window.device), view) for window, view in seen]
+    )
     with autocast(device, precision):
         logits = network(windows.to(device))
     if logits.ndim != 5 or logits.shape[2:] != windows.shape[2:]:
-        raise ValueError(f"the network made {tuple(logits.shape)} of {tuple(windows.shape)}; expected equal sides")
+        raise ValueError(
+            f"the network made {tuple(logits.shape)} of {tuple(windows.shape)}; expected equal sides"
+        )
     probability = logits.float().sigmoid()
-    return [_mirror(of_window, view) for of_window, (_, view) in zip(probability, seen, strict=True)]
+    return [
+        _mirror(of_window, view) for of_window, (_, view) in zip(probability, seen, strict=True)
+    ]
 
 
 def _mirror(window: Tensor, view: View) -> Tensor:

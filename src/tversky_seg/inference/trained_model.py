@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from tversky_seg.checkpoints import CheckpointError, checksum, load_checkpoint
-from tversky_seg.config import build_network
-from tversky_seg.data.preprocessing import Preprocessing
-from tversky_seg.ensembles import Ensemble, Member
-from tversky_seg.inference import Inference
+from tversky_seg.config.entry_point import build_network
+from tversky_seg.data.preprocessing.pipeline import Preprocessing
+from tversky_seg.inference.ensemble import Ensemble, Member
+from tversky_seg.inference.predict import Inference
+from tversky_seg.runtime.checkpoints import CheckpointError, checksum, load_checkpoint
 
 logger = logging.getLogger("tversky_seg")
 NEEDED = {"config", "preprocessing", "inference", "threshold"}
@@ -61,7 +61,8 @@ def find_checkpoints(asked: str | Sequence[str]) -> list[Path]:
     training = [path.absolute().parents[1] for path in paths if _is_in_training(path)]
     if training:
         logger.warning(
-            "training is not finished in %s; its best network so far is taken", ", ".join(map(str, training))
+            "training is not finished in %s; its best network so far is taken",
+            ", ".join(map(str, training)),
         )
     return paths
 
@@ -75,15 +76,19 @@ def load_trained(path: Path, *, trust: Sequence[str] = ()) -> Trained:
     """
     state = load_checkpoint(path)
     if not set(state) >= NEEDED:
-        raise CheckpointError(f"{path}: was not written by train.py; expected <run>/checkpoints/best.pt")
+        raise CheckpointError(
+            f"{path}: was not written by train.py; expected <run>/checkpoints/best.pt"
+        )
     try:
         preprocessing = Preprocessing.from_dict(state["preprocessing"])
-        inference = Inference(**state["inference"]).settled(state)
+        inference = Inference(**state["inference"]).with_operating_point(state)
         network = build_network(state["config"], preprocessing=preprocessing, trust=trust)
         network.load_state_dict(state["model"])
         augmentation = state["config"].get("augmentation") or {}
     except (TypeError, AttributeError, RuntimeError) as fault:
-        raise CheckpointError(f"{path}: its parts do not fit each other; expected a file of train.py") from fault
+        raise CheckpointError(
+            f"{path}: its parts do not fit each other; expected a file of train.py"
+        ) from fault
     may_lack = (augmentation.get("dropout_probability") or 0) > 0
     return Trained(path, checksum(path), network, preprocessing, inference, may_lack)
 
@@ -141,7 +146,9 @@ def combine(
         threshold=0.5
         if vote
         else _one({name: _mean(each.threshold_of(name) for each in settings) for name in classes}),
-        min_volume_mm3=_one({name: _mean(each.min_volume_of(name) for each in settings) for name in classes}),
+        min_volume_mm3=_one(
+            {name: _mean(each.min_volume_of(name) for each in settings) for name in classes}
+        ),
     )
     return Ensemble(parts, combination, uncertainty), replace(inference, **asked)
 
@@ -164,9 +171,13 @@ def _found(name: str) -> list[Path]:
     if not any(sign in name for sign in "*?"):
         return [path]  # loading it says that it is missing
     anchor = Path(path.anchor)
-    paths = sorted(anchor.glob(str(path.relative_to(anchor))) if path.anchor else Path().glob(str(path)))
+    paths = sorted(
+        anchor.glob(str(path.relative_to(anchor))) if path.anchor else Path().glob(str(path))
+    )
     if not paths:
-        raise CheckpointError(f"checkpoint: no file matches {name}; expected as runs/*/checkpoints/best.pt")
+        raise CheckpointError(
+            f"checkpoint: no file matches {name}; expected as runs/*/checkpoints/best.pt"
+        )
     runs = [path for path in paths if _is_run(path)]
     return [_in_run(path) for path in runs or paths]
 

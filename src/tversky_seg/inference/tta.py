@@ -26,7 +26,9 @@ def views(tta: str | Sequence[str]) -> tuple[View, ...]:
         ValueError: Another word, an empty list, or a view named twice.
     """
     if isinstance(tta, str) and tta not in VIEWS:
-        raise ValueError(f"tta must be one of {', '.join(VIEWS)} or a list as [none, x, yz], got {tta}")
+        raise ValueError(
+            f"tta must be one of {', '.join(VIEWS)} or a list as [none, x, yz], got {tta}"
+        )
     names = VIEWS[tta] if isinstance(tta, str) else tta
     chosen = [_axes(name) for name in names]
     if not chosen or len(set(chosen)) < len(chosen):

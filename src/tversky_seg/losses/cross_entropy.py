@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from tversky_seg.soft_counts import check_arguments, in_chunks, mean_over_batch, scaled, sum_over_processes
+from tversky_seg.losses.soft_counts import (
+    check_arguments,
+    in_chunks,
+    mean_over_batch,
+    scaled,
+    sum_over_processes,
+)
 
 
 class BCELoss(nn.Module):
@@ -41,7 +47,9 @@ class WeightedBCELoss(nn.Module):
     def __init__(self, *, positive_weight: float | None = None, detached: bool = False) -> None:
         super().__init__()
         if positive_weight is not None and not 0 < positive_weight < math.inf:
-            raise ValueError(f"positive_weight must be > 0 and finite, got positive_weight={positive_weight}")
+            raise ValueError(
+                f"positive_weight must be > 0 and finite, got positive_weight={positive_weight}"
+            )
         self.positive_weight, self.detached = positive_weight, detached
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -51,7 +59,9 @@ class WeightedBCELoss(nn.Module):
         missed, invented = g * functional.softplus(-x), (1 - g) * functional.softplus(x)
         if w is not None:
             missed, invented = w * missed, w * invented
-        by_class = [part.transpose(0, 1).flatten(1).sum(1) for part in (missed, invented, x.sigmoid())]
+        by_class = [
+            part.transpose(0, 1).flatten(1).sum(1) for part in (missed, invented, x.sigmoid())
+        ]
         n = torch.full_like(by_class[0], float(x[:, 0].numel()))
         missed, invented, lesion, n = sum_over_processes(torch.stack([*by_class, n]))
         share = (lesion.detach() if self.detached else lesion) / n
@@ -96,7 +106,12 @@ class _FocalSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, alpha: float | None, gamma: float
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        alpha: float | None,
+        gamma: float,
     ) -> Tensor:
         wide = torch.promote_types(logits.dtype, torch.float32)
         gradient = torch.empty(logits.shape, dtype=wide, device=logits.device)
@@ -137,7 +152,9 @@ def _focal_chunk(
     return torch.dot(factor, cross_entropy)
 
 
-def _wide(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _wide(
+    logits: Tensor, target: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The three in float32, or in float64 for float64 logits."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     return logits.to(wide), target.to(wide), None if weight is None else weight.to(wide)

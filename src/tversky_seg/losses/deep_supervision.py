@@ -23,11 +23,15 @@ class DeepSupervision(nn.Module):
 
     def __init__(self, loss: nn.Module, *, weights: Sequence[float] | None = None) -> None:
         super().__init__()
-        if weights is not None and not (len(weights) and all(0 <= share < math.inf for share in weights)):
+        if weights is not None and not (
+            len(weights) and all(0 <= share < math.inf for share in weights)
+        ):
             raise ValueError(f"weights must be >= 0, one for each resolution, got {list(weights)}")
         self.loss, self.weights = loss, weights
 
-    def forward(self, logits: Tensor | Sequence[Tensor], target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self, logits: Tensor | Sequence[Tensor], target: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
         """Logits (B, K, X, Y, Z), (B, K, X/2, Y/2, Z/2) ..., rounded up, target (B, K, X, Y, Z) -> a scalar.
 
         Logits of one resolution alone, not in a sequence, give the loss itself.
@@ -36,7 +40,9 @@ class DeepSupervision(nn.Module):
             return self.loss(logits, target, weight)  # type: ignore[no-any-return]
         shares = _halving(len(logits)) if self.weights is None else self.weights
         if len(shares) != len(logits):
-            raise ValueError(f"weights must be {len(logits)}, one for each resolution, got {list(shares)}")
+            raise ValueError(
+                f"weights must be {len(logits)}, one for each resolution, got {list(shares)}"
+            )
         weight = None if weight is None else weight.expand_as(target)
         parts = []
         for number, (share, of_scale) in enumerate(zip(shares, logits, strict=True)):
@@ -46,7 +52,7 @@ class DeepSupervision(nn.Module):
         return torch.stack(parts).sum()
 
 
-def over_scales(loss: nn.Module) -> nn.Module:
+def with_deep_supervision(loss: nn.Module) -> nn.Module:
     """The loss, ready for the outputs of a network with deep supervision."""
     return loss if isinstance(loss, DeepSupervision) else DeepSupervision(loss)
 

@@ -1,4 +1,4 @@
-"""More losses of soft counts: F measure, focal Tversky, generalised Dice, blob. Import them from tversky_seg.losses."""
+"""More losses of soft counts: F measure, focal Tversky, generalised Dice, blob. Import them from tversky_seg.losses.tversky."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tversky_seg.overlap import f_weights, tversky_index
-from tversky_seg.soft_counts import (
+from tversky_seg.losses.soft_counts import (
     NEVER_ZERO,
     check_smooth,
     check_weights,
@@ -18,6 +17,7 @@ from tversky_seg.soft_counts import (
     sum_over_processes,
     tversky_loss,
 )
+from tversky_seg.metrics.overlap import f_weights, tversky_index
 
 
 class AsymmetricSimilarityLoss(nn.Module):
@@ -32,7 +32,9 @@ class AsymmetricSimilarityLoss(nn.Module):
         over_batch: as in TverskyLoss.
     """
 
-    def __init__(self, *, b: float = 1.5, squared: bool = False, smooth: float = 1.0, over_batch: bool = True) -> None:
+    def __init__(
+        self, *, b: float = 1.5, squared: bool = False, smooth: float = 1.0, over_batch: bool = True
+    ) -> None:
         super().__init__()
         self.alpha, self.beta = f_weights(b)
         self.squared, self.smooth, self.over_batch = squared, check_smooth(smooth), over_batch
@@ -40,7 +42,9 @@ class AsymmetricSimilarityLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Logits and target (B, C, X, Y, Z) -> a scalar in [0, 1]."""
         options = {"squared": self.squared, "over_batch": self.over_batch}
-        return tversky_loss(logits, target, weight, alpha=self.alpha, beta=self.beta, smooth=self.smooth, **options)
+        return tversky_loss(
+            logits, target, weight, alpha=self.alpha, beta=self.beta, smooth=self.smooth, **options
+        )
 
 
 class FocalTverskyLoss(nn.Module):
@@ -101,7 +105,9 @@ class GeneralizedDiceLoss(nn.Module):
         over_batch: as in TverskyLoss.
     """
 
-    def __init__(self, *, background: bool = True, smooth: float = 0.0, over_batch: bool = True) -> None:
+    def __init__(
+        self, *, background: bool = True, smooth: float = 0.0, over_batch: bool = True
+    ) -> None:
         super().__init__()
         self.background, self.smooth, self.over_batch = background, check_smooth(smooth), over_batch
 
@@ -111,7 +117,11 @@ class GeneralizedDiceLoss(nn.Module):
         def formula(tp: Tensor, fp: Tensor, fn: Tensor) -> Tensor:
             if self.background:  # its counts are those of the class, seen from the other side
                 tn = _total(logits, weight, over_batch=self.over_batch) - tp - fp - fn
-                tp, fp, fn = torch.cat([tp, tn], -1), torch.cat([fp, fn], -1), torch.cat([fn, fp], -1)
+                tp, fp, fn = (
+                    torch.cat([tp, tn], -1),
+                    torch.cat([fp, fn], -1),
+                    torch.cat([fn, fp], -1),
+                )
             return _generalized_dice_loss(tp, fp, fn, smooth=self.smooth or NEVER_ZERO)
 
         return loss_of_counts(formula, logits, target, weight, over_batch=self.over_batch)
@@ -146,7 +156,9 @@ class BlobLoss(nn.Module):
         super().__init__()
         if not (0 <= global_weight < math.inf and 0 <= lesion_weight < math.inf):
             found = f"global_weight={global_weight}, lesion_weight={lesion_weight}"
-            raise ValueError(f"global_weight and lesion_weight must be >= 0 and finite, got {found}")
+            raise ValueError(
+                f"global_weight and lesion_weight must be >= 0 and finite, got {found}"
+            )
         self.alpha, self.beta = check_weights(alpha, beta)
         self.global_weight, self.lesion_weight = global_weight, lesion_weight
         self.smooth, self.over_batch = check_smooth(smooth), over_batch
@@ -154,17 +166,31 @@ class BlobLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Logits and target (B, C, X, Y, Z) -> a scalar in [0, global_weight + lesion_weight]."""
         everything = tversky_loss(
-            logits, target, weight, alpha=self.alpha, beta=self.beta, smooth=self.smooth, over_batch=self.over_batch
+            logits,
+            target,
+            weight,
+            alpha=self.alpha,
+            beta=self.beta,
+            smooth=self.smooth,
+            over_batch=self.over_batch,
         )
-        return self.global_weight * everything + self.lesion_weight * self._mean_over_lesions(logits, target, weight)
+        return self.global_weight * everything + self.lesion_weight * self._mean_over_lesions(
+            logits, target, weight
+        )
 
     def _mean_over_lesions(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         p = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
         w = torch.ones_like(p) if weight is None else weight.to(p.dtype).expand(p.shape)
         means = [p.new_zeros(())]
-        for patch, p_patch, w_patch in zip(target.flatten(0, 1), p.flatten(0, 1), w.flatten(0, 1), strict=True):
+        for patch, p_patch, w_patch in zip(
+            target.flatten(0, 1), p.flatten(0, 1), w.flatten(0, 1), strict=True
+        ):
             if patch.max() > 0.5:
-                means.append(self._lesions_of_patch(_label(patch), p_patch.flatten(), w_patch.flatten()).mean())
+                means.append(
+                    self._lesions_of_patch(
+                        _label(patch), p_patch.flatten(), w_patch.flatten()
+                    ).mean()
+                )
         total = torch.stack(means).sum()
         sums = sum_over_processes(torch.stack([total, total.new_tensor(len(means) - 1.0)]))
         return sums[0] / sums[1].clamp_min(1)
@@ -175,7 +201,9 @@ class BlobLoss(nn.Module):
         claimed, there = nothing.index_add(0, lesion, w * p), nothing.index_add(0, lesion, w)
         tp, fp = claimed[1:], claimed[:1]
         smooth = self.smooth or NEVER_ZERO
-        index: Tensor = tversky_index(tp, fp, there[1:] - tp, alpha=self.alpha, beta=self.beta, smooth=smooth)
+        index: Tensor = tversky_index(
+            tp, fp, there[1:] - tp, alpha=self.alpha, beta=self.beta, smooth=smooth
+        )
         return 1 - index
 
 
@@ -192,7 +220,9 @@ def _total(logits: Tensor, weight: Tensor | None, *, over_batch: bool) -> Tensor
     """Voxels (or their weights) of each class, (C,) or (B, C); over the global batch with `over_batch`."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     if weight is None:
-        voxels = torch.full(logits.shape[:2], float(logits[0, 0].numel()), dtype=wide, device=logits.device)
+        voxels = torch.full(
+            logits.shape[:2], float(logits[0, 0].numel()), dtype=wide, device=logits.device
+        )
     else:
         voxels = weight.expand(logits.shape).sum(tuple(range(2, logits.ndim)), dtype=wide)
     return sum_over_processes(voxels.sum(0)) if over_batch else voxels

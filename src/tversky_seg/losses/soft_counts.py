@@ -17,10 +17,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tversky_seg.overlap import tversky_index
+from tversky_seg.metrics.overlap import tversky_index
 
-NEVER_ZERO = 1e-20  # voxels, in place of smooth=0: no 0/0 where nothing is there and nothing is claimed
-_graph_stays = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)  # inside a backward
+NEVER_ZERO = (
+    1e-20  # voxels, in place of smooth=0: no 0/0 where nothing is there and nothing is claimed
+)
+_graph_stays = getattr(
+    torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True
+)  # inside a backward
 Formula = Callable[[Tensor, Tensor, Tensor], Tensor]  # soft TP, FP, FN -> a scalar
 
 
@@ -37,7 +41,9 @@ def tversky_loss(
     exponent: float = 1.0,
 ) -> Tensor:
     """The mean over classes of (1 - Tversky index)^exponent; arguments as in TverskyLoss and `loss_of_counts`."""
-    formula = partial(_mean_shortfall, alpha=alpha, beta=beta, smooth=smooth or NEVER_ZERO, exponent=exponent)
+    formula = partial(
+        _mean_shortfall, alpha=alpha, beta=beta, smooth=smooth or NEVER_ZERO, exponent=exponent
+    )
     return loss_of_counts(formula, logits, target, weight, squared=squared, over_batch=over_batch)
 
 
@@ -101,9 +107,15 @@ class _LossOfSums(torch.autograd.Function):
         loss_of_sums: Callable[[Tensor], Tensor],
         with_gradient: bool,
     ) -> Tensor:
-        p = torch.empty(logits.shape, dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
+        p = torch.empty(
+            logits.shape,
+            dtype=torch.promote_types(logits.dtype, torch.float32),
+            device=logits.device,
+        )
         parts = _parts(p, logits, target, weight)
-        sums = torch.stack([_sums_of_row(row, squared=squared) for row in parts], 1).view(3, *logits.shape[:2])
+        sums = torch.stack([_sums_of_row(row, squared=squared) for row in parts], 1).view(
+            3, *logits.shape[:2]
+        )
         with torch.set_grad_enabled(with_gradient):
             loss = loss_of_sums(sums.requires_grad_(with_gradient))
         if with_gradient:
@@ -126,9 +138,13 @@ Part = tuple[Tensor, Tensor, Tensor, Tensor | None]  # some voxels' p, logits, g
 
 def _parts(p: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None) -> list[list[Part]]:
     """The voxels of each sample and class in parts that a cache holds: all is done to one before the next is read."""
-    p_rows, logits_rows, target_rows = ([in_chunks(row) for row in _rows(each)] for each in (p, logits, target))
+    p_rows, logits_rows, target_rows = (
+        [in_chunks(row) for row in _rows(each)] for each in (p, logits, target)
+    )
     weight_rows = (
-        [(None,) * len(row) for row in p_rows] if weight is None else [in_chunks(row) for row in _rows(weight)]
+        [(None,) * len(row) for row in p_rows]
+        if weight is None
+        else [in_chunks(row) for row in _rows(weight)]
     )
     rows = zip(p_rows, logits_rows, target_rows, weight_rows, strict=True)
     return [list(zip(*chunks, strict=True)) for chunks in rows]
@@ -136,12 +152,16 @@ def _parts(p: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None) -> 
 
 def _sums_of_row(row: list[Part], *, squared: bool) -> Tensor:
     """The three sums of a sample and class, (3,); fills in p. Refuses targets outside [0, 1]."""
-    found = torch.stack([value for part in row for value in _sums(*part, squared=squared)]).view(len(row), -1)
+    found = torch.stack([value for part in row for value in _sums(*part, squared=squared)]).view(
+        len(row), -1
+    )
     check_range(found[:, 3:])
     return found[:, :3].sum(0)
 
 
-def _sums(p: Tensor, logits: Tensor, g: Tensor, w: Tensor | None, *, squared: bool) -> tuple[Tensor, ...]:
+def _sums(
+    p: Tensor, logits: Tensor, g: Tensor, w: Tensor | None, *, squared: bool
+) -> tuple[Tensor, ...]:
     """The three sums over some voxels, and the least and largest value of the target; fills in p."""
     torch.sigmoid(logits.to(p.dtype), out=p)
     g = g.to(p.dtype)
@@ -154,7 +174,9 @@ def _sums(p: Tensor, logits: Tensor, g: Tensor, w: Tensor | None, *, squared: bo
     return torch.dot(p, wg), predicted, true, *torch.aminmax(g)
 
 
-def _into_gradient(p: Tensor, _: Tensor, g: Tensor, w: Tensor | None, *, a: float, b: Tensor, squared: bool) -> None:
+def _into_gradient(
+    p: Tensor, _: Tensor, g: Tensor, w: Tensor | None, *, a: float, b: Tensor, squared: bool
+) -> None:
     """Write the gradient by the logits over p: w p (1 - p) (a g + b), or (a g + 2 b p) if squared.
 
     a and b are the slopes of the loss by the first two sums.
@@ -172,14 +194,23 @@ def needs_gradient(logits: Tensor) -> bool:
 
 def scaled(kept: Tensor, factor: Tensor) -> Tensor:
     """A tensor kept for backward times a scalar: in place, unless the graph stays for another backward pass."""
-    if factor.device.type == "cpu" and not factor.requires_grad and factor == 1 and not _graph_stays():
+    if (
+        factor.device.type == "cpu"
+        and not factor.requires_grad
+        and factor == 1
+        and not _graph_stays()
+    ):
         return kept
     return kept * factor if _graph_stays() else kept.mul_(factor)
 
 
 def in_chunks(voxels: Tensor) -> tuple[Tensor, ...]:
     """Views of a row of voxels: on the CPU of as many as its caches take for several tensors at once, else of all."""
-    n = math.ceil(voxels.numel() / (2**17 * torch.get_num_threads())) if voxels.device.type == "cpu" else 1
+    n = (
+        math.ceil(voxels.numel() / (2**17 * torch.get_num_threads()))
+        if voxels.device.type == "cpu"
+        else 1
+    )
     return voxels.chunk(n)
 
 
@@ -216,7 +247,9 @@ def check_weights(alpha: float | None, beta: float | None) -> tuple[float, float
         alpha = 0.3 if beta is None else 1 - beta
     beta = 1 - alpha if beta is None else beta
     if not (alpha >= 0 and beta >= 0 and 0 < alpha + beta < math.inf):
-        raise ValueError(f"alpha and beta must be >= 0, finite and not both 0, got alpha={alpha:g}, beta={beta:g}")
+        raise ValueError(
+            f"alpha and beta must be >= 0, finite and not both 0, got alpha={alpha:g}, beta={beta:g}"
+        )
     return alpha, beta
 
 
@@ -246,11 +279,17 @@ def check_shapes(logits: Tensor, target: Tensor, weight: Tensor | None = None) -
             weight that does not broadcast to the logits.
     """
     if not logits.is_floating_point() or logits.ndim < 3 or not logits.numel():
-        raise ValueError(f"logits must be floating point (B, C, X, Y, Z), got {logits.dtype} {tuple(logits.shape)}")
+        raise ValueError(
+            f"logits must be floating point (B, C, X, Y, Z), got {logits.dtype} {tuple(logits.shape)}"
+        )
     if target.shape != logits.shape:
-        raise ValueError(f"target must have the logits' shape {tuple(logits.shape)}, got {tuple(target.shape)}")
+        raise ValueError(
+            f"target must have the logits' shape {tuple(logits.shape)}, got {tuple(target.shape)}"
+        )
     if weight is not None and not _broadcasts(weight.shape, logits.shape):
-        raise ValueError(f"weight must broadcast to {tuple(logits.shape)}, got {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight must broadcast to {tuple(logits.shape)}, got {tuple(weight.shape)}"
+        )
 
 
 def check_range(target: Tensor) -> None:
@@ -265,7 +304,9 @@ def check_range(target: Tensor) -> None:
 
 
 def _broadcasts(shape: torch.Size, full: torch.Size) -> bool:
-    return len(shape) <= len(full) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(full), strict=False))
+    return len(shape) <= len(full) and all(
+        n in (1, m) for n, m in zip(reversed(shape), reversed(full), strict=False)
+    )
 
 
 def _rows(values: Tensor) -> Tensor:

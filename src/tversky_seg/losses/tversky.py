@@ -13,9 +13,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tversky_seg.overlap_losses import AsymmetricSimilarityLoss, BlobLoss, FocalTverskyLoss, GeneralizedDiceLoss
-from tversky_seg.soft_counts import check_smooth, check_weights, tversky_loss
-from tversky_seg.voxel_losses import BCELoss, FocalLoss, WeightedBCELoss
+from tversky_seg.losses.cross_entropy import BCELoss, FocalLoss, WeightedBCELoss
+from tversky_seg.losses.overlap_losses import (
+    AsymmetricSimilarityLoss,
+    BlobLoss,
+    FocalTverskyLoss,
+    GeneralizedDiceLoss,
+)
+from tversky_seg.losses.soft_counts import check_smooth, check_weights, tversky_loss
 
 __all__ = ["AsymmetricSimilarityLoss", "BCELoss", "BlobLoss", "CombinedLoss", "DiceLoss", "FocalLoss",
            "FocalTverskyLoss", "GeneralizedDiceLoss", "TverskyLoss", "WeightedBCELoss"]  # fmt: skip
@@ -38,7 +43,12 @@ class TverskyLoss(nn.Module):
     """
 
     def __init__(
-        self, *, alpha: float | None = None, beta: float | None = None, smooth: float = 1.0, over_batch: bool = True
+        self,
+        *,
+        alpha: float | None = None,
+        beta: float | None = None,
+        smooth: float = 1.0,
+        over_batch: bool = True,
     ) -> None:
         super().__init__()
         self.alpha, self.beta = check_weights(alpha, beta)
@@ -47,7 +57,13 @@ class TverskyLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Logits and target (B, C, X, Y, Z) -> a scalar in [0, 1]."""
         return tversky_loss(
-            logits, target, weight, alpha=self.alpha, beta=self.beta, smooth=self.smooth, over_batch=self.over_batch
+            logits,
+            target,
+            weight,
+            alpha=self.alpha,
+            beta=self.beta,
+            smooth=self.smooth,
+            over_batch=self.over_batch,
         )
 
 
@@ -60,14 +76,18 @@ class DiceLoss(nn.Module):
         over_batch: as in TverskyLoss.
     """
 
-    def __init__(self, *, squared: bool = False, smooth: float = 1.0, over_batch: bool = True) -> None:
+    def __init__(
+        self, *, squared: bool = False, smooth: float = 1.0, over_batch: bool = True
+    ) -> None:
         super().__init__()
         self.squared, self.smooth, self.over_batch = squared, check_smooth(smooth), over_batch
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Logits and target (B, C, X, Y, Z) -> a scalar in [0, 1]."""
         options = {"squared": self.squared, "over_batch": self.over_batch}
-        return tversky_loss(logits, target, weight, alpha=0.5, beta=0.5, smooth=self.smooth, **options)
+        return tversky_loss(
+            logits, target, weight, alpha=0.5, beta=0.5, smooth=self.smooth, **options
+        )
 
 
 class CombinedLoss(nn.Module):
@@ -78,14 +98,27 @@ class CombinedLoss(nn.Module):
         weights: the factor of each, >= 0; None: 1 each.
     """
 
-    def __init__(self, *, losses: Sequence[nn.Module], weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, *, losses: Sequence[nn.Module], weights: Sequence[float] | None = None
+    ) -> None:
         super().__init__()
         self.losses = nn.ModuleList(losses)
-        self.weights = [1.0] * len(losses) if weights is None else [float(factor) for factor in weights]
-        if not losses or len(self.weights) != len(losses) or not all(0 <= w < math.inf for w in self.weights):
-            raise ValueError(f"expected a weight >= 0 for each of {len(losses)} losses (at least 1), got {weights}")
+        self.weights = (
+            [1.0] * len(losses) if weights is None else [float(factor) for factor in weights]
+        )
+        if (
+            not losses
+            or len(self.weights) != len(losses)
+            or not all(0 <= w < math.inf for w in self.weights)
+        ):
+            raise ValueError(
+                f"expected a weight >= 0 for each of {len(losses)} losses (at least 1), got {weights}"
+            )
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Logits and target (B, C, X, Y, Z) -> a scalar."""
-        parts = [w * loss(logits, target, weight) for w, loss in zip(self.weights, self.losses, strict=True)]
+        parts = [
+            w * loss(logits, target, weight)
+            for w, loss in zip(self.weights, self.losses, strict=True)
+        ]
         return torch.stack(parts).sum()

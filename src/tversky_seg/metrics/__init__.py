@@ -1,0 +1,27 @@
+"""Metrics of one case: `(prediction, reference)` arrays in, counts out, rates from the counts."""
+
+from tversky_seg.metrics.case_metrics import METRICS, case_measures
+from tversky_seg.metrics.lesion_rule import LesionRule
+from tversky_seg.metrics.lesions import LesionCounts, lesion_counts
+from tversky_seg.metrics.overlap import OverlapCounts, overlap_counts
+from tversky_seg.metrics.ranking import (
+    PrecisionRecallCurve,
+    average_precision,
+    precision_recall_curve,
+)
+from tversky_seg.metrics.surface import SurfaceDistances, surface_distances
+
+__all__ = [
+    "METRICS",
+    "LesionCounts",
+    "LesionRule",
+    "OverlapCounts",
+    "PrecisionRecallCurve",
+    "SurfaceDistances",
+    "average_precision",
+    "case_measures",
+    "lesion_counts",
+    "overlap_counts",
+    "precision_recall_curve",
+    "surface_distances",
+]

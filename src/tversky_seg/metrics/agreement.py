@@ -38,7 +38,8 @@ def bland_altman(predicted: ArrayLike, reference: ArrayLike) -> BlandAltman:
     difference = np.subtract(*_paired(predicted, reference))
     n = len(difference)
     return BlandAltman(
-        float(difference.mean()) if n else math.nan, float(difference.std(ddof=1)) if n > 1 else math.nan
+        float(difference.mean()) if n else math.nan,
+        float(difference.std(ddof=1)) if n > 1 else math.nan,
     )
 
 
@@ -47,12 +48,16 @@ def volume_correlation(predicted: ArrayLike, reference: ArrayLike) -> float:
 
     NaN for fewer than two cases, or where all predicted or all reference volumes are equal.
     """
-    x, y = (values - (values.mean() if values.size else 0) for values in _paired(predicted, reference))
+    x, y = (
+        values - (values.mean() if values.size else 0) for values in _paired(predicted, reference)
+    )
     spread = math.sqrt(float((x * x).sum()) * float((y * y).sum()))
     return min(1.0, max(-1.0, float((x * y).sum()) / spread)) if spread > 0 else math.nan
 
 
-def isbi_score(*, dice: float, precision: float, lesion_fpr: float, lesion_tpr: float, correlation: float) -> float:
+def isbi_score(
+    *, dice: float, precision: float, lesion_fpr: float, lesion_tpr: float, correlation: float
+) -> float:
     """Score of the ISBI 2015 challenge (Carass et al. 2017), in [0, 1]; NaN where a term is.
 
     dice/8 + precision/8 + (1 - lesion_fpr)/4 + lesion_tpr/4 + correlation/4, with means over the scans of a rater. The
@@ -92,7 +97,9 @@ def recall_by_volume(
     volumes, found = np.asarray(volume_mm3, np.float64), np.asarray(detected, bool)
     if not (np.diff(edges_mm3) > 0).all():
         raise ValueError(f"edges_mm3 must rise, got {tuple(edges_mm3)}")
-    which = np.searchsorted(np.array(edges_mm3) * (1 - 1e-6), volumes, side="right") - 1  # float32 spacing
+    which = (
+        np.searchsorted(np.array(edges_mm3) * (1 - 1e-6), volumes, side="right") - 1
+    )  # float32 spacing
     return [
         VolumeBin(low, high, int((which == k).sum()), int(found[which == k].sum()))
         for k, (low, high) in enumerate(itertools.pairwise(edges_mm3))
@@ -110,8 +117,12 @@ def quartile_edges(volume_mm3: ArrayLike) -> list[float]:
     return [*np.unique(np.quantile(volumes, (0, 0.25, 0.5, 0.75))).tolist(), math.inf]
 
 
-def _paired(predicted: ArrayLike, reference: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _paired(
+    predicted: ArrayLike, reference: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     pair = np.asarray(predicted, np.float64), np.asarray(reference, np.float64)
     if pair[0].shape != pair[1].shape or pair[0].ndim != 1:
-        raise ValueError(f"one value per case is expected on both sides, got {pair[0].shape} and {pair[1].shape}")
+        raise ValueError(
+            f"one value per case is expected on both sides, got {pair[0].shape} and {pair[1].shape}"
+        )
     return pair

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tversky_seg.ranking import N_LEVELS, ScoreHistogram, score_histogram
+from tversky_seg.metrics.ranking import N_LEVELS, ScoreHistogram, score_histogram
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +48,16 @@ def calibrate(histogram: ScoreHistogram, *, n_bins: int = 10) -> Calibration:
     which = np.maximum(-(-levels * n_bins // (N_LEVELS - 1)) - 1, 0)
     n, n_positive, sums = (
         np.bincount(which, counts, n_bins)
-        for counts in (histogram.n_voxels, histogram.n_positive, histogram.n_voxels * (levels / (N_LEVELS - 1)))
+        for counts in (
+            histogram.n_voxels,
+            histogram.n_positive,
+            histogram.n_voxels * (levels / (N_LEVELS - 1)),
+        )
     )
     with np.errstate(invalid="ignore"):
-        return Calibration(np.linspace(0, 1, n_bins + 1), n.astype(np.int64), sums / n, n_positive / n)
+        return Calibration(
+            np.linspace(0, 1, n_bins + 1), n.astype(np.int64), sums / n, n_positive / n
+        )
 
 
 def expected_calibration_error(

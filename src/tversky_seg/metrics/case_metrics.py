@@ -9,18 +9,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tversky_seg.calibration import calibrate
-from tversky_seg.lesions import LesionCounts, LesionMatch, overlap_lesions, remove_small_lesions
-from tversky_seg.masks import Mask, as_array, as_mask, check_spacing
-from tversky_seg.overlap import OverlapCounts, overlap_counts
-from tversky_seg.ranking import (
+from tversky_seg.metrics.calibration import calibrate
+from tversky_seg.metrics.lesion_rule import ANY_OVERLAP, LesionRule, count_by_rule
+from tversky_seg.metrics.lesions import (
+    LesionCounts,
+    LesionMatch,
+    overlap_lesions,
+    remove_small_lesions,
+)
+from tversky_seg.metrics.masks import Mask, as_array, as_mask, check_spacing
+from tversky_seg.metrics.overlap import OverlapCounts, overlap_counts
+from tversky_seg.metrics.ranking import (
     ScoreHistogram,
     levels_histogram,
     ranking_areas,
     to_levels,
 )
-from tversky_seg.rules import ANY_OVERLAP, LesionRule, count_by_rule
-from tversky_seg.surface import SurfaceDistances, surface_distances
+from tversky_seg.metrics.surface import SurfaceDistances, surface_distances
 
 METRICS = (
     "dice",
@@ -185,7 +190,9 @@ def case_measures(
     levels = to_levels(scores) if ranks else None  # refuses what is no probability
     mask = scores >= threshold if ranks else as_mask(scores, name="prediction")
     mask = remove_small_lesions(mask, spacing_mm=spacing_mm, min_volume_mm3=min_volume_mm3)
-    judgement, _ = judge(mask, reference, spacing_mm=spacing_mm, rule=rule, tolerance_mm=tolerance_mm)
+    judgement, _ = judge(
+        mask, reference, spacing_mm=spacing_mm, rule=rule, tolerance_mm=tolerance_mm
+    )
     if levels is not None:
         areas = ranking_areas(scores, reference)
         error = calibrate(levels_histogram(levels, reference)).error if further else math.nan
@@ -218,7 +225,9 @@ def judge(
     _, dice = match.best_dice()
     distances = NO_DISTANCES
     if with_distances:
-        distances = surface_distances(mask, reference, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm)
+        distances = surface_distances(
+            mask, reference, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm
+        )
     judgement = Judgement(
         overlap,
         count_by_rule(match, rule),

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tversky_seg.lesions import LesionMatch, overlap_lesions
-from tversky_seg.masks import as_array
+from tversky_seg.metrics.lesions import LesionMatch, overlap_lesions
+from tversky_seg.metrics.masks import as_array
 
 MOST_FALSE = 5.0  # false lesions per case up to which recall is averaged (arXiv 2007.10033)
 LUNA_POINTS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -50,7 +50,8 @@ class LesionScores:
         """
         thresholds = np.unique(np.concatenate([self.found, self.false]))
         n_found, n_false = (
-            len(scores) - np.searchsorted(np.sort(scores), thresholds) for scores in (self.found, self.false)
+            len(scores) - np.searchsorted(np.sort(scores), thresholds)
+            for scores in (self.found, self.false)
         )
         recall = n_found / (self.n_reference or math.nan)
         n_cases = self.n_recorded if recorded else self.n_cases
@@ -78,9 +79,13 @@ def case_scores(match: LesionMatch) -> LesionScores:
 def pool_scores(cases: Sequence[LesionScores]) -> LesionScores:
     """The scores of all cases together."""
     found, false, dice = (
-        np.concatenate([np.zeros(0), *(getattr(case, name) for case in cases)]) for name in ("found", "false", "dice")
+        np.concatenate([np.zeros(0), *(getattr(case, name) for case in cases)])
+        for name in ("found", "false", "dice")
     )
-    sums = {name: sum(getattr(case, name) for case in cases) for name in ("n_reference", "n_cases", "n_recorded")}
+    sums = {
+        name: sum(getattr(case, name) for case in cases)
+        for name in ("n_reference", "n_cases", "n_recorded")
+    }
     return LesionScores(found, false, dice, **sums)
 
 
@@ -106,12 +111,18 @@ def froc_curve(
     """
     scores = as_array(probability)
     match = overlap_lesions(
-        scores >= threshold, reference, spacing_mm=spacing_mm, connectivity=connectivity, scores=scores
+        scores >= threshold,
+        reference,
+        spacing_mm=spacing_mm,
+        connectivity=connectivity,
+        scores=scores,
     )
     return case_scores(match).curve()
 
 
-def average_recall(curve: FrocCurve, *, most_false: float = MOST_FALSE, n_points: int = 501) -> float:
+def average_recall(
+    curve: FrocCurve, *, most_false: float = MOST_FALSE, n_points: int = 501
+) -> float:
     """Mean recall at 501 points from 0 to 5 false lesions per case, in [0, 1]; NaN without reference lesions.
 
     Recall is interpolated between points, starts at (0, 0) and stays as it is past the last (arXiv 2007.10033).
@@ -121,5 +132,7 @@ def average_recall(curve: FrocCurve, *, most_false: float = MOST_FALSE, n_points
 
 def recall_at(curve: FrocCurve, false_per_case: ArrayLike) -> NDArray[np.float64]:
     """Recall at so many false lesions per case, interpolated; 0 for a curve without points."""
-    false, recall = (np.append(0.0, values[::-1]) for values in (curve.false_per_case, curve.recall))
+    false, recall = (
+        np.append(0.0, values[::-1]) for values in (curve.false_per_case, curve.recall)
+    )
     return np.asarray(np.interp(np.asarray(false_per_case, np.float64), false, recall))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.lesions import CONNECTIVITIES, LesionCounts, LesionMatch, Lesions
+from tversky_seg.metrics.lesions import CONNECTIVITIES, LesionCounts, LesionMatch, Lesions
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,9 @@ class LesionRule:
 
 
 ANY_OVERLAP = LesionRule()
-ISBI_2015 = LesionRule(source="ISBI 2015 challenge: LTPR and LFPR by any overlap (Carass et al. 2017)")
+ISBI_2015 = LesionRule(
+    source="ISBI 2015 challenge: LTPR and LFPR by any overlap (Carass et al. 2017)"
+)
 MSSEG_2016 = LesionRule(
     connectivity=6,
     min_overlap=0.1,
@@ -62,8 +64,12 @@ MSSEG_2016 = LesionRule(
     both_ways=True,
     source="MSSEG 2016 challenge: animaSegPerfAnalyzer (Commowick et al. 2018)",
 )
-WMH_2017 = LesionRule(source="WMH 2017 challenge: lesion recall and F1 by any overlap (Kuijf et al. 2019)")
-SHIROKIKH_2020 = LesionRule(source="Shirokikh et al. 2020 (arXiv 2007.10033): FROC, average recall, object Dice")
+WMH_2017 = LesionRule(
+    source="WMH 2017 challenge: lesion recall and F1 by any overlap (Kuijf et al. 2019)"
+)
+SHIROKIKH_2020 = LesionRule(
+    source="Shirokikh et al. 2020 (arXiv 2007.10033): FROC, average recall, object Dice"
+)
 
 
 def detected_lesions(match: LesionMatch, rule: LesionRule) -> NDArray[np.bool_]:
@@ -88,7 +94,9 @@ def count_by_rule(match: LesionMatch, rule: LesionRule) -> LesionCounts:
     )
 
 
-def _found(lesions: Lesions, others: Lesions, pairs: NDArray[np.int64], rule: LesionRule) -> NDArray[np.bool_]:
+def _found(
+    lesions: Lesions, others: Lesions, pairs: NDArray[np.int64], rule: LesionRule
+) -> NDArray[np.bool_]:
     """Which lesions are covered enough by others that do not lie outside too much.
 
     Args:

@@ -10,7 +10,15 @@ import cc3d
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tversky_seg.masks import Mask, as_array, as_mask, as_masks, bounding_box, check_spacing, memory_order
+from tversky_seg.metrics.masks import (
+    Mask,
+    as_array,
+    as_mask,
+    as_masks,
+    bounding_box,
+    check_spacing,
+    memory_order,
+)
 
 CONNECTIVITIES = (6, 18, 26)
 
@@ -142,12 +150,18 @@ def lesion_counts(
         ValueError: for shapes that differ, other values than 0 and 1, or a setting out of range.
     """
     predicted, referred = match_lesions(
-        prediction, reference, spacing_mm=spacing_mm, connectivity=connectivity, min_volume_mm3=min_volume_mm3
+        prediction,
+        reference,
+        spacing_mm=spacing_mm,
+        connectivity=connectivity,
+        min_volume_mm3=min_volume_mm3,
     )
     return count_lesions(predicted, referred, min_overlap=min_overlap)
 
 
-def count_lesions(predicted: Lesions, referred: Lesions, *, min_overlap: float = 0.0) -> LesionCounts:
+def count_lesions(
+    predicted: Lesions, referred: Lesions, *, min_overlap: float = 0.0
+) -> LesionCounts:
     """The counts of lesions that `match_lesions` compared; `min_overlap` as for `lesion_counts`."""
     if not 0 <= min_overlap < 1:
         raise ValueError(f"min_overlap must lie in [0, 1), got {min_overlap}")
@@ -172,7 +186,11 @@ def match_lesions(
     Arguments and errors as for `lesion_counts`.
     """
     match = overlap_lesions(
-        prediction, reference, spacing_mm=spacing_mm, connectivity=connectivity, min_volume_mm3=min_volume_mm3
+        prediction,
+        reference,
+        spacing_mm=spacing_mm,
+        connectivity=connectivity,
+        min_volume_mm3=min_volume_mm3,
     )
     return match.predicted, match.referred
 
@@ -207,7 +225,13 @@ def overlap_lesions(
     box, order = bounding_box(masks[0] | masks[1]), memory_order(masks[0])
     least = (min_volume_mm3, strictly_larger)
     predicted, referred = (
-        _Components(mask[box], connectivity=connectivity, voxel_mm3=float(spacing.prod()), least=least, order=order)
+        _Components(
+            mask[box],
+            connectivity=connectivity,
+            voxel_mm3=float(spacing.prod()),
+            least=least,
+            order=order,
+        )
         for mask in masks
     )
     shared = referred.flat[predicted.where]
@@ -228,8 +252,14 @@ def find_lesions(
 ) -> Lesions:
     """Size and centre of each lesion of a mask, and the share of it that `other` covers; no rows for an empty mask."""
     mask = as_mask(mask)
-    spacing, box, order = check_spacing(spacing_mm, ndim=mask.ndim), bounding_box(mask), memory_order(mask)
-    found = _Components(mask[box], connectivity=connectivity, voxel_mm3=float(spacing.prod()), order=order)
+    spacing, box, order = (
+        check_spacing(spacing_mm, ndim=mask.ndim),
+        bounding_box(mask),
+        memory_order(mask),
+    )
+    found = _Components(
+        mask[box], connectivity=connectivity, voxel_mm3=float(spacing.prod()), order=order
+    )
     covered = None
     if other is not None:
         covered = np.bincount(found.lesion, other[box].ravel(order=order)[found.where], found.n)
@@ -250,7 +280,9 @@ def remove_small_lesions(
     if min_volume_mm3 <= voxel_mm3:
         return mask
     box, least, order = bounding_box(mask), (min_volume_mm3, False), memory_order(mask)
-    large = _Components(mask[box], connectivity=connectivity, voxel_mm3=float(voxel_mm3), least=least, order=order)
+    large = _Components(
+        mask[box], connectivity=connectivity, voxel_mm3=float(voxel_mm3), least=least, order=order
+    )
     kept = np.zeros_like(mask)
     kept[box] = (large.flat > 0).reshape(large.shape, order=order)
     return kept
@@ -269,7 +301,9 @@ def label_lesions(mask: Mask, *, connectivity: int = 26) -> tuple[NDArray[Any], 
     solid = mask.reshape(mask.shape + (1,) * (3 - mask.ndim))
     if not solid.size:
         return np.zeros(mask.shape, np.uint32), 0
-    components, n_lesions = cc3d.connected_components(solid, connectivity=connectivity, return_N=True)
+    components, n_lesions = cc3d.connected_components(
+        solid, connectivity=connectivity, return_N=True
+    )
     return components.reshape(mask.shape), int(n_lesions)
 
 
@@ -289,7 +323,9 @@ class _Components:
         mask = np.asarray(mask, order=order)
         self.shape, self.order, self.voxel_mm3 = mask.shape, order, voxel_mm3
         components, n = label_lesions(mask, connectivity=connectivity)
-        self.flat: NDArray[np.unsignedinteger[Any]] = components.ravel(order=order)  # 0 or number, of every voxel
+        self.flat: NDArray[np.unsignedinteger[Any]] = components.ravel(
+            order=order
+        )  # 0 or number, of every voxel
         where = np.flatnonzero(mask.ravel(order=order))
         number = self.flat[where]
         sizes = np.bincount(number, minlength=n + 1)[1:]
@@ -303,13 +339,20 @@ class _Components:
             self.flat[where] = number
             where, number = where[number > 0], number[number > 0]
         self.n_voxels, self.n = sizes[large], int(large.sum())
-        self.where, self.lesion = where, number.astype(np.int64) - 1  # (v,) flat position and row of each voxel
+        self.where, self.lesion = (
+            where,
+            number.astype(np.int64) - 1,
+        )  # (v,) flat position and row of each voxel
 
     def table(self, covered: NDArray[Any] | None, start: NDArray[np.int64]) -> Lesions:
         """One row per lesion, from the voxels of each that are covered and the first corner of the box."""
         axes = np.unravel_index(self.where, self.shape, order=self.order) if self.where.size else ()
         sums = [np.bincount(self.lesion, axis, self.n) for axis in axes]
-        centre = np.stack(sums, axis=-1) / self.n_voxels[:, None] if sums else np.zeros((0, len(self.shape)))
+        centre = (
+            np.stack(sums, axis=-1) / self.n_voxels[:, None]
+            if sums
+            else np.zeros((0, len(self.shape)))
+        )
         overlap = np.full(self.n, math.nan) if covered is None else covered / self.n_voxels
         volume_mm3 = np.multiply(self.n_voxels, self.voxel_mm3, dtype=np.float64)
         return Lesions(volume_mm3, centre + start, overlap, self.n_voxels)

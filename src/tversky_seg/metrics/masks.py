@@ -27,7 +27,9 @@ def as_mask(values: ArrayLike, *, name: str = "mask") -> Mask:
     mask: Mask = array == 1
     strange = array[mask != (array != 0)]
     if strange.size:
-        raise ValueError(f"{name} must be a mask of 0 and 1, got the value {strange.flat[0]}: threshold it first")
+        raise ValueError(
+            f"{name} must be a mask of 0 and 1, got the value {strange.flat[0]}: threshold it first"
+        )
     return mask
 
 
@@ -44,7 +46,9 @@ def as_masks(prediction: ArrayLike, reference: ArrayLike) -> tuple[Mask, Mask]:
     """
     masks = as_mask(prediction, name="prediction"), as_mask(reference, name="reference")
     if masks[0].shape != masks[1].shape:
-        raise ValueError(f"prediction and reference must have one shape, got {masks[0].shape} and {masks[1].shape}")
+        raise ValueError(
+            f"prediction and reference must have one shape, got {masks[0].shape} and {masks[1].shape}"
+        )
     return masks
 
 
@@ -52,8 +56,12 @@ def bounding_box(mask: Mask) -> tuple[slice, ...]:
     """The smallest box that holds the mask, as one slice per axis; empty slices for an empty mask."""
     box = [slice(None)] * mask.ndim
     for axis in np.argsort([-abs(stride) for stride in mask.strides], kind="stable").tolist():
-        cropped = mask[tuple(box)]  # the axis along which memory runs comes last: the rest is cropped by then
-        occupied = np.flatnonzero(cropped.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        cropped = mask[
+            tuple(box)
+        ]  # the axis along which memory runs comes last: the rest is cropped by then
+        occupied = np.flatnonzero(
+            cropped.any(axis=tuple(other for other in range(mask.ndim) if other != axis))
+        )
         if not occupied.size:
             return (slice(0, 0),) * mask.ndim
         box[axis] = slice(int(occupied[0]), int(occupied[-1]) + 1)

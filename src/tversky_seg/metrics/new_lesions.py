@@ -5,13 +5,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tversky_seg.lesions import LesionCounts, label_lesions, overlap_lesions
-from tversky_seg.masks import Mask, as_masks
-from tversky_seg.rules import ANY_OVERLAP, LesionRule, count_by_rule
+from tversky_seg.metrics.lesion_rule import ANY_OVERLAP, LesionRule, count_by_rule
+from tversky_seg.metrics.lesions import LesionCounts, label_lesions, overlap_lesions
+from tversky_seg.metrics.masks import Mask, as_masks
 
 
 def new_lesions(
-    baseline: ArrayLike, follow_up: ArrayLike, *, spacing_mm: ArrayLike, rule: LesionRule = ANY_OVERLAP
+    baseline: ArrayLike,
+    follow_up: ArrayLike,
+    *,
+    spacing_mm: ArrayLike,
+    rule: LesionRule = ANY_OVERLAP,
 ) -> Mask:
     """The lesions of the follow-up that share no voxel with any lesion of the baseline; grown ones are not new.
 
@@ -57,7 +61,9 @@ def new_lesion_counts(
     Raises:
         ValueError: for shapes that differ, or other values than 0 and 1.
     """
-    predicted, referred = (new_lesions(*pair, spacing_mm=spacing_mm, rule=rule) for pair in (predictions, references))
+    predicted, referred = (
+        new_lesions(*pair, spacing_mm=spacing_mm, rule=rule) for pair in (predictions, references)
+    )
     match = overlap_lesions(
         predicted,
         referred,

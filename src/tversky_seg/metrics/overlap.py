@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from tversky_seg.masks import as_masks
+from tversky_seg.metrics.masks import as_masks
 
 Number = TypeVar("Number", float, Tensor)
 
 
-def tversky_index(tp: Number, fp: Number, fn: Number, *, alpha: float, beta: float, smooth: float = 0.0) -> Number:
+def tversky_index(
+    tp: Number, fp: Number, fn: Number, *, alpha: float, beta: float, smooth: float = 0.0
+) -> Number:
     """Share of true positives when false positives weigh alpha and misses weigh beta.
 
     (tp + smooth) / (tp + alpha fp + beta fn + smooth): arXiv 1706.05721, eq. 2. alpha = beta = 0.5 is Dice,
@@ -92,7 +94,9 @@ class OverlapCounts:
 
         (tp tn - fp fn) / sqrt((tp + fp) (tp + fn) (tn + fp) (tn + fn)): Matthews 1975.
         """
-        spread = (self.tp + self.fp) * (self.tp + self.fn) * (self.tn + self.fp) * (self.tn + self.fn)
+        spread = (
+            (self.tp + self.fp) * (self.tp + self.fn) * (self.tn + self.fp) * (self.tn + self.fn)
+        )
         return (self.tp * self.tn - self.fp * self.fn) / math.sqrt(spread) if spread else math.nan
 
     @property
@@ -107,7 +111,9 @@ class OverlapCounts:
 
     def __add__(self, other: OverlapCounts) -> OverlapCounts:
         """Counts of two cases pooled."""
-        return OverlapCounts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn)
+        return OverlapCounts(
+            self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn
+        )
 
 
 def overlap_counts(prediction: ArrayLike, reference: ArrayLike) -> OverlapCounts:

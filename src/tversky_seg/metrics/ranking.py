@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tversky_seg.masks import Mask, as_array, as_mask
+from tversky_seg.metrics.masks import Mask, as_array, as_mask
 
 N_LEVELS = 65_536
 GOALS = {"dice": 1.0, "f2": 2.0}
@@ -53,7 +53,9 @@ def precision_recall_curve(
     return _curve(levels, n_voxels=n_voxels, n_positive=n_positive)
 
 
-def average_precision(probability: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None) -> float:
+def average_precision(
+    probability: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None
+) -> float:
     """Area under the precision-recall curve: the mean, over lesion voxels, of the precision at each one's score.
 
     This is the step-wise area, sum of (recall_n - recall_(n-1)) * precision_n, without the interpolation that Davis &
@@ -93,7 +95,9 @@ def roc_auc(probability: ArrayLike, reference: ArrayLike, mask: ArrayLike | None
     return ranking_areas(probability, reference, mask)[1]
 
 
-def ranking_areas(probability: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None) -> tuple[float, float]:
+def ranking_areas(
+    probability: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None
+) -> tuple[float, float]:
     """`average_precision` and `roc_auc`, for little more than the time of one."""
     scores, positive = _flat(probability, reference, mask)
     levels, n_positive = np.unique(scores[positive], return_counts=True)
@@ -104,7 +108,9 @@ def ranking_areas(probability: ArrayLike, reference: ArrayLike, mask: ArrayLike 
     n_level = n_above - (rivals.size - np.searchsorted(rivals, levels, side="right"))
     found, total = _from_above(n_positive), int(n_positive.sum())
     precision = float((n_positive * (found / n_above)).sum() / total)
-    return precision, _roc_area(n_positive, n_level=n_level, n_above=n_above, found=found, n_voxels=scores.size)
+    return precision, _roc_area(
+        n_positive, n_level=n_level, n_above=n_above, found=found, n_voxels=scores.size
+    )
 
 
 def trapezoid_area(curve: PrecisionRecallCurve) -> float:
@@ -168,7 +174,9 @@ class ScoreHistogram:
         """
         levels = np.flatnonzero(self.n_voxels if every_level else self.n_positive)
         n_voxels = -np.diff(np.append(_from_above(self.n_voxels)[levels], 0))
-        return _curve(levels / (N_LEVELS - 1), n_voxels=n_voxels, n_positive=self.n_positive[levels])
+        return _curve(
+            levels / (N_LEVELS - 1), n_voxels=n_voxels, n_positive=self.n_positive[levels]
+        )
 
     def at_or_above(self, thresholds: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Lesion voxels, and all voxels, of `probability >= threshold`, for each threshold in [0, 1]."""
@@ -187,7 +195,9 @@ class ScoreHistogram:
         return found
 
 
-def score_histogram(probability: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None) -> ScoreHistogram:
+def score_histogram(
+    probability: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None
+) -> ScoreHistogram:
     """Count voxels and lesion voxels by probability, rounded to 1/65535: exact for saved uint16 maps.
 
     Args:
@@ -211,8 +221,12 @@ def to_levels(probability: ArrayLike) -> NDArray[np.uint16]:
     values = as_array(probability)
     values = values.astype(np.result_type(values, np.float32), copy=False)
     if values.size and not (values.min() >= -1e-6 and values.max() <= 1 + 1e-6):
-        raise ValueError(f"probability must lie in [0, 1], got {values.min():g} to {values.max():g}")
-    levels: NDArray[np.uint16] = np.rint(values * (N_LEVELS - 1)).clip(0, N_LEVELS - 1).astype(np.uint16)
+        raise ValueError(
+            f"probability must lie in [0, 1], got {values.min():g} to {values.max():g}"
+        )
+    levels: NDArray[np.uint16] = (
+        np.rint(values * (N_LEVELS - 1)).clip(0, N_LEVELS - 1).astype(np.uint16)
+    )
     return levels
 
 
@@ -223,7 +237,10 @@ def level_of(thresholds: ArrayLike) -> NDArray[np.int64]:
 
 def levels_histogram(levels: NDArray[np.uint16], positive: Mask) -> ScoreHistogram:
     """The histogram of voxels whose levels are known already (see `to_levels`), of any one shape."""
-    counts = [np.bincount(found, minlength=N_LEVELS) for found in (levels.ravel(order="K"), levels[positive])]
+    counts = [
+        np.bincount(found, minlength=N_LEVELS)
+        for found in (levels.ravel(order="K"), levels[positive])
+    ]
     return ScoreHistogram(*counts)
 
 
@@ -245,7 +262,9 @@ def choose_threshold(histograms: Iterable[ScoreHistogram], goal: str = "dice") -
     """
     if goal not in GOALS:
         raise ValueError(f"goal must be one of {', '.join(GOALS)}, got {goal}")
-    scores = [histogram.f(GOALS[goal])[1:] for histogram in histograms if histogram.n_positive.any()]
+    scores = [
+        histogram.f(GOALS[goal])[1:] for histogram in histograms if histogram.n_positive.any()
+    ]
     if not scores:
         return 0.5
     total = np.sum(scores, axis=0)
@@ -254,18 +273,26 @@ def choose_threshold(histograms: Iterable[ScoreHistogram], goal: str = "dice") -
     return float((level - 0.5) / (N_LEVELS - 1))
 
 
-def _flat(probability: ArrayLike, reference: ArrayLike, mask: ArrayLike | None) -> tuple[NDArray[Any], Mask]:
+def _flat(
+    probability: ArrayLike, reference: ArrayLike, mask: ArrayLike | None
+) -> tuple[NDArray[Any], Mask]:
     scores, positive = as_array(probability), as_mask(reference, name="reference")
     if scores.shape != positive.shape:
-        raise ValueError(f"probability and reference must have one shape, got {scores.shape} and {positive.shape}")
+        raise ValueError(
+            f"probability and reference must have one shape, got {scores.shape} and {positive.shape}"
+        )
     if mask is not None:
         judged = as_mask(mask)
         if judged.shape != scores.shape:
-            raise ValueError(f"mask must have the shape of probability {scores.shape}, got {judged.shape}")
+            raise ValueError(
+                f"mask must have the shape of probability {scores.shape}, got {judged.shape}"
+            )
         scores, positive = scores[judged], positive[judged]
     if scores.size and np.isnan(scores.min()):
         raise ValueError("probability must be numbers, got NaN")
-    if scores.flags.f_contiguous and positive.flags.f_contiguous:  # as NIfTI files hold them: no copy
+    if (
+        scores.flags.f_contiguous and positive.flags.f_contiguous
+    ):  # as NIfTI files hold them: no copy
         scores, positive = scores.T, positive.T
     return scores.ravel(), positive.ravel()
 
@@ -302,7 +329,10 @@ def _roc_area(
 
 
 def _curve(
-    thresholds: NDArray[Any], *, n_voxels: NDArray[np.integer[Any]], n_positive: NDArray[np.integer[Any]]
+    thresholds: NDArray[Any],
+    *,
+    n_voxels: NDArray[np.integer[Any]],
+    n_positive: NDArray[np.integer[Any]],
 ) -> PrecisionRecallCurve:
     tp, predicted = _from_above(n_positive), _from_above(n_voxels)
     n = int(n_positive.sum())

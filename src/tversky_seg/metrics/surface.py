@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
-from tversky_seg.masks import Mask, as_masks, bounding_box, check_spacing, memory_order
+from tversky_seg.metrics.masks import Mask, as_masks, bounding_box, check_spacing, memory_order
 
 REACH = 2  # voxels around a surface voxel that are looked up before a tree is asked
 
@@ -65,13 +65,18 @@ def surface_distances(
     box = bounding_box(masks[0] | masks[1])
     order = memory_order(masks[0])
     rims = [_Rim(mask[box], order=order) for mask in masks]
-    there, back = _distances(rims[0], rims[1], spacing=spacing), _distances(rims[1], rims[0], spacing=spacing)
+    there, back = (
+        _distances(rims[0], rims[1], spacing=spacing),
+        _distances(rims[1], rims[0], spacing=spacing),
+    )
     both = np.concatenate([there, back])
     return SurfaceDistances(
         assd_mm=float(both.mean()),
         hd95_mm=float(max(np.percentile(there, 95), np.percentile(back, 95))),
         hd_mm=float(both.max()),
-        surface_dice=float(np.count_nonzero(both <= tolerance_mm * (1 + 1e-6)) / both.size),  # float32 spacing
+        surface_dice=float(
+            np.count_nonzero(both <= tolerance_mm * (1 + 1e-6)) / both.size
+        ),  # float32 spacing
     )
 
 
@@ -84,7 +89,9 @@ class _Rim:
     """The surface of a mask: where it is, and which voxels it consists of."""
 
     def __init__(self, mask: Mask, *, order: Literal["C", "F"]):
-        padded = np.zeros([n + 2 * REACH for n in mask.shape], bool, order=order)  # neighbours need no check of range
+        padded = np.zeros(
+            [n + 2 * REACH for n in mask.shape], bool, order=order
+        )  # neighbours need no check of range
         padded[(slice(REACH, -REACH),) * mask.ndim] = mask
         self.steps = padded.strides  # in voxels: one byte each
         solid, inside = padded.ravel(order="K"), np.flatnonzero(padded.ravel(order="K"))
@@ -112,7 +119,9 @@ def _distances(origin: _Rim, target: _Rim, *, spacing: NDArray[np.float64]) -> N
         distances[far[near]] = radius_mm
         far = far[~near]
     if far.size:
-        tree = cKDTree(target.coordinates(target.voxels) * spacing, balanced_tree=False, compact_nodes=False)
+        tree = cKDTree(
+            target.coordinates(target.voxels) * spacing, balanced_tree=False, compact_nodes=False
+        )
         distances[far] = tree.query(origin.coordinates(origin.voxels[far]) * spacing)[0]
     return distances
 

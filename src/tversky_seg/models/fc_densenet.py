@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tversky_seg.models.layers import Norm, initialize, normalization, pad_and_crop, require_statistics, set_prior
+from tversky_seg.models.layers import (
+    Norm,
+    initialize,
+    normalization,
+    pad_and_crop,
+    require_statistics,
+    set_prior,
+)
 
 EPS = 1.1e-5  # of the normalisations in the released code
 
@@ -21,12 +28,22 @@ def preactivation(in_channels: int, conv: nn.Conv3d, *, norm: Norm | None) -> li
 class DenseLayer(nn.Module):
     """`growth_rate` new features of all features so far, through a 1^3 bottleneck of four times as many."""
 
-    def __init__(self, in_channels: int, growth_rate: int, *, norm: Norm | None, dropout: float, checkpointing: bool):
+    def __init__(
+        self,
+        in_channels: int,
+        growth_rate: int,
+        *,
+        norm: Norm | None,
+        dropout: float,
+        checkpointing: bool,
+    ):
         bias, hidden = norm is None, 4 * growth_rate
         super().__init__()
         self.path = nn.Sequential(
             *preactivation(in_channels, nn.Conv3d(in_channels, hidden, 1, bias=bias), norm=norm),
-            *preactivation(hidden, nn.Conv3d(hidden, growth_rate, 3, padding=1, bias=bias), norm=norm),
+            *preactivation(
+                hidden, nn.Conv3d(hidden, growth_rate, 3, padding=1, bias=bias), norm=norm
+            ),
             nn.Dropout(dropout),
         )
         self.checkpointing = checkpointing
@@ -35,7 +52,9 @@ class DenseLayer(nn.Module):
         """Features (B, C_i, X, Y, Z) with in_channels channels together -> (B, growth_rate, X, Y, Z)."""
         if not (self.checkpointing and torch.is_grad_enabled()):
             return self._new(*features)
-        if torch.compiler.is_compiling():  # the compiler keeps the update of the statistics out of what it repeats
+        if (
+            torch.compiler.is_compiling()
+        ):  # the compiler keeps the update of the statistics out of what it repeats
             return checkpoint(self._new, *features, use_reentrant=False)  # type: ignore[no-any-return]
         return checkpoint(self._new, *features, use_reentrant=False, context_fn=self._contexts)  # type: ignore[no-any-return]
 
@@ -49,7 +68,14 @@ class DenseLayer(nn.Module):
 class DenseBlock(nn.Module):
     """Dense layers, each of which sees the block's input and the new features of all layers before it."""
 
-    def __init__(self, in_channels: int, *, n_layers: int, growth_rate: int, layer: Callable[[int], DenseLayer]):
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        n_layers: int,
+        growth_rate: int,
+        layer: Callable[[int], DenseLayer],
+    ):
         super().__init__()
         self.layers = nn.ModuleList(layer(in_channels + i * growth_rate) for i in range(n_layers))
 
@@ -113,7 +139,9 @@ class FCDenseNet3D(nn.Module):
         new = growth_rate * n_layers
 
         def layer(channels: int) -> DenseLayer:
-            return DenseLayer(channels, growth_rate, norm=norm, dropout=dropout, checkpointing=checkpointing)
+            return DenseLayer(
+                channels, growth_rate, norm=norm, dropout=dropout, checkpointing=checkpointing
+            )
 
         def block(channels: int) -> DenseBlock:
             return DenseBlock(channels, n_layers=n_layers, growth_rate=growth_rate, layer=layer)
@@ -128,13 +156,17 @@ class FCDenseNet3D(nn.Module):
             skips.append(channels + new)
             channels = skips[-1] // 2
             halve = nn.Conv3d(skips[-1], channels, 1, bias=norm is None)
-            self.transitions.append(nn.Sequential(*preactivation(skips[-1], halve, norm=norm), nn.MaxPool3d(2)))
+            self.transitions.append(
+                nn.Sequential(*preactivation(skips[-1], halve, norm=norm), nn.MaxPool3d(2))
+            )
         self.bottleneck = block(channels)
         self.upsample = nn.ModuleList(_upsample(new, new) for _ in skips)
         self.decoder = nn.ModuleList(block(new + skip) for skip in reversed(skips))
         channels = 2 * new + skips[0]
         self.full_resolution = _double(channels, width) if compact else nn.Identity()
-        self.head = nn.Conv3d(width if compact else channels, out_channels, 1, bias=prior is not None)
+        self.head = nn.Conv3d(
+            width if compact else channels, out_channels, 1, bias=prior is not None
+        )
         initialize(self)
         set_prior(self.head, prior)
 
@@ -174,7 +206,9 @@ def _upsample(in_channels: int, out_channels: int) -> nn.Sequential:
 
 def _double(in_channels: int, out_channels: int) -> nn.Sequential:
     """Back to the image's resolution by a 2^3 transposed convolution."""
-    return nn.Sequential(nn.ConvTranspose3d(in_channels, out_channels, 2, stride=2), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.ConvTranspose3d(in_channels, out_channels, 2, stride=2), nn.ReLU(inplace=True)
+    )
 
 
 @contextmanager

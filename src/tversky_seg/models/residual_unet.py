@@ -6,32 +6,54 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tversky_seg.models.layers import Norm, initialize, normalization, pad_and_crop, require_statistics, set_prior
+from tversky_seg.models.layers import (
+    Norm,
+    initialize,
+    normalization,
+    pad_and_crop,
+    require_statistics,
+    set_prior,
+)
 
 
 def preactivation(
-    in_channels: int, out_channels: int, kernel_size: int = 3, *, norm: Norm | None, bias: bool = False
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int = 3,
+    *,
+    norm: Norm | None,
+    bias: bool = False,
 ) -> nn.Sequential:
     """Normalisation, ReLU, convolution of the same size."""
     # in place only on the normalisation's own result: without one it would change the features of the shortcut
     return nn.Sequential(
         normalization(norm, in_channels),
         nn.ReLU(inplace=norm is not None),
-        nn.Conv3d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias or norm is None),
+        nn.Conv3d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            padding=kernel_size // 2,
+            bias=bias or norm is None,
+        ),
     )
 
 
 class ResidualBlock(nn.Module):
     """Two pre-activated convolutions, added to their input (through a 1^3 convolution where the width changes)."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, *, norm: Norm | None):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, *, norm: Norm | None
+    ):
         super().__init__()
         self.path = nn.Sequential(
             preactivation(in_channels, out_channels, kernel_size, norm=norm),
             preactivation(out_channels, out_channels, kernel_size, norm=norm),
         )
         same = in_channels == out_channels
-        self.shortcut = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1, bias=False)
+        self.shortcut = (
+            nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1, bias=False)
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, in_channels, X, Y, Z) -> (B, out_channels, X, Y, Z)."""
@@ -72,7 +94,9 @@ class ResidualUNet3D(nn.Module):
             raise ValueError(f"widths must be two or more numbers >= 1, got {list(widths)}")
 
         def chain(*channels: int) -> nn.Sequential:
-            return nn.Sequential(*(ResidualBlock(before, after, norm=norm) for before, after in pairwise(channels)))
+            return nn.Sequential(
+                *(ResidualBlock(before, after, norm=norm) for before, after in pairwise(channels))
+            )
 
         *levels, lowest = widths
         first, befores = levels[0], [levels[0], *levels[:-1]]
@@ -82,12 +106,17 @@ class ResidualUNet3D(nn.Module):
             nn.Conv3d(in_channels, first, 3, padding=1, bias=norm is None),
             preactivation(first, first, norm=norm, bias=True),
         )
-        self.encoder = nn.ModuleList(chain(before, w, w) for before, w in zip(befores, levels, strict=True))
+        self.encoder = nn.ModuleList(
+            chain(before, w, w) for before, w in zip(befores, levels, strict=True)
+        )
         self.pool = nn.MaxPool3d(2)
         self.bottleneck = chain(levels[-1], lowest, lowest, levels[-1])
-        self.shortcuts = nn.ModuleList(preactivation(w, w, 1, norm=norm, bias=True) for w in reversed(levels))
+        self.shortcuts = nn.ModuleList(
+            preactivation(w, w, 1, norm=norm, bias=True) for w in reversed(levels)
+        )
         self.decoder = nn.ModuleList(
-            chain(w, w, before) for w, before in zip(reversed(levels), reversed(befores), strict=True)
+            chain(w, w, before)
+            for w, before in zip(reversed(levels), reversed(befores), strict=True)
         )
         last = preactivation(first, out_channels, 1, norm=norm)
         logit_norm = normalization(norm, out_channels)
@@ -106,7 +135,11 @@ class ResidualUNet3D(nn.Module):
             skips.append(block(features))
             features = self.pool(skips[-1])
         features = self.bottleneck(features)
-        for skip, shortcut, block in zip(reversed(skips), self.shortcuts, self.decoder, strict=True):
-            features = F.interpolate(features, scale_factor=2.0, mode="trilinear", align_corners=True)
+        for skip, shortcut, block in zip(
+            reversed(skips), self.shortcuts, self.decoder, strict=True
+        ):
+            features = F.interpolate(
+                features, scale_factor=2.0, mode="trilinear", align_corners=True
+            )
             features = block(shortcut(skip) + features)
         return self.head(features)  # type: ignore[no-any-return]

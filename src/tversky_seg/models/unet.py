@@ -3,13 +3,28 @@
 import torch
 from torch import Tensor, nn
 
-from tversky_seg.models.layers import Norm, initialize, normalization, pad_and_crop, require_statistics, set_prior
+from tversky_seg.models.layers import (
+    Norm,
+    initialize,
+    normalization,
+    pad_and_crop,
+    require_statistics,
+    set_prior,
+)
 
 
 class ConvBlock(nn.Module):
     """Two 3^3 convolutions, each normalised and followed by ReLU; with `residual`, around a shortcut."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, norm: Norm | None, dropout: float, residual: bool):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        norm: Norm | None,
+        dropout: float,
+        residual: bool,
+    ):
         super().__init__()
         bias = norm is None
         self.conv1 = nn.Conv3d(in_channels, out_channels, 3, padding=1, bias=bias)
@@ -67,9 +82,13 @@ class UNet3D(nn.Module):
     ):
         super().__init__()
         if n_levels < 1 or width < 1:
-            raise ValueError(f"n_levels and width must be >= 1, got n_levels={n_levels}, width={width}")
+            raise ValueError(
+                f"n_levels and width must be >= 1, got n_levels={n_levels}, width={width}"
+            )
         if not 0 <= deep_supervision < n_levels:
-            raise ValueError(f"deep_supervision must be >= 0 and < n_levels={n_levels}, got {deep_supervision}")
+            raise ValueError(
+                f"deep_supervision must be >= 0 and < n_levels={n_levels}, got {deep_supervision}"
+            )
         widths = [width * 2**level for level in range(n_levels)]
 
         def block(before: int, after: int) -> ConvBlock:
@@ -77,13 +96,19 @@ class UNet3D(nn.Module):
 
         self.norm = norm
         self.multiple = 2 ** (n_levels - 1)
-        self.encoder = nn.ModuleList(block(*pair) for pair in zip([in_channels, *widths], widths, strict=False))
-        self.upsample = nn.ModuleList(nn.ConvTranspose3d(2 * w, w, 2, stride=2) for w in reversed(widths[:-1]))
+        self.encoder = nn.ModuleList(
+            block(*pair) for pair in zip([in_channels, *widths], widths, strict=False)
+        )
+        self.upsample = nn.ModuleList(
+            nn.ConvTranspose3d(2 * w, w, 2, stride=2) for w in reversed(widths[:-1])
+        )
         self.decoder = nn.ModuleList(block(2 * w, w) for w in reversed(widths[:-1]))
         self.pool = nn.MaxPool3d(2)
         self.head = nn.Conv3d(width, out_channels, 1)
         initialize(self)  # before further heads, so that these change no weight
-        self.coarse_heads = nn.ModuleList(nn.Conv3d(w, out_channels, 1) for w in widths[1 : deep_supervision + 1])
+        self.coarse_heads = nn.ModuleList(
+            nn.Conv3d(w, out_channels, 1) for w in widths[1 : deep_supervision + 1]
+        )
         initialize(self.coarse_heads)
         for head in (self.head, *self.coarse_heads):
             set_prior(head, prior)
@@ -101,10 +126,14 @@ class UNet3D(nn.Module):
         for level, block in enumerate(self.encoder):
             features = block(self.pool(features) if level else features)
             skips.append(features)
-        for skip, upsample, block in zip(reversed(skips[:-1]), self.upsample, self.decoder, strict=True):
+        for skip, upsample, block in zip(
+            reversed(skips[:-1]), self.upsample, self.decoder, strict=True
+        ):
             coarse.append(features)
             features = block(torch.cat((skip, upsample(features)), dim=1))
         if not (self.training and self.coarse_heads):
             return self.head(features)  # type: ignore[no-any-return]
-        coarse = [head(level) for head, level in zip(self.coarse_heads, reversed(coarse), strict=False)]
+        coarse = [
+            head(level) for head, level in zip(self.coarse_heads, reversed(coarse), strict=False)
+        ]
         return self.head(features), *coarse

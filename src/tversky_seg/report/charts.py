@@ -78,7 +78,13 @@ def axis_over(label: str, values: ArrayLike, *, at_least: Sequence[float] = ()) 
 
 
 def line_chart(
-    title: str, lines: Sequence[Line], *, x: Axis, y: Axis, points: Sequence[Point] = (), marks: Sequence[Line] = ()
+    title: str,
+    lines: Sequence[Line],
+    *,
+    x: Axis,
+    y: Axis,
+    points: Sequence[Point] = (),
+    marks: Sequence[Line] = (),
 ) -> str:
     """Curves and dots over two axes, with a legend below where there is more than one name.
 
@@ -94,10 +100,16 @@ def line_chart(
         *(_polyline(line, x, y, style="mark") for line in marks),
         *(_polyline(line, x, y, style=f"line c{line.colour % N_COLOURS}") for line in lines),
     ]
-    dots = [_dot(point, x, y) for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
+    dots = [
+        _dot(point, x, y) for point in points if math.isfinite(point.x) and math.isfinite(point.y)
+    ]
     things: list[Line | Point] = [*lines, *points]
     legend = dict.fromkeys(
-        (thing.name, thing.colour % N_COLOURS, "dot" if isinstance(thing, Point) else "dash" if thing.dashed else "")
+        (
+            thing.name,
+            thing.colour % N_COLOURS,
+            "dot" if isinstance(thing, Point) else "dash" if thing.dashed else "",
+        )
         for thing in things
         if thing.name
     )
@@ -179,8 +191,11 @@ def _clipped(content: Sequence[str]) -> str:
 def _polyline(line: Line, x: Axis, y: Axis, *, style: str) -> str:
     places = np.stack(
         [
-            LEFT + (np.asarray(line.x, np.float64) - x.low) / (x.high - x.low) * (WIDTH - LEFT - RIGHT),
-            HEIGHT - BOTTOM - (np.asarray(line.y, np.float64) - y.low) / (y.high - y.low) * (HEIGHT - TOP - BOTTOM),
+            LEFT
+            + (np.asarray(line.x, np.float64) - x.low) / (x.high - x.low) * (WIDTH - LEFT - RIGHT),
+            HEIGHT
+            - BOTTOM
+            - (np.asarray(line.y, np.float64) - y.low) / (y.high - y.low) * (HEIGHT - TOP - BOTTOM),
         ]
     )
     pieces: list[str] = []
@@ -223,7 +238,8 @@ def _dot(point: Point, x: Axis, y: Axis) -> str:
 
 def _figure(title: str, content: str, legend: Sequence[tuple[str, int, str]]) -> str:
     keys = "".join(
-        f'<span><i class="key {kind} c{colour}"></i>{html.escape(name)}</span>' for name, colour, kind in legend
+        f'<span><i class="key {kind} c{colour}"></i>{html.escape(name)}</span>'
+        for name, colour, kind in legend
     )
     return (
         f'<figure class="chart"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">'

@@ -16,10 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from tversky_seg.charts import Axis, Line, Point, axis_over, bar_chart, line_chart
-from tversky_seg.ranking import PrecisionRecallCurve
-from tversky_seg.slices import PREDICTION_COLOUR, REFERENCE_COLOUR, ShownCase, png, slice_pictures, spacing_of_case
-from tversky_seg.viewer import viewer_section
+from tversky_seg.metrics.ranking import PrecisionRecallCurve
+from tversky_seg.report.charts import Axis, Line, Point, axis_over, bar_chart, line_chart
+from tversky_seg.report.slices import (
+    PREDICTION_COLOUR,
+    REFERENCE_COLOUR,
+    ShownCase,
+    png,
+    slice_pictures,
+    spacing_of_case,
+)
+from tversky_seg.report.viewer import viewer_section
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,16 +110,22 @@ def describe_rule(metrics: Mapping[str, Any]) -> str:
     """In one sentence: how voxels became lesions, and when these count as found."""
     rule, threshold = metrics["lesion_rule"], metrics["threshold"]
     removed, least = rule["prediction_min_volume_mm3"], rule["min_volume_mm3"]
-    limit = f" of {'more than ' if rule.get('strictly_larger') else ''}{least:g} mm³" if least else ""
+    limit = (
+        f" of {'more than ' if rule.get('strictly_larger') else ''}{least:g} mm³" if least else ""
+    )
     outside = rule.get("max_outside", 1)
     sentences = [
-        "Masks as found" if threshold is None else f"Lesion where probability >= {_spread(threshold)}",
+        "Masks as found"
+        if threshold is None
+        else f"Lesion where probability >= {_spread(threshold)}",
         f"predicted lesions below {_spread(removed)} mm³ removed" if removed else "",
         f"a lesion is a {rule['connectivity']}-connected component{limit}"
         + (" or more" if limit and not rule.get("strictly_larger") else ""),
         f"detected when {_share(rule['min_overlap'])} is covered"
         + (f" by lesions that lie outside with at most {outside:.0%}" if outside < 1 else ""),
-        "false when the same test fails" if rule.get("both_ways") else "false when it overlaps none",
+        "false when the same test fails"
+        if rule.get("both_ways")
+        else "false when it overlaps none",
         f"rule: {rule['source']}" if rule.get("source") else "",
         "undefined values are left out of the mean",
     ]
@@ -147,7 +160,11 @@ def curve_figure(curves: Sequence[Curve]) -> Figure:
 
 
 def write_report(
-    folder: Path, metrics: Mapping[str, Any], *, shown: Iterable[tuple[str, ShownCase]], viewed: str | None = None
+    folder: Path,
+    metrics: Mapping[str, Any],
+    *,
+    shown: Iterable[tuple[str, ShownCase]],
+    viewed: str | None = None,
 ) -> None:
     """Write report.html, one page that needs no other file and no network.
 
@@ -159,19 +176,28 @@ def write_report(
         viewed: case_id of the one among them to walk through in three planes; None: none.
     """
     by_class = split_by_class(metrics)
-    tables = {name: _read_columns(folder / f"{name}.csv") for name in ("pr_curve", "froc", "threshold_curve")}
+    tables = {
+        name: _read_columns(folder / f"{name}.csv")
+        for name in ("pr_curve", "froc", "threshold_curve")
+    }
     sections = [_header(metrics), _fault_list(metrics.get("faults", ()))]
     for name, parts in by_class.items():
-        columns = {title: table.get(name) if name else _only(table) for title, table in tables.items()}
+        columns = {
+            title: table.get(name) if name else _only(table) for title, table in tables.items()
+        }
         sections += _class_sections(name, parts, metrics, columns)
     viewer = ""
     for title, case in shown:
         sections.append(_slice_section(title, case))
         viewer = viewer or (viewer_section(case) if case.case_id == viewed else "")
     sections += [viewer, _case_section(metrics)]
-    template = (files("tversky_seg") / "assets" / "report.html").read_text(encoding="utf-8")
+    template = (files("tversky_seg.report") / "assets" / "report.html").read_text(encoding="utf-8")
     before, between, after = template.replace("{{title}}", "{{content}}").split("{{content}}")
-    page = f"{before}{count(metrics['n_cases'], 'case')}{between}" + "\n".join(filter(None, sections)) + after
+    page = (
+        f"{before}{count(metrics['n_cases'], 'case')}{between}"
+        + "\n".join(filter(None, sections))
+        + after
+    )
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
@@ -182,17 +208,30 @@ def format_value(name: str, value: float | None, *, signed: bool = False) -> str
     sign = "+" if signed or name.startswith("signed_") else ""
     if name.startswith("n_"):
         return f"{value:{sign}.1f}".removesuffix(".0")
-    return f"{value:{sign},.0f}" if name.endswith("mm3") else f"{value:{sign}.{4 if name in FOUR_DIGITS else 3}f}"
+    return (
+        f"{value:{sign},.0f}"
+        if name.endswith("mm3")
+        else f"{value:{sign}.{4 if name in FOUR_DIGITS else 3}f}"
+    )
 
 
 def _class_sections(
-    name: str, parts: Mapping[str, Any], metrics: Mapping[str, Any], columns: Mapping[str, Columns | None]
+    name: str,
+    parts: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    columns: Mapping[str, Columns | None],
 ) -> Iterator[str]:
     """Everything that is said of one class."""
     further = metrics.get("further")
     yield f"<h2>{f'Class {html.escape(name)}' if name else 'Measures'}</h2>"
     yield _tiles(parts)
-    headers = ("", "Mean over cases", "95 % interval (subjects resampled)", "All cases pooled", "Undefined in")
+    headers = (
+        "",
+        "Mean over cases",
+        "95 % interval (subjects resampled)",
+        "All cases pooled",
+        "Undefined in",
+    )
     yield _table(headers, _summary_rows(parts))
     if further:
         more = split_by_class(further)[name]
@@ -225,23 +264,42 @@ def _tiles(parts: Mapping[str, Any]) -> str:
         if parts["mean"].get(name) is not None:
             low, high = (format_value(name, limit) for limit in parts["ci95"][name])
             value = format_value(name, parts["mean"][name])
-            tiles.append(f'<div class="tile">{LABELS[name]}<b>{value}</b><span>{low} to {high}</span></div>')
+            tiles.append(
+                f'<div class="tile">{LABELS[name]}<b>{value}</b><span>{low} to {high}</span></div>'
+            )
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
 def _precision_recall(parts: Mapping[str, Any], columns: Columns | None) -> str:
     pooled = parts["pooled"]
     x, y = pooled["sensitivity"], pooled["precision"]
-    points = [] if None in (x, y) else [Point(x, y, hint="the judged masks", name="judged masks", colour=1)]
+    points = (
+        []
+        if None in (x, y)
+        else [Point(x, y, hint="the judged masks", name="judged masks", colour=1)]
+    )
     lines = []
     if columns is not None:
-        recall, precision = (np.append(columns[name], last) for name, last in (("recall", 0), ("precision", np.nan)))
+        recall, precision = (
+            np.append(columns[name], last) for name, last in (("recall", 0), ("precision", np.nan))
+        )
         precision[-1] = precision[-2]
-        lines = [Line(recall, precision, name=f"area {format_value('pr_auc', pooled['pr_auc'])}", steps=True)]
+        lines = [
+            Line(
+                recall,
+                precision,
+                name=f"area {format_value('pr_auc', pooled['pr_auc'])}",
+                steps=True,
+            )
+        ]
     if not lines and not points:
         return ""
     chart = line_chart(
-        "Precision against recall", lines, x=Axis("Recall (sensitivity)"), y=Axis("Precision"), points=points
+        "Precision against recall",
+        lines,
+        x=Axis("Recall (sensitivity)"),
+        y=Axis("Precision"),
+        points=points,
     )
     return _chart("Precision and recall", chart, "All voxels of all cases pooled.")
 
@@ -257,9 +315,17 @@ def _threshold_chart(threshold: float | None, columns: Columns | None) -> str:
         Line(at, columns["f2"], name="F2, pooled", colour=1, dashed=True),
     ]
     marks = [] if threshold is None else [Line([threshold, threshold], [0, 1])]
-    chart = line_chart("Dice and F2 against threshold", lines, x=Axis("Threshold"), y=Axis("Dice, F2"), marks=marks)
-    used = "" if threshold is None else f" The upright line is the threshold in use, {threshold:.3f}."
-    return _chart("Dice and F2 against threshold", chart, f"Mean over cases with lesion, and all voxels pooled.{used}")
+    chart = line_chart(
+        "Dice and F2 against threshold", lines, x=Axis("Threshold"), y=Axis("Dice, F2"), marks=marks
+    )
+    used = (
+        "" if threshold is None else f" The upright line is the threshold in use, {threshold:.3f}."
+    )
+    return _chart(
+        "Dice and F2 against threshold",
+        chart,
+        f"Mean over cases with lesion, and all voxels pooled.{used}",
+    )
 
 
 def _froc_chart(froc: Mapping[str, Any] | None, columns: Columns | None) -> str:
@@ -276,9 +342,17 @@ def _froc_chart(froc: Mapping[str, Any] | None, columns: Columns | None) -> str:
         )
     ]
     masks = (froc["false_lesions_per_case"], froc["highest_recall"])
-    points = [] if None in masks or masks[0] > x.high else [Point(*masks, name="all predicted lesions", colour=1)]
+    points = (
+        []
+        if None in masks or masks[0] > x.high
+        else [Point(*masks, name="all predicted lesions", colour=1)]
+    )
     chart = line_chart(
-        "Lesions found against false lesions", lines, x=x, y=Axis("Lesions found (share)"), points=points
+        "Lesions found against false lesions",
+        lines,
+        x=x,
+        y=Axis("Lesions found (share)"),
+        points=points,
     )
     note = "Lesions of the judged masks, taken in the order of their scores."
     return _chart("Free-response ROC (FROC)", chart, note)
@@ -290,7 +364,9 @@ def _size_chart(found: Mapping[str, Any] | None) -> str:
         return ""
     bars = [
         (
-            f"{part['from_mm3']:g}–{part['to_mm3']:g}" if part["to_mm3"] is not None else f"≥ {part['from_mm3']:g}",
+            f"{part['from_mm3']:g}–{part['to_mm3']:g}"
+            if part["to_mm3"] is not None
+            else f"≥ {part['from_mm3']:g}",
             math.nan if part["recall"] is None else part["recall"],
             f"{part['n_detected']}/{part['n_lesions']}",
         )
@@ -302,18 +378,29 @@ def _size_chart(found: Mapping[str, Any] | None) -> str:
 
 
 def _bland_altman(rows: Mapping[str, Mapping[str, Any]], cohort: Mapping[str, Any] | None) -> str:
-    volumes = {case: (row["reference_volume_mm3"], row["predicted_volume_mm3"]) for case, row in rows.items()}
+    volumes = {
+        case: (row["reference_volume_mm3"], row["predicted_volume_mm3"])
+        for case, row in rows.items()
+    }
     means, differences = ([f(*pair) for pair in volumes.values()] for f in (_mean, _difference))
     limits = dict((cohort or {}).get("bland_altman") or {})
-    known = {key: limits[key] for key in ("bias_mm3", "lowest_mm3", "highest_mm3") if limits.get(key) is not None}
+    known = {
+        key: limits[key]
+        for key in ("bias_mm3", "lowest_mm3", "highest_mm3")
+        if limits.get(key) is not None
+    }
     x = axis_over("Mean of both volumes (mm³)", means, at_least=[0])
     y = axis_over("Predicted - reference (mm³)", [*differences, *known.values()], at_least=[0])
-    marks = [Line([x.low, x.high], [value] * 2, dashed=key != "bias_mm3") for key, value in known.items()]
+    marks = [
+        Line([x.low, x.high], [value] * 2, dashed=key != "bias_mm3") for key, value in known.items()
+    ]
     points = [
         Point(mean, difference, hint=f"{case}: {difference:+,.0f} mm³")
         for case, mean, difference in zip(volumes, means, differences, strict=True)
     ]
-    chart = line_chart("Bland-Altman plot of lesion volume", [], x=x, y=y, points=points, marks=marks)
+    chart = line_chart(
+        "Bland-Altman plot of lesion volume", [], x=x, y=y, points=points, marks=marks
+    )
     said = f"Bias {known['bias_mm3']:+,.0f} mm³" if "bias_mm3" in known else "One dot per case"
     if "lowest_mm3" in known:
         said += f", 95 % limits of agreement {known['lowest_mm3']:+,.0f} to {known['highest_mm3']:+,.0f} mm³"
@@ -326,7 +413,10 @@ def _calibration_chart(calibration: Mapping[str, Any] | None) -> str:
         return ""
     at, share = ([part[key] for part in bins] for key in ("mean_probability", "lesion_share"))
     error = calibration["expected_calibration_error"]
-    points = [Point(x, y, hint=f"{part['n_voxels']:,} voxels") for x, y, part in zip(at, share, bins, strict=True)]
+    points = [
+        Point(x, y, hint=f"{part['n_voxels']:,} voxels")
+        for x, y, part in zip(at, share, bins, strict=True)
+    ]
     chart = line_chart(
         "Calibration",
         [Line(at, share)],
@@ -335,14 +425,22 @@ def _calibration_chart(calibration: Mapping[str, Any] | None) -> str:
         points=points,
         marks=[Line([0, 1], [0, 1], dashed=True)],
     )
-    return _chart("Calibration", chart, f"Expected calibration error {format_value('calibration_error', error)}.")
+    return _chart(
+        "Calibration",
+        chart,
+        f"Expected calibration error {format_value('calibration_error', error)}.",
+    )
 
 
 def _lesion_free_section(found: Mapping[str, Any] | None) -> str:
     if not found or not found["n_cases"]:
         return ""
     rows = [
-        (case["case_id"], f"{case['n_false_lesions']}", format_value("mm3", case["false_volume_mm3"]))
+        (
+            case["case_id"],
+            f"{case['n_false_lesions']}",
+            format_value("mm3", case["false_volume_mm3"]),
+        )
         for case in found["cases"]
     ]
     return (
@@ -375,11 +473,15 @@ def _new_lesion_section(found: Mapping[str, Any] | None) -> str:
     if not found:
         return ""
     rates = ", ".join(
-        f"{name} {format_value('', found[key])}" for key, name in (("tpr", "TPR"), ("fpr", "FPR"), ("f1", "F1"))
+        f"{name} {format_value('', found[key])}"
+        for key, name in (("tpr", "TPR"), ("fpr", "FPR"), ("f1", "F1"))
     )
     keys = ("n_reference", "n_detected", "n_predicted", "n_unmatched")
     rows = [
-        (f"{pair['subject_id']}: {pair['from_case']} to {pair['to_case']}", *(str(pair[key]) for key in keys))
+        (
+            f"{pair['subject_id']}: {pair['from_case']} to {pair['to_case']}",
+            *(str(pair[key]) for key in keys),
+        )
         for pair in found["pairs"]
     ]
     headers = ("", "New lesions", "Found", "Predicted", "False")
@@ -387,7 +489,9 @@ def _new_lesion_section(found: Mapping[str, Any] | None) -> str:
 
 
 def _slice_section(title: str, case: ShownCase) -> str:
-    pictures = slice_pictures(case.image, case.prediction, case.reference, spacing_mm=spacing_of_case(case))
+    pictures = slice_pictures(
+        case.image, case.prediction, case.reference, spacing_mm=spacing_of_case(case)
+    )
     figures = "".join(
         f'<figure><img src="{_inlined(png(picture))}" alt="{html.escape(caption)}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
@@ -405,7 +509,9 @@ def _case_section(metrics: Mapping[str, Any]) -> str:
         for case, row in _case_rows(metrics, key).items()
     ]
     note = '<p class="soft">Click a heading to sort.</p>'
-    return f"<h2>Cases</h2>{note}" + _table(("", *(LABELS[name] for name in names)), rows, kind="sorted")
+    return f"<h2>Cases</h2>{note}" + _table(
+        ("", *(LABELS[name] for name in names)), rows, kind="sorted"
+    )
 
 
 def _summary_rows(parts: Mapping[str, Any]) -> list[tuple[str, ...]]:

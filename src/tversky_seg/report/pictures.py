@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from tversky_seg.data.prepared import PreparedCase
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 
 OUTLINE = (255, 130, 0)
 
@@ -18,7 +18,11 @@ def picture_of(case: PreparedCase) -> bytes:
     The patient's left is on the left, anterior is up; pixels are as many as voxels.
     """
     target = case.target
-    lesions = np.zeros(case.geometry.shape, dtype=bool) if target is None else np.asarray(target.any(axis=0))
+    lesions = (
+        np.zeros(case.geometry.shape, dtype=bool)
+        if target is None
+        else np.asarray(target.any(axis=0))
+    )
     areas = lesions.sum(axis=(0, 1))
     z = int(areas.argmax()) if areas.any() else lesions.shape[2] // 2
     image, brain = case.image[0, :, :, z].astype(np.float32), case.foreground[:, :, z]

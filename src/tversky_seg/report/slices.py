@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.cases import Case, DataError
+from tversky_seg.data.case import Case, DataError
 from tversky_seg.data.grids import resample
-from tversky_seg.data.volumes import Volume, ras_grid, read_label, read_volume, spacing_of
-from tversky_seg.masks import Mask, bounding_box
-from tversky_seg.saved_predictions import Predictions
-from tversky_seg.surface import surface
+from tversky_seg.data.nifti import Volume, ras_grid, read_label, read_volume, spacing_of
+from tversky_seg.metrics.masks import Mask, bounding_box
+from tversky_seg.metrics.surface import surface
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-REFERENCE_COLOUR, PREDICTION_COLOUR = (0, 190, 255), (255, 130, 0)  # told apart by colour-blind readers too
+    from tversky_seg.evaluation.saved_predictions import Predictions
+
+REFERENCE_COLOUR, PREDICTION_COLOUR = (
+    (0, 190, 255),
+    (255, 130, 0),
+)  # told apart by colour-blind readers too
 FILLED = 0.3  # how much of the colour a missed or invented voxel takes
 PICTURE_WIDTH = 480  # pixels, about, of one slice
 logger = logging.getLogger("tversky_seg")
@@ -60,14 +64,18 @@ def choose_cases(metrics: Mapping[str, Any], *, viewed: str = "worst") -> dict[s
     for case in metrics["cases"]:
         rows = [value for value in case.values() if isinstance(value, Mapping)] or [case]
         if any(row["reference_volume_mm3"] for row in rows):
-            dice[case["case_id"]] = float(np.mean([row["dice"] for row in rows if row["dice"] is not None]))
+            dice[case["case_id"]] = float(
+                np.mean([row["dice"] for row in rows if row["dice"] is not None])
+            )
         else:
             invented[case["case_id"]] = float(sum(row["predicted_volume_mm3"] for row in rows))
     ranked = sorted(dice, key=lambda case: dice[case])
     chosen = {f"Lowest Dice ({dice[case]:.3f})": case for case in ranked[:1]}
     chosen |= {f"Highest Dice ({dice[case]:.3f})": case for case in ranked[1:][-1:]}
     if invented:
-        chosen["Lesion-free case with most false volume"] = max(invented, key=lambda case: invented[case])
+        chosen["Lesion-free case with most false volume"] = max(
+            invented, key=lambda case: invented[case]
+        )
     if viewed not in ("worst", "none", *chosen.values()):
         chosen |= {"Chosen case": viewed} if viewed in dice or viewed in invented else {}
     return chosen
@@ -86,10 +94,13 @@ def show_case(case: Case, source: Predictions) -> ShownCase:
     prediction = [source.read(case, name, reference=reference).mask for name in source.classes]
     target = [np.isin(reference.data, values) for values in source.classes.values()]
     image, *masks = (
-        resample(data, reference.affine, affine, shape) for data in (_background(case, reference), *prediction, *target)
+        resample(data, reference.affine, affine, shape)
+        for data in (_background(case, reference), *prediction, *target)
     )
     n = len(target)
-    return ShownCase(case.case_id, image, np.stack(masks[:n]), np.stack(masks[n:]), tuple(source.classes), affine)
+    return ShownCase(
+        case.case_id, image, np.stack(masks[:n]), np.stack(masks[n:]), tuple(source.classes), affine
+    )
 
 
 def slice_pictures(
@@ -117,11 +128,16 @@ def slice_pictures(
             shown.setdefault(int(masks.sum(axis=(0, 1, 2)).argmax()), []).append(caption)
     box = drawn_box(image, prediction, reference)[:2]
     pictures = {}
-    for z, captions in (shown or {image.shape[2] // 2: ["nothing there, nothing predicted"]}).items():
+    for z, captions in (
+        shown or {image.shape[2] // 2: ["nothing there, nothing predicted"]}
+    ).items():
         at = (*box, z)
         found, there = prediction[(slice(None), *at)], reference[(slice(None), *at)]
         nothing = np.zeros_like(found)
-        both = [outline(image[at], *masks, pixel_mm=spacing_mm[:2]) for masks in ((nothing, nothing), (found, there))]
+        both = [
+            outline(image[at], *masks, pixel_mm=spacing_mm[:2])
+            for masks in ((nothing, nothing), (found, there))
+        ]
         pictures[f"slice {z}: {', '.join(captions)}"] = np.concatenate(both, axis=1)
     return pictures
 
@@ -136,7 +152,11 @@ def drawn_box(image: NDArray[Any], prediction: Mask, reference: Mask) -> tuple[s
 
 
 def outline(
-    image: NDArray[Any], prediction: Mask, reference: Mask, *, pixel_mm: Sequence[float] = (1.0, 1.0)
+    image: NDArray[Any],
+    prediction: Mask,
+    reference: Mask,
+    *,
+    pixel_mm: Sequence[float] = (1.0, 1.0),
 ) -> NDArray[np.uint8]:
     """A slice as a picture with the outlines of the reference (blue, wide) and the prediction (orange, narrow).
 
@@ -158,9 +178,14 @@ def outline(
         return part.repeat(zoom_x, axis=0).repeat(zoom_y, axis=1).T[::-1]
 
     picture: NDArray[np.uint8] = np.repeat(upright(to_grey(image))[..., None], 3, axis=2)
-    for colour, masks in ((REFERENCE_COLOUR, reference & ~prediction), (PREDICTION_COLOUR, prediction & ~reference)):
+    for colour, masks in (
+        (REFERENCE_COLOUR, reference & ~prediction),
+        (PREDICTION_COLOUR, prediction & ~reference),
+    ):
         inside = upright(np.asarray(masks.any(axis=0)))
-        picture[inside] = ((1 - FILLED) * picture[inside] + FILLED * np.array(colour)).astype(np.uint8)
+        picture[inside] = ((1 - FILLED) * picture[inside] + FILLED * np.array(colour)).astype(
+            np.uint8
+        )
     for mask in map(upright, reference):
         rim = surface(mask)
         picture[rim | surface(mask & ~rim)] = REFERENCE_COLOUR

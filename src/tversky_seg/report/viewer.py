@@ -13,14 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tversky_seg.data.volumes import write_volume
-from tversky_seg.masks import Mask
-from tversky_seg.slices import PREDICTION_COLOUR, REFERENCE_COLOUR, ShownCase, drawn_box, to_grey
+from tversky_seg.data.nifti import write_volume
+from tversky_seg.metrics.masks import Mask
+from tversky_seg.report.slices import (
+    PREDICTION_COLOUR,
+    REFERENCE_COLOUR,
+    ShownCase,
+    drawn_box,
+    to_grey,
+)
 
 LARGEST = 5_000_000  # bytes of a case in the page, as text
 FOUND_COLOUR = (0, 158, 115)
 COLOURS = {"found": FOUND_COLOUR, "missed": REFERENCE_COLOUR, "invented": PREDICTION_COLOUR}
-ASSETS = files("tversky_seg") / "assets"
+ASSETS = files("tversky_seg.report") / "assets"
 
 
 def viewer_section(case: ShownCase, *, largest: int = LARGEST) -> str:
@@ -34,11 +40,19 @@ def viewer_section(case: ShownCase, *, largest: int = LARGEST) -> str:
         largest: bytes that the case may take in the page.
     """
     stored, step = _packed(case, largest=largest)
-    options = "".join(f'<option value="{k + 1}">{html.escape(name)}</option>' for k, name in enumerate(case.classes))
-    choice = f'<label>Class <select id="viewer-class">{options}</select></label>' if len(case.classes) > 1 else ""
+    options = "".join(
+        f'<option value="{k + 1}">{html.escape(name)}</option>'
+        for k, name in enumerate(case.classes)
+    )
+    choice = (
+        f'<label>Class <select id="viewer-class">{options}</select></label>'
+        if len(case.classes) > 1
+        else ""
+    )
     coarser = f" To save room, one voxel in {step} along each axis is shown." if step > 1 else ""
     keys = " ".join(
-        f'<span class="swatch" style="border-color: rgb{colour}">{name}</span>' for name, colour in COLOURS.items()
+        f'<span class="swatch" style="border-color: rgb{colour}">{name}</span>'
+        for name, colour in COLOURS.items()
     )
     return (
         f'<section id="viewer"><h2>Case {html.escape(case.case_id)} in three planes</h2>'
@@ -64,7 +78,9 @@ def _packed(case: ShownCase, *, largest: int) -> tuple[dict[str, Any], int]:
     ]
     for step in (1, 2, 4, 8):
         affine = np.column_stack([case.affine[:, :3] * step, origin])
-        image, *masks = (_nifti(volume[::step, ::step, ::step], affine) for volume in (grey, *overlays))
+        image, *masks = (
+            _nifti(volume[::step, ::step, ::step], affine) for volume in (grey, *overlays)
+        )
         if len(image) + sum(map(len, masks)) <= largest:
             break
     start = case.affine @ np.array([*_telling_voxel(case.prediction, case.reference), 1.0])

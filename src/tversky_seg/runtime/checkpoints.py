@@ -66,7 +66,9 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, previous: Path | None 
             path.replace(previous)
         scratch.replace(path)
     except (OSError, RuntimeError) as fault:
-        cause = fault if isinstance(fault, OSError) else fault.__context__  # torch hides it behind a RuntimeError
+        cause = (
+            fault if isinstance(fault, OSError) else fault.__context__
+        )  # torch hides it behind a RuntimeError
         if not isinstance(cause, OSError):
             raise
         message = f"{path}: cannot be written ({cause.strerror}); make room and run the same command again"
@@ -83,15 +85,21 @@ def load_checkpoint(path: Path, *, map_location: str = "cpu") -> dict[str, Any]:
         CheckpointError: When the file is missing, damaged, or holds anything else than tensors and plain values.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; give a checkpoint such as <run>/checkpoints/best.pt")
+        raise CheckpointError(
+            f"{path}: no such file; give a checkpoint such as <run>/checkpoints/best.pt"
+        )
     if not _is_whole(path):
         raise CheckpointError(f"{path}: damaged or no checkpoint; restore it or train again")
     try:
         state = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as fault:
-        raise CheckpointError(f"{path}: holds more than tensors and plain values; not loaded") from fault
+        raise CheckpointError(
+            f"{path}: holds more than tensors and plain values; not loaded"
+        ) from fault
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as fault:
-        raise CheckpointError(f"{path}: damaged or no checkpoint; restore it or train again") from fault
+        raise CheckpointError(
+            f"{path}: damaged or no checkpoint; restore it or train again"
+        ) from fault
     if not isinstance(state, dict) or "model" not in state:
         raise CheckpointError(f"{path}: has no entry 'model'; not a checkpoint of this framework")
     return state
@@ -130,14 +138,26 @@ def warm_start(network: nn.Module, path: str | Path | None, *, is_strict: bool =
         return
     there, here = load_checkpoint(Path(path).expanduser())["model"], network.state_dict()
     fitting = {name for name in here.keys() & there.keys() if here[name].shape == there[name].shape}
-    left_out = [_misfit(name, here, there) for name in dict.fromkeys((*here, *there)) if name not in fitting]
+    left_out = [
+        _misfit(name, here, there) for name in dict.fromkeys((*here, *there)) if name not in fitting
+    ]
     if left_out and (is_strict or not fitting):
         way = (
-            "expected the same network, or trainer.init_strict=false" if fitting else "expected weights of this network"
+            "expected the same network, or trainer.init_strict=false"
+            if fitting
+            else "expected weights of this network"
         )
-        raise CheckpointError(f"{path}: {len(left_out)} of its weights do not fit, {left_out[0]}; {way}")
+        raise CheckpointError(
+            f"{path}: {len(left_out)} of its weights do not fit, {left_out[0]}; {way}"
+        )
     if left_out:
-        logger.warning("%s: %d weights taken, %d left out: %s", path, len(fitting), len(left_out), ", ".join(left_out))
+        logger.warning(
+            "%s: %d weights taken, %d left out: %s",
+            path,
+            len(fitting),
+            len(left_out),
+            ", ".join(left_out),
+        )
     network.load_state_dict({name: there[name] for name in fitting}, strict=False)
 
 

@@ -30,7 +30,9 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"device must be auto, cpu or cuda, got {name}")
     if name != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"device must be cpu or auto where torch finds no CUDA device, got {name}")
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: each process of a machine has its own
+    if (
+        name == "cuda" and "LOCAL_RANK" in os.environ
+    ):  # torchrun: each process of a machine has its own
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(name)
     if device.index is not None:
@@ -50,7 +52,9 @@ def place(network: nn.Module, device: torch.device) -> nn.Module:
     return network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
 
 
-def for_training(network: nn.Module, *, compile: bool, recompute: bool, deterministic: bool) -> nn.Module:
+def for_training(
+    network: nn.Module, *, compile: bool, recompute: bool, deterministic: bool
+) -> nn.Module:
     """The network with what makes its training faster, smaller or repeatable; weights and their names are shared.
 
     Args:
@@ -82,7 +86,9 @@ def _recomputed(block: nn.Module, forward: Callable[..., Any], *features: Any) -
     if not torch.is_grad_enabled():
         return forward(*features)
     again = partial(_frozen_statistics, block)
-    return checkpoint(forward, *features, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
+    return checkpoint(
+        forward, *features, use_reentrant=False, context_fn=lambda: (nullcontext(), again())
+    )
 
 
 @contextmanager

@@ -17,7 +17,9 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger("tversky_seg")
-LONGEST_WAIT = timedelta(hours=6)  # for the first process to prepare the data; a process that ends is noticed at once
+LONGEST_WAIT = timedelta(
+    hours=6
+)  # for the first process to prepare the data; a process that ends is noticed at once
 CONNECT_WITHIN, N_TRIES = timedelta(seconds=60), 3
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 Item = TypeVar("Item")
@@ -43,7 +45,9 @@ def processes() -> Iterator[None]:
     except RuntimeError as fault:
         if "gloo" in str(fault) or isinstance(fault, dist.DistBackendError | dist.DistNetworkError):
             cause = "it lost another process"
-            raise LostProcess(f"process {rank()}: {cause}; the line that one printed says why") from fault
+            raise LostProcess(
+                f"process {rank()}: {cause}; the line that one printed says why"
+            ) from fault
         raise
     finally:
         if dist.is_initialized():
@@ -65,13 +69,19 @@ def _connect() -> None:
         store = PrefixStore(f"restart{restart}/try{attempt}", meeting_point)
         store.set_timeout(CONNECT_WITHIN)
         try:
-            dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=CONNECT_WITHIN)
+            dist.init_process_group(
+                backend, store=store, rank=number, world_size=size, timeout=CONNECT_WITHIN
+            )
         except RuntimeError as fault:
             if dist.is_initialized():
                 dist.destroy_process_group()
             cause = str(fault).splitlines()[0]
             logger.warning(
-                "process %d: try %d of %d to meet the others failed: %s", number, attempt + 1, N_TRIES, cause
+                "process %d: try %d of %d to meet the others failed: %s",
+                number,
+                attempt + 1,
+                N_TRIES,
+                cause,
             )
             continue
         dist.distributed_c10d._set_pg_timeout(LONGEST_WAIT)
@@ -103,7 +113,7 @@ def wait_for_all() -> None:
 
 
 @contextmanager
-def first_before_others() -> Iterator[None]:
+def rank_zero_first() -> Iterator[None]:
     """Let the first process do alone what the others then find done: data that are made, prepared, written."""
     if not is_first():
         wait_for_all()
@@ -121,7 +131,7 @@ def any_process(condition: bool) -> bool:
     return bool(flag.item())
 
 
-def gathered(items: Sequence[Item]) -> list[Item]:
+def all_gather_list(items: Sequence[Item]) -> list[Item]:
     """The items of all processes, in the order of the processes."""
     if world_size() == 1:
         return list(items)
@@ -130,7 +140,7 @@ def gathered(items: Sequence[Item]) -> list[Item]:
     return [item for items_of_one in of_all for item in items_of_one]
 
 
-def shared_out(items: Sequence[Item], compute: Callable[[Item], Tensor]) -> Iterator[Tensor]:
+def map_over_ranks(items: Sequence[Item], compute: Callable[[Item], Tensor]) -> Iterator[Tensor]:
     """The results of all items in order, in every process, though each computes only every n-th of them.
 
     Args:
@@ -156,7 +166,7 @@ def _broadcast(result: Tensor | None, *, source: int) -> Tensor:
     return result
 
 
-def in_shares(work: Callable[[Sequence[Item]], Any], items: Sequence[Item]) -> Any:
+def run_sharded(work: Callable[[Sequence[Item]], Any], items: Sequence[Item]) -> Any:
     """Work that leaves files and skips what is there: each process does its share, then the first goes over all.
 
     Returns:
@@ -169,7 +179,7 @@ def in_shares(work: Callable[[Sequence[Item]], Any], items: Sequence[Item]) -> A
     return work(items) if is_first() else of_share
 
 
-def in_parallel(network: nn.Module, device: torch.device) -> nn.Module:
+def wrap_ddp(network: nn.Module, device: torch.device) -> nn.Module:
     """The network as all processes train it together: gradients are averaged over them.
 
     Batch norm takes its statistics from the global batch on CUDA, and from each process's share on the CPU (one
@@ -187,7 +197,7 @@ def in_parallel(network: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
 
 
-def adding_up(network: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
+def no_sync_until_last(network: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
     """Within, gradients of a part of the batch are kept in each process, unless it is the last part."""
     if isinstance(network, DistributedDataParallel) and not is_last:
         return network.no_sync()

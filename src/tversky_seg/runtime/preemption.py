@@ -61,7 +61,11 @@ def interruptible() -> Iterator[None]:
 
 def reason_to_stop(max_hours: float | None = None) -> str | None:
     """The signal that has come, or that the hours since the command began are over; None to go on."""
-    if _request.reason is None and max_hours is not None and time.monotonic() - _request.started > 3600 * max_hours:
+    if (
+        _request.reason is None
+        and max_hours is not None
+        and time.monotonic() - _request.started > 3600 * max_hours
+    ):
         return f"trainer.max_hours={max_hours:g}"
     return _request.reason
 

@@ -8,7 +8,14 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 logger = logging.getLogger("tversky_seg")
 console = Console(stderr=True)
@@ -37,7 +44,9 @@ class Reporter:
                 TextColumn("{task.fields[note]}"),
             )
             self._bar = Progress(*columns, console=console)
-            self._bar.add_task(self.description, total=self.total, completed=self.done, rate="", note="")
+            self._bar.add_task(
+                self.description, total=self.total, completed=self.done, rate="", note=""
+            )
             self._bar.start()
         return self
 

@@ -22,11 +22,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from tversky_seg.distributed import is_first, world_size
-from tversky_seg.trackers import Tracker, check_trackers, open_trackers
+from tversky_seg.runtime.distributed import is_first, world_size
+from tversky_seg.runtime.trackers import Tracker, check_trackers, open_trackers
 
 logger = logging.getLogger("tversky_seg")
-VERSIONED = ("torch", "monai", "numpy", "scipy", "nibabel", "hydra-core", "scikit-image", "connected-components-3d")
+VERSIONED = (
+    "torch",
+    "monai",
+    "numpy",
+    "scipy",
+    "nibabel",
+    "hydra-core",
+    "scikit-image",
+    "connected-components-3d",
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,9 @@ class Recorder:
         trackers: Names of what else to send to (trackers.py); what an earlier command did not send is sent now.
     """
 
-    def __init__(self, output_dir: Path, *, from_step: int = 0, trackers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, output_dir: Path, *, from_step: int = 0, trackers: Sequence[str] = ()
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._metrics, self._timings = output_dir / "metrics.csv", output_dir / "timings.csv"
@@ -57,7 +68,9 @@ class Recorder:
         shutil.rmtree(output_dir / "tensorboard", ignore_errors=True)
         self._events = SummaryWriter(str(output_dir / "tensorboard"))
         self._trackers = open_trackers(trackers, output_dir)
-        for step, name, value in sorted((row for rows in kept for row in rows), key=lambda row: int(row[0])):
+        for step, name, value in sorted(
+            (row for rows in kept for row in rows), key=lambda row: int(row[0])
+        ):
             self._send(int(step), {name: float(value)})
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -95,7 +108,11 @@ class Recorder:
                 send(tracker)
             except Exception as fault:
                 cause = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
-                logger.warning("%s left out from here on: %s; metrics.csv has all", type(tracker).__name__, cause)
+                logger.warning(
+                    "%s left out from here on: %s; metrics.csv has all",
+                    type(tracker).__name__,
+                    cause,
+                )
                 self._trackers.remove(tracker)
 
 
@@ -155,11 +172,18 @@ def record_environment(path: Path, *, data: Sequence[Path] = ()) -> None:
     now = environment() | {"data": data_fingerprint(data)}
     if path.exists():
         before = read_json(path)
-        facts = {name: [before.get(name), now[name]] for name in ("threads", "processes", "device", "data")}
+        facts = {
+            name: [before.get(name), now[name]]
+            for name in ("threads", "processes", "device", "data")
+        }
         facts["torch"] = [(before.get("versions") or {}).get("torch"), now["versions"]["torch"]]
-        changed = [f"{name} was {old}, now {new}" for name, (old, new) in facts.items() if old != new]
+        changed = [
+            f"{name} was {old}, now {new}" for name, (old, new) in facts.items() if old != new
+        ]
         if changed:
-            logger.warning("the numbers may differ from those of an uninterrupted run: %s", ", ".join(changed))
+            logger.warning(
+                "the numbers may differ from those of an uninterrupted run: %s", ", ".join(changed)
+            )
     write_json(path, now)
 
 
@@ -186,11 +210,15 @@ def environment() -> dict[str, Any]:
         "command": [sys.executable, *sys.argv],
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: importlib.metadata.version(name) for name in ("tversky-seg", *VERSIONED)},
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("tversky-seg", *VERSIONED)
+        },
         "threads": torch.get_num_threads(),
         "processes": world_size(),
         "cpus": os.cpu_count(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or "cpu",
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
@@ -221,7 +249,11 @@ def _cut(path: Path, last_step: int) -> list[list[str]]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        rows = [row for row in csv.reader(file) if len(row) == 3 and row[0].isdigit() and int(row[0]) <= last_step]
+        rows = [
+            row
+            for row in csv.reader(file)
+            if len(row) == 3 and row[0].isdigit() and int(row[0]) <= last_step
+        ]
     scratch = path.with_name(f".{path.name}.tmp")
     scratch.unlink(missing_ok=True)
     _append(scratch, rows)
@@ -232,7 +264,9 @@ def _cut(path: Path, last_step: int) -> list[list[str]]:
 def _git(*words: str) -> str | None:
     folder = Path(__file__).parent
     try:
-        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False, timeout=20)
+        done = subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, check=False, timeout=20
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
-from tversky_seg.settings import flatten
+from tversky_seg.runtime.run_settings import flatten
 
 PACKAGES = {"mlflow": "mlflow", "wandb": "wandb"}
 
@@ -50,7 +50,9 @@ def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
         if name not in PACKAGES:
             raise ValueError(f"trackers must be of {', '.join(PACKAGES)}, got {name}")
         if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise ValueError(f"trackers need a package: pip install 'tversky-seg[{name}]', got {name}")
+            raise ValueError(
+                f"trackers need a package: pip install 'tversky-seg[{name}]', got {name}"
+            )
     return tuple(names)
 
 
@@ -73,26 +75,36 @@ class MLflow:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "tversky-seg")
             found = self._client.get_experiment_by_name(name)
             experiment = found.experiment_id if found else self._client.create_experiment(name)
-            note.keep(run_id=self._client.create_run(experiment, run_name=output_dir.name).info.run_id)
-            settings = [Param(key, str(value)[:500]) for key, value in _settings(output_dir).items()]
+            note.keep(
+                run_id=self._client.create_run(experiment, run_name=output_dir.name).info.run_id
+            )
+            settings = [
+                Param(key, str(value)[:500]) for key, value in _settings(output_dir).items()
+            ]
             for first in range(0, len(settings), 100):  # as many as a request may hold
                 self._client.log_batch(note.run_id, params=settings[first : first + 100])
         self.run_id = str(note.run_id)
         self._client.update_run(self.run_id, status="RUNNING")
         names = self._client.get_run(self.run_id).data.metrics
-        self._last = {n: max(m.step for m in self._client.get_metric_history(self.run_id, n)) for n in names}
+        self._last = {
+            n: max(m.step for m in self._client.get_metric_history(self.run_id, n)) for n in names
+        }
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
         """Send in one request."""
         now = int(time.time() * 1000)
         new = {name: value for name, value in values.items() if step > self._last.get(name, -1)}
-        self._client.log_batch(self.run_id, [self._metric(name, value, now, step) for name, value in new.items()])
+        self._client.log_batch(
+            self.run_id, [self._metric(name, value, now, step) for name, value in new.items()]
+        )
         self._last |= dict.fromkeys(new, step)
 
     def pictures(self, step: int, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Send as files pictures/<name>/<step>.png."""
         for name, picture in values.items():
-            self._client.log_image(self.run_id, picture, artifact_file=f"pictures/{name}/{step:07d}.png")
+            self._client.log_image(
+                self.run_id, picture, artifact_file=f"pictures/{name}/{step:07d}.png"
+            )
 
     def close(self) -> None:
         """Mark the run as ended for now."""
@@ -119,7 +131,9 @@ class WeightsAndBiases:
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
         """Log, then note the step: a kill between the two sends one row of numbers again."""
-        new = {name: value for name, value in values.items() if step > self._note.last.get(name, -1)}
+        new = {
+            name: value for name, value in values.items() if step > self._note.last.get(name, -1)
+        }
         if new:
             self._run.log(new, step=step)
             self._note.keep(last=self._note.last | dict.fromkeys(new, step))

@@ -44,7 +44,11 @@ class WeightAverage:
         if self.decay is None:
             return {"model": last}
         mean = self.network.state_dict()
-        return {"model": mean, "model_last": last} if is_judged else {"model": last, "model_average": mean}
+        return (
+            {"model": mean, "model_last": last}
+            if is_judged
+            else {"model": last, "model_average": mean}
+        )
 
     def go_on(self, kept: Mapping[str, Any]) -> None:
         """Take the weights of a checkpoint to go on from."""

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tversky_seg.devices import autocast
-from tversky_seg.distributed import adding_up, gathered, world_size
+from tversky_seg.runtime.devices import autocast
+from tversky_seg.runtime.distributed import all_gather_list, no_sync_until_last, world_size
 
 
 def check_positive(**numbers: float | None) -> None:
@@ -30,10 +30,14 @@ def check_parts(n_parts: int, *, batch_size: int) -> None:
         ValueError: With both numbers; or for a batch smaller than the number of processes.
     """
     if batch_size < world_size():
-        raise ValueError(f"batch_size must be at least the {world_size()} processes, got {batch_size}")
+        raise ValueError(
+            f"batch_size must be at least the {world_size()} processes, got {batch_size}"
+        )
     if n_parts < 1 or (n_parts > 1 and batch_size % (n_parts * world_size())):
         per = f" for each of {world_size()} processes" if world_size() > 1 else ""
-        raise ValueError(f"accumulate must divide batch_size={batch_size} evenly{per}, got {n_parts}")
+        raise ValueError(
+            f"accumulate must divide batch_size={batch_size} evenly{per}, got {n_parts}"
+        )
 
 
 def loss_and_gradient(
@@ -69,7 +73,7 @@ def loss_and_gradient(
     for number, tensors in enumerate(parts, 1):
         image, target, *components = (tensor.to(device, non_blocking=True) for tensor in tensors)
         weight = weighting(components[0]) if weighting else None
-        with adding_up(network, is_last=number == n_parts):
+        with no_sync_until_last(network, is_last=number == n_parts):
             with autocast(device, precision):
                 logits = network(image)
             value = loss(logits, target, weight) / n_parts
@@ -78,10 +82,14 @@ def loss_and_gradient(
     return float(torch.stack(losses).sum().item())
 
 
-def no_finite_gradient(step: int, batch: Mapping[str, Any], *, n_in_a_row: int) -> FloatingPointError:
+def no_finite_gradient(
+    step: int, batch: Mapping[str, Any], *, n_in_a_row: int
+) -> FloatingPointError:
     """What ends a training whose steps are all skipped: names the step and the patches of the global batch."""
-    mine = [f"{case} at {start}" for case, start in zip(batch["case_ids"], batch["starts"], strict=True)]
+    mine = [
+        f"{case} at {start}" for case, start in zip(batch["case_ids"], batch["starts"], strict=True)
+    ]
     return FloatingPointError(
-        f"step {step}: no finite gradient in {n_in_a_row} steps in a row (patches: {', '.join(gathered(mine))}); "
+        f"step {step}: no finite gradient in {n_in_a_row} steps in a row (patches: {', '.join(all_gather_list(mine))}); "
         "lower optimizer.lr or use trainer.precision=fp32"
     )

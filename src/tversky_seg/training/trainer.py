@@ -15,16 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tversky_seg.averaging import WeightAverage
-from tversky_seg.checkpoints import State, load_newest, save_checkpoint, warm_start
-from tversky_seg.data.loaders import PatchBatches, load_batches
-from tversky_seg.deep_supervision import over_scales
-from tversky_seg.devices import autocast, for_training, pick_device, place, use_threads
-from tversky_seg.distributed import any_process, in_parallel, is_first, rank, wait_for_all
-from tversky_seg.passes import check_parts, check_positive, loss_and_gradient, no_finite_gradient
-from tversky_seg.progress import Reporter
-from tversky_seg.recording import Recorder, Stopwatch, Validation, recording_to
-from tversky_seg.stopping import Stopped, finishing_steps, interruptible, reason_to_stop
+from tversky_seg.data.patches.loader import PatchBatches, load_batches
+from tversky_seg.losses.deep_supervision import with_deep_supervision
+from tversky_seg.runtime.checkpoints import State, load_newest, save_checkpoint, warm_start
+from tversky_seg.runtime.devices import autocast, for_training, pick_device, place, use_threads
+from tversky_seg.runtime.distributed import any_process, is_first, rank, wait_for_all, wrap_ddp
+from tversky_seg.runtime.preemption import Stopped, finishing_steps, interruptible, reason_to_stop
+from tversky_seg.runtime.progress import Reporter
+from tversky_seg.runtime.recorder import Recorder, Stopwatch, Validation, recording_to
+from tversky_seg.training.ema import WeightAverage
+from tversky_seg.training.step import (
+    check_parts,
+    check_positive,
+    loss_and_gradient,
+    no_finite_gradient,
+)
 
 logger = logging.getLogger("tversky_seg")
 
@@ -98,28 +103,66 @@ class Trainer:
         trackers: Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
-        counts = ("max_steps", "batch_size", "validate_every", "checkpoint_every", "log_every", "max_skipped")
-        for name, least in {**dict.fromkeys((*counts, "patience"), 1), "n_workers": 0, "seed": 0}.items():
+        counts = (
+            "max_steps",
+            "batch_size",
+            "validate_every",
+            "checkpoint_every",
+            "log_every",
+            "max_skipped",
+        )
+        for name, least in {
+            **dict.fromkeys((*counts, "patience"), 1),
+            "n_workers": 0,
+            "seed": 0,
+        }.items():
             if (value := locals()[name]) is not None and value < least:
                 raise ValueError(f"{name} must be >= {least}, got {value}")
         check_positive(clip_norm=clip_norm, max_hours=max_hours)
         check_parts(accumulate, batch_size=batch_size)
         use_threads(threads)
         self.device = pick_device(device)
-        autocast(self.device, precision)  # refuses another precision, and the schedule its arguments,
+        autocast(
+            self.device, precision
+        )  # refuses another precision, and the schedule its arguments,
         schedule(0, max_steps)  # before any data are read
         warm_start(model, init_from, is_strict=init_strict)
-        self.model, self.loss = place(model, self.device), over_scales(loss).to(self.device)
+        self.model, self.loss = (
+            place(model, self.device),
+            with_deep_supervision(loss).to(self.device),
+        )
         self.average = WeightAverage(self.model, decay=ema_decay)
-        self.for_training = partial(for_training, compile=compile, recompute=recompute, deterministic=deterministic)
-        self.optimizer, self.schedule, self.clip_norm = optimizer(model.parameters()), schedule, clip_norm
+        self.for_training = partial(
+            for_training, compile=compile, recompute=recompute, deterministic=deterministic
+        )
+        self.optimizer, self.schedule, self.clip_norm = (
+            optimizer(model.parameters()),
+            schedule,
+            clip_norm,
+        )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        how = dict[str, Any](precision=precision, n_parts=accumulate, weighting=weighting, scaler=self.scaler)
+        how = dict[str, Any](
+            precision=precision, n_parts=accumulate, weighting=weighting, scaler=self.scaler
+        )
         self.gradient: Callable[..., float] = partial(loss_and_gradient, device=self.device, **how)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.max_steps, self.batch_size, self.seed, self.n_workers = max_steps, batch_size, seed, n_workers
-        self.validate_every, self.checkpoint_every, self.log_every = validate_every, checkpoint_every, log_every
-        self.monitor, self.patience, self.max_hours, self.max_skipped = monitor, patience, max_hours, max_skipped
+        self.max_steps, self.batch_size, self.seed, self.n_workers = (
+            max_steps,
+            batch_size,
+            seed,
+            n_workers,
+        )
+        self.validate_every, self.checkpoint_every, self.log_every = (
+            validate_every,
+            checkpoint_every,
+            log_every,
+        )
+        self.monitor, self.patience, self.max_hours, self.max_skipped = (
+            monitor,
+            patience,
+            max_hours,
+            max_skipped,
+        )
         self.network, self.state, self.open_recorder = self.model, State(), recording_to(trackers)
 
     def fit(
@@ -145,16 +188,20 @@ class Trainer:
             FloatingPointError: After `max_skipped` steps in a row without a finite gradient.
             Stopped: A signal came or `max_hours` are over; a checkpoint is written, and the same call goes on.
         """
-        last, previous, best = (output_dir / "checkpoints" / f"{name}.pt" for name in ("last", "previous", "best"))
+        last, previous, best = (
+            output_dir / "checkpoints" / f"{name}.pt" for name in ("last", "previous", "best")
+        )
         self.keep = dict(keep or {})
         self._resume(last, previous)
         state, watch = self.state, Stopwatch()
-        is_pending = bool(validate and state.judged < state.step and self._is_due(self.validate_every))
+        is_pending = bool(
+            validate and state.judged < state.step and self._is_due(self.validate_every)
+        )
         if self._is_over() and best.exists() and not is_pending:
             return best
         if not validate:
             logger.info("no validation cases: the best checkpoint is the last, the threshold 0.5")
-        self.network = in_parallel(self.for_training(self.model), self.device)
+        self.network = wrap_ddp(self.for_training(self.model), self.device)
         loading: dict[str, Any] = {"n_workers": self.n_workers, "device": self.device}
         loader = load_batches(batches, start=state.step, stop=self.max_steps, **loading)
         recording = closing(self.open_recorder(output_dir, from_step=state.step))
@@ -170,7 +217,11 @@ class Trainer:
                     watch.lap("step_s")
                     progress.advance(f"loss {np.mean(state.losses):.3f}")
                     is_to_validate = self._is_due(self.validate_every)
-                    if is_to_validate or self._is_due(self.checkpoint_every) or self._is_due(self.log_every):
+                    if (
+                        is_to_validate
+                        or self._is_due(self.checkpoint_every)
+                        or self._is_due(self.log_every)
+                    ):
                         self._write_row(recorder, watch)
                     if any_process((reason := reason_to_stop(self.max_hours)) is not None):
                         raise Stopped(reason or "another process was stopped")
@@ -184,7 +235,9 @@ class Trainer:
                         break
             except Stopped as stop:
                 self._save(last, previous=previous)
-                raise Stopped(f"{stop} after step {state.step} of {self.max_steps}, checkpoint written") from None
+                raise Stopped(
+                    f"{stop} after step {state.step} of {self.max_steps}, checkpoint written"
+                ) from None
         if not validate:
             self._save(best, is_judged=True)
         wait_for_all()
@@ -211,17 +264,30 @@ class Trainer:
         self.average.update(step)
         state.step = step
 
-    def _judge(self, validate: Callable[[nn.Module], Validation], recorder: Recorder, best: Path) -> None:
+    def _judge(
+        self, validate: Callable[[nn.Module], Validation], recorder: Recorder, best: Path
+    ) -> None:
         """Judge the network on whole volumes, keep what was chosen there, and the network if it is the best so far."""
         state = self.state
         with interruptible():
             found = validate(self.average.network)
         if self.monitor not in found.measures:
-            raise ValueError(f"monitor: {self.monitor} is not measured; choose one of {', '.join(found.measures)}")
-        recorder.metrics(state.step, {f"val_{name}": value for name, value in found.measures.items()})
+            raise ValueError(
+                f"monitor: {self.monitor} is not measured; choose one of {', '.join(found.measures)}"
+            )
+        recorder.metrics(
+            state.step, {f"val_{name}": value for name, value in found.measures.items()}
+        )
         recorder.pictures(state.step, found.pictures)
-        state.threshold, state.min_volume_mm3, state.judged = found.threshold, found.min_volume_mm3, state.step
-        value, chosen = found.measures[self.monitor], f"threshold {found.threshold}, from {found.min_volume_mm3} mm3"
+        state.threshold, state.min_volume_mm3, state.judged = (
+            found.threshold,
+            found.min_volume_mm3,
+            state.step,
+        )
+        value, chosen = (
+            found.measures[self.monitor],
+            f"threshold {found.threshold}, from {found.min_volume_mm3} mm3",
+        )
         logger.info("step %d: validation %s %.4f, %s", state.step, self.monitor, value, chosen)
         is_best = value > state.best or state.best == -math.inf
         state.n_without_gain = 0 if value > state.best else state.n_without_gain + 1
@@ -233,21 +299,32 @@ class Trainer:
         return self.state.step % every == 0 or self.state.step == self.max_steps
 
     def _is_over(self) -> bool:
-        return self.state.step == self.max_steps or self.state.n_without_gain >= (self.patience or math.inf)
+        return self.state.step == self.max_steps or self.state.n_without_gain >= (
+            self.patience or math.inf
+        )
 
     def _write_row(self, recorder: Recorder, watch: Stopwatch) -> None:
         state, rate = self.state, self.optimizer.param_groups[0]["lr"]
-        row = {"loss": float(np.mean(state.losses)), "learning_rate": rate, "skipped": state.n_skipped}
+        row = {
+            "loss": float(np.mean(state.losses)),
+            "learning_rate": rate,
+            "skipped": state.n_skipped,
+        }
         recorder.metrics(state.step, row)
         recorder.timings(state.step, watch.read(n_steps=len(state.losses)))
         state.losses.clear()
 
     def _save(self, path: Path, *, previous: Path | None = None, is_judged: bool = False) -> None:
         """Write a checkpoint; of the network that was judged, or to go on from."""
-        parts = {"optimizer": self.optimizer.state_dict(), "schedule": {"base_rates": self.base_rates}}
+        parts = {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {"base_rates": self.base_rates},
+        }
         parts |= {"scaler": self.scaler.state_dict(), **asdict(self.state), **self.keep}
         if is_first():
-            save_checkpoint(path, {**self.average.weights(is_judged=is_judged), **parts}, previous=previous)
+            save_checkpoint(
+                path, {**self.average.weights(is_judged=is_judged), **parts}, previous=previous
+            )
 
     def _resume(self, *checkpoints: Path) -> None:
         """Go back to where the newest readable checkpoint was written; stay at the start without one."""

@@ -8,19 +8,28 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from tversky_seg.data.prepared import PreparedCase
-from tversky_seg.distributed import shared_out
-from tversky_seg.evaluation import LesionRule
-from tversky_seg.inference import Inference, predict_volume
-from tversky_seg.lesions import remove_small_lesions
-from tversky_seg.masks import Mask
-from tversky_seg.measures import judge, mean_measures
-from tversky_seg.operating_point import OperatingPoint, ScoredCase, choose_operating_point
-from tversky_seg.ranking import N_LEVELS, levels_histogram, to_levels
-from tversky_seg.recording import Validation
-from tversky_seg.slices import slice_pictures
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
+from tversky_seg.inference.operating_point import OperatingPoint, ScoredCase, choose_operating_point
+from tversky_seg.inference.predict import Inference, predict_volume
+from tversky_seg.metrics.case_metrics import judge, mean_measures
+from tversky_seg.metrics.lesion_rule import LesionRule
+from tversky_seg.metrics.lesions import remove_small_lesions
+from tversky_seg.metrics.masks import Mask
+from tversky_seg.metrics.ranking import N_LEVELS, levels_histogram, to_levels
+from tversky_seg.report.slices import slice_pictures
+from tversky_seg.runtime.distributed import map_over_ranks
+from tversky_seg.runtime.recorder import Validation
 
-MONITORED = ("dice", "sensitivity", "specificity", "precision", "f2", "pr_auc", "lesion_tpr", "lesion_f1")
+MONITORED = (
+    "dice",
+    "sensitivity",
+    "specificity",
+    "precision",
+    "f2",
+    "pr_auc",
+    "lesion_tpr",
+    "lesion_f1",
+)
 
 
 def check_monitor(monitor: str, *, classes: Sequence[str]) -> None:
@@ -29,9 +38,15 @@ def check_monitor(monitor: str, *, classes: Sequence[str]) -> None:
     Raises:
         ValueError: naming those that can be monitored.
     """
-    by_class = [f"{name}/{measure}" for name in classes for measure in MONITORED] if len(classes) > 1 else []
+    by_class = (
+        [f"{name}/{measure}" for name in classes for measure in MONITORED]
+        if len(classes) > 1
+        else []
+    )
     if monitor not in (*MONITORED, *by_class):
-        raise ValueError(f"trainer.monitor: {monitor}; expected one of {', '.join((*MONITORED, *by_class))}")
+        raise ValueError(
+            f"trainer.monitor: {monitor}; expected one of {', '.join((*MONITORED, *by_class))}"
+        )
 
 
 def validate(
@@ -56,17 +71,31 @@ def validate(
         the first case with reference and prediction outlined.
     """
     settings = {**inference.windows, "precision": precision}
-    probabilities = shared_out(cases, lambda case: _probability(network, case, settings))
-    scored = [_score(case, probability) for case, probability in zip(cases, probabilities, strict=True)]
-    points = {name: _choose([of_case[k] for of_case in scored], name, inference) for k, name in enumerate(classes)}
-    masks = [[_mask(of_class, point) for of_class, point in zip(case, points.values(), strict=True)] for case in scored]
+    probabilities = map_over_ranks(cases, lambda case: _probability(network, case, settings))
+    scored = [
+        _score(case, probability) for case, probability in zip(cases, probabilities, strict=True)
+    ]
+    points = {
+        name: _choose([of_case[k] for of_case in scored], name, inference)
+        for k, name in enumerate(classes)
+    }
+    masks = [
+        [_mask(of_class, point) for of_class, point in zip(case, points.values(), strict=True)]
+        for case in scored
+    ]
     by_class = {
-        name: mean_measures([_measures(case[k], mask[k]) for case, mask in zip(scored, masks, strict=True)])
+        name: mean_measures(
+            [_measures(case[k], mask[k]) for case, mask in zip(scored, masks, strict=True)]
+        )
         for k, name in enumerate(classes)
     }
     measures = mean_measures(list(by_class.values()))
     if len(classes) > 1:
-        measures |= {f"{name}/{measure}": value for name in classes for measure, value in by_class[name].items()}
+        measures |= {
+            f"{name}/{measure}": value
+            for name in classes
+            for measure, value in by_class[name].items()
+        }
     return Validation(
         measures,
         threshold=_one({name: point.threshold for name, point in points.items()}),
@@ -93,24 +122,35 @@ def _choose(cases: Sequence[ScoredCase], name: str, inference: Inference) -> Ope
     """What is set stays; the rest is chosen for the goal."""
     threshold = None if inference.threshold is None else inference.threshold_of(name)
     min_volume_mm3 = None if inference.min_volume_mm3 is None else inference.min_volume_of(name)
-    return choose_operating_point(cases, goal=inference.goal, threshold=threshold, min_volume_mm3=min_volume_mm3)
+    return choose_operating_point(
+        cases, goal=inference.goal, threshold=threshold, min_volume_mm3=min_volume_mm3
+    )
 
 
 def _mask(case: ScoredCase, point: OperatingPoint) -> Mask:
     mask: Mask = case.levels >= point.threshold * (N_LEVELS - 1)
-    return remove_small_lesions(mask, spacing_mm=case.spacing_mm, min_volume_mm3=point.min_volume_mm3)
+    return remove_small_lesions(
+        mask, spacing_mm=case.spacing_mm, min_volume_mm3=point.min_volume_mm3
+    )
 
 
 def _measures(case: ScoredCase, mask: Mask) -> dict[str, float]:
     """The published measures but the distances."""
-    found, _ = judge(mask, case.reference, spacing_mm=case.spacing_mm, rule=LesionRule(), with_distances=False)
+    found, _ = judge(
+        mask, case.reference, spacing_mm=case.spacing_mm, rule=LesionRule(), with_distances=False
+    )
     histogram = levels_histogram(case.levels, case.reference)
     return found.measures() | {"pr_auc": histogram.average_precision()}
 
 
 def _pictures(case: PreparedCase, mask: Mask) -> dict[str, np.ndarray[Any, Any]]:
-    slices = slice_pictures(case.image[0], mask, np.asarray(case.target) > 0, spacing_mm=case.spacing_mm)
-    return {f"{case.case_id}/{caption.split(':')[-1].strip()}": picture for caption, picture in slices.items()}
+    slices = slice_pictures(
+        case.image[0], mask, np.asarray(case.target) > 0, spacing_mm=case.spacing_mm
+    )
+    return {
+        f"{case.case_id}/{caption.split(':')[-1].strip()}": picture
+        for caption, picture in slices.items()
+    }
 
 
 def _one(by_class: dict[str, float]) -> float | dict[str, float]:

@@ -1,0 +1,1 @@
+"""Public datasets: from the official download to cases, one module each."""

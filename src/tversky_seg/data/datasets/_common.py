@@ -9,7 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tversky_seg.data.cases import Case, DataError, Dataset, find_cases, with_modalities, write_manifest
+from tversky_seg.data.case import (
+    Case,
+    DataError,
+    Dataset,
+    find_cases,
+    with_modalities,
+    write_manifest,
+)
 
 ENDINGS = (".nii.gz", ".nii")
 
@@ -22,7 +29,9 @@ def nifti(folder: Path, *stems: str) -> Path | None:
 
 def stem_of(path: Path) -> str:
     """The name of a file without `.nii` or `.nii.gz`."""
-    return next((path.name.removesuffix(end) for end in ENDINGS if path.name.endswith(end)), path.stem)
+    return next(
+        (path.name.removesuffix(end) for end in ENDINGS if path.name.endswith(end)), path.stem
+    )
 
 
 def import_command(importer: Callable[..., list[Case]], words: Sequence[str] | None = None) -> None:
@@ -37,7 +46,9 @@ def import_command(importer: Callable[..., list[Case]], words: Sequence[str] | N
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         options = vars(_parser(importer).parse_args(words))
-        root, manifest, modalities = (options.pop(name) for name in ("root", "manifest", "modalities"))
+        root, manifest, modalities = (
+            options.pop(name) for name in ("root", "manifest", "modalities")
+        )
         names = tuple(modalities.split(",")) if modalities else ()
         dataset = Dataset(root=root, importer=partial(importer, **options), modalities=names)
         dataset = with_modalities(dataset)
@@ -47,7 +58,9 @@ def import_command(importer: Callable[..., list[Case]], words: Sequence[str] | N
         print(f"error: {fault}", file=sys.stderr)
         sys.exit(2)
     n_labelled = sum(bool(case.labels) for case in cases)
-    print(f"{manifest}: {len(cases)} cases, {n_labelled} with a label; {', '.join(dataset.modalities)}")
+    print(
+        f"{manifest}: {len(cases)} cases, {n_labelled} with a label; {', '.join(dataset.modalities)}"
+    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,12 +71,19 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(importer: Callable[..., Any]) -> argparse.ArgumentParser:
-    parser = _Parser(description=inspect.getdoc(importer), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        description=inspect.getdoc(importer), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("root", type=Path, metavar="ROOT", help="the data set as downloaded")
     parser.add_argument("manifest", type=Path, metavar="MANIFEST.csv", help="the file to write")
-    parser.add_argument("--modalities", help="as FLAIR,T1; cases without one are left out; default: all that there are")
+    parser.add_argument(
+        "--modalities",
+        help="as FLAIR,T1; cases without one are left out; default: all that there are",
+    )
     for parameter in inspect.signature(importer).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY:
             kind = int if isinstance(parameter.default, int) else str
-            parser.add_argument(f"--{parameter.name.replace('_', '-')}", type=kind, default=parameter.default)
+            parser.add_argument(
+                f"--{parameter.name.replace('_', '-')}", type=kind, default=parameter.default
+            )
     return parser

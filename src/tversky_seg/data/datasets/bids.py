@@ -4,12 +4,15 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tversky_seg.data.cases import Case, DataError
-from tversky_seg.data.datasets.importing import ENDINGS, stem_of
+from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.datasets._common import ENDINGS, stem_of
 
 MASK_SUFFIXES = ("mask", "roi", "dseg")
 NO_IMAGES = (*MASK_SUFFIXES, "probseg", "defacemask", "xfm", "warp")
-SAME_SCAN = ("space", "res")  # entities by which a derived image is told from another of the same examination
+SAME_SCAN = (
+    "space",
+    "res",
+)  # entities by which a derived image is told from another of the same examination
 
 
 def find_bids(root: Path, *, lesion: str = "lesion", derivative: str | None = None) -> list[Case]:
@@ -30,10 +33,16 @@ def find_bids(root: Path, *, lesion: str = "lesion", derivative: str | None = No
         DataError: The folder does not look like BIDS, holds no lesion mask, or masks in several derivatives.
     """
     root = Path(root)
-    raw = _by_examination([file for pattern in ("anat", "ses-*/anat") for file in root.glob(f"sub-*/{pattern}/*")])
-    pipelines = sorted(path for path in root.glob(f"derivatives/{derivative or '*'}") if path.is_dir())
+    raw = _by_examination(
+        [file for pattern in ("anat", "ses-*/anat") for file in root.glob(f"sub-*/{pattern}/*")]
+    )
+    pipelines = sorted(
+        path for path in root.glob(f"derivatives/{derivative or '*'}") if path.is_dir()
+    )
     found = {pipeline: _by_examination([*pipeline.rglob("sub-*")]) for pipeline in pipelines}
-    with_masks = [p for p, files in found.items() if any(_lesion_masks(f, lesion) for f in files.values())]
+    with_masks = [
+        p for p, files in found.items() if any(_lesion_masks(f, lesion) for f in files.values())
+    ]
     if len(with_masks) > 1:
         raise DataError(f"{root}: lesion masks in derivatives {', '.join(p.name for p in with_masks)}; expected "
                         "one of them as data.importer.derivative")  # fmt: skip
@@ -41,18 +50,29 @@ def find_bids(root: Path, *, lesion: str = "lesion", derivative: str | None = No
         raise DataError(f"{root}: does not look like BIDS with lesion masks; expected "
                         f"derivatives/<pipeline>/sub-01/anat/sub-01_label-{lesion}_mask.nii.gz")  # fmt: skip
     derived, site = found[with_masks[0]], _sites(root / "participants.tsv")
-    cases = [_case(key, raw.get(key, []), derived.get(key, []), lesion, site) for key in sorted({*raw, *derived})]
+    cases = [
+        _case(key, raw.get(key, []), derived.get(key, []), lesion, site)
+        for key in sorted({*raw, *derived})
+    ]
     return [case for case in cases if case.images]
 
 
 def _case(
-    key: tuple[str, str], raw: Sequence[Path], derived: Sequence[Path], lesion: str, site: Mapping[str, str]
+    key: tuple[str, str],
+    raw: Sequence[Path],
+    derived: Sequence[Path],
+    lesion: str,
+    site: Mapping[str, str],
 ) -> Case:
     subject, session = key
     masks = _lesion_masks(derived, lesion)
     images = _images([file for file in derived if _scan(file) == _scan(masks[0])]) if masks else {}
     images = images or _images(raw)
-    brains = [file for file in (*derived, *raw) if _suffix(file) == "mask" and _entities(file).get("desc") == "brain"]
+    brains = [
+        file
+        for file in (*derived, *raw)
+        if _suffix(file) == "mask" and _entities(file).get("desc") == "brain"
+    ]
     fitting = [file for file in brains if not masks or _scan(file) == _scan(masks[0])]
     return Case(
         case_id="_".join(part for part in key if part),
@@ -82,7 +102,8 @@ def _lesion_masks(files: Sequence[Path], lesion: str) -> list[Path]:
     masks = [
         file
         for file in files
-        if _suffix(file) in MASK_SUFFIXES and any(lesion.lower() in value.lower() for value in _entities(file).values())
+        if _suffix(file) in MASK_SUFFIXES
+        and any(lesion.lower() in value.lower() for value in _entities(file).values())
     ]
     return sorted(masks, key=lambda file: ("consensus" not in file.name.lower(), file.name))
 
@@ -115,7 +136,11 @@ def _suffix(file: Path) -> str:
 def _sites(participants: Path) -> dict[str, str]:
     """Subject -> the column `site` of participants.tsv, where there is one."""
     try:
-        rows = list(csv.DictReader(participants.read_text(encoding="utf-8-sig").splitlines(), delimiter="\t"))
+        rows = list(
+            csv.DictReader(
+                participants.read_text(encoding="utf-8-sig").splitlines(), delimiter="\t"
+            )
+        )
     except (OSError, UnicodeDecodeError, csv.Error):
         return {}
     return {row["participant_id"]: row["site"] for row in rows

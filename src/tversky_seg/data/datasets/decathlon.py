@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tversky_seg.data.cases import Case, DataError, file_and_frame
+from tversky_seg.data.case import Case, DataError, file_and_frame
 
 logger = logging.getLogger("tversky_seg")
 
@@ -26,7 +26,10 @@ def find_decathlon(root: Path) -> list[Case]:
     listing = _read_listing(root / "dataset.json")
     modalities = [str(name).strip().replace(" ", "_") for name in listing["modality"].values()]
     names = [(entry["image"], entry.get("label")) for entry in listing["training"]]
-    names += [(entry["image"] if isinstance(entry, dict) else entry, None) for entry in listing.get("test", [])]
+    names += [
+        (entry["image"] if isinstance(entry, dict) else entry, None)
+        for entry in listing.get("test", [])
+    ]
     cases = [_case(root, image, label, modalities=modalities) for image, label in names]
     there = [case for case in cases if all(map(_is_there, (*case.images.values(), *case.labels)))]
     if not there:
@@ -35,7 +38,12 @@ def find_decathlon(root: Path) -> list[Case]:
         )
     if len(there) < len(cases):
         absent = [case.case_id for case in cases if case not in there]
-        logger.warning("%d of %d cases in dataset.json have no file: %s", len(absent), len(cases), ", ".join(absent))
+        logger.warning(
+            "%d of %d cases in dataset.json have no file: %s",
+            len(absent),
+            len(cases),
+            ", ".join(absent),
+        )
     return there
 
 
@@ -45,7 +53,11 @@ def _is_there(path: Path) -> bool:
 
 def _case(root: Path, image: str, label: str | None, *, modalities: Sequence[str]) -> Case:
     case_id = PurePosixPath(image).name.removesuffix(".gz").removesuffix(".nii")
-    frames = [root / image] if len(modalities) == 1 else [root / f"{image}@{n}" for n in range(len(modalities))]
+    frames = (
+        [root / image]
+        if len(modalities) == 1
+        else [root / f"{image}@{n}" for n in range(len(modalities))]
+    )
     return Case(
         case_id=case_id,
         subject_id=case_id,
@@ -60,13 +72,19 @@ def _read_listing(path: Path) -> dict[str, Any]:
     try:
         listing = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; expected the folder of one Decathlon task, as Task04") from error
+        raise DataError(
+            f"{path}: {error.strerror}; expected the folder of one Decathlon task, as Task04"
+        ) from error
     except ValueError as error:
         raise DataError(f"{path}: is no JSON; expected that of a Decathlon task") from error
     try:
-        fine = bool(listing["modality"].values()) and all("image" in entry for entry in listing["training"])
+        fine = bool(listing["modality"].values()) and all(
+            "image" in entry for entry in listing["training"]
+        )
     except (AttributeError, KeyError, TypeError):
         fine = False
     if not fine:
-        raise DataError(f"{path}: lists no modality or no training images; expected those of a Decathlon task")
+        raise DataError(
+            f"{path}: lists no modality or no training images; expected those of a Decathlon task"
+        )
     return dict(listing)

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from tversky_seg.data.cases import Case, DataError
-from tversky_seg.data.datasets.importing import ENDINGS, nifti
+from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.datasets._common import ENDINGS, nifti
 
 MODALITIES = {"FLAIR": "flair", "T1": "mprage", "T2": "t2", "PD": "pd"}
 N_RATERS = 2
@@ -26,10 +26,18 @@ def find_isbi2015(root: Path) -> list[Case]:
     """
     cases: dict[str, Case] = {}
     for folder in _subjects(Path(root)):
-        names = {found[0] for file in sorted(folder.glob("preprocessed/*")) if (found := _scan_of(file))}
+        names = {
+            found[0] for file in sorted(folder.glob("preprocessed/*")) if (found := _scan_of(file))
+        }
         for case_id in sorted(names):
-            images = {m: nifti(folder / "preprocessed", f"{case_id}_{name}_pp") for m, name in MODALITIES.items()}
-            masks = (nifti(folder / "masks", f"{case_id}_mask{rater}") for rater in range(1, N_RATERS + 1))
+            images = {
+                m: nifti(folder / "preprocessed", f"{case_id}_{name}_pp")
+                for m, name in MODALITIES.items()
+            }
+            masks = (
+                nifti(folder / "masks", f"{case_id}_mask{rater}")
+                for rater in range(1, N_RATERS + 1)
+            )
             subject, session = case_id.split("_")
             cases.setdefault(
                 case_id,
@@ -52,7 +60,11 @@ def find_isbi2015(root: Path) -> list[Case]:
 
 def _subjects(root: Path) -> list[Path]:
     """Folders `trainingNN` and `testNN`, those nearest to the root first."""
-    patterns = ["*/" * depth + kind for depth in range(4) for kind in ("training[0-9][0-9]", "test[0-9][0-9]")]
+    patterns = [
+        "*/" * depth + kind
+        for depth in range(4)
+        for kind in ("training[0-9][0-9]", "test[0-9][0-9]")
+    ]
     return [folder for pattern in patterns for folder in sorted(root.glob(pattern))]
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tversky_seg.data.cases import Case, DataError
+from tversky_seg.data.case import Case, DataError
 
 # Names of files in each part: all before the ending, or up to an underscore.
 PARTS = {

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from tversky_seg.data.cases import Case, DataError
-from tversky_seg.data.datasets.importing import ENDINGS, stem_of
+from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.datasets._common import ENDINGS, stem_of
 
 SPLITS = ("shirokikh2020",)
 _TRAINING, _TEST = re.compile(r"volume-(\d+)"), re.compile(r"test-volume-(\d+)")
@@ -26,12 +26,18 @@ def find_lits(root: Path, *, split: str | None = None) -> list[Case]:
     """
     if split is not None and split not in SPLITS:
         raise DataError(f"data.importer.split: {split!r}; expected null or {', '.join(SPLITS)}")
-    files = {stem_of(file): file for file in sorted(Path(root).rglob("*.nii*")) if file.name.endswith(ENDINGS)}
+    files = {
+        stem_of(file): file
+        for file in sorted(Path(root).rglob("*.nii*"))
+        if file.name.endswith(ENDINGS)
+    }
     found = [(int(match[1]), name) for name in files if (match := _TRAINING.fullmatch(name))]
     cases = []
     for number, name in sorted(found):
         label = files.get(f"segmentation-{number}")
-        part = None if split is None else "test" if number < 28 else "val" if number < 33 else "train"
+        part = (
+            None if split is None else "test" if number < 28 else "val" if number < 33 else "train"
+        )
         cases.append(Case(name, name, {"CT": files[name]}, (label,) if label else (), split=part))
     if split is None:
         tests = [(int(match[1]), name) for name in files if (match := _TEST.fullmatch(name))]

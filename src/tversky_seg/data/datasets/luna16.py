@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from tversky_seg.data.cases import Case, DataError
-from tversky_seg.data.datasets.lidc import Nodule, nodule_mask, read_nodules, series_of
-from tversky_seg.data.volumes import write_volume
-from tversky_seg.progress import Reporter
+from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.datasets.luna16_lidc import Nodule, nodule_mask, read_nodules, series_of
+from tversky_seg.data.nifti import write_volume
+from tversky_seg.runtime.progress import Reporter
 
 logger = logging.getLogger("tversky_seg")
 
@@ -43,7 +43,9 @@ class Scan:
         return found[:, :3]
 
 
-def find_luna16(root: Path, *, converted: str | None = None, split: str | None = None) -> list[Case]:
+def find_luna16(
+    root: Path, *, converted: str | None = None, split: str | None = None
+) -> list[Case]:
     """List the scans of an official download, converted to NIfTI with nodule and lung masks on the first call.
 
     A voxel belongs to a nodule if at least 2 of the 4 readers of LIDC drew it, of nodules whose centre lies within 10
@@ -64,7 +66,9 @@ def find_luna16(root: Path, *, converted: str | None = None, split: str | None =
     if split is not None and split not in SPLITS:
         raise DataError(f"data.importer.split: {split!r}; expected null or {', '.join(SPLITS)}")
     if not converted:
-        raise DataError("data.importer.converted: none given; expected a folder for the converted scans")
+        raise DataError(
+            "data.importer.converted: none given; expected a folder for the converted scans"
+        )
     scans = {file.stem: file for file in sorted(root.rglob("subset[0-9]/*.mhd"))}
     lungs = {file.stem: file for file in root.rglob("seg-lungs-LUNA16/*.mhd")}
     annotations = next(iter(sorted(root.rglob("annotations.csv"))), None)
@@ -77,7 +81,11 @@ def find_luna16(root: Path, *, converted: str | None = None, split: str | None =
     missing = {uid: file for uid, file in scans.items() if not _is_there(folder / uid)}
     if missing:
         _convert_all(missing, lungs, _centres(annotations), _drawings(root), folder)
-    return [_case(uid, file, folder / uid, split) for uid, file in scans.items() if _is_there(folder / uid)]
+    return [
+        _case(uid, file, folder / uid, split)
+        for uid, file in scans.items()
+        if _is_there(folder / uid)
+    ]
 
 
 def _case(uid: str, file: Path, folder: Path, split: str | None) -> Case:
@@ -121,12 +129,18 @@ def _convert_all(
         logger.warning("left out: %s", line)
 
 
-def _convert(file: Path, lung_file: Path, centres: Sequence[Sequence[float]], drawing: Path, folder: Path) -> None:
+def _convert(
+    file: Path, lung_file: Path, centres: Sequence[Sequence[float]], drawing: Path, folder: Path
+) -> None:
     """Write the three files of a scan, the label last but one and each whole or not at all."""
     scan, lungs = _read_scan(file), _read_scan(lung_file)
     if lungs.data.shape != scan.data.shape:
-        raise DataError(f"{lung_file}: has shape {lungs.data.shape}; expected that of the scan, {scan.data.shape}")
-    readers = [[_in_voxels(nodule, scan) for nodule in nodules] for nodules in read_nodules(drawing)]
+        raise DataError(
+            f"{lung_file}: has shape {lungs.data.shape}; expected that of the scan, {scan.data.shape}"
+        )
+    readers = [
+        [_in_voxels(nodule, scan) for nodule in nodules] for nodules in read_nodules(drawing)
+    ]
     label = nodule_mask(readers, scan.voxels(centres), scan.data.shape)
     write_volume(folder / "CT.nii.gz", scan.data, scan.affine)
     write_volume(folder / "label.nii.gz", label, scan.affine)
@@ -139,11 +153,16 @@ def _in_voxels(nodule: Nodule, scan: Scan) -> Nodule:
     LUNA16 stores some scans turned by 180 degrees in the plane, which the signs of their affine show.
     """
     width, height = scan.data.shape[:2]
-    turned_x, turned_y = scan.affine[0, 0] > 0, scan.affine[1, 1] > 0  # DICOM runs to L and P, RAS is its opposite
+    turned_x, turned_y = (
+        scan.affine[0, 0] > 0,
+        scan.affine[1, 1] > 0,
+    )  # DICOM runs to L and P, RAS is its opposite
     contours = []
     for contour in nodule:
         x, y = contour.points.T
-        points = np.stack([width - 1 - x if turned_x else x, height - 1 - y if turned_y else y], axis=1)
+        points = np.stack(
+            [width - 1 - x if turned_x else x, height - 1 - y if turned_y else y], axis=1
+        )
         z = (contour.z - scan.affine[2, 3]) / scan.affine[2, 2]
         contours.append(type(contour)(round(float(z)), contour.is_inside, points))
     return contours
@@ -172,7 +191,9 @@ def _read_scan(file: Path) -> Scan:
     try:
         import SimpleITK
     except ImportError as error:
-        raise DataError("data=luna16: needs SimpleITK to read .mhd; pip install 'tversky-seg[luna16]'") from error
+        raise DataError(
+            "data=luna16: needs SimpleITK to read .mhd; pip install 'tversky-seg[luna16]'"
+        ) from error
     try:
         image = SimpleITK.ReadImage(str(file))
     except RuntimeError as error:
@@ -182,7 +203,9 @@ def _read_scan(file: Path) -> Scan:
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
-    return Scan(SimpleITK.GetArrayViewFromImage(image).T.copy(), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)
+    return Scan(
+        SimpleITK.GetArrayViewFromImage(image).T.copy(), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    )
 
 
 def _centres(annotations: Path) -> dict[str, list[list[float]]]:
@@ -193,7 +216,9 @@ def _centres(annotations: Path) -> dict[str, list[list[float]]]:
             for row in csv.DictReader(file):
                 centres[row["seriesuid"]].append([float(row[f"coord{axis}"]) for axis in "XYZ"])
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{annotations}: cannot be read; expected seriesuid,coordX,coordY,coordZ,…") from error
+        raise DataError(
+            f"{annotations}: cannot be read; expected seriesuid,coordX,coordY,coordZ,…"
+        ) from error
     return dict(centres)
 
 
@@ -206,5 +231,7 @@ def _drawings(root: Path) -> dict[str, Path]:
         except ElementTree.ParseError:
             logger.warning("%s: is no XML, passed over", file)
     if not found:
-        raise DataError(f"{root}: holds no XML file; expected LIDC's, as tcia-lidc-xml/157/158.xml (LIDC-XML-only.zip)")
+        raise DataError(
+            f"{root}: holds no XML file; expected LIDC's, as tcia-lidc-xml/157/158.xml (LIDC-XML-only.zip)"
+        )
     return found

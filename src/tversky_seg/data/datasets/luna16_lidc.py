@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.cases import DataError
+from tversky_seg.data.case import DataError
 
 N_READERS = 4
 
@@ -63,9 +63,16 @@ def read_nodules(file: Path) -> list[list[Nodule]]:
 
 
 def _contour(roi: ElementTree.Element) -> Contour:
-    points = [[int(_text(edge, name)) for name in ("xCoord", "yCoord")] for edge in roi.findall("{*}edgeMap")]
+    points = [
+        [int(_text(edge, name)) for name in ("xCoord", "yCoord")]
+        for edge in roi.findall("{*}edgeMap")
+    ]
     inclusion = (roi.findtext("{*}inclusion") or "TRUE").strip().upper() == "TRUE"
-    return Contour(float(_text(roi, "imageZposition")), inclusion, np.array(points, dtype=np.int64).reshape(-1, 2))
+    return Contour(
+        float(_text(roi, "imageZposition")),
+        inclusion,
+        np.array(points, dtype=np.int64).reshape(-1, 2),
+    )
 
 
 def _text(element: ElementTree.Element, name: str) -> str:
@@ -96,7 +103,10 @@ def nodule_mask(
     for nodules in readers:
         drawn = np.zeros(shape, dtype=bool)
         for nodule in nodules:
-            if any(len(contour.points) for contour in nodule) and _distance(nodule, centres) <= max_distance:
+            if (
+                any(len(contour.points) for contour in nodule)
+                and _distance(nodule, centres) <= max_distance
+            ):
                 _draw(nodule, drawn)
         votes += drawn
     most: NDArray[np.bool_] = votes >= share * N_READERS
@@ -105,7 +115,9 @@ def nodule_mask(
 
 def _distance(nodule: Nodule, centres: NDArray[np.float64]) -> float:
     """Voxels from the mean contour point of a nodule to the nearest centre; infinite without any."""
-    points = np.concatenate([np.c_[contour.points, np.full(len(contour.points), contour.z)] for contour in nodule])
+    points = np.concatenate(
+        [np.c_[contour.points, np.full(len(contour.points), contour.z)] for contour in nodule]
+    )
     return float(min(np.linalg.norm(centres - points.mean(axis=0), axis=1), default=np.inf))
 
 
@@ -114,7 +126,9 @@ def _draw(nodule: Nodule, mask: NDArray[np.bool_]) -> None:
     for contour in sorted(nodule, key=lambda contour: not contour.is_inside):
         z = int(contour.z)
         if not 0 <= z < mask.shape[2]:
-            raise DataError(f"LIDC: an outline lies in slice {z}; expected 0 to {mask.shape[2] - 1}, of the same scan")
+            raise DataError(
+                f"LIDC: an outline lies in slice {z}; expected 0 to {mask.shape[2] - 1}, of the same scan"
+            )
         for x, y in _filled(contour.points, mask.shape[:2]):
             mask[x, y, z] = contour.is_inside
 

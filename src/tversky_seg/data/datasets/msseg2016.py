@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tversky_seg.data.cases import Case, DataError
-from tversky_seg.data.datasets.importing import nifti
+from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.datasets._common import nifti
 
 MODALITIES = ("FLAIR", "T1", "T2", "DP", "GADO")
 SPLITS = {"Training": "train", "Testing": "test"}
@@ -53,10 +53,14 @@ def _public_release(root: Path) -> Iterator[Case]:
     has_test_set = (root / "Testing").is_dir()
     for patient in sorted(root.glob("T[re]*ing/Center_*/*")):
         part, centre = patient.parts[-3:-1]
-        images = _images(patient / "Preprocessed_Data", PREPARED) or _images(patient / "Raw_Data", RAW)
+        images = _images(patient / "Preprocessed_Data", PREPARED) or _images(
+            patient / "Raw_Data", RAW
+        )
         if not images or part not in SPLITS:
             continue
-        case_id = f"{part}_{centre}_{patient.name}"  # patients are numbered anew in each centre and part
+        case_id = (
+            f"{part}_{centre}_{patient.name}"  # patients are numbered anew in each centre and part
+        )
         yield Case(
             case_id=case_id,
             subject_id=case_id,
@@ -71,7 +75,9 @@ def _public_release(root: Path) -> Iterator[Case]:
 
 def _challenge_release(root: Path) -> Iterator[Case]:
     folders = [root / "Pre-processed", root, *sorted(p for p in root.glob("*") if p.is_dir())]
-    patients = {p.name: p for folder in reversed(folders) for p in folder.glob("[0-9][0-9][0-9][0-9][0-9]*")}
+    patients = {
+        p.name: p for folder in reversed(folders) for p in folder.glob("[0-9][0-9][0-9][0-9][0-9]*")
+    }
     for name, patient in sorted(patients.items()):
         images = _images(patient, PREPARED) or _images(patient, RAW)
         labels = _labels(root / "ManualSegmentation" / name) or _labels(patient)

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tversky_seg.data.cases import Case, DataError
-from tversky_seg.data.datasets.importing import ENDINGS
+from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.datasets._common import ENDINGS
 
 logger = logging.getLogger("tversky_seg")
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -47,7 +47,9 @@ def find_nnunet(root: Path) -> list[Case]:
     return cases
 
 
-def _in_folder(root: Path, part: str, channels: Mapping[int, str], ending: str, *, split: str | None) -> list[Case]:
+def _in_folder(
+    root: Path, part: str, channels: Mapping[int, str], ending: str, *, split: str | None
+) -> list[Case]:
     found: dict[str, dict[str, Path]] = {}
     for file in sorted((root / f"images{part}").glob(f"*{ending}")):
         match = _CHANNEL.fullmatch(file.name.removesuffix(ending))
@@ -71,14 +73,21 @@ def _channels(listing: Mapping[str, Any]) -> dict[str, str]:
     names = {number: re.sub(r"[^\w.=+@-]+", "_", str(name)).strip("_.") for number, name in
              listing["channel_names"].items()}  # fmt: skip
     values = list(names.values())
-    return {number: name if values.count(name) == 1 else f"{name}_{number}" for number, name in names.items()}
+    return {
+        number: name if values.count(name) == 1 else f"{name}_{number}"
+        for number, name in names.items()
+    }
 
 
 def _say_labels(listing: Mapping[str, Any]) -> None:
     labels = {name: values for name, values in listing["labels"].items() if name != "background"}
     if "ignore" in labels:
-        raise DataError(f"dataset.json: has a label 'ignore' ({labels['ignore']}); expected labels drawn everywhere")
-    classes = {name: values if isinstance(values, list) else [values] for name, values in labels.items()}
+        raise DataError(
+            f"dataset.json: has a label 'ignore' ({labels['ignore']}); expected labels drawn everywhere"
+        )
+    classes = {
+        name: values if isinstance(values, list) else [values] for name, values in labels.items()
+    }
     written = ", ".join(f"{name}: {values}" for name, values in classes.items())
     logger.info("dataset.json names the labels data.classes='{%s}'", written)
 
@@ -88,13 +97,21 @@ def _read_listing(path: Path) -> dict[str, Any]:
     try:
         listing = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; expected the folder DatasetXXX_Name of nnU-Net v2") from error
+        raise DataError(
+            f"{path}: {error.strerror}; expected the folder DatasetXXX_Name of nnU-Net v2"
+        ) from error
     except ValueError as error:
         raise DataError(f"{path}: is no JSON; expected that of nnU-Net v2") from error
     missing = [key for key in ("channel_names", "labels", "file_ending") if key not in listing]
-    if missing or not isinstance(listing["channel_names"], dict) or not isinstance(listing["labels"], dict):
+    if (
+        missing
+        or not isinstance(listing["channel_names"], dict)
+        or not isinstance(listing["labels"], dict)
+    ):
         raise DataError(f"{path}: has no {', '.join(missing) or 'named channels and labels'}; expected those of "
                         "nnU-Net v2 (a Decathlon task: data=decathlon)")  # fmt: skip
     if listing["file_ending"] not in ENDINGS:
-        raise DataError(f"{path}: file_ending {listing['file_ending']!r}; expected {' or '.join(ENDINGS)}")
+        raise DataError(
+            f"{path}: file_ending {listing['file_ending']!r}; expected {' or '.join(ENDINGS)}"
+        )
     return dict(listing)

@@ -1,0 +1,28 @@
+"""Patches: where they are cut, how they are augmented, and how batches are made of them."""
+
+from tversky_seg.data.patches.augmentation import Augmentation
+from tversky_seg.data.patches.loader import PatchBatches, load_batches
+from tversky_seg.data.patches.samplers import (
+    ForegroundSampler,
+    GridSampler,
+    Hashemi2018Sampler,
+    LesionSampler,
+    Sampler,
+    Shirokikh2020Sampler,
+    SizeTemperedSampler,
+    UniformSampler,
+)
+
+__all__ = [
+    "Augmentation",
+    "ForegroundSampler",
+    "GridSampler",
+    "Hashemi2018Sampler",
+    "LesionSampler",
+    "PatchBatches",
+    "Sampler",
+    "Shirokikh2020Sampler",
+    "SizeTemperedSampler",
+    "UniformSampler",
+    "load_batches",
+]

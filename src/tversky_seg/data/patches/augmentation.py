@@ -9,14 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tversky_seg.data import intensities
 from tversky_seg.data.grids import Shape
-from tversky_seg.data.growth import grow
-from tversky_seg.data.resampling import Turn, coordinates, linear, nearest
+from tversky_seg.data.patches import intensity as intensities
+from tversky_seg.data.patches.lesion_growth import grow
+from tversky_seg.data.patches.spatial import Turn, coordinates, linear, nearest
 
 Patch = tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.int32] | None]
 Step = tuple[Callable[[Tensor, Any], None], Any]  # a change of one channel, and how much
-FOLD_FREE = 1 / 2.48  # a cubic B-spline field below this share of its knots' distance does not fold (Choi & Lee 2000)
+FOLD_FREE = (
+    1 / 2.48
+)  # a cubic B-spline field below this share of its knots' distance does not fold (Choi & Lee 2000)
 MOST_ONE = ("_probability", "contrast", "scale", "stretch")
 
 
@@ -61,7 +63,9 @@ class Change:
         high = np.clip(np.ceil(centre + reach) + 1, low + 1, shape).astype(int)
         return _shape(low), _shape(high - low)
 
-    def __call__(self, image: Tensor, labels: Tensor, *, offset: Sequence[int] = (0, 0, 0)) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, image: Tensor, labels: Tensor, *, offset: Sequence[int] = (0, 0, 0)
+    ) -> tuple[Tensor, Tensor]:
         """The changed patch.
 
         Args:
@@ -224,7 +228,9 @@ class Augmentation:
                     raise ValueError(f"{field.name} must be axes out of 0, 1, 2, got {value}")
             elif field.name == "zoom":
                 if len(value) != 2 or not 0 < value[0] <= value[1]:
-                    raise ValueError(f"zoom must be a smallest and a largest factor above 0, got zoom={value}")
+                    raise ValueError(
+                        f"zoom must be a smallest and a largest factor above 0, got zoom={value}"
+                    )
             elif value < 0 or (value > 1 and field.name.endswith(MOST_ONE)):
                 raise ValueError(f"{field.name} is out of range, got {field.name}={value}")
         if self.elastic_mm > FOLD_FREE * self.elastic_spacing_mm:
@@ -270,7 +276,12 @@ class Augmentation:
         )
 
     def draw(
-        self, rng: np.random.Generator, *, n_channels: int, size: Sequence[int], spacing_mm: Sequence[float]
+        self,
+        rng: np.random.Generator,
+        *,
+        n_channels: int,
+        size: Sequence[int],
+        spacing_mm: Sequence[float],
     ) -> Change:
         """Draw all that is random about one patch, fields of noise included, on the host.
 
@@ -284,22 +295,32 @@ class Augmentation:
         matrix, bumps, knot_distance = self._draw_deformation(rng, size, np.array(spacing_mm))
         if matrix is not None:
             matrix = matrix @ turn.matrix
-        channels = tuple(tuple(self._draw_channel(rng, size, np.array(spacing_mm))) for _ in range(n_channels))
+        channels = tuple(
+            tuple(self._draw_channel(rng, size, np.array(spacing_mm))) for _ in range(n_channels)
+        )
         dropped = np.zeros(n_channels, dtype=bool)
         if self.dropout_probability:
             dropped = rng.random(n_channels) < self.dropout_probability
-        growth_mm = rng.uniform(0, self.growth_mm) if _is_drawn(self.growth_probability, rng) else 0.0
+        growth_mm = (
+            rng.uniform(0, self.growth_mm) if _is_drawn(self.growth_probability, rng) else 0.0
+        )
         spacing = tuple(map(float, spacing_mm))
         dropped &= ~dropped.all()
-        return Change(_shape(size), turn, matrix, bumps, knot_distance, channels, dropped, growth_mm, spacing)
+        return Change(
+            _shape(size), turn, matrix, bumps, knot_distance, channels, dropped, growth_mm, spacing
+        )
 
-    def _draw_turn(self, rng: np.random.Generator, shape: Sequence[int], spacing_mm: Sequence[float]) -> Turn:
+    def _draw_turn(
+        self, rng: np.random.Generator, shape: Sequence[int], spacing_mm: Sequence[float]
+    ) -> Turn:
         quarters = []
         for axis in self.rotation_axes:
             a, b = (other for other in range(3) if other != axis)
             square = shape[a] == shape[b] and np.isclose(spacing_mm[a], spacing_mm[b], rtol=0.01)
             if rng.random() < self.rotation_probability:
-                quarters.append(((a, b), int(rng.integers(1, 4)) if square and self.quarter_turns else 2))
+                quarters.append(
+                    ((a, b), int(rng.integers(1, 4)) if square and self.quarter_turns else 2)
+                )
                 if self.at_most_one_turn:
                     break
         turn = Turn()
@@ -327,8 +348,12 @@ class Augmentation:
         knot_distance = self.elastic_spacing_mm / spacing_mm
         if _is_drawn(self.elastic_probability, rng):
             strength = rng.uniform(0, self.elastic_mm)
-            n_knots = [int((n - 1) / distance) + 4 for n, distance in zip(size, knot_distance, strict=True)]
-            bumps = rng.uniform(-strength, strength, (3, *n_knots)) / spacing_mm[:, None, None, None]
+            n_knots = [
+                int((n - 1) / distance) + 4 for n, distance in zip(size, knot_distance, strict=True)
+            ]
+            bumps = (
+                rng.uniform(-strength, strength, (3, *n_knots)) / spacing_mm[:, None, None, None]
+            )
         if bumps is None and (forward == np.eye(3)).all():
             return None, None, tuple(knot_distance)
         backward = np.linalg.inv(forward) * spacing_mm / spacing_mm[:, None]

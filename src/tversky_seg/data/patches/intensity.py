@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
-from tversky_seg.data.resampling import Matrix, separable
+from tversky_seg.data.patches.spatial import Matrix, separable
 
 
 def bias_field(channel: Tensor, coefficients: NDArray[np.float64]) -> None:
@@ -20,20 +20,28 @@ def bias_field(channel: Tensor, coefficients: NDArray[np.float64]) -> None:
         coefficients: (n, n, n) for the products of the polynomials of degree 0 to n - 1.
     """
     n = len(coefficients)
-    bases = [np.polynomial.legendre.legvander(np.linspace(-1, 1, side), n - 1) for side in channel.shape]
+    bases = [
+        np.polynomial.legendre.legvander(np.linspace(-1, 1, side), n - 1) for side in channel.shape
+    ]
     field = torch.as_tensor(coefficients.astype(np.float32), device=channel.device)
     low = channel.amin()
-    channel.sub_(low).mul_(separable(field, [basis.astype(np.float32) for basis in bases]).exp_()).add_(low)
+    channel.sub_(low).mul_(
+        separable(field, [basis.astype(np.float32) for basis in bases]).exp_()
+    ).add_(low)
 
 
 def blur(channel: Tensor, sigma: Sequence[float]) -> None:
     """Gaussian smoothing with a standard deviation in voxels along each axis; no weight lies outside the patch."""
-    channel.copy_(separable(channel, [_gaussian(n, s) for n, s in zip(channel.shape, sigma, strict=True)]))
+    channel.copy_(
+        separable(channel, [_gaussian(n, s) for n, s in zip(channel.shape, sigma, strict=True)])
+    )
 
 
 def _gaussian(n: int, sigma: float) -> Matrix:
     distance = np.subtract.outer(np.arange(n), np.arange(n))
-    weights = np.exp(-0.5 * (distance / max(sigma, 1e-3)) ** 2) * (np.abs(distance) <= np.ceil(4 * sigma))
+    weights = np.exp(-0.5 * (distance / max(sigma, 1e-3)) ** 2) * (
+        np.abs(distance) <= np.ceil(4 * sigma)
+    )
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
@@ -57,7 +65,9 @@ def gamma(channel: Tensor, exponent: float) -> None:
     """Send t to t^exponent on [smallest, largest] value."""
     low, high = channel.aminmax()
     width = (high - low).clamp_min(1e-20)
-    channel.sub_(low).log_().mul_(exponent).add_((1 - exponent) * width.log()).exp_().add_(low)  # a third of pow's time
+    channel.sub_(low).log_().mul_(exponent).add_((1 - exponent) * width.log()).exp_().add_(
+        low
+    )  # a third of pow's time
 
 
 def s_curve(channel: Tensor, strength: float) -> None:
@@ -65,7 +75,12 @@ def s_curve(channel: Tensor, strength: float) -> None:
     low, high = channel.aminmax()
     width = (high - low).clamp_min(1e-20)
     channel.sub_(low).mul_(1 / width)
-    curve = (channel * (2 * strength * width)).sub_(3 * strength * width).mul_(channel).add_((1 + strength) * width)
+    curve = (
+        (channel * (2 * strength * width))
+        .sub_(3 * strength * width)
+        .mul_(channel)
+        .add_((1 + strength) * width)
+    )
     channel.mul_(curve).add_(low)
 
 

@@ -9,12 +9,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-TEXTURE = 0.4  # share of the tissue's own contrast that shows through a lesion that has grown over it
+TEXTURE = (
+    0.4  # share of the tissue's own contrast that shows through a lesion that has grown over it
+)
 SMALL_MM3 = 2000.0  # of lesion in a patch; with more it shows large lesions as it is
 EDGE_MM = 2.0  # over which the new border fades
 
 
-def grow(image: Tensor, labels: Tensor, *, reach_mm: float, spacing_mm: Sequence[float]) -> tuple[Tensor, Tensor]:
+def grow(
+    image: Tensor, labels: Tensor, *, reach_mm: float, spacing_mm: Sequence[float]
+) -> tuple[Tensor, Tensor]:
     """Let every lesion of a patch grow into the brain around it.
 
     Where a lesion grows, each channel goes to the mean of the patch's lesions, and some of the texture that was there
@@ -34,7 +38,9 @@ def grow(image: Tensor, labels: Tensor, *, reach_mm: float, spacing_mm: Sequence
     brain = (image != 0).any(dim=0).cpu().numpy() | lesion
     if not 0 < lesion.sum() * math.prod(spacing_mm) <= SMALL_MM3:
         return image, labels
-    distance, nearest = ndimage.distance_transform_edt(~lesion, sampling=spacing_mm, return_indices=True)
+    distance, nearest = ndimage.distance_transform_edt(
+        ~lesion, sampling=spacing_mm, return_indices=True
+    )
     ring = brain & (distance > 1) & (distance < 4)
     if not ring.any():
         return image, labels

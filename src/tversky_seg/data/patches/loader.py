@@ -13,18 +13,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tversky_seg.data.augmentation import Change
-from tversky_seg.data.cases import DataError
+from tversky_seg.data.case import DataError
 from tversky_seg.data.grids import Shape
-from tversky_seg.data.preprocessing import PreparedCase
-from tversky_seg.data.sampling import Sampler
+from tversky_seg.data.patches.augmentation import Change
+from tversky_seg.data.patches.samplers import Sampler
+from tversky_seg.data.preprocessing.pipeline import PreparedCase
 
 
 class Augments(Protocol):
     """Says how a patch is changed: see `augmentation.Augmentation`."""
 
     def draw(
-        self, rng: np.random.Generator, *, n_channels: int, size: Sequence[int], spacing_mm: Sequence[float]
+        self,
+        rng: np.random.Generator,
+        *,
+        n_channels: int,
+        size: Sequence[int],
+        spacing_mm: Sequence[float],
     ) -> Change:
         """Draw the change of one patch."""
         ...
@@ -97,7 +102,9 @@ class PatchBatches(Dataset[dict[str, Any]]):
 
     def case_ids(self, step: int) -> list[str]:
         """Names of the cases that this process draws at a step; no file of an image is read."""
-        drawn = (self._draw(step, i, np.random.default_rng([self.seed, step, i])) for i in self._own)
+        drawn = (
+            self._draw(step, i, np.random.default_rng([self.seed, step, i])) for i in self._own
+        )
         return [self.cases[index].case_id for index, _ in drawn]
 
     def _draw(self, step: int, i: int, rng: np.random.Generator) -> tuple[int, Shape]:
@@ -106,7 +113,9 @@ class PatchBatches(Dataset[dict[str, Any]]):
     @property
     def _own(self) -> range:
         """This process's samples of the global batch."""
-        first, end = (share * self.batch_size // self.world_size for share in (self.rank, self.rank + 1))
+        first, end = (
+            share * self.batch_size // self.world_size for share in (self.rank, self.rank + 1)
+        )
         return range(first, end)
 
     def _sample(self, step: int, i: int) -> dict[str, Any]:
@@ -124,7 +133,9 @@ class PatchBatches(Dataset[dict[str, Any]]):
                 change = None
         except Exception as error:
             kind = DataError if isinstance(error, DataError | OSError) else RuntimeError
-            raise kind(f"{case_id}: {type(error).__name__} at step {step}, sample {i}: {error}") from error
+            raise kind(
+                f"{case_id}: {type(error).__name__} at step {step}, sample {i}: {error}"
+            ) from error
         return {
             "images": image, "labels": labels, "changes": change, "offsets": offset, "case_ids": case_id,
             "starts": list(start),
@@ -155,7 +166,10 @@ def augmented(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     Labels are the components where they are asked for; the target is where these are not 0.
     """
     if "images" not in batch:
-        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        return {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
     pairs = []
     for image, labels, change, offset in zip(*(batch[name] for name in _WAITING), strict=True):
         pair = image.to(device, non_blocking=True), labels.to(device, non_blocking=True)
@@ -189,7 +203,12 @@ def _one_thread() -> Iterator[None]:
 
 
 def load_batches(
-    batches: PatchBatches, *, start: int, stop: int, n_workers: int = 0, device: torch.device | None = None
+    batches: PatchBatches,
+    *,
+    start: int,
+    stop: int,
+    n_workers: int = 0,
+    device: torch.device | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield batches[start], ..., batches[stop - 1] in this order, byte for byte the same for any number of workers.
 
@@ -229,7 +248,9 @@ def load_batches(
                 worker.kill()  # a stuck one heeds nothing else
             raise RuntimeError(f"{fault} ({error})") from error
         if isinstance(batch, Exception):
-            del iterator  # ends the workers now: left to the garbage collector it takes 5 seconds for each
+            del (
+                iterator
+            )  # ends the workers now: left to the garbage collector it takes 5 seconds for each
             raise batch
         yield augmented(batch, device)
 
@@ -264,16 +285,26 @@ def _no_handler_of_dead_children() -> Iterator[None]:
             signal.signal(number, before)
 
 
-def _fault_of_worker(batches: PatchBatches, step: int, *, start: int, workers: Sequence[Any]) -> str:
+def _fault_of_worker(
+    batches: PatchBatches, step: int, *, start: int, workers: Sequence[Any]
+) -> str:
     """What happened to a worker, with the step that it was at; worker i computes every n-th batch."""
     dead = [i for i, worker in enumerate(workers) if not worker.is_alive()]
-    at = next(k for k in range(step, step + len(workers)) if not dead or (k - start) % len(workers) == dead[0])
+    at = next(
+        k
+        for k in range(step, step + len(workers))
+        if not dead or (k - start) % len(workers) == dead[0]
+    )
     code = workers[dead[0]].exitcode if dead else None
     cause = f"gave no batch for {STUCK_AFTER_S} s: is the disk there?"
     if code is not None:
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        cause = f"died ({how}), out of memory or of shared memory (/dev/shm)? n_workers=0 needs neither"
-    return f"{', '.join(dict.fromkeys(batches.case_ids(at)))}: the loader worker at step {at} {cause}"
+        cause = (
+            f"died ({how}), out of memory or of shared memory (/dev/shm)? n_workers=0 needs neither"
+        )
+    return (
+        f"{', '.join(dict.fromkeys(batches.case_ids(at)))}: the loader worker at step {at} {cause}"
+    )
 
 
 @dataclass(frozen=True)

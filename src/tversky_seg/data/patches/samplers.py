@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tversky_seg.data.grids import Shape
-from tversky_seg.data.preprocessing import PreparedCase
+from tversky_seg.data.preprocessing.pipeline import PreparedCase
 
 logger = logging.getLogger("tversky_seg")
 
@@ -105,7 +105,9 @@ class LesionSampler:
         """
         _require_cases(cases)
         index, _, voxel = self.aim(cases, rng)
-        return index, _start(voxel, cases[index].geometry.shape, self.sides, rng, jitter=self.jitter)
+        return index, _start(
+            voxel, cases[index].geometry.shape, self.sides, rng, jitter=self.jitter
+        )
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,12 @@ class SizeTemperedSampler:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
-        _check(self.patch_size, lesion_probability=self.lesion_probability, jitter=self.jitter, power=self.power)
+        _check(
+            self.patch_size,
+            lesion_probability=self.lesion_probability,
+            jitter=self.jitter,
+            power=self.power,
+        )
 
     @property
     def sides(self) -> Shape:
@@ -153,7 +160,9 @@ class SizeTemperedSampler:
         """Index of the case and the patch's first voxel, as `LesionSampler.draw`."""
         _require_cases(cases)
         index, _, voxel = self.aim(cases, rng)
-        return index, _start(voxel, cases[index].geometry.shape, self.sides, rng, jitter=self.jitter)
+        return index, _start(
+            voxel, cases[index].geometry.shape, self.sides, rng, jitter=self.jitter
+        )
 
 
 @dataclass(frozen=True)
@@ -272,7 +281,9 @@ class Hashemi2018Sampler:
         _check(self.patch_size)
         for name in ("min_voxels", "min_case_voxels"):
             if len(getattr(self, name)) != 2 or min(getattr(self, name)) < 0:
-                raise ValueError(f"{name} must be two numbers >= 0, got {name}={getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be two numbers >= 0, got {name}={getattr(self, name)}"
+                )
         if self.jitter_voxels < 0:
             raise ValueError(f"jitter_voxels must be >= 0, got jitter_voxels={self.jitter_voxels}")
 
@@ -299,10 +310,16 @@ class Hashemi2018Sampler:
         self, cases: Sequence[PreparedCase], rng: np.random.Generator, patch_number: int
     ) -> tuple[tuple[int, int | None, Voxel], Shape]:
         enough = self.min_case_voxels[patch_number >= 100]
-        indices = [i for i, case in enumerate(cases) if any(case.n_lesions) and len(case.lesion_voxels) >= enough]
+        indices = [
+            i
+            for i, case in enumerate(cases)
+            if any(case.n_lesions) and len(case.lesion_voxels) >= enough
+        ]
         if not indices:
             index, _, voxel = _brain_aim(cases, rng)
-            return (index, None, voxel), _start(voxel, cases[index].geometry.shape, self.sides, rng, jitter=0)
+            return (index, None, voxel), _start(
+                voxel, cases[index].geometry.shape, self.sides, rng, jitter=0
+            )
         index = indices[rng.integers(len(indices))]
         case, found = cases[index], []
         places = np.stack(np.unravel_index(case.lesion_voxels, case.geometry.shape), axis=1)
@@ -311,7 +328,11 @@ class Hashemi2018Sampler:
             off = rng.integers(-self.jitter_voxels, max(self.jitter_voxels, 1), 3)
             start = _start(np.add(voxel, off), case.geometry.shape, self.sides, rng, jitter=0)
             low = np.add(start, np.array(self.sides) // 4)
-            n_voxels = ((places >= low) & (places < low + (np.array(self.sides) + 1) // 2)).all(axis=1).sum()
+            n_voxels = (
+                ((places >= low) & (places < low + (np.array(self.sides) + 1) // 2))
+                .all(axis=1)
+                .sum()
+            )
             found.append((int(n_voxels), lesion, voxel, start))
             if n_voxels >= self.min_voxels[patch_number >= 1000]:
                 break
@@ -402,7 +423,11 @@ class GridSampler:
     ) -> tuple[int, int | None, Voxel]:
         """Index of the case, None, and the centre of the patch."""
         index, start = self.draw(cases, rng, patch_number=patch_number)
-        return index, None, [first + side // 2 for first, side in zip(start, self.sides, strict=True)]
+        return (
+            index,
+            None,
+            [first + side // 2 for first, side in zip(start, self.sides, strict=True)],
+        )
 
     def draw(
         self, cases: Sequence[PreparedCase], rng: np.random.Generator, *, patch_number: int = 0
@@ -421,8 +446,14 @@ class GridSampler:
         starts = []
         for side, n in zip(self.sides, case.geometry.shape, strict=True):
             room = n - side
-            n_patches = 1 if room <= 0 else 1 + int(np.ceil(room / max(1, int(side * (1 - self.overlap)))))
-            starts.append(np.linspace(min(room // 2, 0) if n_patches == 1 else 0, max(room, 0), n_patches).astype(int))
+            n_patches = (
+                1 if room <= 0 else 1 + int(np.ceil(room / max(1, int(side * (1 - self.overlap)))))
+            )
+            starts.append(
+                np.linspace(
+                    min(room // 2, 0) if n_patches == 1 else 0, max(room, 0), n_patches
+                ).astype(int)
+            )
         return [along[:1].tolist() if len(along) == 1 else along.tolist() for along in starts]
 
 
@@ -447,7 +478,12 @@ def _sides(patch_size: int | Sequence[int]) -> Shape:
 
 
 def _start(
-    voxel: Voxel | NDArray[np.int_], shape: Voxel, sides: Shape, rng: np.random.Generator, *, jitter: float
+    voxel: Voxel | NDArray[np.int_],
+    shape: Voxel,
+    sides: Shape,
+    rng: np.random.Generator,
+    *,
+    jitter: float,
 ) -> Shape:
     """First voxel of a patch in whose central `jitter` share the voxel lies, inside the volume where it fits."""
     room = np.subtract(shape, sides)  # negative where the volume is smaller than the patch
@@ -520,7 +556,9 @@ class DrawShares:
     off_centre: tuple[float, float]
 
 
-def draw_shares(sampler: Sampler, cases: Sequence[PreparedCase], *, n_draws: int = 2000, seed: int = 0) -> DrawShares:
+def draw_shares(
+    sampler: Sampler, cases: Sequence[PreparedCase], *, n_draws: int = 2000, seed: int = 0
+) -> DrawShares:
     """Draw patches as a training does, and count which lesions they are drawn for; no image is read.
 
     Args:
@@ -542,7 +580,9 @@ def draw_shares(sampler: Sampler, cases: Sequence[PreparedCase], *, n_draws: int
     shares = counts / n_aimed if n_aimed else np.full(4, np.nan)
     median, high = np.percentile(off_centre, (50, 90)) if n_aimed else (np.nan, np.nan)
     n_lesions = sum(len(quarter) for quarter in quarters)
-    return DrawShares(n_lesions, limits, tuple(shares.tolist()), n_aimed / n_draws, (float(median), float(high)))
+    return DrawShares(
+        n_lesions, limits, tuple(shares.tolist()), n_aimed / n_draws, (float(median), float(high))
+    )
 
 
 def _quarters(cases: Sequence[PreparedCase]) -> tuple[list[NDArray[np.int_]], tuple[float, ...]]:
@@ -561,13 +601,19 @@ def log_draw_shares(sampler: Sampler, cases: Sequence[PreparedCase]) -> None:
     found = draw_shares(sampler, cases)
     name = type(sampler).__name__
     if not found.lesion_share:
-        logger.info("%s: patches are drawn for no lesion in particular (%d lesions)", name, found.n_lesions)
+        logger.info(
+            "%s: patches are drawn for no lesion in particular (%d lesions)", name, found.n_lesions
+        )
         return
     quarters = ", ".join(
         f"{100 * share:.0f} % to {label}"
         for share, label in zip(
             found.shares,
-            [f"those up to {found.limits[0]:.0f} voxels", *(f"up to {n:.0f}" for n in found.limits[1:]), "the largest"],
+            [
+                f"those up to {found.limits[0]:.0f} voxels",
+                *(f"up to {n:.0f}" for n in found.limits[1:]),
+                "the largest",
+            ],
             strict=True,
         )
     )

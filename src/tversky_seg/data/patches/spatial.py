@@ -65,9 +65,13 @@ def separable(values: Tensor, matrices: Sequence[Matrix]) -> Tensor:
     Returns:
         (..., X, Y, Z).
     """
-    along_x, along_y, along_z = (torch.as_tensor(matrix, device=values.device) for matrix in matrices)
+    along_x, along_y, along_z = (
+        torch.as_tensor(matrix, device=values.device) for matrix in matrices
+    )
     values = along_y @ (values @ along_z.T)
-    return torch.matmul(along_x, values.flatten(-2)).reshape(*values.shape[:-3], len(along_x), *values.shape[-2:])
+    return torch.matmul(along_x, values.flatten(-2)).reshape(
+        *values.shape[:-3], len(along_x), *values.shape[-2:]
+    )
 
 
 def spline_basis(n_voxels: int, knot_distance: float) -> Matrix:
@@ -102,9 +106,14 @@ def coordinates(
     """
     centre = (np.array(size) - 1) / 2
     start = centre - offset
-    x, y, z = (torch.arange(n, dtype=torch.float32, device=device) - c for n, c in zip(size, centre, strict=True))
+    x, y, z = (
+        torch.arange(n, dtype=torch.float32, device=device) - c
+        for n, c in zip(size, centre, strict=True)
+    )
     places = torch.empty((3, *size), device=device)
-    for place, (by_x, by_y, by_z), first in zip(places, matrix.tolist(), start.tolist(), strict=True):
+    for place, (by_x, by_y, by_z), first in zip(
+        places, matrix.tolist(), start.tolist(), strict=True
+    ):
         in_plane = (by_x * x + first)[:, None] + by_y * y
         torch.add(in_plane[:, :, None], by_z * z, out=place)
     if bumps is not None:
@@ -120,7 +129,9 @@ def linear(image: Tensor, places: Tensor) -> Tensor:
     for axis, n in enumerate(image.shape[1:]):
         torch.mul(places[axis], 2 / n, out=grid[..., 2 - axis])
     grid += torch.tensor([1 / n - 1 for n in reversed(image.shape[1:])], device=grid.device)
-    return functional.grid_sample(image[None], grid[None], padding_mode="zeros", align_corners=False)[0]
+    return functional.grid_sample(
+        image[None], grid[None], padding_mode="zeros", align_corners=False
+    )[0]
 
 
 def nearest(labels: Tensor, places: Tensor) -> Tensor:

@@ -39,7 +39,10 @@ def load_anatomy() -> Anatomy:
     """The MNI152 (2009a, symmetric) tissue maps of the installed nilearn package; nothing is downloaded."""
     from nilearn import datasets
 
-    maps = [datasets.load_mni152_gm_template(resolution=1), datasets.load_mni152_wm_template(resolution=1)]
+    maps = [
+        datasets.load_mni152_gm_template(resolution=1),
+        datasets.load_mni152_wm_template(resolution=1),
+    ]
     brain = datasets.load_mni152_brain_mask(resolution=1).get_fdata() > 0.5
     box = ndimage.find_objects(brain.astype(np.uint8))[0]
     brain = brain[box]
@@ -62,7 +65,10 @@ def draw_head(anatomy: Anatomy, *, spacing_mm: float, rng: np.random.Generator) 
     grid = np.indices(shape, dtype=np.float32)
     position = (grid - ((np.array(shape) - 1) / 2)[:, None, None, None]) * spacing_mm
     position = np.einsum("ij,jxyz->ixyz", turn.astype(np.float32), position)
-    position += np.stack([smooth_noise(shape, rng, sigma_mm=18, spacing_mm=spacing_mm) for _ in range(3)]) * 2.5
+    position += (
+        np.stack([smooth_noise(shape, rng, sigma_mm=18, spacing_mm=spacing_mm) for _ in range(3)])
+        * 2.5
+    )
     position += ((size - 1) / 2)[:, None, None, None].astype(np.float32)
     distance = _sample(anatomy.ventricle_mm, position)
     inward = np.stack(np.gradient(ndimage.gaussian_filter(distance, 2 / spacing_mm), spacing_mm))
@@ -71,7 +77,9 @@ def draw_head(anatomy: Anatomy, *, spacing_mm: float, rng: np.random.Generator) 
     return Head(_sharpen(tissue), _sample(anatomy.ventricle_mm, position), spacing_mm)
 
 
-def smooth_noise(shape: Sequence[int], rng: np.random.Generator, *, sigma_mm: float, spacing_mm: float) -> Array:
+def smooth_noise(
+    shape: Sequence[int], rng: np.random.Generator, *, sigma_mm: float, spacing_mm: float
+) -> Array:
     """Smooth Gaussian noise, mean about 0 and standard deviation 1, drawn on a grid as coarse as it may be."""
     sigma = sigma_mm / spacing_mm
     step = max(1, int(sigma / 1.5))
@@ -111,7 +119,9 @@ def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
 def _sample(volume: Array, position: Array, *, outside: float | None = None) -> Array:
     """Linear interpolation at (3, …) voxel positions; beyond the edge `outside`, or the nearest value."""
     mode, value = ("nearest", 0.0) if outside is None else ("constant", outside)
-    return np.asarray(ndimage.map_coordinates(volume, position, order=1, mode=mode, cval=value, output=np.float32))
+    return np.asarray(
+        ndimage.map_coordinates(volume, position, order=1, mode=mode, cval=value, output=np.float32)
+    )
 
 
 def _sharpen(tissue: Array, power: float = 2.0) -> Array:

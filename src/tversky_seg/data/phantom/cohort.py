@@ -22,19 +22,29 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from tversky_seg.data.cases import Case, DataError
+from tversky_seg.data.case import Case, DataError
 from tversky_seg.data.datasets.msseg2016 import find_msseg2016
-from tversky_seg.data.phantom_anatomy import Anatomy, Array, Head, Mask, draw_head, load_anatomy, smooth_noise
-from tversky_seg.data.phantom_lesions import Lesion, draw_lesion_sizes, grow_lesions
-from tversky_seg.data.volumes import write_volume
-from tversky_seg.progress import track
+from tversky_seg.data.nifti import write_volume
+from tversky_seg.data.phantom.anatomy import (
+    Anatomy,
+    Array,
+    Head,
+    Mask,
+    draw_head,
+    load_anatomy,
+    smooth_noise,
+)
+from tversky_seg.data.phantom.lesions import Lesion, draw_lesion_sizes, grow_lesions
+from tversky_seg.runtime.progress import track
 
 logger = logging.getLogger("tversky_seg")
 
 VERSION = 2  # of what the same settings make; raise it when the images change
 CENTRES = ("01", "07", "08")
 MODALITIES = ("FLAIR", "T1", "T2")
-WHITE_MATTER_LEVEL = 300.0  # intensity of white matter in the int16 files, before the subject's own gain
+WHITE_MATTER_LEVEL = (
+    300.0  # intensity of white matter in the int16 files, before the subject's own gain
+)
 # fmt: off
 # Ranges that one subject's value is drawn from; intensities are relative to white matter = 1, of the real pair.
 GREY_MATTER = {"FLAIR": (1.10, 1.19), "T1": (0.61, 0.71), "T2": (1.34, 1.57)}
@@ -103,14 +113,25 @@ def make_phantom(
         ("spacing_mm", spacing_mm, 1, 6),
         ("seed", seed, 0, np.inf),
     ):
-        if not isinstance(value, int | float if name == "spacing_mm" else int) or not low <= value <= high:
+        if (
+            not isinstance(value, int | float if name == "spacing_mm" else int)
+            or not low <= value <= high
+        ):
             top = "or more" if high == np.inf else f"to {high}"
             raise DataError(f"data.importer.{name}: {value}; expected {low} {top}")
-    settings = {"n_train": n_train, "n_test": n_test, "spacing_mm": float(spacing_mm), "seed": seed, "version": VERSION}
+    settings = {
+        "n_train": n_train,
+        "n_test": n_test,
+        "spacing_mm": float(spacing_mm),
+        "seed": seed,
+        "version": VERSION,
+    }
     cohort = Path(root) / f"ms_{n_train}+{n_test}_{spacing_mm:g}mm_seed{seed}_v{VERSION}"
     if not cohort.is_dir():
         try:
-            _make_cohort(cohort, settings, n_workers=_n_processors() if n_workers is None else n_workers)
+            _make_cohort(
+                cohort, settings, n_workers=_n_processors() if n_workers is None else n_workers
+            )
         except OSError as error:
             raise DataError(
                 f"{root}: {error.strerror or error}; expected a folder to write to, as data.root="
@@ -118,7 +139,9 @@ def make_phantom(
     return find_msseg2016(cohort)
 
 
-def draw_subject(anatomy: Anatomy, *, load_rank: float, spacing_mm: float, rng: np.random.Generator) -> Subject:
+def draw_subject(
+    anatomy: Anatomy, *, load_rank: float, spacing_mm: float, rng: np.random.Generator
+) -> Subject:
     """Draw one subject.
 
     Args:
@@ -151,9 +174,15 @@ def _make_cohort(cohort: Path, settings: Mapping[str, Any], *, n_workers: int) -
     logger.info("makes the synthetic cohort %s (once)", cohort)
     try:
         partial.mkdir(parents=True)
-        for _ in track(_run(tasks, n_workers=min(n_workers, len(tasks))), "synthetic subjects", total=len(tasks)):
+        for _ in track(
+            _run(tasks, n_workers=min(n_workers, len(tasks))),
+            "synthetic subjects",
+            total=len(tasks),
+        ):
             pass
-        (partial / "phantom.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        (partial / "phantom.json").write_text(
+            json.dumps(settings, indent=1) + "\n", encoding="utf-8"
+        )
         try:
             partial.rename(cohort)
         except OSError:
@@ -175,7 +204,12 @@ def _plan(folder: Path, settings: Mapping[str, Any]) -> Iterator[_Task]:
     for part, members in (("Training", ranks[~in_test]), ("Testing", ranks[in_test])):
         for i, rank in enumerate(rng.permutation(members)):
             patient = folder / part / f"Center_{CENTRES[i % 3]}" / f"Patient_{i // 3 + 1:02d}"
-            yield _Task(patient, load_rank=float(rank), spacing_mm=settings["spacing_mm"], key=(seed, number))
+            yield _Task(
+                patient,
+                load_rank=float(rank),
+                spacing_mm=settings["spacing_mm"],
+                key=(seed, number),
+            )
             number += 1
 
 
@@ -187,10 +221,14 @@ def _run(tasks: Sequence[_Task], *, n_workers: int) -> Iterator[None]:
             _make_subject(task, anatomy)
             yield
         return
-    pool = ProcessPoolExecutor(n_workers, get_context("spawn"), initializer=_set_anatomy, initargs=(anatomy,))
+    pool = ProcessPoolExecutor(
+        n_workers, get_context("spawn"), initializer=_set_anatomy, initargs=(anatomy,)
+    )
     try:
         with pool:
-            for done in as_completed([pool.submit(_make_subject_in_worker, task) for task in tasks]):
+            for done in as_completed(
+                [pool.submit(_make_subject_in_worker, task) for task in tasks]
+            ):
                 done.result()
                 yield
     except BrokenProcessPool as error:
@@ -230,7 +268,9 @@ def _n_processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _draw_images(head: Head, lesions: Sequence[Lesion], *, rng: np.random.Generator) -> dict[str, Array]:
+def _draw_images(
+    head: Head, lesions: Sequence[Lesion], *, rng: np.random.Generator
+) -> dict[str, Array]:
     """Intensities of all modalities, white matter about 1 times a gain."""
     spacing = head.spacing_mm
     grey, white, csf = head.tissue
@@ -238,14 +278,24 @@ def _draw_images(head: Head, lesions: Sequence[Lesion], *, rng: np.random.Genera
     faint = _draw_faint_spots(head, n=len(lesions) // 4 + 2, rng=rng)
     share, severity = _paint(shape, lesions, faint, rng=rng)
     severity *= np.exp(0.4 * smooth_noise(shape, rng, sigma_mm=4, spacing_mm=spacing))
-    rim = rng.uniform(0.03, 0.15) * np.exp(-head.ventricle_mm / 2.5)  # the lining of the ventricles shines on FLAIR
+    rim = rng.uniform(0.03, 0.15) * np.exp(
+        -head.ventricle_mm / 2.5
+    )  # the lining of the ventricles shines on FLAIR
     images = {}
     for name in MODALITIES:
         contrast = rng.uniform(*LESION_CONTRAST[name])
-        solid = grey * rng.uniform(*GREY_MATTER[name]) + white * (1 + (rim if name == "FLAIR" else 0.0))
-        patchy = 1 + 0.15 * smooth_noise(shape, rng, sigma_mm=3, spacing_mm=spacing) if name == "FLAIR" else severity
+        solid = grey * rng.uniform(*GREY_MATTER[name]) + white * (
+            1 + (rim if name == "FLAIR" else 0.0)
+        )
+        patchy = (
+            1 + 0.15 * smooth_noise(shape, rng, sigma_mm=3, spacing_mm=spacing)
+            if name == "FLAIR"
+            else severity
+        )
         lesion = np.maximum(1 + contrast * patchy, 0.15)
-        image = share * lesion * (grey + white) + (1 - share) * solid + csf * rng.uniform(*CSF[name])
+        image = (
+            share * lesion * (grey + white) + (1 - share) * solid + csf * rng.uniform(*CSF[name])
+        )
         images[name] = _add_scanner(image, head, name=name, rng=rng)
     return images
 
@@ -253,11 +303,17 @@ def _draw_images(head: Head, lesions: Sequence[Lesion], *, rng: np.random.Genera
 def _draw_faint_spots(head: Head, *, n: int, rng: np.random.Generator) -> list[Lesion]:
     """Small bright spots of white matter that no rater marks."""
     candidates = np.argwhere(head.tissue[1] > 0.7)
-    return [Lesion(spot, spot) for spot in candidates[rng.integers(len(candidates), size=n)][:, None, :]]
+    return [
+        Lesion(spot, spot) for spot in candidates[rng.integers(len(candidates), size=n)][:, None, :]
+    ]
 
 
 def _paint(
-    shape: tuple[int, ...], lesions: Sequence[Lesion], faint: Sequence[Lesion], *, rng: np.random.Generator
+    shape: tuple[int, ...],
+    lesions: Sequence[Lesion],
+    faint: Sequence[Lesion],
+    *,
+    rng: np.random.Generator,
 ) -> tuple[Array, Array]:
     """Where lesion replaces tissue, in [0, 1] with graded borders, and how severe each lesion is (about 1)."""
     share = np.zeros(shape, dtype=np.float32)
@@ -280,10 +336,16 @@ def _add_scanner(image: Array, head: Head, *, name: str, rng: np.random.Generato
     uneven = 0.7 * smooth_noise(shape, rng, sigma_mm=3, spacing_mm=spacing)
     uneven += 0.7 * smooth_noise(shape, rng, sigma_mm=9, spacing_mm=spacing)
     bias = 0.04 * smooth_noise(shape, rng, sigma_mm=45, spacing_mm=spacing)
-    clean = image * np.exp(rng.uniform(*TEXTURE[name]) * uneven * (1 + 0.25 * head.tissue[0]) + bias)
-    sd = rng.uniform(*NOISE_2MM[name]) * (2 / spacing) ** 0.4  # as measured at 1 mm: neighbours' noise is alike
+    clean = image * np.exp(
+        rng.uniform(*TEXTURE[name]) * uneven * (1 + 0.25 * head.tissue[0]) + bias
+    )
+    sd = (
+        rng.uniform(*NOISE_2MM[name]) * (2 / spacing) ** 0.4
+    )  # as measured at 1 mm: neighbours' noise is alike
     real, imaginary = rng.standard_normal((2, *shape), dtype=np.float32) * np.float32(sd)
-    return np.asarray(rng.uniform(0.6, 1.6) * WHITE_MATTER_LEVEL * np.hypot(clean + real, imaginary))
+    return np.asarray(
+        rng.uniform(0.6, 1.6) * WHITE_MATTER_LEVEL * np.hypot(clean + real, imaginary)
+    )
 
 
 def _as_int16(image: Array) -> NDArray[np.int16]:

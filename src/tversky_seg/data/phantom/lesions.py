@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.phantom_anatomy import Head, smooth_noise
+from tversky_seg.data.phantom.anatomy import Head, smooth_noise
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ LESION_SIZES = {
 # fmt: on
 
 
-def draw_lesion_sizes(load_rank: float, *, spacing_mm: float, rng: np.random.Generator) -> list[int]:
+def draw_lesion_sizes(
+    load_rank: float, *, spacing_mm: float, rng: np.random.Generator
+) -> list[int]:
     """Lesion sizes of one subject in voxels, largest first.
 
     Number, largest and second largest lie between those of the real patients next in lesion load; the rest is drawn
@@ -92,8 +94,12 @@ def grow_lesions(head: Head, sizes: Sequence[int], *, rng: np.random.Generator) 
     matter and away from the ventricles, and a smooth random field makes it ragged.
     """
     white, csf = head.tissue[1], head.tissue[2]
-    raggedness = np.exp(0.8 * smooth_noise(white.shape, rng, sigma_mm=2.5, spacing_mm=head.spacing_mm))
-    slowness = (raggedness * (1 + head.ventricle_mm / 5) ** 2 / (white**2 + 0.03)).astype(np.float64)
+    raggedness = np.exp(
+        0.8 * smooth_noise(white.shape, rng, sigma_mm=2.5, spacing_mm=head.spacing_mm)
+    )
+    slowness = (raggedness * (1 + head.ventricle_mm / 5) ** 2 / (white**2 + 0.03)).astype(
+        np.float64
+    )
     slowness[(csf > 0.5) | (head.tissue.sum(0) < 0.7)] = -1
     candidates = np.argwhere((white > 0.5) & (slowness > 0))
     distance = head.ventricle_mm[tuple(candidates.T)]
@@ -136,7 +142,9 @@ def _spread(slowness: NDArray[np.float64], seed: NDArray[np.intp], *, n: int) ->
         box = tuple(slice(a, b) for a, b in zip(start, seed + half + 1, strict=True))
         costs = slowness[box]
         front = MCP_Geometric(costs, fully_connected=True)
-        arrival, _ = front.find_costs([tuple(seed - start)], max_coverage=min(1.0, (1.2 * n + 30) / costs.size))
+        arrival, _ = front.find_costs(
+            [tuple(seed - start)], max_coverage=min(1.0, (1.2 * n + 30) / costs.size)
+        )
         reached = np.flatnonzero(np.isfinite(arrival))
         if len(reached) >= n or costs.shape == slowness.shape:
             first = reached[np.argsort(arrival.ravel()[reached], kind="stable")][:n]

@@ -11,9 +11,9 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.cases import DataError
+from tversky_seg.data.case import DataError
 from tversky_seg.data.grids import Affine, Bools, Floats, Shape, resample, shift, steps, window
-from tversky_seg.data.volumes import Volume, affine_shift_voxels, read_label, read_volume
+from tversky_seg.data.nifti import Volume, affine_shift_voxels, read_label, read_volume
 
 FINE_SHIFT = 0.01  # voxels between two affines of one grid: rounding
 TOLERATED_SHIFT = 0.6  # voxels: half-voxel conventions; said, not corrected
@@ -67,7 +67,9 @@ class Channel:
     @property
     def foreground(self) -> Bools:
         """(X, Y, Z) in the box."""
-        return np.unpackbits(self.packed, count=self.values.size).reshape(self.values.shape).view(bool)
+        return (
+            np.unpackbits(self.packed, count=self.values.size).reshape(self.values.shape).view(bool)
+        )
 
     def within(self, box: Box) -> NDArray[np.int16]:
         """The values in another box of the grid."""
@@ -94,17 +96,23 @@ def read_channel(
     cut: tuple[float, float] | None = (-MAX_DEVIATIONS, MAX_DEVIATIONS)
     if normalization in ("percentile", "window"):
         assert limits is not None
-        low, high = limits if normalization == "window" else _percentiles(values[foreground], limits, path)
+        low, high = (
+            limits if normalization == "window" else _percentiles(values[foreground], limits, path)
+        )
         centre, width, cut = low, high - low, (0.0, 1.0)
     else:
         centre, width = _centre_and_width(values[foreground], normalization, path)
         cut = None if normalization == "none" else cut
-    lowest, highest = (of.reduce(values, axis=None) for of in (np.fmin, np.fmax))  # NaN beyond the field of view
+    lowest, highest = (
+        of.reduce(values, axis=None) for of in (np.fmin, np.fmax)
+    )  # NaN beyond the field of view
     extremes = _normalised(np.array([lowest, highest, background]), centre, width, cut=cut)
     scale = max(float(extremes.max()), -float(extremes.min()), 1e-6) / 32767
     steps = np.empty(values.shape, dtype=np.int16)
     for slab, wanted in zip(values, steps, strict=True):  # one at a time: they are float64
-        wanted[...] = np.rint(_normalised(slab.astype(np.float64), centre, width, cut=cut) / np.float32(scale))
+        wanted[...] = np.rint(
+            _normalised(slab.astype(np.float64), centre, width, cut=cut) / np.float32(scale)
+        )
     outside = int(np.rint(extremes[2] / np.float32(scale)))
     return Channel(box, np.packbits(foreground), steps, outside, scale)
 
@@ -123,8 +131,14 @@ def _located(
         differs = np.isfinite(values)
     foreground = differs if brain is None else brain & differs
     if not foreground.any():
-        found = "shows nothing of the brain" if np.isnan(background) else f"holds nothing but {background:g}"
-        raise DataError(f"{path}: {found}; expected {modality} of the body part that {reference.modality} shows")
+        found = (
+            "shows nothing of the brain"
+            if np.isnan(background)
+            else f"holds nothing but {background:g}"
+        )
+        raise DataError(
+            f"{path}: {found}; expected {modality} of the body part that {reference.modality} shows"
+        )
     box = bounding_box(foreground)
     return values[box], np.array(foreground[box], order="C"), box, background
 
@@ -136,7 +150,9 @@ def bounding_box(mask: Bools) -> Box:
     return x, y, z
 
 
-def _on_grid(volume: Volume, name: str, path: Path, reference: Reference, notes: list[str], *, strict: bool) -> Volume:
+def _on_grid(
+    volume: Volume, name: str, path: Path, reference: Reference, notes: list[str], *, strict: bool
+) -> Volume:
     """The volume with the affine to go by: the reference's where both mean the same grid, else (not strict) its own."""
     if volume.shape == reference.input_shape:
         shift = affine_shift_voxels(reference.input_affine, volume.affine, volume.shape)
@@ -146,12 +162,16 @@ def _on_grid(volume: Volume, name: str, path: Path, reference: Reference, notes:
             )
         if shift <= TOLERATED_SHIFT:
             return Volume(volume.data, reference.input_affine)
-        found = f"its affine puts voxels up to {shift:.3g} voxels from those of {reference.modality}"
+        found = (
+            f"its affine puts voxels up to {shift:.3g} voxels from those of {reference.modality}"
+        )
     else:
         found = f"has shape {volume.shape}, {reference.modality} has {reference.input_shape}"
     if strict:
         raise DataError(f"{path}: {found}; expected {name} on the grid of {reference.modality}")
-    notes.append(f"{name} lies on another grid than {reference.modality}; resampled to it by its affine")
+    notes.append(
+        f"{name} lies on another grid than {reference.modality}; resampled to it by its affine"
+    )
     return volume
 
 
@@ -166,7 +186,9 @@ def read_brain(path: Path, reference: Reference, notes: list[str]) -> Bools:
 
 def _background(data: Floats) -> float:
     """The constant around the body: the value of more than half of the voxels on the six faces; NaN without one."""
-    faces = np.concatenate([np.moveaxis(data, axis, 0)[i].ravel() for axis in range(3) for i in (0, -1)])
+    faces = np.concatenate(
+        [np.moveaxis(data, axis, 0)[i].ravel() for axis in range(3) for i in (0, -1)]
+    )
     values, counts = np.unique(faces, return_counts=True)
     return float(values[counts.argmax()]) if counts.max() * 2 > len(faces) else math.nan
 
@@ -176,13 +198,18 @@ def _centre_and_width(brain: Floats, normalization: str, path: Path) -> tuple[fl
     if normalization == "none":
         return 0.0, 1.0
     centre = float(brain.mean(dtype=np.float64))
-    squares = sum(float(np.square(part - centre, dtype=np.float64).sum()) for part in np.array_split(brain, 64))
+    squares = sum(
+        float(np.square(part - centre, dtype=np.float64).sum())
+        for part in np.array_split(brain, 64)
+    )
     width = math.sqrt(squares / len(brain))
     if normalization == "robust":
         low, centre, high = np.percentile(brain, (25, 50, 75)).tolist()
         width = (high - low) / 1.349
     if not width > 1e-6 * abs(centre):
-        raise DataError(f"{path}: is {centre:g} over most of the brain; expected an image with contrast")
+        raise DataError(
+            f"{path}: is {centre:g} over most of the brain; expected an image with contrast"
+        )
     return centre, width
 
 
@@ -190,11 +217,15 @@ def _percentiles(brain: Floats, limits: tuple[float, float], path: Path) -> tupl
     """The intensities below which these shares (in per cent) of the brain's voxels (n,) lie."""
     low, high = np.percentile(brain, limits).tolist()
     if not low < high:
-        raise DataError(f"{path}: is {low:g} over most of the brain; expected an image with contrast")
+        raise DataError(
+            f"{path}: is {low:g} over most of the brain; expected an image with contrast"
+        )
     return low, high
 
 
-def _normalised(values: Affine, centre: float, width: float, *, cut: tuple[float, float] | None) -> Affine:
+def _normalised(
+    values: Affine, centre: float, width: float, *, cut: tuple[float, float] | None
+) -> Affine:
     """In place (float64); 0 where there is no value."""
     values -= np.float32(centre)
     values /= np.float32(width)
@@ -225,7 +256,9 @@ def read_target(
             f"{path}: holds the label values {', '.join(map(str, unnamed[:5]))} that no class names; "
             f"expected {{{described}}} and 0, or other data.classes"
         )
-    return np.stack([_class_mask(_is_any(label.data, values), reference) for values in classes.values()])
+    return np.stack(
+        [_class_mask(_is_any(label.data, values), reference) for values in classes.values()]
+    )
 
 
 def majority(
@@ -249,7 +282,9 @@ def box_around(path: Path, reference: Reference, values: Sequence[int], *, margi
     label = read_label(path)
     mask = reference.resampled(Volume(_is_any(label.data, values), reference.input_affine)) > 0
     if not mask.any():
-        raise DataError(f"{path}: holds none of the label values {list(values)} of data.crop_values; expected one")
+        raise DataError(
+            f"{path}: holds none of the label values {list(values)} of data.crop_values; expected one"
+        )
     sides = zip(bounding_box(mask), reference.shape, strict=True)
     x, y, z = (slice(max(side.start - margin, 0), min(side.stop + margin, n)) for side, n in sides)
     return x, y, z
@@ -275,14 +310,18 @@ def _class_mask(mask: Bools, reference: Reference) -> Bools:
     found = cc3d.statistics(lesions)
     boxes, sizes = found["bounding_boxes"][1:], found["voxel_counts"][1:]
     for number, (box, size) in enumerate(zip(boxes, sizes, strict=True), start=1):
-        share, place = _share(lesions[box] == number, tuple(side.start for side in box), step, reference)
+        share, place = _share(
+            lesions[box] == number, tuple(side.start for side in box), step, reference
+        )
         n_voxels = min(max(1, round(size / math.prod(step))), np.count_nonzero(share))
         fullest = np.argpartition(share, -n_voxels, axis=None)[-n_voxels:]
         kept[place] |= np.bincount(fullest, minlength=share.size).reshape(share.shape) > 0
     return kept
 
 
-def _share(lesion: Bools, start: Shape, step: Affine, reference: Reference) -> tuple[Floats, tuple[slice, ...]]:
+def _share(
+    lesion: Bools, start: Shape, step: Affine, reference: Reference
+) -> tuple[Floats, tuple[slice, ...]]:
     """How much of each voxel of the network's grid around it a lesion fills, and where this box of the grid is.
 
     The lesion is cut out of the file's grid from voxel `start` on.
@@ -308,7 +347,9 @@ def lesion_arrays(target: Bools | None) -> tuple[dict[str, NDArray[Any]], tuple[
         components = np.zeros(target.shape, dtype=np.int32)
     voxels, sizes = [], []
     for k, mask in enumerate(target):
-        component = cc3d.connected_components(mask, connectivity=26, out_dtype=np.uint32).view(np.int32)
+        component = cc3d.connected_components(mask, connectivity=26, out_dtype=np.uint32).view(
+            np.int32
+        )
         if len(target) > 1:
             components[k] = component
         else:

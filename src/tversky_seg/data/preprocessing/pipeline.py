@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tversky_seg.data.cache import fingerprint, read_entry, write_entry
-from tversky_seg.data.cases import (
+from tversky_seg.data.case import (
     Case,
     DataError,
     Dataset,
@@ -33,7 +33,9 @@ from tversky_seg.data.cases import (
     check_rater,
     check_spacing,
 )
-from tversky_seg.data.channels import (
+from tversky_seg.data.grids import Bools, Geometry, Shape, network_grid, to_input_grid
+from tversky_seg.data.nifti import MAX_VOXELS, ras_grid, read_grid, spacing_of
+from tversky_seg.data.preprocessing.modality import (
     Box,
     Channel,
     Reference,
@@ -45,18 +47,21 @@ from tversky_seg.data.channels import (
     read_channel,
     read_target,
 )
-from tversky_seg.data.grids import Bools, Geometry, Shape, network_grid, to_input_grid
-from tversky_seg.data.prepared import PreparedCase, each_rater, forget_opened, rater_array
-from tversky_seg.data.volumes import MAX_VOXELS, ras_grid, read_grid, spacing_of
-from tversky_seg.progress import Reporter
+from tversky_seg.data.preprocessing.prepared_case import (
+    PreparedCase,
+    forget_opened,
+    one_case_per_rater,
+    rater_array,
+)
+from tversky_seg.runtime.progress import Reporter
 
 __all__ = [
     "Geometry",
     "PreparedCase",
     "Preprocessing",
     "common_spacing",
-    "each_rater",
     "median_spacing",
+    "one_case_per_rater",
     "prepare",
     "prepare_all",
     "preprocess",
@@ -91,7 +96,7 @@ class Preprocessing:
         crop_margin: Network voxels around that box.
         rater: Whose label the target is: None the first, "consensus" the first where it is one, 1, 2, … that rater's,
             "majority" what more than half of the raters drew, "random" the first with those of all raters beside
-            (`each_rater`).
+            (`one_case_per_rater`).
 
     Raises:
         DataError: A setting is out of range.
@@ -216,8 +221,12 @@ def prepare_all(
                 prepared[case.case_id] = cached
         except DataError as fault:
             faults[case.case_id] = fault
-    missing = [case for case in cases if case.case_id not in prepared and case.case_id not in faults]
-    for case_id, result in _with_progress(_as_they_get_ready(missing, settings, cache_dir, n_workers), len(missing)):
+    missing = [
+        case for case in cases if case.case_id not in prepared and case.case_id not in faults
+    ]
+    for case_id, result in _with_progress(
+        _as_they_get_ready(missing, settings, cache_dir, n_workers), len(missing)
+    ):
         if isinstance(result, DataError):
             faults[case_id] = result
         else:
@@ -235,7 +244,9 @@ def require_lesions(cases: Sequence[PreparedCase]) -> None:
         DataError: No voxel of any class in any case.
     """
     if not any(sum(case.n_lesions) for case in cases):
-        raise DataError(f"training set: no lesion in any of {len(cases)} cases; expected a label that is not empty")
+        raise DataError(
+            f"training set: no lesion in any of {len(cases)} cases; expected a label that is not empty"
+        )
 
 
 def common_spacing(cases: Sequence[Case]) -> tuple[float, float, float]:
@@ -249,7 +260,9 @@ def common_spacing(cases: Sequence[Case]) -> tuple[float, float, float]:
     found = _spacings(cases)
     groups = Counter(tuple(np.round(spacing, 2)) for spacing in found)
     most = groups.most_common(1)[0][0]
-    x, y, z = next(np.round(spacing, 4).tolist() for spacing in found if tuple(np.round(spacing, 2)) == most)
+    x, y, z = next(
+        np.round(spacing, 4).tolist() for spacing in found if tuple(np.round(spacing, 2)) == most
+    )
     return (x, y, z)
 
 
@@ -282,7 +295,15 @@ def _preprocess(case: Case, settings: Preprocessing) -> PreparedCase:
     reference = _reference(case, settings)
     brain = None if case.brain_mask is None else read_brain(case.brain_mask, reference, notes)
     channels = [
-        read_channel(case.images[name], name, reference, brain, settings.normalization, notes, limits=settings.limits)
+        read_channel(
+            case.images[name],
+            name,
+            reference,
+            brain,
+            settings.normalization,
+            notes,
+            limits=settings.limits,
+        )
         for name in settings.modalities
     ]
     foreground = _union(channels, reference.shape) if brain is None else brain
@@ -312,7 +333,12 @@ def _preprocess(case: Case, settings: Preprocessing) -> PreparedCase:
         case_id=case.case_id,
         subject_id=case.subject_id,
         geometry=Geometry(
-            reference.input_shape, reference.input_affine, reference.shape, reference.affine, start, shape
+            reference.input_shape,
+            reference.input_affine,
+            reference.shape,
+            reference.affine,
+            start,
+            shape,
         ),
         image_scale=scales,
         n_lesions=n_lesions[0],
@@ -324,16 +350,26 @@ def _preprocess(case: Case, settings: Preprocessing) -> PreparedCase:
 
 def _flat_indices(mask: Bools) -> NDArray[np.int32]:
     """Linear indices (C order) of the true voxels of (X, Y, Z), made slab by slab."""
-    found = [np.flatnonzero(slab).astype(np.int32) + np.int32(i * slab.size) for i, slab in enumerate(mask)]
+    found = [
+        np.flatnonzero(slab).astype(np.int32) + np.int32(i * slab.size)
+        for i, slab in enumerate(mask)
+    ]
     return np.concatenate(found)
 
 
-def _targets(case: Case, settings: Preprocessing, reference: Reference, notes: list[str]) -> list[Bools]:
+def _targets(
+    case: Case, settings: Preprocessing, reference: Reference, notes: list[str]
+) -> list[Bools]:
     """The target (K, X, Y, Z) on the network's grid, then those of each rater where one is to be drawn; or none."""
     files = _label_files(case, settings.rater)
     if settings.rater == "majority" and files:
-        return [majority(files, reference, settings.classes, notes, other_values=settings.crop_values)]
-    return [read_target(file, reference, settings.classes, notes, other_values=settings.crop_values) for file in files]
+        return [
+            majority(files, reference, settings.classes, notes, other_values=settings.crop_values)
+        ]
+    return [
+        read_target(file, reference, settings.classes, notes, other_values=settings.crop_values)
+        for file in files
+    ]
 
 
 def _label_files(case: Case, rater: int | str | None) -> tuple[Path, ...]:
@@ -355,11 +391,17 @@ def _label_files(case: Case, rater: int | str | None) -> tuple[Path, ...]:
 
 
 def _crop(
-    case: Case, settings: Preprocessing, reference: Reference, foreground: Bools, targets: Sequence[Bools]
+    case: Case,
+    settings: Preprocessing,
+    reference: Reference,
+    foreground: Bools,
+    targets: Sequence[Bools],
 ) -> Box:
     if settings.crop_values and case.label is not None:
         return box_around(case.label, reference, settings.crop_values, margin=settings.crop_margin)
-    return bounding_box(foreground | np.logical_or.reduce([target.any(axis=0) for target in targets], axis=0))
+    return bounding_box(
+        foreground | np.logical_or.reduce([target.any(axis=0) for target in targets], axis=0)
+    )
 
 
 def _reference(case: Case, settings: Preprocessing) -> Reference:
@@ -385,7 +427,9 @@ def _union(channels: Sequence[Channel], shape: Shape) -> Bools:
 def _sources(case: Case, settings: Preprocessing) -> list[Path]:
     missing = [name for name in settings.modalities if name not in case.images]
     if missing:
-        raise DataError(f"{case.case_id}: has no {', '.join(missing)}; expected {', '.join(settings.modalities)}")
+        raise DataError(
+            f"{case.case_id}: has no {', '.join(missing)}; expected {', '.join(settings.modalities)}"
+        )
     labels = dict.fromkeys((*case.labels[:1], *_label_files(case, settings.rater)))
     optional = [path for path in (*labels, case.brain_mask) if path is not None]
     return [*(case.images[name] for name in settings.modalities), *optional]
@@ -429,11 +473,15 @@ def _prepare(case: Case, settings: Preprocessing, cache_dir: Path) -> PreparedCa
         forget_opened()
         prepared = _cached(entry, case)
     if prepared is None:
-        raise DataError(f"{entry}: changed while it was written; expected no other program to write to the cache")
+        raise DataError(
+            f"{entry}: changed while it was written; expected no other program to write to the cache"
+        )
     return prepared
 
 
-def _prepared_or_fault(case: Case, settings: Preprocessing, cache_dir: Path) -> PreparedCase | DataError:
+def _prepared_or_fault(
+    case: Case, settings: Preprocessing, cache_dir: Path
+) -> PreparedCase | DataError:
     """As `_prepare`, with a fault of the data as a value, so that one case does not stop the others."""
     try:
         return _prepare(case, settings, cache_dir)
@@ -452,8 +500,12 @@ def _as_they_get_ready(
     for n_done, case in enumerate(cases):
         left = len(cases) - n_done
         seconds_left = (time.monotonic() - start) / max(n_done, 1) * left
-        if left > 1 and ((n_workers or 1) > 1 or (n_workers is None and seconds_left > SECONDS_WORTH_WORKERS)):
-            yield from _in_workers(cases[n_done:], settings, cache_dir, min(n_workers or min(_n_cores(), 8), left))
+        if left > 1 and (
+            (n_workers or 1) > 1 or (n_workers is None and seconds_left > SECONDS_WORTH_WORKERS)
+        ):
+            yield from _in_workers(
+                cases[n_done:], settings, cache_dir, min(n_workers or min(_n_cores(), 8), left)
+            )
             return
         yield case.case_id, _prepared_or_fault(case, settings, cache_dir)
 
@@ -463,11 +515,18 @@ def _in_workers(
 ) -> Iterator[tuple[str, PreparedCase | DataError]]:
     forkserver = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if forkserver else "spawn")
-    if forkserver:  # import once what every worker needs, also for the script that it finds itself in
-        context.set_forkserver_preload([name for name in ("torch", __name__) if name in sys.modules])
+    if (
+        forkserver
+    ):  # import once what every worker needs, also for the script that it finds itself in
+        context.set_forkserver_preload(
+            [name for name in ("torch", __name__) if name in sys.modules]
+        )
     pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=return_memory)
     try:
-        pending = {pool.submit(_prepared_or_fault, case, settings, cache_dir): case.case_id for case in cases}
+        pending = {
+            pool.submit(_prepared_or_fault, case, settings, cache_dir): case.case_id
+            for case in cases
+        }
         for future in as_completed(pending):
             yield pending[future], future.result()
     except BrokenProcessPool as error:
@@ -510,7 +569,12 @@ def _say_notes(cases: Sequence[PreparedCase]) -> None:
             found[note].append(case.case_id)
     for note, ids in found.items():
         logger.warning(
-            "%s in %d of %d cases: %s%s", note, len(ids), len(cases), ", ".join(ids[:5]), ", …" * (len(ids) > 5)
+            "%s in %d of %d cases: %s%s",
+            note,
+            len(ids),
+            len(cases),
+            ", ".join(ids[:5]),
+            ", …" * (len(ids) > 5),
         )
 
 

@@ -86,7 +86,9 @@ class PreparedCase:
         """Voxel size along R, A, S."""
         return self.geometry.spacing_mm
 
-    def patch(self, start: Shape, size: Shape) -> tuple[Floats, NDArray[np.uint8], NDArray[np.int32]]:
+    def patch(
+        self, start: Shape, size: Shape
+    ) -> tuple[Floats, NDArray[np.uint8], NDArray[np.int32]]:
         """Image (C, *size) float32, target (K, *size) and components (K, *size) of a box, 0 where it overhangs.
 
         Args:
@@ -96,7 +98,9 @@ class PreparedCase:
         Raises:
             ValueError: The case has no label.
         """
-        target, components = (self.labels(start, size, components=of_lesions) for of_lesions in (False, True))
+        target, components = (
+            self.labels(start, size, components=of_lesions) for of_lesions in (False, True)
+        )
         return self.intensities(start, size), target, components
 
     def intensities(self, start: Shape, size: Shape) -> Floats:
@@ -121,10 +125,14 @@ class PreparedCase:
 
 def rater_array(name: str, rater: int) -> str:
     """The name under which an array of a rater is stored; those of the image are the same for all."""
-    return f"{name}_{rater}" if rater and name in ("target", "components", "lesion_voxels", "lesion_offsets") else name
+    return (
+        f"{name}_{rater}"
+        if rater and name in ("target", "components", "lesion_voxels", "lesion_offsets")
+        else name
+    )
 
 
-def each_rater(cases: Sequence[PreparedCase]) -> list[PreparedCase]:
+def one_case_per_rater(cases: Sequence[PreparedCase]) -> list[PreparedCase]:
     """Each case as often as it has raters, each time with another's lesions: what a sampler draws a random rater from.
 
     Cases that were not prepared for this (`data.rater=random`) stay as they are.

@@ -1,0 +1,61 @@
+"""A trainer of seconds, and batches to train it on."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tversky_seg.losses import TverskyLoss
+from tversky_seg.models import UNet3D
+from tversky_seg.runtime.checkpoints import load_checkpoint
+from tversky_seg.training import Trainer
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """Batch k, drawn from k alone: bright cubes in noise."""
+
+    spoiled: tuple[int, ...] = ()
+    dies_at: int | None = None
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        if step == self.dies_at:
+            raise OSError(f"step {step}: the disk is gone")
+        rng = np.random.default_rng(step)
+        target = np.zeros((2, 1, 8, 8, 8), np.float32)
+        target[:, :, 2:5, 2:5, 2:5] = 1
+        image = target + rng.normal(0, 0.3, target.shape).astype(np.float32)
+        if step in self.spoiled:
+            image[0, 0, 0, 0, 0] = np.nan
+        tensors = {"image": image, "target": target, "components": target.astype(np.int32)}
+        plain = {"case_ids": ["ann", "bob"], "starts": [[step, 0, 0], [0, 1, 2]]}
+        return {name: torch.from_numpy(array) for name, array in tensors.items()} | plain
+
+
+def a_trainer(**settings: Any) -> Trainer:
+    torch.manual_seed(0)
+    model = UNet3D(in_channels=1, out_channels=1, width=4, n_levels=2, dropout=0.2)
+    defaults = {
+        "max_steps": 6,
+        "checkpoint_every": 2,
+        "validate_every": 3,
+        "log_every": 2,
+        "seed": 5,
+    }
+    adamw = partial(torch.optim.AdamW, lr=0.02)
+    return Trainer(
+        model, TverskyLoss(), **{"optimizer": adamw, "device": "cpu", **defaults, **settings}
+    )
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = load_checkpoint(path)["model"]
+    return state
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
