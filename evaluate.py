@@ -6,7 +6,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from tversky_seg import config
-from tversky_seg.data.case import Case, DataError, read_manifest
+from tversky_seg.data.case import Case, read_manifest
+from tversky_seg.data.errors import DataError
 from tversky_seg.report.page import metrics_table
 
 

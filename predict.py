@@ -5,7 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from tversky_seg import config
-from tversky_seg.data.case import DataError
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.inputs import find_inputs
 from tversky_seg.inference.predict import Inference, predict_cases
 from tversky_seg.inference.trained_model import (

@@ -16,14 +16,8 @@ from rich.console import Console
 from torch import nn
 
 from tversky_seg import config
-from tversky_seg.data.case import (
-    Case,
-    DataError,
-    Dataset,
-    find_cases,
-    survey_cases,
-    with_modalities,
-)
+from tversky_seg.data.case import Case, Dataset, find_cases, survey_cases, with_modalities
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import read_grid
 from tversky_seg.data.preprocessing.pipeline import (
     Preprocessing,
@@ -114,7 +108,7 @@ def list_cohort(data: Dataset) -> tuple[Dataset, list[Case], list[Finding]]:
         raise DataError.gather(faults)
     if not data.modalities:
         data = replace(data, modalities=max((tuple(case.images) for case in cases), key=len))
-    findings = [Finding.of_fault(line) for fault in faults for line in fault.faults]
+    findings = [Finding.of_fault(str(line)) for fault in faults for line in fault.faults]
     remedy = "it is left out; download the files or name other data.modalities"
     findings += [
         Finding("warning", str(data.root), f"{case_id} has no {lack}", remedy, case_id)
@@ -128,7 +122,7 @@ def assign_sets(data: Dataset, cases: Sequence[Case]) -> tuple[dict[str, str], l
     try:
         split = draw_split(data, cases)
     except DataError as fault:
-        return {}, [Finding.of_fault(line) for line in fault.faults]
+        return {}, [Finding.of_fault(str(line)) for line in fault.faults]
     parts = {"train": split.train, "val": split.val, "test": split.test}
     return {case.case_id: name for name, part in parts.items() for case in part}, []
 

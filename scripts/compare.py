@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tversky_seg.analysis.comparison import MEASURES, compare, markdown, read_runs, write_comparison
-from tversky_seg.data.case import DataError
+from tversky_seg.data.errors import DataError
 from tversky_seg.runtime.cli import OneLineParser
 
 

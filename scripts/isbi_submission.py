@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tversky_seg.data.case import DataError
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import read_label, write_volume
 from tversky_seg.runtime.cli import OneLineParser
 
@@ -49,14 +49,16 @@ def pack(masks: Path, output: Path, *, method: str, is_complete: bool = True) ->
             file name.
     """
     if not re.fullmatch(r"[A-Za-z0-9-]+", method):
-        raise DataError(f"--method: {method!r}; expected letters, digits and -")
+        raise DataError("--method", f"{method!r}", "expected letters, digits and -")
     if not masks.is_dir():
         raise DataError(
-            f"{masks}: no such folder; expected the one that predict.py wrote for the test scans"
+            masks, "no such folder", "expected the one that predict.py wrote for the test scans"
         )
     if not output.parent.is_dir() or output.is_dir():
         raise DataError(
-            f"--output: {output} cannot be a file there; expected the name of a zip in a folder that exists"
+            "--output",
+            f"{output} cannot be a file there",
+            "expected the name of a zip in a folder that exists",
         )
     files = {
         found[1]: file
@@ -66,11 +68,12 @@ def pack(masks: Path, output: Path, *, method: str, is_complete: bool = True) ->
     subjects = {name[:6] for name in files}
     if is_complete and (len(files), len(subjects)) != (N_SCANS, N_SUBJECTS):
         raise DataError(
-            f"{masks}: {len(files)} scans of {len(subjects)} subjects; expected {N_SCANS} of {N_SUBJECTS} "
-            "(test01_01_mask.nii.gz …), or --allow-incomplete"
+            masks,
+            f"{len(files)} scans of {len(subjects)} subjects",
+            f"expected {N_SCANS} of {N_SUBJECTS} (test01_01_mask.nii.gz …), or --allow-incomplete",
         )
     if not files:
-        raise DataError(f"{masks}: no scan; expected test01_01_mask.nii.gz and so on")
+        raise DataError(masks, "no scan", "expected test01_01_mask.nii.gz and so on")
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         scratch = Path(folder) / "submission.zip"
         with zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -78,7 +81,9 @@ def pack(masks: Path, output: Path, *, method: str, is_complete: bool = True) ->
                 mask = read_label(file)
                 if not np.isin(mask.data, (0, 1)).all():
                     raise DataError(
-                        f"{file}: values {np.unique(mask.data)[:5].tolist()}; expected a mask of 0 and 1"
+                        file,
+                        f"values {np.unique(mask.data)[:5].tolist()}",
+                        "expected a mask of 0 and 1",
                     )
                 plain = Path(folder) / f"{name}_{method}.nii"
                 write_volume(plain, mask.data.astype(np.uint8), mask.affine)

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.case import Case, DataError, read_manifest
+from tversky_seg.data.case import Case, read_manifest
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import read_label
 from tversky_seg.evaluation.saved_predictions import Predictions, open_predictions
 from tversky_seg.metrics.agreement import quartile_edges, recall_by_volume
@@ -73,7 +74,9 @@ def judged_cases(folder: Path) -> tuple[Predictions, list[Case]]:
     ]
     if not cases:
         raise DataError(
-            f"{folder}: holds no probability of a case with a label; expected a finished run or a cohort"
+            folder,
+            "holds no probability of a case with a label",
+            "expected a finished run or a cohort",
         )
     return source, cases
 
@@ -93,7 +96,7 @@ def points_by_threshold(source: Predictions, cases: list[Case], name: str) -> ND
         probability = source.read(case, name, reference=reference).probability
         if probability is None:
             raise DataError(
-                f"{source.folder}: case {case.case_id} has a mask only; expected its probability"
+                source.folder, f"case {case.case_id} has a mask only", "expected its probability"
             )
         lesions, n_lesions = label_lesions(target)
         volumes.append(
@@ -109,7 +112,7 @@ def points_by_threshold(source: Predictions, cases: list[Case], name: str) -> ND
     sizes = np.concatenate(volumes)
     if not sizes.size:
         raise DataError(
-            f"{source.folder}: no case has a lesion of class {name}; expected one at least"
+            source.folder, f"no case has a lesion of class {name}", "expected one at least"
         )
     edges = quartile_edges(sizes)
     recall, smallest = np.empty((2, len(LOG_ODDS)))

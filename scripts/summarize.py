@@ -41,7 +41,7 @@ from tversky_seg.analysis.sweep import (
     unfinished,
     write_summary,
 )
-from tversky_seg.data.case import DataError
+from tversky_seg.data.errors import DataError
 from tversky_seg.inference.operating_point import check_goal
 from tversky_seg.runtime.cli import OneLineParser
 
@@ -95,7 +95,7 @@ def main() -> None:
 def write_cohorts(settings: Sequence[Setting], output: Path | None) -> None:
     """Judge the folds of each setting and seed together, and the settings against the first; names each report."""
     if output is None:
-        raise DataError("--cohorts: no folder to write into; give --output")
+        raise DataError("--cohorts", "no folder to write into", "give --output")
     compared = []
     for setting in settings:
         folders = [

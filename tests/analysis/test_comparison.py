@@ -25,7 +25,7 @@ from tversky_seg.analysis.comparison import (
     subject_means,
     wilcoxon_p,
 )
-from tversky_seg.data.case import DataError
+from tversky_seg.data.errors import DataError
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compare.py"
 RULE = {

@@ -26,7 +26,7 @@ from tversky_seg.analysis.sweep import (
     summarize_settings,
     write_summary,
 )
-from tversky_seg.data.case import DataError
+from tversky_seg.data.errors import DataError
 from tversky_seg.metrics.overlap import overlap_counts
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "summarize.py"

@@ -10,7 +10,7 @@ import pytest
 from helpers.cohorts import add_case, save, write_rows
 from helpers.command_line import call
 from helpers.isbi import isbi_submission, masks
-from tversky_seg.data.case import DataError
+from tversky_seg.data.errors import DataError
 
 
 def test_a_submission_from_nowhere_or_to_nowhere_is_one_line(tmp_path: Path) -> None:

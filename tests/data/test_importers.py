@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from helpers.command_line import SMALL, call
-from tversky_seg.data.case import Case, DataError, Dataset, find_cases, read_manifest, split_cases
+from tversky_seg.data.case import Case, Dataset, find_cases, read_manifest, split_cases
 from tversky_seg.data.datasets._common import import_command
 from tversky_seg.data.datasets.bids import find_bids
 from tversky_seg.data.datasets.isbi2015 import find_isbi2015
@@ -23,6 +23,7 @@ from tversky_seg.data.datasets.luna16 import find_luna16, lung_mask
 from tversky_seg.data.datasets.luna16_lidc import Contour, nodule_mask
 from tversky_seg.data.datasets.msseg2016 import find_msseg2016
 from tversky_seg.data.datasets.nnunet import find_nnunet
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess, to_input_grid
 
 ROOT = Path(__file__).parents[2]

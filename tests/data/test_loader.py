@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.case import Case
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import Geometry
 from tversky_seg.data.nifti import write_volume
 from tversky_seg.data.patches import loader as loaders

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tversky_seg.data.case import Case, DataError, Dataset, split_cases
+from tversky_seg.data.case import Case, Dataset, split_cases
+from tversky_seg.data.errors import DataError
+from tversky_seg.data.preprocessing import pipeline as preprocessing
 from tversky_seg.data.preprocessing.pipeline import (
     PreparedCase,
     Preprocessing,
@@ -27,7 +29,6 @@ from tversky_seg.data.preprocessing.pipeline import (
     require_lesions,
     to_input_grid,
 )
-from tversky_seg.data.preprocessing import pipeline as preprocessing
 
 SHAPE = (24, 28, 20)
 OBLIQUE = np.array([[0.9, 0.2, -0.1, 40], [-0.2, 1.1, 0.1, -20], [0.1, -0.1, 2.8, 7], [0, 0, 0, 1]])
@@ -606,11 +607,11 @@ def test_faults_of_all_cases_are_gathered_and_the_others_cached(tmp_path: Path) 
         DataError, match=r"c1_label.nii.gz: .* \(and 2 more: run scripts/check_data.py\)"
     ) as error:
         prepare_all(cases, FLAIR, cache_dir=tmp_path / "cache", n_workers=1)
-    assert ["c1_label" in error.value.faults[0], "c2_label" in error.value.faults[1]] == [
+    assert ["c1_label" in str(error.value.faults[0]), "c2_label" in str(error.value.faults[1])] == [
         True,
         True,
     ]
-    assert "none.nii: No such file" in error.value.faults[2]
+    assert "none.nii: No such file" in str(error.value.faults[2])
     assert [path.name[:2] for path in (tmp_path / "cache").iterdir()] == ["c0"]
 
 

@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 
 from tversky_seg.data import lesion_load as loads
-from tversky_seg.data.case import (
-    Case,
-    DataError,
-    Dataset,
-    read_manifest,
-    split_cases,
-    write_manifest,
-)
+from tversky_seg.data.case import Case, Dataset, read_manifest, split_cases, write_manifest
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.lesion_load import lesion_loads
 from tversky_seg.data.split import draw_split, split_dataset
 

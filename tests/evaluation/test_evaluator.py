@@ -18,7 +18,8 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from helpers.evaluated_cohort import SHAPE, SPACING, Cohort, lesions_and_map, oblique_affine, save
-from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.case import Case
+from tversky_seg.data.errors import DataError
 from tversky_seg.evaluation.evaluator import (
     FURTHER_METRICS,
     METRICS,

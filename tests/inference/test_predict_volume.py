@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from helpers.networks import Constant, FirstChannel, Local, an_image
 from helpers.oblique_cases import FLAIR, OBLIQUE, a_case
-from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.case import Case
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import read_volume
 from tversky_seg.data.preprocessing.pipeline import preprocess
 from tversky_seg.inference.predict import (

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tversky_seg.data.case import DataError
+from tversky_seg.data.errors import DataError
 from tversky_seg.report.page import LABELS, count, format_value
 
 MEASURES = (
@@ -241,7 +241,9 @@ def _difference(
         if any(measure not in row for row in run.rows[name].values()):
             known = ", ".join(next(iter(run.rows[name].values())))
             raise DataError(
-                f"measures: {measure!r} is not in {run.folder / 'metrics.json'}; expected some of {known}"
+                "measures",
+                f"{measure!r} is not in {run.folder / 'metrics.json'}",
+                f"expected some of {known}",
             )
     columns = [
         {case: row[measure] for case, row in run.rows[name].items()} for run in (first, second)
@@ -277,7 +279,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     places = [_evaluation_of(folder) for folder in folders]
     for place in places:
         if sum(place.resolve() == other.resolve() for other in places) > 1:
-            raise DataError(f"{place}: stands twice; expected different runs")
+            raise DataError(place, "stands twice", "expected different runs")
     runs = [_read_run(place, name) for place, name in zip(places, _names(places), strict=True)]
     for run in runs[1:]:
         check_alike(runs[0], run)
@@ -350,8 +352,9 @@ def check_alike(first: Run, second: Run) -> None:
     if lacking or more:
         case, where = (lacking[0], second) if lacking else (more[0], first)
         raise DataError(
-            f"{where.folder}: case {case} was not judged there ({len(lacking) + len(more)} such in all); "
-            f"expected the cases of {(first if lacking else second).folder}"
+            where.folder,
+            f"case {case} was not judged there ({len(lacking) + len(more)} such in all)",
+            f"expected the cases of {(first if lacking else second).folder}",
         )
     for case, subject in first.subjects.items():
         if second.subjects[case] != subject:
@@ -382,7 +385,7 @@ def check_alike(first: Run, second: Run) -> None:
 
 
 def _unlike(second: Run, found: str, first: Run, expected: Any) -> DataError:
-    return DataError(f"{second.folder}: {found}; expected {expected} as in {first.folder}")
+    return DataError(second.folder, f"{found}", f"expected {expected} as in {first.folder}")
 
 
 def _evaluation_of(folder: Path) -> Path:
@@ -390,7 +393,9 @@ def _evaluation_of(folder: Path) -> Path:
         if (place / "metrics.json").is_file():
             return place
     raise DataError(
-        f"{folder}: no metrics.json, nor evaluation/metrics.json; expected a finished run or its evaluation"
+        folder,
+        "no metrics.json, nor evaluation/metrics.json",
+        "expected a finished run or its evaluation",
     )
 
 
@@ -436,7 +441,7 @@ def _read_run(folder: Path, name: str) -> Run:
             raise ValueError("no reference volumes")
         dict(metrics["lesion_rule"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
-        raise DataError(f"{path}: cannot be read ({fault}); evaluate again") from fault
+        raise DataError(path, f"cannot be read ({fault})", "evaluate again") from fault
     return Run(name, folder, metrics, subjects, rows)
 
 
@@ -451,7 +456,7 @@ def read_curve(run: Run) -> dict[str, tuple[NDArray[np.float64], NDArray[np.floa
                     (float(row["recall"]), float(row["precision"]))
                 )
     except (OSError, ValueError, KeyError, TypeError) as fault:
-        raise DataError(f"{path}: cannot be read ({fault}); evaluate again") from fault
+        raise DataError(path, f"cannot be read ({fault})", "evaluate again") from fault
     curves = {name: np.array(rows) for name, rows in points.items()}
     return {name: (curve[:, 0], curve[:, 1]) for name, curve in curves.items()}
 
@@ -558,7 +563,7 @@ def write_comparison(
             )
     except OSError as fault:
         raise DataError(
-            f"output: {output_dir} cannot be written ({fault.strerror}); choose another"
+            "output", f"{output_dir} cannot be written ({fault.strerror})", "choose another"
         ) from fault
 
 

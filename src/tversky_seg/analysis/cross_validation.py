@@ -12,7 +12,8 @@ from statistics import fmean
 from typing import Any
 
 from tversky_seg.analysis.comparison import OPERATING_POINT
-from tversky_seg.data.case import Case, DataError, read_manifest, write_manifest
+from tversky_seg.data.case import Case, read_manifest, write_manifest
+from tversky_seg.data.errors import DataError
 from tversky_seg.evaluation.evaluator import evaluate
 from tversky_seg.inference.prediction_folder import prediction_files
 from tversky_seg.metrics.case_metrics import TOLERANCE_MM
@@ -87,9 +88,9 @@ def _read(path: Path, *, otherwise: str) -> Any:
     try:
         return read_json(path)
     except OSError as fault:
-        raise DataError(f"{path}: no such file; {otherwise}") from fault
+        raise DataError(path, "no such file", f"{otherwise}") from fault
     except ValueError as fault:
-        raise DataError(f"{path}: damaged; delete it and repeat the run's command") from fault
+        raise DataError(path, "damaged", "delete it and repeat the run's command") from fault
 
 
 def _is_of(written: Path, agreed: Mapping[str, Any], runs: Sequence[Path]) -> bool:
@@ -113,7 +114,7 @@ def _rule_of(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
 def _require_alike(values: Sequence[Any], runs: Sequence[Path], *, found: str, wanted: str) -> None:
     for value, run in zip(values, runs, strict=True):
         if value != values[0]:
-            raise DataError(f"{run}: {found} than {runs[0]}; {wanted}")
+            raise DataError(run, f"{found} than {runs[0]}", f"{wanted}")
 
 
 def _judged(cases: Sequence[Case], metrics: Mapping[str, Any]) -> list[Case]:
@@ -145,8 +146,9 @@ def _refuse_twice(by_run: Sequence[Sequence[Case]], runs: Sequence[Path]) -> Non
         for kind, name in sorted(names):
             if (kind, name) in seen:
                 raise DataError(
-                    f"{run}: {kind} {name} is held out in two of {len(runs)} runs, also in {seen[kind, name]}; "
-                    "expected one fold each"
+                    run,
+                    f"{kind} {name} is held out in two of {len(runs)} runs, also in {seen[kind, name]}",
+                    "expected one fold each",
                 )
         seen |= dict.fromkeys(names, run)
 
@@ -157,7 +159,7 @@ def _link(source: Path, target: Path, case_id: str, *, classes: Sequence[str]) -
         for name in pair:
             (target / name).unlink(missing_ok=True)
             if not (source / name).is_file():
-                raise DataError(f"{source / name}: no such file; {WANTED}")
+                raise DataError(source / name, "no such file", f"{WANTED}")
             try:
                 os.link(source / name, target / name)
             except OSError:

@@ -22,7 +22,7 @@ from tversky_seg.analysis.comparison import (
     mean_of_defined,
     read_runs,
 )
-from tversky_seg.data.case import DataError
+from tversky_seg.data.errors import DataError
 from tversky_seg.inference.operating_point import check_goal
 from tversky_seg.losses.soft_counts import check_weights
 from tversky_seg.report.page import LABELS, count
@@ -120,11 +120,13 @@ def read_sweep(folders: Sequence[Path]) -> list[SweepRun]:
     """
     missing = [folder for folder in folders if not folder.exists()]
     if missing:
-        raise DataError(f"{missing[0]}: no such folder; expected runs, or folders of runs")
+        raise DataError(missing[0], "no such folder", "expected runs, or folders of runs")
     found = list(dict.fromkeys(folder for folder in _runs_in(folders) if _is_finished(folder)))
     if not found:
         raise DataError(
-            f"{folders[0]}: no finished run; expected <run>/evaluation/metrics.json and <run>/config.yaml"
+            folders[0],
+            "no finished run",
+            "expected <run>/evaluation/metrics.json and <run>/config.yaml",
         )
     runs: dict[Any, SweepRun] = {}
     for run in map(_read, found):
@@ -339,7 +341,7 @@ def write_summary(
                 figure.savefig(output_dir / f"{name}.{ending}", dpi=150, metadata=kept)
     except OSError as fault:
         raise DataError(
-            f"output: {output_dir} cannot be written ({fault.strerror}); choose another"
+            "output", f"{output_dir} cannot be written ({fault.strerror})", "choose another"
         ) from fault
 
 
@@ -370,7 +372,7 @@ def _read(folder: Path) -> SweepRun:
     except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as fault:
         if isinstance(fault, DataError):
             raise
-        raise DataError(f"{folder}: cannot be read ({fault}); run it again") from fault
+        raise DataError(folder, f"cannot be read ({fault})", "run it again") from fault
 
 
 def _validation(path: Path, settings: Mapping[str, Any]) -> dict[str, float]:
@@ -461,13 +463,16 @@ def _joined(runs: Sequence[Run], name: str) -> Run:
     for run, rule in zip(runs, rules, strict=True):
         if set(run.rows) != set(rows) or rule != rules[0]:
             raise DataError(
-                f"{run.folder}: judged on other classes or by another rule; expected those of {runs[0].folder}"
+                run.folder,
+                "judged on other classes or by another rule",
+                f"expected those of {runs[0].folder}",
             )
         twice = sorted(subjects.keys() & run.subjects.keys())
         if twice:
             raise DataError(
-                f"{run.folder}: case {twice[0]} was judged by another run of the same setting and seed ({name}); "
-                "expected each case in one fold"
+                run.folder,
+                f"case {twice[0]} was judged by another run of the same setting and seed ({name})",
+                "expected each case in one fold",
             )
         subjects |= run.subjects
         for class_name, of_class in run.rows.items():
@@ -481,7 +486,7 @@ def _summary(setting: Setting, name: str, measure: str, *, n_bootstrap: int, see
         if any(measure not in row for row in cohort.rows[name].values()):
             known = ", ".join(next(iter(cohort.rows[name].values())))
             raise DataError(
-                f"measures: {measure!r} is not in {cohort.folder}; expected some of {known}"
+                "measures", f"{measure!r} is not in {cohort.folder}", f"expected some of {known}"
             )
     subjects = sorted(set(cohorts[0].subjects.values()))
     values = np.array(

@@ -14,7 +14,8 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.case import DataError, file_and_frame
+from tversky_seg.data.case import file_and_frame
+from tversky_seg.data.errors import DataError
 
 
 def fingerprint(settings: Mapping[str, Any], sources: Sequence[Path]) -> str:
@@ -29,7 +30,7 @@ def fingerprint(settings: Mapping[str, Any], sources: Sequence[Path]) -> str:
         try:
             status = file.stat()
         except OSError as error:
-            raise DataError(f"{source}: {error.strerror or error}; expected an image") from error
+            raise DataError(source, f"{error.strerror or error}", "expected an image") from error
         name = str(file.resolve()) if frame is None else f"{file.resolve()}@{frame}"
         files.append([name, status.st_size, status.st_mtime_ns])
     return _digest(settings, files)
@@ -63,7 +64,7 @@ def write_entry(entry: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[
         _put_in_place(partial, entry)
     except OSError as error:
         raise DataError(
-            f"{entry.parent}: cannot be written ({error.strerror or error}); name another cache_dir"
+            entry.parent, f"cannot be written ({error.strerror or error})", "name another cache_dir"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -4,13 +4,15 @@ import csv
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
+
+from tversky_seg.data.errors import DataError
 
 logger = logging.getLogger("tversky_seg")
 
@@ -27,27 +29,6 @@ _LABEL_COLUMN = re.compile(r"label(_[2-9]|_[1-9]\d+)?")
 _SAFE_NAME = re.compile(r"\w([\w .=+@-]{0,126}[\w=+@-])?")
 _NIFTI = (".nii.gz", ".nii")
 _FRAME = re.compile(r"(.+\.nii(?:\.gz)?)@(\d+)")
-
-
-class DataError(ValueError):
-    """Data or settings that nothing can be done with; the message is one line for the user.
-
-    It reads `<file or key>: <what was found>; <what was expected or to do>`. `faults` holds one such line for each
-    fault where several were found.
-    """
-
-    def __init__(self, message: str, *, faults: Sequence[str] = ()):
-        super().__init__(" ".join(message.split()))
-        self.faults = tuple(faults) or (str(self),)
-
-    @classmethod
-    def gather(cls, errors: Iterable["DataError"]) -> "DataError":
-        """One error for several: the first, and how many more there are."""
-        faults = [fault for error in errors for fault in error.faults]
-        more = (
-            f" (and {len(faults) - 1} more: run scripts/check_data.py)" if len(faults) > 1 else ""
-        )
-        return cls(faults[0] + more, faults=faults)
 
 
 @dataclass(frozen=True)
@@ -364,7 +345,7 @@ def _list_cases(dataset: Dataset) -> list[Case]:
     except DataError as fault:
         if str(fault).startswith(f"{dataset.root}: ") and not dataset.root.exists():
             raise DataError(
-                f"{dataset.root}: no such folder; expected that of the data set as downloaded"
+                dataset.root, "no such folder", "expected that of the data set as downloaded"
             ) from fault
         raise
     _require(
@@ -433,7 +414,7 @@ def inspect_manifest(
         if not file_and_frame(file)[0].is_file()
     ]
     faults += [
-        DataError(f"{file}: no such file; {path} names it for case {case.case_id}")
+        DataError(file, "no such file", f"{path} names it for case {case.case_id}")
         for case, file in missing
     ]
     incomplete = {case.case_id for case, _ in missing}
@@ -617,9 +598,9 @@ def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         reader = csv.reader(text.splitlines(), delimiter=delimiter, strict=True)
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}; expected a manifest CSV") from error
+        raise DataError(path, f"{error.strerror or error}", "expected a manifest CSV") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: is no CSV text; expected a manifest CSV in UTF-8") from error
+        raise DataError(path, "is no CSV text", "expected a manifest CSV in UTF-8") from error
     _require(
         len(rows) > 1, f"{path}: lists no case; expected a header line and a line for each case"
     )
@@ -757,8 +738,7 @@ def _column(cases: Sequence[Case], column: str, *, source: str = "data") -> dict
         if (value := getattr(case, column)) is not None:
             found[case.subject_id].add(value)
     faults = [
-        DataError(f"{source}: subject {subject!r} is in {column} {' and '.join(sorted(map(str, values)))}; "
-                  "expected all cases of a subject in one")
+        DataError(source, f"subject {subject!r} is in {column} {' and '.join(sorted(map(str, values)))}", 'expected all cases of a subject in one')
         for subject, values in found.items() if len(values) > 1
     ]  # fmt: skip
     if faults:
@@ -916,7 +896,7 @@ def _cases_in_folder(folder: Path, modalities: Sequence[str]) -> list[Case]:
     ids = [case_id for case_id, files in sorted(found.items()) if set(files) != {"brain_mask"}]
     _require(len(ids) > 0, f"{folder}: no image found; expected <case_id>_{modalities[0]}.nii.gz or "
              f"<case_id>/{modalities[0]}.nii.gz")  # fmt: skip
-    faults = [DataError(f"{folder}: case {case_id} has no {name}; expected {case_id}_{name}.nii.gz")
+    faults = [DataError(folder, f'case {case_id} has no {name}', f'expected {case_id}_{name}.nii.gz')
               for case_id in ids for name in modalities if name not in found[case_id]]  # fmt: skip
     if faults:
         raise DataError.gather(faults)

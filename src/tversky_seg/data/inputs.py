@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tversky_seg.data.case import Case, DataError, cases_from_input, read_manifest
+from tversky_seg.data.case import Case, cases_from_input, read_manifest
+from tversky_seg.data.errors import DataError
 
 logger = logging.getLogger("tversky_seg")
 
@@ -106,7 +107,9 @@ def _in_bids(folder: Path, modalities: Sequence[str]) -> list[Case]:
             f"*_{suffix}.nii.gz" for name in modalities for suffix in _suffixes(name)[:1]
         )
         raise DataError(
-            f"{folder}: BIDS subjects without any of {', '.join(modalities)}; expected anat/{wanted}"
+            folder,
+            f"BIDS subjects without any of {', '.join(modalities)}",
+            f"expected anat/{wanted}",
         )
     return cases
 
@@ -124,7 +127,9 @@ def _in_anatomy(anatomy: Path, modality: str) -> Path | None:
     if len(found) > 1:
         names = ", ".join(path.name for path in found[:3])
         raise DataError(
-            f"{anatomy}: {len(found)} files of {modality} ({names}); list the right one in a manifest CSV"
+            anatomy,
+            f"{len(found)} files of {modality} ({names})",
+            "list the right one in a manifest CSV",
         )
     return found[0] if found else None
 
@@ -189,7 +194,7 @@ def _in_manifest(path: Path, modalities: Sequence[str]) -> list[Case]:
         for name, file in images.items():
             if not file.is_file():
                 raise DataError(
-                    f"{file}: no such file; {path} names it for {name} of case {case.case_id}"
+                    file, "no such file", f"{path} names it for {name} of case {case.case_id}"
                 )
         completed.append(
             Case(
@@ -212,8 +217,9 @@ def _refuse_lack(
         missing = [name for name in modalities if name not in case.images]
         if missing and (not may_lack or not case.images):
             raise DataError(
-                f"{source}: case {case.case_id} has no {', '.join(missing)}; expected {', '.join(modalities)} "
-                "(a network trained with augmentation.dropout_probability above 0 can do without some)"
+                source,
+                f"case {case.case_id} has no {', '.join(missing)}",
+                f"expected {', '.join(modalities)} (a network trained with augmentation.dropout_probability above 0 can do without some)",
             )
         for name in missing:
             lacking[name].append(case.case_id)
@@ -231,5 +237,5 @@ def _pick(cases: list[Case], case_id: str | None, *, source: Path) -> list[Case]
     chosen = [case for case in cases if case_id in (None, case.case_id)]
     if not chosen:
         known = ", ".join(case.case_id for case in cases[:5])
-        raise DataError(f"case_id: {case_id!r} is not in {source}; expected one of {known}")
+        raise DataError("case_id", f"{case_id!r} is not in {source}", f"expected one of {known}")
     return chosen

@@ -10,7 +10,8 @@ from uuid import uuid4
 import numpy as np
 
 from tversky_seg.data.cache import fingerprint
-from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.case import Case
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import read_label, spacing_of
 from tversky_seg.runtime.progress import Reporter
 

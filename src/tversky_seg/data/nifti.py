@@ -14,7 +14,8 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from tversky_seg.data.case import DataError, file_and_frame
+from tversky_seg.data.case import file_and_frame
+from tversky_seg.data.errors import DataError
 
 PROBABILITY_SCALE = 1 / 65535
 MAX_VOXELS = 2**30
@@ -80,7 +81,9 @@ def read_label(path: Path | str) -> Volume:
         odd = data[np.abs(data - rounded) > 1e-3]
         if odd.size:
             raise DataError(
-                f"{path}: {odd.size} voxels are no whole numbers, as {odd[0]:g}; expected label values"
+                path,
+                f"{odd.size} voxels are no whole numbers, as {odd[0]:g}",
+                "expected label values",
             )
         data = rounded
     smallest = np.result_type(
@@ -132,7 +135,7 @@ def write_volume(
         with suppress(OSError):  # also where a parent is a file
             partial.unlink()
         raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}); name a folder with room"
+            path, f"cannot be written ({error.strerror or error})", "name a folder with room"
         ) from error
 
 
@@ -182,25 +185,30 @@ def _open(path: Path) -> Any:
         shape, dtype = image.shape, image.get_data_dtype()
     except _UNREADABLE as error:
         raise DataError(
-            f"{path}: cannot be read ({_said(error, path)}); expected a NIfTI image"
+            path, f"cannot be read ({_said(error, path)})", "expected a NIfTI image"
         ) from error
     n_frames = max(shape[3:], default=1)
     if len(shape) < 3 or min(shape) < 1 or (frame is None and n_frames > 1):
         raise DataError(
-            f"{path}: has shape {_times(shape)}; expected one 3D volume, or the frame named, as {path.name}@0"
+            path,
+            f"has shape {_times(shape)}",
+            f"expected one 3D volume, or the frame named, as {path.name}@0",
         )
     if frame is not None and (len(shape) > 4 or frame >= n_frames):
         raise DataError(
-            f"{named}: has shape {_times(shape)}, no frame {frame}; expected one from 0 to {n_frames - 1}"
+            named,
+            f"has shape {_times(shape)}, no frame {frame}",
+            f"expected one from 0 to {n_frames - 1}",
         )
     if dtype.kind not in "iuf":
-        raise DataError(f"{path}: holds {dtype} voxels; expected one number per voxel")
+        raise DataError(path, f"holds {dtype} voxels", "expected one number per voxel")
     n_voxels = int(np.prod(shape, dtype=object))
     capacity = size * (_MAX_GZIP_RATIO if path.suffix == ".gz" else 1)
     if n_voxels > MAX_VOXELS or n_voxels * dtype.itemsize > capacity:
         raise DataError(
-            f"{path}: the header declares {_times(shape)} voxels of {dtype.itemsize} bytes in a file of {size} bytes; "
-            f"expected a whole file of at most {MAX_VOXELS} voxels"
+            path,
+            f"the header declares {_times(shape)} voxels of {dtype.itemsize} bytes in a file of {size} bytes",
+            f"expected a whole file of at most {MAX_VOXELS} voxels",
         )
     return image
 
@@ -214,10 +222,10 @@ def _size(path: Path) -> int:
             if path.is_symlink()
             else (error.strerror or str(error)).lower()
         )
-        raise DataError(f"{path}: {found}; expected a NIfTI image") from error
+        raise DataError(path, f"{found}", "expected a NIfTI image") from error
     if path.is_dir() or size == 0:
         raise DataError(
-            f"{path}: is {'a folder' if path.is_dir() else 'empty'}; expected a NIfTI image"
+            path, f"is {('a folder' if path.is_dir() else 'empty')}", "expected a NIfTI image"
         )
     return size
 
@@ -229,17 +237,17 @@ def _refuse_other_content(path: Path) -> None:
             start = file.read(512)
     except OSError as error:
         raise DataError(
-            f"{path}: {error.strerror or error}; expected a readable NIfTI image"
+            path, f"{error.strerror or error}", "expected a readable NIfTI image"
         ) from error
     if start.startswith(b"version https://git-lfs"):
-        raise DataError(f"{path}: is a Git LFS pointer, not the image; fetch it by `git lfs pull`")
+        raise DataError(path, "is a Git LFS pointer, not the image", "fetch it by `git lfs pull`")
     if b"<html" in start.lower() or start.lower().lstrip().startswith(b"<!doctype"):
-        raise DataError(f"{path}: is a web page, not an image; download the file itself")
+        raise DataError(path, "is a web page, not an image", "download the file itself")
     if not start.translate(None, bytes([9, 10, 13, *range(32, 127)])):
-        raise DataError(f"{path}: is text, not an image; expected NIfTI")
+        raise DataError(path, "is text, not an image", "expected NIfTI")
     if path.suffix == ".gz" and not start.startswith(b"\x1f\x8b"):
         raise DataError(
-            f"{path}: is not gzipped though its name says so; rename it to .nii or fetch it anew"
+            path, "is not gzipped though its name says so", "rename it to .nii or fetch it anew"
         )
 
 
@@ -252,7 +260,7 @@ def _voxels(image: Any, path: Path, *, dtype: DTypeLike | None) -> NDArray[Any]:
             )
     except _UNREADABLE as error:
         raise DataError(
-            f"{path}: is cut off or damaged ({_said(error, path)}); fetch it anew"
+            path, f"is cut off or damaged ({_said(error, path)})", "fetch it anew"
         ) from error
     return data.reshape(data.shape[:3], order="F")
 
@@ -265,7 +273,9 @@ def _refuse_non_finite(data: NDArray[Any], path: Path | str) -> None:
     n = data.size - np.count_nonzero(np.isfinite(data))
     if n:
         raise DataError(
-            f"{path}: {n} voxels are NaN or infinite; expected finite values, as 0 outside the brain"
+            path,
+            f"{n} voxels are NaN or infinite",
+            "expected finite values, as 0 outside the brain",
         )
 
 
@@ -276,7 +286,9 @@ def _affine(image: Any, path: Path) -> NDArray[np.float64]:
         spacing
     ):
         raise DataError(
-            f"{path}: its affine {affine[:3].round(4).tolist()} is no map to space; repair the header"
+            path,
+            f"its affine {affine[:3].round(4).tolist()} is no map to space",
+            "repair the header",
         )
     return affine
 

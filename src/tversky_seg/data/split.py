@@ -7,7 +7,6 @@ from pathlib import Path
 
 from tversky_seg.data.case import (
     Case,
-    DataError,
     Dataset,
     Split,
     are_folds_drawn,
@@ -17,6 +16,7 @@ from tversky_seg.data.case import (
     split_cases,
     write_manifest,
 )
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.lesion_load import lesion_loads
 from tversky_seg.runtime.distributed import is_first
 
@@ -36,7 +36,9 @@ def split_dataset(dataset: Dataset, manifest: Path, *, is_started: bool) -> Spli
     """
     if dataset.manifest and dataset.manifest.resolve() == manifest.resolve():
         raise DataError(
-            f"output_dir: {manifest.parent} holds data.manifest, which a run would replace; choose another"
+            "output_dir",
+            f"{manifest.parent} holds data.manifest, which a run would replace",
+            "choose another",
         )
     split = draw_split(dataset, find_cases(dataset))
     parts = {"train": split.train, "val": split.val, "test": split.test}
@@ -46,7 +48,7 @@ def split_dataset(dataset: Dataset, manifest: Path, *, is_started: bool) -> Spli
         (case.case_id, case.split) for case in rows
     ]:
         raise DataError(
-            f"{manifest}: the run was started on other cases than these; choose another output_dir"
+            manifest, "the run was started on other cases than these", "choose another output_dir"
         )
     if is_first():
         write_manifest(rows, manifest, modalities=dataset.modalities)

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.case import Case, DataError, file_and_frame
+from tversky_seg.data.case import Case, file_and_frame
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import (
     affine_shift_voxels,
     axis_codes,
@@ -181,7 +182,7 @@ def examine(case: Case, settings: Preprocessing, *, with_picture: bool = False) 
         try:
             prepared = preprocess(case, settings)
         except DataError as fault:
-            faults = list(dict.fromkeys([*fault.faults, *_other_faults(case, settings)]))
+            faults = list(dict.fromkeys([*map(str, fault.faults), *_other_faults(case, settings)]))
             findings = [
                 *(Finding.of_fault(line, case_id=case.case_id) for line in faults),
                 *findings,
@@ -209,7 +210,7 @@ def training_findings(prepared: Sequence[PreparedCase]) -> list[Finding]:
     try:
         require_lesions(prepared)
     except DataError as fault:
-        return [Finding.of_fault(line) for line in fault.faults]
+        return [Finding.of_fault(str(line)) for line in fault.faults]
     empty = [case.case_id for case in prepared if not any(case.n_lesions)]
     return (
         [
@@ -619,7 +620,7 @@ def _in_workers(
             yield pending.pop(future), future.result()
     except BrokenProcessPool as error:
         raise DataError(
-            "n_workers: a process died, out of memory perhaps; try n_workers=1"
+            "n_workers", "a process died, out of memory perhaps", "try n_workers=1"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

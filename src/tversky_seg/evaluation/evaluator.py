@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.case import Case
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import Volume, read_label
 from tversky_seg.evaluation.saved_predictions import (
     Prediction,
@@ -191,19 +192,23 @@ def _check_request(
         name for name, count in Counter(case.case_id for case in labelled).items() if count > 1
     ]
     if twice:
-        raise DataError(f"case_id: {twice[0]!r} stands twice; expected each case once")
+        raise DataError("case_id", f"{twice[0]!r} stands twice", "expected each case once")
     if not labelled:
         raise DataError(
-            f"{source.folder}: no case has a label to judge by; fill the label column of the manifest"
+            source.folder,
+            "no case has a label to judge by",
+            "fill the label column of the manifest",
         )
     if output_dir.resolve() == source.folder.resolve():
         raise DataError(
-            f"output_dir: {output_dir} holds the predictions and their lesions.csv; choose another"
+            "output_dir",
+            f"{output_dir} holds the predictions and their lesions.csv",
+            "choose another",
         )
     if not 0 <= tolerance_mm < math.inf:
-        raise DataError(f"tolerance_mm: {tolerance_mm}; expected 0 or more")
+        raise DataError("tolerance_mm", f"{tolerance_mm}", "expected 0 or more")
     if n_bootstrap < 1:
-        raise DataError(f"n_bootstrap: {n_bootstrap}; expected 1 or more")
+        raise DataError("n_bootstrap", f"{n_bootstrap}", "expected 1 or more")
 
 
 def _judge_cohort(
@@ -225,7 +230,7 @@ def _judge_cohort(
                     cohort, source, case, rule=rule, tolerance_mm=tolerance_mm, writer=writer
                 )
             except DataError as fault:
-                cohort.faults.extend(fault.faults)
+                cohort.faults.extend(str(one) for one in fault.faults)
     if not cohort.judged:
         raise DataError.gather([DataError(fault) for fault in cohort.faults])
     if cohort.shifted:
@@ -363,8 +368,7 @@ def _read_reference(path: Path, source: Predictions) -> Volume:
     unknown = sorted(set(np.unique(reference.data).tolist()) - known)
     if unknown:
         named = ", ".join(f"{name}: {list(values)}" for name, values in source.classes.items())
-        raise DataError(f"{path}: label values {unknown[:5]} belong to no class of {{{named}}}; "
-                        "expected other classes, or evaluation.background_values for what is none")  # fmt: skip
+        raise DataError(path, f'label values {unknown[:5]} belong to no class of {{{named}}}', 'expected other classes, or evaluation.background_values for what is none')  # fmt: skip
     return reference
 
 
@@ -443,5 +447,5 @@ def _writing_into(output_dir: Path) -> Iterator[Path]:
                 path.replace(output_dir / path.name)
     except OSError as fault:
         raise DataError(
-            f"output_dir: {output_dir} cannot be written ({fault.strerror}); choose another"
+            "output_dir", f"{output_dir} cannot be written ({fault.strerror})", "choose another"
         ) from fault

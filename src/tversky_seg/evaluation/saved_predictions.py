@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.case import Case, DataError, check_classes
+from tversky_seg.data.case import Case, check_classes
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import Volume, affine_shift_voxels, read_label, read_volume
 from tversky_seg.metrics.lesions import remove_small_lesions
 from tversky_seg.metrics.masks import Mask
@@ -75,7 +76,7 @@ class Predictions:
         scored, masked = (self.folder / f"{stem}_{kind}.nii.gz" for kind in ("probability", "mask"))
         if not _is_named(scored) and not _is_named(masked):
             raise DataError(
-                f"{scored}: no such file, nor {masked.name}; predict case {case.case_id} first"
+                scored, f"no such file, nor {masked.name}", f"predict case {case.case_id} first"
             )
         probability, shifts = None, []
         if _is_named(scored):
@@ -99,7 +100,7 @@ class Predictions:
         path = self.folder / _file_name(pattern, case, name)
         if not path.exists():
             raise DataError(
-                f"{path}: no such file; expected the mask of case {case.case_id}, named by pattern"
+                path, "no such file", f"expected the mask of case {case.case_id}, named by pattern"
             )
         volume = read_label(path)
         shift = check_grid(volume, reference, path=path)
@@ -137,13 +138,15 @@ def open_predictions(
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise DataError(
-            f"{folder}: no such folder; expected what predict.py wrote, or a folder of masks"
+            folder, "no such folder", "expected what predict.py wrote, or a folder of masks"
         )
     saved = {} if pattern is not None else _saved_settings(folder / "predictions.json")
     has_scores = pattern is None and any(folder.glob("*_probability.nii.gz"))
     if threshold is not None and not has_scores:
         raise DataError(
-            f"threshold: {threshold}, but {folder} holds masks only; leave it out to judge them as they are"
+            "threshold",
+            f"{threshold}, but {folder} holds masks only",
+            "leave it out to judge them as they are",
         )
     if pattern is not None:
         _file_name(pattern, Case("case", "subject", {}), "class")
@@ -151,7 +154,7 @@ def open_predictions(
         checked = check_classes(classes if classes is not None else saved.get("classes"))
     except DataError as fault:
         where = "classes" if classes is not None else str(folder / "predictions.json")
-        raise DataError(f"{where}: {str(fault).removeprefix('data.')}") from fault
+        raise DataError(where, f"{str(fault).removeprefix('data.')}") from fault
     return Predictions(
         folder=folder,
         classes=checked,
@@ -191,7 +194,9 @@ def check_grid(volume: Volume, reference: Volume, *, path: Path) -> float:
     )
     if shift > LARGEST_SHIFT:
         raise DataError(
-            f"{path}: {_describe_grid(volume)}; expected the reference's {_describe_grid(reference)}"
+            path,
+            f"{_describe_grid(volume)}",
+            f"expected the reference's {_describe_grid(reference)}",
         )
     return shift
 
@@ -209,7 +214,7 @@ def _as_probability(data: NDArray[np.float32], path: Path) -> NDArray[np.float32
     lowest, highest = float(data.min()), float(data.max())
     if lowest < -1e-6 or highest > 1 + 1e-6:
         raise DataError(
-            f"{path}: values from {lowest:g} to {highest:g}; expected probabilities from 0 to 1"
+            path, f"values from {lowest:g} to {highest:g}", "expected probabilities from 0 to 1"
         )
     return data
 
@@ -219,7 +224,9 @@ def _as_mask(data: NDArray[Any], path: Path) -> Mask:
     strange = data[mask != (data != 0)]
     if strange.size:
         raise DataError(
-            f"{path}: {strange.size} voxels of other values, as {strange[0]}; expected a mask of 0 and 1"
+            path,
+            f"{strange.size} voxels of other values, as {strange[0]}",
+            "expected a mask of 0 and 1",
         )
     return mask
 
@@ -231,11 +238,11 @@ def _file_name(pattern: str, case: Case, name: str) -> str:
         )
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise DataError(
-            f"pattern: {pattern!r}; expected a name with {{case_id}}, as {{case_id}}.nii.gz"
+            "pattern", f"{pattern!r}", "expected a name with {case_id}, as {case_id}.nii.gz"
         ) from error
     if "{case_id" not in pattern and "{subject_id" not in pattern:
         raise DataError(
-            f"pattern: {pattern!r} is one file for all cases; expected a name with {{case_id}}"
+            "pattern", f"{pattern!r} is one file for all cases", "expected a name with {case_id}"
         )
     return filled
 
@@ -247,16 +254,18 @@ def _saved_settings(path: Path) -> dict[str, Any]:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); predict again, or delete it") from error
+        raise DataError(path, f"cannot be read ({error})", "predict again, or delete it") from error
     if not isinstance(saved, dict):
-        raise DataError(f"{path}: holds no settings; predict again, or delete it")
+        raise DataError(path, "holds no settings", "predict again, or delete it")
     return saved
 
 
 def _whole_numbers(values: Any) -> tuple[int, ...]:
     values = () if values is None else values
     if not isinstance(values, Sequence) or not all(type(value) is int for value in values):
-        raise DataError(f"background_values: {values!r}; expected label values, as [1], or null")
+        raise DataError(
+            "background_values", f"{values!r}", "expected label values, as [1], or null"
+        )
     return tuple(values)
 
 
@@ -270,6 +279,6 @@ def _by_class(
         number = values.get(name)
         if value is not None and not (isinstance(number, int | float) and 0 <= number <= highest):
             raise DataError(
-                f"{key}: {number} for class {name}; expected a number from 0 to {highest:g}"
+                key, f"{number} for class {name}", f"expected a number from 0 to {highest:g}"
             )
     return {name: values[name] for name in names}

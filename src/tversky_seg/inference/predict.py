@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.case import Case
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import PROBABILITY_SCALE
 from tversky_seg.data.preprocessing.pipeline import (
     Geometry,

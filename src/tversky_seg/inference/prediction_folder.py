@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import KDTree
 
-from tversky_seg.data.case import DataError
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import (
     PROBABILITY_SCALE,
     read_label,
@@ -189,13 +189,13 @@ def claim_folder(output_dir: Path, settings: Mapping[str, Any]) -> bool:
         differing = [key for key, value in settings.items() if found.get(key) != value]
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{path}: no settings of a prediction ({error}); name another output_dir"
+            path, f"no settings of a prediction ({error})", "name another output_dir"
         ) from error
     if differing:
         there = ", ".join(f"{key}={found.get(key)}" for key in differing)
         here = ", ".join(f"{key}={settings[key]}" for key in differing)
         raise DataError(
-            f"{path}: the predictions there have {there}, these {here}; name another output_dir"
+            path, f"the predictions there have {there}, these {here}", "name another output_dir"
         )
     return True
 
@@ -244,7 +244,9 @@ class LesionTable:
                 file.write(json.dumps({"case_id": case_id, "rows": rows}) + "\n")
         except OSError as error:
             raise DataError(
-                f"{self.journal}: cannot be written ({error.strerror or error}); name a folder with room"
+                self.journal,
+                f"cannot be written ({error.strerror or error})",
+                "name a folder with room",
             ) from error
 
     def write(self, case_ids: Sequence[str], *, failed: Container[str] = ()) -> None:
@@ -375,5 +377,5 @@ def _write_text(path: Path, text: str) -> None:
         with suppress(OSError):
             partial.unlink()
         raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}); name a folder with room"
+            path, f"cannot be written ({error.strerror or error})", "name a folder with room"
         ) from error

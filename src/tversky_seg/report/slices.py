@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.case import Case
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import resample
 from tversky_seg.data.nifti import Volume, ras_grid, read_label, read_volume, spacing_of
 from tversky_seg.metrics.masks import Mask, bounding_box

@@ -9,14 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tversky_seg.data.case import (
-    Case,
-    DataError,
-    Dataset,
-    find_cases,
-    with_modalities,
-    write_manifest,
-)
+from tversky_seg.data.case import Case, Dataset, find_cases, with_modalities, write_manifest
+from tversky_seg.data.errors import DataError
 
 ENDINGS = (".nii.gz", ".nii")
 
@@ -67,7 +61,7 @@ class _Parser(argparse.ArgumentParser):
     """Raises what argparse would print in several lines."""
 
     def error(self, message: str) -> NoReturn:
-        raise DataError(f"command line: {message}; --help shows what is expected")
+        raise DataError("command line", f"{message}", "--help shows what is expected")
 
 
 def _parser(importer: Callable[..., Any]) -> argparse.ArgumentParser:

@@ -4,8 +4,9 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.case import Case
 from tversky_seg.data.datasets._common import ENDINGS, stem_of
+from tversky_seg.data.errors import DataError
 
 MASK_SUFFIXES = ("mask", "roi", "dseg")
 NO_IMAGES = (*MASK_SUFFIXES, "probseg", "defacemask", "xfm", "warp")
@@ -44,11 +45,9 @@ def find_bids(root: Path, *, lesion: str = "lesion", derivative: str | None = No
         p for p, files in found.items() if any(_lesion_masks(f, lesion) for f in files.values())
     ]
     if len(with_masks) > 1:
-        raise DataError(f"{root}: lesion masks in derivatives {', '.join(p.name for p in with_masks)}; expected "
-                        "one of them as data.importer.derivative")  # fmt: skip
+        raise DataError(root, f"lesion masks in derivatives {', '.join(p.name for p in with_masks)}", 'expected one of them as data.importer.derivative')  # fmt: skip
     if not with_masks:
-        raise DataError(f"{root}: does not look like BIDS with lesion masks; expected "
-                        f"derivatives/<pipeline>/sub-01/anat/sub-01_label-{lesion}_mask.nii.gz")  # fmt: skip
+        raise DataError(root, 'does not look like BIDS with lesion masks', f'expected derivatives/<pipeline>/sub-01/anat/sub-01_label-{lesion}_mask.nii.gz')  # fmt: skip
     derived, site = found[with_masks[0]], _sites(root / "participants.tsv")
     cases = [
         _case(key, raw.get(key, []), derived.get(key, []), lesion, site)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tversky_seg.data.case import Case, DataError, file_and_frame
+from tversky_seg.data.case import Case, file_and_frame
+from tversky_seg.data.errors import DataError
 
 logger = logging.getLogger("tversky_seg")
 
@@ -34,7 +35,9 @@ def find_decathlon(root: Path) -> list[Case]:
     there = [case for case in cases if all(map(_is_there, (*case.images.values(), *case.labels)))]
     if not there:
         raise DataError(
-            f"{root}: none of the {len(cases)} images in dataset.json is there; expected imagesTr, labelsTr"
+            root,
+            f"none of the {len(cases)} images in dataset.json is there",
+            "expected imagesTr, labelsTr",
         )
     if len(there) < len(cases):
         absent = [case.case_id for case in cases if case not in there]
@@ -73,10 +76,10 @@ def _read_listing(path: Path) -> dict[str, Any]:
         listing = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(
-            f"{path}: {error.strerror}; expected the folder of one Decathlon task, as Task04"
+            path, f"{error.strerror}", "expected the folder of one Decathlon task, as Task04"
         ) from error
     except ValueError as error:
-        raise DataError(f"{path}: is no JSON; expected that of a Decathlon task") from error
+        raise DataError(path, "is no JSON", "expected that of a Decathlon task") from error
     try:
         fine = bool(listing["modality"].values()) and all(
             "image" in entry for entry in listing["training"]
@@ -85,6 +88,6 @@ def _read_listing(path: Path) -> dict[str, Any]:
         fine = False
     if not fine:
         raise DataError(
-            f"{path}: lists no modality or no training images; expected those of a Decathlon task"
+            path, "lists no modality or no training images", "expected those of a Decathlon task"
         )
     return dict(listing)

@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.case import Case
 from tversky_seg.data.datasets._common import ENDINGS, nifti
+from tversky_seg.data.errors import DataError
 
 MODALITIES = {"FLAIR": "flair", "T1": "mprage", "T2": "t2", "PD": "pd"}
 N_RATERS = 2
@@ -52,8 +53,9 @@ def find_isbi2015(root: Path) -> list[Case]:
             )
     if not cases:
         raise DataError(
-            f"{root}: does not look like ISBI 2015; expected training/training01/preprocessed/"
-            "training01_01_flair_pp.nii or testdata_website/test01/preprocessed/test01_01_flair_pp.nii"
+            root,
+            "does not look like ISBI 2015",
+            "expected training/training01/preprocessed/training01_01_flair_pp.nii or testdata_website/test01/preprocessed/test01_01_flair_pp.nii",
         )
     return list(cases.values())
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.case import Case
+from tversky_seg.data.errors import DataError
 
 # Names of files in each part: all before the ending, or up to an underscore.
 PARTS = {
@@ -25,7 +26,7 @@ def find_lesjak2017(root: Path, *, part: str = "MNI") -> list[Case]:
         DataError: The folder does not look like this data set, or has no such part.
     """
     if part not in PARTS:
-        raise DataError(f"data.importer.part: {part!r}; expected one of {', '.join(PARTS)}")
+        raise DataError("data.importer.part", f"{part!r}", f"expected one of {', '.join(PARTS)}")
     root = Path(root)
     names = PARTS[part]
     folder = root / "cross_sectional" / part if (root / "cross_sectional").is_dir() else root / part
@@ -46,8 +47,9 @@ def find_lesjak2017(root: Path, *, part: str = "MNI") -> list[Case]:
             )
     if not cases:
         raise DataError(
-            f"{root}: does not look like open_ms_data (Lesjak 2017); expected "
-            f"cross_sectional/{part}/patient01/{names['label']}*.nii.gz"
+            root,
+            "does not look like open_ms_data (Lesjak 2017)",
+            f"expected cross_sectional/{part}/patient01/{names['label']}*.nii.gz",
         )
     return cases
 

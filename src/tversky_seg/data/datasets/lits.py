@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.case import Case
 from tversky_seg.data.datasets._common import ENDINGS, stem_of
+from tversky_seg.data.errors import DataError
 
 SPLITS = ("shirokikh2020",)
 _TRAINING, _TEST = re.compile(r"volume-(\d+)"), re.compile(r"test-volume-(\d+)")
@@ -25,7 +26,9 @@ def find_lits(root: Path, *, split: str | None = None) -> list[Case]:
         DataError: The folder does not look like this data set, or there is no such split.
     """
     if split is not None and split not in SPLITS:
-        raise DataError(f"data.importer.split: {split!r}; expected null or {', '.join(SPLITS)}")
+        raise DataError(
+            "data.importer.split", f"{split!r}", f"expected null or {', '.join(SPLITS)}"
+        )
     files = {
         stem_of(file): file
         for file in sorted(Path(root).rglob("*.nii*"))
@@ -44,6 +47,8 @@ def find_lits(root: Path, *, split: str | None = None) -> list[Case]:
         cases += [Case(name, name, {"CT": files[name]}, split="test") for _, name in sorted(tests)]
     if not cases:
         raise DataError(
-            f"{root}: does not look like LiTS; expected Training Batch 1/volume-0.nii and segmentation-0.nii"
+            root,
+            "does not look like LiTS",
+            "expected Training Batch 1/volume-0.nii and segmentation-0.nii",
         )
     return cases

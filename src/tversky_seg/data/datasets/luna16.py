@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.case import Case
 from tversky_seg.data.datasets.luna16_lidc import Nodule, nodule_mask, read_nodules, series_of
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import write_volume
 from tversky_seg.runtime.progress import Reporter
 
@@ -64,18 +65,21 @@ def find_luna16(
     """
     root = Path(root)
     if split is not None and split not in SPLITS:
-        raise DataError(f"data.importer.split: {split!r}; expected null or {', '.join(SPLITS)}")
+        raise DataError(
+            "data.importer.split", f"{split!r}", f"expected null or {', '.join(SPLITS)}"
+        )
     if not converted:
         raise DataError(
-            "data.importer.converted: none given; expected a folder for the converted scans"
+            "data.importer.converted", "none given", "expected a folder for the converted scans"
         )
     scans = {file.stem: file for file in sorted(root.rglob("subset[0-9]/*.mhd"))}
     lungs = {file.stem: file for file in root.rglob("seg-lungs-LUNA16/*.mhd")}
     annotations = next(iter(sorted(root.rglob("annotations.csv"))), None)
     if not scans or not lungs or annotations is None:
         raise DataError(
-            f"{root}: does not look like LUNA16; expected subset0/<seriesuid>.mhd, seg-lungs-LUNA16/<seriesuid>.mhd "
-            "and annotations.csv"
+            root,
+            "does not look like LUNA16",
+            "expected subset0/<seriesuid>.mhd, seg-lungs-LUNA16/<seriesuid>.mhd and annotations.csv",
         )
     folder = Path(converted).expanduser()
     missing = {uid: file for uid, file in scans.items() if not _is_there(folder / uid)}
@@ -118,7 +122,7 @@ def _convert_all(
             try:
                 for needed, what in ((lungs, "lung mask"), (drawings, "LIDC XML file")):
                     if uid not in needed:
-                        raise DataError(f"{file}: has no {what}; expected one of this series")
+                        raise DataError(file, f"has no {what}", "expected one of this series")
                 _convert(file, lungs[uid], centres.get(uid, ()), drawings[uid], folder / uid)
             except DataError as fault:
                 faults.append(fault)
@@ -136,7 +140,9 @@ def _convert(
     scan, lungs = _read_scan(file), _read_scan(lung_file)
     if lungs.data.shape != scan.data.shape:
         raise DataError(
-            f"{lung_file}: has shape {lungs.data.shape}; expected that of the scan, {scan.data.shape}"
+            lung_file,
+            f"has shape {lungs.data.shape}",
+            f"expected that of the scan, {scan.data.shape}",
         )
     readers = [
         [_in_voxels(nodule, scan) for nodule in nodules] for nodules in read_nodules(drawing)
@@ -178,7 +184,7 @@ def lung_mask(labels: NDArray[Any], *, closing: int = 10, growth: int = 3) -> ND
     if len(values) > 2:
         kept &= labels != values[counts.argmin()]
     if not kept.any():
-        raise DataError("seg-lungs-LUNA16: a mask holds no lung; expected two")
+        raise DataError("seg-lungs-LUNA16", "a mask holds no lung", "expected two")
     padded = np.pad(kept, closing + growth + 1)
     grown = ndimage.distance_transform_cdt(~padded, "taxicab") <= closing
     closed = ndimage.distance_transform_cdt(grown, "taxicab") > closing
@@ -192,13 +198,13 @@ def _read_scan(file: Path) -> Scan:
         import SimpleITK
     except ImportError as error:
         raise DataError(
-            "data=luna16: needs SimpleITK to read .mhd; pip install 'tversky-seg[luna16]'"
+            "data=luna16", "needs SimpleITK to read .mhd", "pip install 'tversky-seg[luna16]'"
         ) from error
     try:
         image = SimpleITK.ReadImage(str(file))
     except RuntimeError as error:
         raise DataError(
-            f"{file}: cannot be read ({str(error).splitlines()[-1]}); fetch it and its .raw anew"
+            file, f"cannot be read ({str(error).splitlines()[-1]})", "fetch it and its .raw anew"
         ) from error
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
@@ -217,7 +223,7 @@ def _centres(annotations: Path) -> dict[str, list[list[float]]]:
                 centres[row["seriesuid"]].append([float(row[f"coord{axis}"]) for axis in "XYZ"])
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise DataError(
-            f"{annotations}: cannot be read; expected seriesuid,coordX,coordY,coordZ,…"
+            annotations, "cannot be read", "expected seriesuid,coordX,coordY,coordZ,…"
         ) from error
     return dict(centres)
 
@@ -232,6 +238,8 @@ def _drawings(root: Path) -> dict[str, Path]:
             logger.warning("%s: is no XML, passed over", file)
     if not found:
         raise DataError(
-            f"{root}: holds no XML file; expected LIDC's, as tcia-lidc-xml/157/158.xml (LIDC-XML-only.zip)"
+            root,
+            "holds no XML file",
+            "expected LIDC's, as tcia-lidc-xml/157/158.xml (LIDC-XML-only.zip)",
         )
     return found

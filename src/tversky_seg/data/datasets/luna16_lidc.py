@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.case import DataError
+from tversky_seg.data.errors import DataError
 
 N_READERS = 4
 
@@ -59,7 +59,7 @@ def read_nodules(file: Path) -> list[list[Nodule]]:
             for session in sessions
         ]
     except (ElementTree.ParseError, ValueError, TypeError, OSError) as error:
-        raise DataError(f"{file}: is no XML file of LIDC ({error}); fetch it anew") from error
+        raise DataError(file, f"is no XML file of LIDC ({error})", "fetch it anew") from error
 
 
 def _contour(roi: ElementTree.Element) -> Contour:
@@ -127,7 +127,9 @@ def _draw(nodule: Nodule, mask: NDArray[np.bool_]) -> None:
         z = int(contour.z)
         if not 0 <= z < mask.shape[2]:
             raise DataError(
-                f"LIDC: an outline lies in slice {z}; expected 0 to {mask.shape[2] - 1}, of the same scan"
+                "LIDC",
+                f"an outline lies in slice {z}",
+                f"expected 0 to {mask.shape[2] - 1}, of the same scan",
             )
         for x, y in _filled(contour.points, mask.shape[:2]):
             mask[x, y, z] = contour.is_inside

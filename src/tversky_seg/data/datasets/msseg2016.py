@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.case import Case
 from tversky_seg.data.datasets._common import nifti
+from tversky_seg.data.errors import DataError
 
 MODALITIES = ("FLAIR", "T1", "T2", "DP", "GADO")
 SPLITS = {"Training": "train", "Testing": "test"}
@@ -43,8 +44,9 @@ def find_msseg2016(root: Path) -> list[Case]:
     cases = list(_public_release(root)) or list(_challenge_release(root))
     if not cases:
         raise DataError(
-            f"{root}: does not look like MSSEG 2016; expected Training/Center_01/<patient>/Preprocessed_Data/"
-            "FLAIR_preprocessed.nii.gz or Pre-processed/<id>/FLAIR_preprocessed.nii.gz"
+            root,
+            "does not look like MSSEG 2016",
+            "expected Training/Center_01/<patient>/Preprocessed_Data/FLAIR_preprocessed.nii.gz or Pre-processed/<id>/FLAIR_preprocessed.nii.gz",
         )
     return cases
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.case import Case
 from tversky_seg.data.datasets._common import ENDINGS
+from tversky_seg.data.errors import DataError
 
 logger = logging.getLogger("tversky_seg")
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -41,7 +42,9 @@ def find_nnunet(root: Path) -> list[Case]:
     cases += tests
     if not cases:
         raise DataError(
-            f"{root}: holds no case; expected imagesTr/<case>_0000{listing['file_ending']}, as dataset.json says"
+            root,
+            "holds no case",
+            f"expected imagesTr/<case>_0000{listing['file_ending']}, as dataset.json says",
         )
     _say_labels(listing)
     return cases
@@ -83,7 +86,9 @@ def _say_labels(listing: Mapping[str, Any]) -> None:
     labels = {name: values for name, values in listing["labels"].items() if name != "background"}
     if "ignore" in labels:
         raise DataError(
-            f"dataset.json: has a label 'ignore' ({labels['ignore']}); expected labels drawn everywhere"
+            "dataset.json",
+            f"has a label 'ignore' ({labels['ignore']})",
+            "expected labels drawn everywhere",
         )
     classes = {
         name: values if isinstance(values, list) else [values] for name, values in labels.items()
@@ -98,20 +103,19 @@ def _read_listing(path: Path) -> dict[str, Any]:
         listing = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(
-            f"{path}: {error.strerror}; expected the folder DatasetXXX_Name of nnU-Net v2"
+            path, f"{error.strerror}", "expected the folder DatasetXXX_Name of nnU-Net v2"
         ) from error
     except ValueError as error:
-        raise DataError(f"{path}: is no JSON; expected that of nnU-Net v2") from error
+        raise DataError(path, "is no JSON", "expected that of nnU-Net v2") from error
     missing = [key for key in ("channel_names", "labels", "file_ending") if key not in listing]
     if (
         missing
         or not isinstance(listing["channel_names"], dict)
         or not isinstance(listing["labels"], dict)
     ):
-        raise DataError(f"{path}: has no {', '.join(missing) or 'named channels and labels'}; expected those of "
-                        "nnU-Net v2 (a Decathlon task: data=decathlon)")  # fmt: skip
+        raise DataError(path, f"has no {', '.join(missing) or 'named channels and labels'}", 'expected those of nnU-Net v2 (a Decathlon task: data=decathlon)')  # fmt: skip
     if listing["file_ending"] not in ENDINGS:
         raise DataError(
-            f"{path}: file_ending {listing['file_ending']!r}; expected {' or '.join(ENDINGS)}"
+            path, f"file_ending {listing['file_ending']!r}", f"expected {' or '.join(ENDINGS)}"
         )
     return dict(listing)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tversky_seg.data.case import DataError
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import Shape
 from tversky_seg.data.patches.augmentation import Change
 from tversky_seg.data.patches.samplers import Sampler

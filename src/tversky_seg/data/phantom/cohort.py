@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from tversky_seg.data.case import Case, DataError
+from tversky_seg.data.case import Case
 from tversky_seg.data.datasets.msseg2016 import find_msseg2016
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import write_volume
 from tversky_seg.data.phantom.anatomy import (
     Anatomy,
@@ -118,7 +119,7 @@ def make_phantom(
             or not low <= value <= high
         ):
             top = "or more" if high == np.inf else f"to {high}"
-            raise DataError(f"data.importer.{name}: {value}; expected {low} {top}")
+            raise DataError(f"data.importer.{name}", f"{value}", f"expected {low} {top}")
     settings = {
         "n_train": n_train,
         "n_test": n_test,
@@ -134,7 +135,7 @@ def make_phantom(
             )
         except OSError as error:
             raise DataError(
-                f"{root}: {error.strerror or error}; expected a folder to write to, as data.root="
+                root, f"{error.strerror or error}", "expected a folder to write to, as data.root="
             ) from error
     return find_msseg2016(cohort)
 

@@ -11,7 +11,7 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.case import DataError
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import Affine, Bools, Floats, Shape, resample, shift, steps, window
 from tversky_seg.data.nifti import Volume, affine_shift_voxels, read_label, read_volume
 
@@ -137,7 +137,9 @@ def _located(
             else f"holds nothing but {background:g}"
         )
         raise DataError(
-            f"{path}: {found}; expected {modality} of the body part that {reference.modality} shows"
+            path,
+            f"{found}",
+            f"expected {modality} of the body part that {reference.modality} shows",
         )
     box = bounding_box(foreground)
     return values[box], np.array(foreground[box], order="C"), box, background
@@ -168,7 +170,7 @@ def _on_grid(
     else:
         found = f"has shape {volume.shape}, {reference.modality} has {reference.input_shape}"
     if strict:
-        raise DataError(f"{path}: {found}; expected {name} on the grid of {reference.modality}")
+        raise DataError(path, f"{found}", f"expected {name} on the grid of {reference.modality}")
     notes.append(
         f"{name} lies on another grid than {reference.modality}; resampled to it by its affine"
     )
@@ -180,7 +182,7 @@ def read_brain(path: Path, reference: Reference, notes: list[str]) -> Bools:
     volume = _on_grid(read_volume(path), "brain mask", path, reference, notes, strict=True)
     brain = reference.resampled(Volume(volume.data > 0.5, volume.affine)) > 0.5
     if not brain.any():
-        raise DataError(f"{path}: holds no voxel above 0.5; expected a mask of the brain")
+        raise DataError(path, "holds no voxel above 0.5", "expected a mask of the brain")
     return np.asarray(brain)
 
 
@@ -208,7 +210,7 @@ def _centre_and_width(brain: Floats, normalization: str, path: Path) -> tuple[fl
         width = (high - low) / 1.349
     if not width > 1e-6 * abs(centre):
         raise DataError(
-            f"{path}: is {centre:g} over most of the brain; expected an image with contrast"
+            path, f"is {centre:g} over most of the brain", "expected an image with contrast"
         )
     return centre, width
 
@@ -218,7 +220,7 @@ def _percentiles(brain: Floats, limits: tuple[float, float], path: Path) -> tupl
     low, high = np.percentile(brain, limits).tolist()
     if not low < high:
         raise DataError(
-            f"{path}: is {low:g} over most of the brain; expected an image with contrast"
+            path, f"is {low:g} over most of the brain", "expected an image with contrast"
         )
     return low, high
 
@@ -253,8 +255,9 @@ def read_target(
     if unnamed:
         described = ", ".join(f"{name}: {list(values)}" for name, values in classes.items())
         raise DataError(
-            f"{path}: holds the label values {', '.join(map(str, unnamed[:5]))} that no class names; "
-            f"expected {{{described}}} and 0, or other data.classes"
+            path,
+            f"holds the label values {', '.join(map(str, unnamed[:5]))} that no class names",
+            f"expected {{{described}}} and 0, or other data.classes",
         )
     return np.stack(
         [_class_mask(_is_any(label.data, values), reference) for values in classes.values()]
@@ -283,7 +286,9 @@ def box_around(path: Path, reference: Reference, values: Sequence[int], *, margi
     mask = reference.resampled(Volume(_is_any(label.data, values), reference.input_affine)) > 0
     if not mask.any():
         raise DataError(
-            f"{path}: holds none of the label values {list(values)} of data.crop_values; expected one"
+            path,
+            f"holds none of the label values {list(values)} of data.crop_values",
+            "expected one",
         )
     sides = zip(bounding_box(mask), reference.shape, strict=True)
     x, y, z = (slice(max(side.start - margin, 0), min(side.stop + margin, n)) for side, n in sides)

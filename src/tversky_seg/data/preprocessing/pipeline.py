@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from tversky_seg.data.cache import fingerprint, read_entry, write_entry
 from tversky_seg.data.case import (
     Case,
-    DataError,
     Dataset,
     check_case_id,
     check_classes,
@@ -33,6 +32,7 @@ from tversky_seg.data.case import (
     check_rater,
     check_spacing,
 )
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import Bools, Geometry, Shape, network_grid, to_input_grid
 from tversky_seg.data.nifti import MAX_VOXELS, ras_grid, read_grid, spacing_of
 from tversky_seg.data.preprocessing.modality import (
@@ -119,7 +119,7 @@ class Preprocessing:
         object.__setattr__(self, "crop_values", check_crop(self.crop_values, self.crop_margin))
         object.__setattr__(self, "rater", check_rater(self.rater))
         if not self.modalities:
-            raise DataError("data.modalities: none; expected at least one")
+            raise DataError("data.modalities", "none", "expected at least one")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for checkpoints and keys."""
@@ -245,7 +245,9 @@ def require_lesions(cases: Sequence[PreparedCase]) -> None:
     """
     if not any(sum(case.n_lesions) for case in cases):
         raise DataError(
-            f"training set: no lesion in any of {len(cases)} cases; expected a label that is not empty"
+            "training set",
+            f"no lesion in any of {len(cases)} cases",
+            "expected a label that is not empty",
         )
 
 
@@ -285,7 +287,7 @@ def _spacings(cases: Sequence[Case]) -> list[tuple[float, float, float]]:
         except DataError as fault:
             faults.append(fault)
     if faults or not found:
-        raise DataError.gather(faults or [DataError("data: no case; expected at least one")])
+        raise DataError.gather(faults or [DataError("data", "no case", "expected at least one")])
     return found
 
 
@@ -385,8 +387,9 @@ def _label_files(case: Case, rater: int | str | None) -> tuple[Path, ...]:
     if isinstance(rater, int) and rater <= len(case.raters):
         return (case.raters[rater - 1],)
     raise DataError(
-        f"data.rater: {rater}, but case {case.case_id} has labels of {len(case.raters)} single raters and "
-        f"{'a' if case.consensus else 'no'} consensus; expected one that every case has, or null for the first label"
+        "data.rater",
+        f"{rater}, but case {case.case_id} has labels of {len(case.raters)} single raters and {('a' if case.consensus else 'no')} consensus",
+        "expected one that every case has, or null for the first label",
     )
 
 
@@ -410,8 +413,9 @@ def _reference(case: Case, settings: Preprocessing) -> Reference:
     shape, affine = network_grid(input_shape, input_affine, spacing_mm=settings.spacing_mm)
     if math.prod(shape) > MAX_VOXELS:
         raise DataError(
-            f"data.spacing_mm: {settings.spacing_mm} makes {shape} voxels of {case.images[first]}; "
-            f"expected at most {MAX_VOXELS}"
+            "data.spacing_mm",
+            f"{settings.spacing_mm} makes {shape} voxels of {case.images[first]}",
+            f"expected at most {MAX_VOXELS}",
         )
     return Reference(first, input_shape, input_affine, shape, affine)
 
@@ -428,7 +432,9 @@ def _sources(case: Case, settings: Preprocessing) -> list[Path]:
     missing = [name for name in settings.modalities if name not in case.images]
     if missing:
         raise DataError(
-            f"{case.case_id}: has no {', '.join(missing)}; expected {', '.join(settings.modalities)}"
+            case.case_id,
+            f"has no {', '.join(missing)}",
+            f"expected {', '.join(settings.modalities)}",
         )
     labels = dict.fromkeys((*case.labels[:1], *_label_files(case, settings.rater)))
     optional = [path for path in (*labels, case.brain_mask) if path is not None]
@@ -474,7 +480,7 @@ def _prepare(case: Case, settings: Preprocessing, cache_dir: Path) -> PreparedCa
         prepared = _cached(entry, case)
     if prepared is None:
         raise DataError(
-            f"{entry}: changed while it was written; expected no other program to write to the cache"
+            entry, "changed while it was written", "expected no other program to write to the cache"
         )
     return prepared
 
@@ -531,8 +537,9 @@ def _in_workers(
             yield pending[future], future.result()
     except BrokenProcessPool as error:
         raise DataError(
-            "preprocessing: a worker process died, out of memory or because the script starts work outside "
-            "`if __name__ == '__main__':`; try n_workers=1"
+            "preprocessing",
+            "a worker process died, out of memory or because the script starts work outside `if __name__ == '__main__':`",
+            "try n_workers=1",
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
