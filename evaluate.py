@@ -6,8 +6,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from tversky_seg import config
-from tversky_seg.data.case import Case, read_manifest
+from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.manifest import read_manifest
 from tversky_seg.report.page import metrics_table
 
 

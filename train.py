@@ -9,7 +9,7 @@ from rich.console import Console
 from torch import manual_seed
 
 from tversky_seg import config
-from tversky_seg.data.case import with_modalities
+from tversky_seg.data.dataset import with_modalities
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.patches.loader import PatchBatches
 from tversky_seg.data.patches.samplers import log_draw_shares

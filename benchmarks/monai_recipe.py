@@ -23,7 +23,8 @@ from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
 from monai.utils import set_determinism
 
-from tversky_seg.data.case import Case, read_manifest
+from tversky_seg.data.case import Case
+from tversky_seg.data.manifest import read_manifest
 from tversky_seg.data.nifti import read_volume
 from tversky_seg.inference.prediction_folder import write_prediction
 

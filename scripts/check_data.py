@@ -16,7 +16,8 @@ from rich.console import Console
 from torch import nn
 
 from tversky_seg import config
-from tversky_seg.data.case import Case, Dataset, find_cases, survey_cases, with_modalities
+from tversky_seg.data.case import Case
+from tversky_seg.data.dataset import Dataset, find_cases, survey_cases, with_modalities
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import read_grid
 from tversky_seg.data.preprocessing.pipeline import (

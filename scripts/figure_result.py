@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tversky_seg.data.case import read_manifest
+from tversky_seg.data.manifest import read_manifest
 from tversky_seg.data.nifti import read_label, read_volume
 from tversky_seg.report.slices import outline, png
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.case import Case, read_manifest
+from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.manifest import read_manifest
 from tversky_seg.data.nifti import read_label
 from tversky_seg.evaluation.saved_predictions import Predictions, open_predictions
 from tversky_seg.metrics.agreement import quartile_edges, recall_by_volume

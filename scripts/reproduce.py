@@ -41,9 +41,9 @@ from tversky_seg.analysis.sweep import (
     summarize_settings,
     write_summary,
 )
-from tversky_seg.data.case import write_manifest
 from tversky_seg.data.datasets.isbi2015 import find_isbi2015
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.manifest import write_manifest
 from tversky_seg.runtime.recorder import read_json, write_json
 from tversky_seg.runtime.run_settings import is_free
 

@@ -12,8 +12,9 @@ import pytest
 
 from helpers.cohorts import AFFINE, make_cohort, scan
 from tversky_seg.analysis.cross_validation import judge_folds
-from tversky_seg.data.case import Case, read_manifest, write_manifest
+from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.manifest import read_manifest, write_manifest
 from tversky_seg.evaluation.evaluator import evaluate
 from tversky_seg.inference.prediction_folder import write_prediction
 from tversky_seg.runtime.recorder import write_json

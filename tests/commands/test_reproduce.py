@@ -21,8 +21,9 @@ from helpers.command_line import ROOT, call, composed, script
 from helpers.isbi import isbi_submission, masks
 from tversky_seg.analysis.cross_validation import judge_folds
 from tversky_seg.config.entry_point import build, check_config
-from tversky_seg.data.case import Case, read_manifest
+from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.manifest import read_manifest
 
 PAPERS = ("salehi2017", "hashemi2018_msseg", "hashemi2018_isbi", "shirokikh2020")
 

@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from helpers.cohorts import AFFINE, MODALITIES, add_case, make_cohort, save, scan, write_rows
 from helpers.command_line import ROOT, SMALL, Outcome, call, train
-from tversky_seg.data.case import read_manifest
+from tversky_seg.data.manifest import read_manifest
 from tversky_seg.evaluation import evaluator as evaluation
 from tversky_seg.evaluation.evaluator import METRICS
 from tversky_seg.inference import predict as inference

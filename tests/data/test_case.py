@@ -4,16 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from tversky_seg.data.case import (
-    Case,
-    Dataset,
-    cases_from_input,
-    find_cases,
-    read_manifest,
-    split_cases,
-    write_manifest,
-)
+from tversky_seg.data.case import Case
+from tversky_seg.data.dataset import Dataset, find_cases
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.inputs import cases_from_input
+from tversky_seg.data.manifest import read_manifest, write_manifest
+from tversky_seg.data.split import split_cases
 
 FLAIR = ("FLAIR",)
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from helpers.command_line import SMALL, call
-from tversky_seg.data.case import Case, Dataset, find_cases, read_manifest, split_cases
+from tversky_seg.data.case import Case
+from tversky_seg.data.dataset import Dataset, find_cases
 from tversky_seg.data.datasets._common import import_command
 from tversky_seg.data.datasets.bids import find_bids
 from tversky_seg.data.datasets.isbi2015 import find_isbi2015
@@ -24,7 +25,9 @@ from tversky_seg.data.datasets.luna16_lidc import Contour, nodule_mask
 from tversky_seg.data.datasets.msseg2016 import find_msseg2016
 from tversky_seg.data.datasets.nnunet import find_nnunet
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.manifest import read_manifest
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess, to_input_grid
+from tversky_seg.data.split import split_cases
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (32, 32, 32)

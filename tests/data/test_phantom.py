@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tversky_seg.data.case import split_cases
 from tversky_seg.data.datasets.lesjak2017 import find_lesjak2017
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import read_label, read_volume
@@ -16,6 +15,7 @@ from tversky_seg.data.phantom import cohort as phantom
 from tversky_seg.data.phantom.anatomy import Anatomy, draw_head, load_anatomy
 from tversky_seg.data.phantom.cohort import Subject, draw_subject, make_phantom
 from tversky_seg.data.phantom.lesions import LESION_SIZES, draw_lesion_sizes, grow_lesions
+from tversky_seg.data.split import split_cases
 
 
 @pytest.fixture(scope="module", autouse=True)

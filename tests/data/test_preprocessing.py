@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tversky_seg.data.case import Case, Dataset, split_cases
+from tversky_seg.data.case import Case
+from tversky_seg.data.dataset import Dataset
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.preprocessing import pipeline as preprocessing
 from tversky_seg.data.preprocessing.pipeline import (
@@ -29,6 +30,7 @@ from tversky_seg.data.preprocessing.pipeline import (
     require_lesions,
     to_input_grid,
 )
+from tversky_seg.data.split import split_cases
 
 SHAPE = (24, 28, 20)
 OBLIQUE = np.array([[0.9, 0.2, -0.1, 40], [-0.2, 1.1, 0.1, -20], [0.1, -0.1, 2.8, 7], [0, 0, 0, 1]])

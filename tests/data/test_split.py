@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from tversky_seg.data import lesion_load as loads
-from tversky_seg.data.case import Case, Dataset, read_manifest, split_cases, write_manifest
+from tversky_seg.data.case import Case
+from tversky_seg.data.dataset import Dataset
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.lesion_load import lesion_loads
-from tversky_seg.data.split import draw_split, split_dataset
+from tversky_seg.data.manifest import read_manifest, write_manifest
+from tversky_seg.data.split import draw_split, split_cases, split_dataset
 
 
 def cohort(n: int, *, sites: int = 1, sessions: int = 1) -> list[Case]:

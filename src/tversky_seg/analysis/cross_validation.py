@@ -12,8 +12,9 @@ from statistics import fmean
 from typing import Any
 
 from tversky_seg.analysis.comparison import OPERATING_POINT
-from tversky_seg.data.case import Case, read_manifest, write_manifest
+from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.manifest import read_manifest, write_manifest
 from tversky_seg.evaluation.evaluator import evaluate
 from tversky_seg.inference.prediction_folder import prediction_files
 from tversky_seg.metrics.case_metrics import TOLERANCE_MM

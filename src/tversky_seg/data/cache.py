@@ -14,8 +14,8 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.case import file_and_frame
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.nifti import file_and_frame
 
 
 def fingerprint(settings: Mapping[str, Any], sources: Sequence[Path]) -> str:

@@ -8,8 +8,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tversky_seg.data.case import Case, cases_from_input, read_manifest
+from tversky_seg.data.case import Case, check_cases, is_safe_name
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.manifest import read_manifest
+from tversky_seg.data.nifti import NIFTI_ENDINGS, file_and_frame, nifti_stem
 
 logger = logging.getLogger("tversky_seg")
 
@@ -29,7 +31,6 @@ CONTRASTED = (
     "T1C",
     "T1CE",
 )  # a T1w with the entity ce-<agent>
-NIFTI = (".nii.gz", ".nii")
 
 
 def find_inputs(
@@ -42,7 +43,7 @@ def find_inputs(
     """The cases that a user wants predicted.
 
     Args:
-        input: What `cases.cases_from_input` takes, or a BIDS folder: `sub-*/[ses-*/]anat/*_<suffix>.nii[.gz]` with the
+        input: What `cases_from_input` takes, or a BIDS folder: `sub-*/[ses-*/]anat/*_<suffix>.nii[.gz]` with the
             suffixes FLAIR, T1w, T2w and PDw (or PD) for FLAIR, T1, T2 and PD; other modalities by their own name.
         modalities: What the network was trained on, in order.
         case_id: Names the one case, or picks one out of several.
@@ -67,6 +68,45 @@ def find_inputs(
         cases = _pick(_lacking(folder, modalities), case_id, source=folder)
     _refuse_lack(cases, modalities, may_lack=True, source=folder)
     return cases
+
+
+def cases_from_input(
+    input: Mapping[str, Path | str] | Path | str,
+    *,
+    modalities: Sequence[str],
+    case_id: str | None = None,
+) -> list[Case]:
+    """The cases that a user wants predicted.
+
+    Args:
+        input: One case as `{modality: file}` (also `brain_mask: file`), or the file alone where there is one modality;
+            a manifest CSV; or a folder of `<case_id>_<MODALITY>.nii[.gz]` or `<case_id>/<MODALITY>.nii[.gz]`, in which
+            a file for `brain_mask` is used too.
+        modalities: What the network was trained on, in order.
+        case_id: Names the one case (else the stem of its first file), or picks one out of several.
+
+    Raises:
+        DataError: A file or modality is missing, or nothing is found.
+    """
+    if isinstance(input, Mapping):
+        return [_case_of_files(input, modalities, case_id=case_id)]
+    path = Path(input).expanduser()
+    _require(
+        path.exists(),
+        f"{path}: no such file or folder; expected images, a manifest CSV or a folder of images",
+    )
+    if path.is_dir():
+        cases = _cases_in_folder(path, modalities)
+    elif path.name.endswith(NIFTI_ENDINGS):
+        _require(len(modalities) == 1, f"{path}: one image; expected one for each of {', '.join(modalities)}, as in "
+                 f"input={{{','.join(f'{m}: {m}.nii.gz' for m in modalities)}}}")  # fmt: skip
+        return [_case_of_files({modalities[0]: path}, modalities, case_id=case_id)]
+    else:
+        cases = read_manifest(path, modalities=modalities)
+    chosen = [case for case in cases if case_id in (None, case.case_id)]
+    _require(len(chosen) > 0, f"case_id: {case_id!r} is not in {path}; expected one of "
+             f"{', '.join(case.case_id for case in cases[:5])}")  # fmt: skip
+    return chosen
 
 
 def is_bids(folder: Path) -> bool:
@@ -120,7 +160,7 @@ def _in_anatomy(anatomy: Path, modality: str) -> Path | None:
     found = [
         path
         for suffix in _suffixes(modality)
-        for end in NIFTI
+        for end in NIFTI_ENDINGS
         for path in sorted(anatomy.glob(f"*_{suffix}{end}"))
         if ("_ce-" in path.name) == has_agent
     ]
@@ -239,3 +279,64 @@ def _pick(cases: list[Case], case_id: str | None, *, source: Path) -> list[Case]
         known = ", ".join(case.case_id for case in cases[:5])
         raise DataError("case_id", f"{case_id!r} is not in {source}", f"expected one of {known}")
     return chosen
+
+
+def _case_of_files(
+    files: Mapping[str, Path | str], modalities: Sequence[str], *, case_id: str | None
+) -> Case:
+    """One case from `{modality: file}`."""
+    paths = {name: Path(file).expanduser().absolute() for name, file in files.items()}
+    for name in modalities:
+        _require(
+            name in paths,
+            f"input: no file for modality {name}; expected one for each of {', '.join(modalities)}",
+        )
+    for name, path in paths.items():
+        _require(name in modalities or name == "brain_mask",
+                 f"input: {name} is no modality of this network; expected {', '.join(modalities)}")  # fmt: skip
+        _require(
+            file_and_frame(path)[0].is_file(), f"{path}: no such file; expected the image of {name}"
+        )
+    name = nifti_stem(paths[modalities[0]]) if case_id is None else case_id
+    _require(
+        is_safe_name(name),
+        f"case_id: {name!r}; expected letters, digits and _ . = + @ -; set case_id=",
+    )
+    images = {modality: paths[modality] for modality in modalities}
+    return Case(case_id=name, subject_id=name, images=images, brain_mask=paths.get("brain_mask"))
+
+
+def _cases_in_folder(folder: Path, modalities: Sequence[str]) -> list[Case]:
+    """Cases of `<case_id>_<MODALITY>.nii[.gz]` and `<case_id>/<MODALITY>.nii[.gz]`, sorted by id."""
+    found: dict[str, dict[str, Path]] = defaultdict(dict)
+    for path in sorted([*folder.glob("*.nii*"), *folder.glob("*/*.nii*")]):
+        if not path.name.endswith(NIFTI_ENDINGS) or path.name.startswith("."):
+            continue
+        for name in sorted((*modalities, "brain_mask"), key=len, reverse=True):
+            if path.parent == folder and nifti_stem(path).endswith(f"_{name}"):
+                case_id = nifti_stem(path).removesuffix(f"_{name}")
+            elif path.parent != folder and nifti_stem(path) == name:
+                case_id = path.parent.name
+            else:
+                continue
+            taken = found[case_id].setdefault(name, path)
+            _require(
+                taken is path,
+                f"{path}: a second {name} of case {case_id} beside {taken}; keep one of them",
+            )
+            break
+    ids = [case_id for case_id, files in sorted(found.items()) if set(files) != {"brain_mask"}]
+    _require(len(ids) > 0, f"{folder}: no image found; expected <case_id>_{modalities[0]}.nii.gz or "
+             f"<case_id>/{modalities[0]}.nii.gz")  # fmt: skip
+    faults = [DataError(folder, f'case {case_id} has no {name}', f'expected {case_id}_{name}.nii.gz')
+              for case_id in ids for name in modalities if name not in found[case_id]]  # fmt: skip
+    if faults:
+        raise DataError.gather(faults)
+    cases = [_case_of_files(found[case_id], modalities, case_id=case_id) for case_id in ids]
+    check_cases(cases, source=str(folder))
+    return cases
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise DataError(message)

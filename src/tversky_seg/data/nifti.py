@@ -1,6 +1,7 @@
 """3D image files: read with a clear word about every fault, written whole or not at all. The only use of nibabel."""
 
 import itertools
+import re
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from tversky_seg.data.case import file_and_frame
 from tversky_seg.data.errors import DataError
 
 PROBABILITY_SCALE = 1 / 65535
 MAX_VOXELS = 2**30
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+_FRAME = re.compile(r"(.+\.nii(?:\.gz)?)@(\d+)")
 _MAX_GZIP_RATIO = 1032  # deflate never does better
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
 
@@ -45,6 +47,20 @@ class Volume:
     def spacing_mm(self) -> tuple[float, float, float]:
         """Voxel size along each axis of the array."""
         return spacing_of(self.affine)
+
+
+def file_and_frame(path: Path | str) -> tuple[Path, int | None]:
+    """The file that a path names, and which of its 3D frames where it is a 4D one: `scan.nii.gz@1` is the second."""
+    match = _FRAME.fullmatch(str(path))
+    return (Path(path), None) if match is None else (Path(match[1]), int(match[2]))
+
+
+def nifti_stem(path: Path) -> str:
+    """Return the file name without `.nii`, `.nii.gz` or frame."""
+    path, _ = file_and_frame(path)
+    return next(
+        (path.name.removesuffix(end) for end in NIFTI_ENDINGS if path.name.endswith(end)), path.stem
+    )
 
 
 def read_volume(path: Path | str, *, dtype: DTypeLike | None = np.float32) -> Volume:

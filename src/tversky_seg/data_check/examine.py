@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.case import Case, file_and_frame
+from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import (
     affine_shift_voxels,
     axis_codes,
+    file_and_frame,
     read_grid,
     read_label,
     read_volume,

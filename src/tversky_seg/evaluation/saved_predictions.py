@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.case import Case, check_classes
+from tversky_seg.data.case import Case
+from tversky_seg.data.dataset import check_classes
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import Volume, affine_shift_voxels, read_label, read_volume
 from tversky_seg.metrics.lesions import remove_small_lesions

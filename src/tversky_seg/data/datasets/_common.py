@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tversky_seg.data.case import Case, Dataset, find_cases, with_modalities, write_manifest
+from tversky_seg.data.case import Case
+from tversky_seg.data.dataset import Dataset, find_cases, with_modalities
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.manifest import write_manifest
 
 ENDINGS = (".nii.gz", ".nii")
 

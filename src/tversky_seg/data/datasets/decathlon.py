@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tversky_seg.data.case import Case, file_and_frame
+from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.nifti import file_and_frame
 
 logger = logging.getLogger("tversky_seg")
 

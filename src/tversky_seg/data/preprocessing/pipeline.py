@@ -21,10 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tversky_seg.data.cache import fingerprint, read_entry, write_entry
-from tversky_seg.data.case import (
-    Case,
+from tversky_seg.data.case import Case, check_case_id
+from tversky_seg.data.dataset import (
     Dataset,
-    check_case_id,
     check_classes,
     check_crop,
     check_limits,
