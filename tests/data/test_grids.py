@@ -7,7 +7,7 @@ import pytest
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
-from tversky_seg.data.grids import Geometry, network_grid, resample, to_input_grid, window
+from tversky_seg.data.grids import Geometry, crop_or_pad, network_grid, resample, to_input_grid
 from tversky_seg.data.nifti import spacing_of
 
 RNG = np.random.default_rng(0)
@@ -124,14 +124,14 @@ def test_a_window_overhangs_with_fill(
     data = RNG.integers(1, 9, (2, 5, 6, 7))
     padded = np.pad(data, ((0, 0), *[(20, 20)] * 3), constant_values=-1)
     box = tuple(slice(20 + first, 20 + first + n) for first, n in zip(start, shape, strict=True))
-    assert np.array_equal(window(data, start, shape, fill=-1), padded[(slice(None), *box)])
+    assert np.array_equal(crop_or_pad(data, start, shape, fill=-1), padded[(slice(None), *box)])
 
 
 def test_inputs_are_not_changed() -> None:
     data, affine = RNG.random((6, 6, 6), dtype=np.float32), np.diag([-1.0, 1, 1, 1])
     before = data.copy(), affine.copy()
     resample(data, affine, np.diag([2.0, 2, 2, 1]), (3, 3, 3))
-    window(data, (-1, 0, 0), (4, 4, 4))
+    crop_or_pad(data, (-1, 0, 0), (4, 4, 4))
     assert np.array_equal(data, before[0])
     assert np.array_equal(affine, before[1])
 

@@ -45,7 +45,7 @@ class Geometry:
     @property
     def network_affine(self) -> Affine:
         """(4, 4) of the crop."""
-        return self.full_affine @ shift(self.crop_start)
+        return self.full_affine @ translation(self.crop_start)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -119,7 +119,7 @@ def resample(
     data, matrix = _aligned(data, matrix)
     if _is_shift(matrix, shape):
         x, y, z = np.rint(matrix[:3, 3]).astype(int).tolist()
-        return window(data, (x, y, z), shape, fill=fill)
+        return crop_or_pad(data, (x, y, z), shape, fill=fill)
     padded = np.pad(data, 1, mode="edge").astype(
         np.float32, copy=False
     )  # outer voxels reach beyond their centres
@@ -151,8 +151,8 @@ def to_input_grid(volume: Floats, geometry: Geometry) -> Floats:
     return resample(volume, geometry.network_affine, geometry.input_affine, geometry.input_shape)
 
 
-def steps(source_affine: ArrayLike, affine: ArrayLike) -> Affine:
-    """Voxels of the first grid per voxel of the second, along each axis of the first."""
+def voxel_ratio(source_affine: ArrayLike, affine: ArrayLike) -> Affine:
+    """Count voxels of the first grid per voxel of the second, along each axis of the first."""
     return _steps(
         np.linalg.solve(
             np.asarray(source_affine, dtype=np.float64), np.asarray(affine, dtype=np.float64)
@@ -160,14 +160,14 @@ def steps(source_affine: ArrayLike, affine: ArrayLike) -> Affine:
     )
 
 
-def shift(voxels: ArrayLike) -> Affine:
+def translation(voxels: ArrayLike) -> Affine:
     """(4, 4): on the right of an affine it makes that of an array that starts at this voxel."""
     return _homogeneous(np.eye(3), np.asarray(voxels))
 
 
-def window(data: NDArray[Any], start: Shape, shape: Shape, *, fill: float = 0) -> NDArray[Any]:
+def crop_or_pad(data: NDArray[Any], start: Shape, shape: Shape, *, fill: float = 0) -> NDArray[Any]:
     """The box of a volume (..., X, Y, Z) from voxel `start` on, `fill` where it overhangs."""
-    source, target = overlap(start, shape, data.shape[-3:])
+    source, target = intersect(start, shape, data.shape[-3:])
     channels = (slice(None),) * (data.ndim - 3)
     box = data[channels + source]
     if box.shape[-3:] == tuple(shape):
@@ -177,7 +177,7 @@ def window(data: NDArray[Any], start: Shape, shape: Shape, *, fill: float = 0) -
     return filled
 
 
-def overlap(
+def intersect(
     start: Shape, shape: Shape, available: Sequence[int]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Where a box from voxel `start` on and a volume of the shape `available` meet: in the volume, and in the box."""

@@ -12,7 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.grids import Affine, Bools, Floats, Shape, resample, shift, steps, window
+from tversky_seg.data.grids import (
+    Affine,
+    Bools,
+    Floats,
+    Shape,
+    crop_or_pad,
+    resample,
+    translation,
+    voxel_ratio,
+)
 from tversky_seg.data.nifti import Volume, affine_shift_voxels, read_label, read_volume
 
 FINE_SHIFT = 0.01  # voxels between two affines of one grid: rounding
@@ -75,7 +84,7 @@ class Channel:
         """The values in another box of the grid."""
         x, y, z = (new.start - own.start for new, own in zip(box, self.box, strict=True))
         i, j, k = (side.stop - side.start for side in box)
-        return window(self.values, (x, y, z), (i, j, k), fill=self.outside)
+        return crop_or_pad(self.values, (x, y, z), (i, j, k), fill=self.outside)
 
 
 def read_channel(
@@ -307,7 +316,7 @@ def _class_mask(mask: Bools, reference: Reference) -> Bools:
     Other than a threshold at one half, which halves the volume of small lesions and loses the smallest, this gives each
     lesion as many voxels as make up its volume, at least one: those that it fills most.
     """
-    step = steps(reference.input_affine, reference.affine)
+    step = voxel_ratio(reference.input_affine, reference.affine)
     if np.allclose(step, 1):
         return np.asarray(reference.resampled(Volume(mask, reference.input_affine)))
     kept = np.zeros(reference.shape, dtype=bool)
@@ -333,13 +342,13 @@ def _share(
     """
     margin = np.ceil(2 * step).astype(int)
     padded = np.pad(lesion, margin[:, None])
-    affine = reference.input_affine @ shift(np.subtract(start, margin))
+    affine = reference.input_affine @ translation(np.subtract(start, margin))
     corners = np.array([*itertools.product(*((0, n - 1) for n in padded.shape), (1,))])
     places = corners @ np.linalg.solve(reference.affine, affine).T
     low = np.clip(np.floor(places.min(axis=0)[:3]).astype(int), 0, np.subtract(reference.shape, 1))
     high = np.clip(np.ceil(places.max(axis=0)[:3]).astype(int) + 1, low + 1, reference.shape)
     x, y, z = (high - low).tolist()
-    share = resample(padded, affine, reference.affine @ shift(low), (x, y, z))
+    share = resample(padded, affine, reference.affine @ translation(low), (x, y, z))
     return share, tuple(map(slice, low.tolist(), high.tolist()))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.grids import Bools, Floats, Geometry, Shape, overlap, window
+from tversky_seg.data.grids import Bools, Floats, Geometry, Shape, crop_or_pad, intersect
 
 SLAB_VOXELS = 2**15  # 128 KiB of float32
 
@@ -116,7 +116,7 @@ class PreparedCase:
         volume = self.components if components else self.target
         if volume is None:
             raise ValueError(f"{self.case_id} has no label; patches to train on need one")
-        return window(np.asarray(volume), start, size)
+        return crop_or_pad(np.asarray(volume), start, size)
 
     def _array(self, name: str) -> NDArray[Any]:
         name = rater_array(name, self.rater)
@@ -153,8 +153,8 @@ def _opened(path: str) -> NDArray[Any]:
 
 
 def _scaled(image: NDArray[np.int16], scale: Floats, start: Shape, size: Shape) -> Floats:
-    """`window(image) * scale` (C, *size), by slabs that the processor's cache holds."""
-    source, place = overlap(start, size, image.shape[-3:])
+    """`crop_or_pad(image) * scale` (C, *size), by slabs that the processor's cache holds."""
+    source, place = intersect(start, size, image.shape[-3:])
     is_inside = all(part == slice(0, n) for part, n in zip(place, size, strict=True))
     values = (np.empty if is_inside else np.zeros)((len(image), *size), dtype=np.float32)
     slab = max(1, SLAB_VOXELS // max(1, size[1] * size[2]))
