@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: setup train test test-slow lint bench clean
+TRIED := $(CURDIR)/build/wheel-test
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-slow lint bench wheel-test clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -19,26 +21,38 @@ $(VENV)/.all: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test,lint,bench]'
 	touch $@ $(VENV)/.test $(VENV)/.base
 
-setup: $(VENV)/.all            ## .venv with everything: library, tests, linters, benchmarks
+help:                          ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-train: $(VENV)/.base           ## the default run: a synthetic cohort, trained, predicted and judged
+setup: $(VENV)/.all            ## make .venv with everything: library, tests, linters, benchmarks
+	@echo "done; now: source $(BIN)/activate"
+
+train: $(VENV)/.base           ## run the default: train, predict and evaluate on a synthetic cohort
 	$(BIN)/python train.py
 
-test: $(VENV)/.test            ## the fast tests
+test: $(VENV)/.test            ## run the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow and not gpu"
 
-test-slow: $(VENV)/.test       ## the tests that train for minutes
+test-slow: $(VENV)/.test       ## run the tests that train for minutes
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
-lint: $(VENV)/.all             ## ruff and mypy
+lint: $(VENV)/.all             ## check style and types: ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.all            ## ours and the peer interleaved; with DATA=<open_ms_data> on real files too
+bench: $(VENV)/.all            ## time our parts beside their peers; DATA=<open_ms_data> adds real files
 	for script in losses networks preprocessing; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	if [ -n "$(DATA)" ]; then $(BIN)/python benchmarks/evaluation.py --data "$(DATA)" \
 	  && $(BIN)/python benchmarks/inference.py --root "$(DATA)"; fi
 
-clean:                         ## forget the environment, keep the runs
-	rm -rf $(VENV)
+wheel-test:                    ## build the wheel, and train three steps from it outside the clone
+	rm -rf dist $(TRIED)
+	$(PYTHON) -m venv $(TRIED)
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(TRIED)/bin/python -m pip install --quiet dist/*.whl
+	cp train.py $(TRIED)
+	cd $(TRIED) && bin/python train.py trainer.max_steps=3 output_dir=run
+
+clean:                         ## remove the environment and builds; keep the runs
+	rm -rf $(VENV) build dist

@@ -11,7 +11,7 @@ import pytest
 
 from helpers.cohorts import save, write_rows
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "lesions_by_threshold.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "dev" / "lesions_by_threshold.py"
 SHAPE = (12, 12, 12)
 
 

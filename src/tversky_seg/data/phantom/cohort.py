@@ -1,7 +1,7 @@
 """A synthetic multiple sclerosis cohort: an atlas deformed, with lesions as many, as large and as faint as real ones.
 
 The ranges of contrast and noise below are those of one real pair of patients (open_ms_data; Lesjak et al. 2018,
-doi 10.1007/s12021-017-9348-7), by the measurements of `python scripts/compare_phantom.py --real <open_ms_data>`;
+doi 10.1007/s12021-017-9348-7), by the measurements of `python scripts/dev/compare_phantom.py --real <open_ms_data>`;
 docs/phantom.md sets real beside made.
 """
 

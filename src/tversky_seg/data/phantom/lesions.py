@@ -1,7 +1,7 @@
 """Lesions of synthetic subjects: as many and as large as on real masks, grown in white matter near the ventricles.
 
 The table is measured on the 29 masks of open_ms_data (Lesjak et al. 2018, doi 10.1007/s12021-017-9348-7) by
-`python scripts/compare_phantom.py --real <open_ms_data> --constants`.
+`python scripts/dev/compare_phantom.py --real <open_ms_data> --constants`.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What is found at equal false lesions? `python scripts/lesions_by_threshold.py FOLDER [FOLDER …] [--false 5 20]`.
+"""What is found at equal false lesions? `python scripts/dev/lesions_by_threshold.py FOLDER [FOLDER …] [--false 5 20]`.
 
 A FOLDER is a run or a cohort: it holds manifest.csv and predictions/ with probabilities. The FROC of metrics.json cuts
 lesions out at one threshold and ranks them by the highest probability inside, so a network that claims much cuts out

@@ -1,7 +1,7 @@
 """Set the synthetic cohort beside real patients: a table and a figure for docs/phantom.md.
 
-    python scripts/compare_phantom.py --real <open_ms_data>              # writes the table and the figure
-    python scripts/compare_phantom.py --real <open_ms_data> --constants  # prints LESION_SIZES
+    python scripts/dev/compare_phantom.py --real <open_ms_data>              # writes the table and the figure
+    python scripts/dev/compare_phantom.py --real <open_ms_data> --constants  # prints LESION_SIZES
 
 The real masks (29 of them with open_ms_data's MNI part) and the real pair with images are resampled to the phantom's
 spacing by block averages; a voxel is lesion where half of it is. Both sides go through the same measurements.
@@ -25,7 +25,7 @@ from tversky_seg.data.nifti import read_label, read_volume
 from tversky_seg.data.phantom.cohort import MODALITIES, make_phantom
 from tversky_seg.data.phantom.lesions import QUANTILES
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 

@@ -1,4 +1,4 @@
-"""Draw a run's test cases: `python scripts/figure_result.py runs/<run> docs/figures/phantom_result.png`.
+"""Draw a run's test cases: `python scripts/dev/figure_result.py runs/<run> docs/figures/phantom_result.png`.
 
 One column a case, its slice with most reference; above the image, below the same with the outlines of the reference
 (blue) and of the prediction (orange).

@@ -1,6 +1,6 @@
 """Make the figures and tables of docs/losses.md: where each loss puts a network, and which lesions it heeds.
 
-    python scripts/figure_losses.py [--output docs/figures]
+    python scripts/dev/figure_losses.py [--output docs/figures]
 
 The network of the first figure has two parameters: lesions are 1 % of 200,000 voxels, brighter by 2.5 standard
 deviations, and p = sigmoid(steepness * (brightness - bias)). Each loss trains it to its optimum.
