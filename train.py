@@ -24,7 +24,8 @@ from tversky_seg.inference.predict import predict_cases
 from tversky_seg.report.page import metrics_table
 from tversky_seg.runtime.checkpoints import checksum, load_checkpoint
 from tversky_seg.runtime.distributed import is_first, rank, rank_zero_first, run_sharded, world_size
-from tversky_seg.runtime.recorder import read_json, record_environment
+from tversky_seg.runtime.environment import record_environment
+from tversky_seg.runtime.files import read_json
 from tversky_seg.training.validation import check_monitor, validate
 
 

@@ -29,7 +29,7 @@ from tversky_seg.data.case import Case
 from tversky_seg.data.preprocessing.pipeline import PreparedCase, Preprocessing, preprocess
 from tversky_seg.inference.predict import predict_case, predict_volume
 from tversky_seg.models import UNet3D
-from tversky_seg.runtime.devices import place
+from tversky_seg.runtime.devices import to_device
 
 MODALITIES = ("FLAIR", "T1", "T2")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -103,7 +103,7 @@ def compare(
     network = Timed(UNet3D(in_channels=len(MODALITIES), out_channels=1).eval())
     theirs = copy.deepcopy(network)
     if same_layout:
-        theirs = place(theirs, torch.device("cpu"))
+        theirs = to_device(theirs, torch.device("cpu"))
     cropped = torch.from_numpy(
         np.multiply(prepared.image, prepared.image_scale[:, None, None, None], dtype=np.float32)
     )
@@ -145,7 +145,9 @@ def largest_difference(prepared: PreparedCase, side: int) -> float:
 
     Both networks are laid out alike: convolutions of another layout round differently, by 1e-4 in an untrained network.
     """
-    network = place(UNet3D(in_channels=len(MODALITIES), out_channels=1).eval(), torch.device("cpu"))
+    network = to_device(
+        UNet3D(in_channels=len(MODALITIES), out_channels=1).eval(), torch.device("cpu")
+    )
     image = torch.from_numpy(
         np.multiply(prepared.image, prepared.image_scale[:, None, None, None], dtype=np.float32)
     )

@@ -30,8 +30,8 @@ from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.losses import TverskyLoss
 from tversky_seg.models import UNet3D
-from tversky_seg.runtime.recorder import Validation
 from tversky_seg.training.trainer import Trainer
+from tversky_seg.training.validation import Validation
 
 N_REAL = 5
 

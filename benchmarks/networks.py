@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tversky_seg.models import FCDenseNet3D, ResidualUNet3D, UNet3D
-from tversky_seg.runtime.devices import pick_device, place, use_threads
+from tversky_seg.runtime.devices import pick_device, to_device, use_threads
 
 CHANNELS = {"in_channels": 3, "out_channels": 1}
 
@@ -83,7 +83,7 @@ BUILDERS = {name: build for group in NETWORKS.values() for name, build in group.
 def training_step(name: str, *, size: int, device: torch.device) -> Callable[[], None]:
     """A function that does one training step of the named network on the same random patches."""
     torch.manual_seed(0)
-    network = place(BUILDERS[name](), device)
+    network = to_device(BUILDERS[name](), device)
     optimizer = torch.optim.Adam(network.parameters())
     image = torch.randn(2, 3, size, size, size, device=device)
 

@@ -44,7 +44,7 @@ from tversky_seg.analysis.sweep import (
 from tversky_seg.data.datasets.isbi2015 import find_isbi2015
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import write_manifest
-from tversky_seg.runtime.recorder import read_json, write_json
+from tversky_seg.runtime.files import read_json, write_json
 from tversky_seg.runtime.run_settings import is_free
 
 ROOT = Path(__file__).resolve().parents[1]

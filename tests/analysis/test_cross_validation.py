@@ -17,7 +17,7 @@ from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import read_manifest, write_manifest
 from tversky_seg.evaluation.evaluator import evaluate
 from tversky_seg.inference.prediction_folder import write_prediction
-from tversky_seg.runtime.recorder import write_json
+from tversky_seg.runtime.files import write_json
 
 
 def finish_run(

@@ -283,7 +283,7 @@ def signalled_at_call(number: int, function: Callable[..., Any]) -> Callable[...
     [
         (Trainer, "_step", 4),
         (validation, "_choose", 2),
-        (checkpoints.os, "fsync", 2),
+        (checkpoints.torch, "save", 2),
         (inference, "write_prediction", 2),
         (evaluation, "write_report", 1),
     ],
@@ -313,7 +313,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     [
         (Trainer, "_step", 3, "SIGTERM after step 3 of 4, checkpoint written"),
         (validation, "_choose", 2, "SIGTERM after step 4 of 4, checkpoint written"),
-        (checkpoints.os, "fsync", 2, "SIGTERM after step 3 of 4, checkpoint written"),
+        (checkpoints.torch, "save", 2, "SIGTERM after step 3 of 4, checkpoint written"),
         (inference, "write_prediction", 2, "SIGTERM"),
     ],
     ids=["in a step", "in a validation", "in a checkpoint", "in a prediction"],

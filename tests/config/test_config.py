@@ -386,8 +386,8 @@ def test_help_names_every_group_with_its_choices() -> None:
         "torch.nn.modules.module.torch.hub.load",
         "torch.nn.modules.module.torch.load",
         "tversky_seg.config.entry_point.os.system",
-        "tversky_seg.runtime.recorder.subprocess.Popen",
-        "tversky_seg.runtime.recorder.write_json",
+        "tversky_seg.runtime.environment.subprocess.Popen",
+        "tversky_seg.runtime.files.write_json",
         "tversky_seg.training.Trainer",
         "tversky_seg.models.none_such",
         "tversky_seg",
@@ -423,7 +423,7 @@ def test_a_command_line_builds_nothing_else(target: str, tmp_path: Path) -> None
 def test_a_function_is_only_handed_on_never_called(tmp_path: Path) -> None:
     evidence = tmp_path / "evidence.json"
     write = [
-        "augmentation._target_=tversky_seg.runtime.recorder.write_json",
+        "augmentation._target_=tversky_seg.runtime.files.write_json",
         f"+augmentation.path={evidence}",
     ]
     assert call("train", *write, "+augmentation.content=1").error.startswith(
@@ -476,7 +476,7 @@ def test_a_checkpoints_network_is_built_from_its_config() -> None:
             "_args_": [{"_target_": "os.system", "command": "touch evidence"}],
         },
         {
-            "_target_": "tversky_seg.runtime.recorder.write_json",
+            "_target_": "tversky_seg.runtime.files.write_json",
             "_partial_": True,
             "path": "evidence",
             "content": 1,

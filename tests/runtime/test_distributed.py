@@ -28,7 +28,8 @@ from tversky_seg.runtime.distributed import (
     run_sharded,
     world_size,
 )
-from tversky_seg.training.trainer import Trainer, Validation
+from tversky_seg.training.trainer import Trainer
+from tversky_seg.training.validation import Validation
 
 
 class Cubes:

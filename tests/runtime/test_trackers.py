@@ -124,10 +124,10 @@ def test_training_goes_on_without_a_tracker_that_fails(
         for step in (2, 3):
             recorder.metrics(step, {"loss": 1.0})
     recorder.close()
-    said = [record.getMessage() for record in caplog.records]
-    assert said == [
-        "WeightsAndBiases left out from here on: the server is gone; metrics.csv has all"
-    ]
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "WeightsAndBiases" in warning
+    assert "the server is gone" in warning
+    assert "\n" not in warning
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 4
     recorded(tmp_path, range(4, 5), names=("wandb",), from_step=3)
 
@@ -135,11 +135,11 @@ def test_training_goes_on_without_a_tracker_that_fails(
 def test_an_unknown_tracker_or_one_that_is_not_installed_is_named_before_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(ValueError, match="trackers must be of mlflow, wandb, got neptune"):
+    with pytest.raises(ValueError, match="trackers.*neptune"):
         a_trainer(trackers=["neptune"])
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(
         ValueError,
-        match=r"trackers need a package: pip install 'tversky-seg\[mlflow\]', got mlflow",
+        match=r"trackers.*pip install 'tversky-seg\[mlflow\]'",
     ):
         a_trainer(trackers=["mlflow"])

@@ -15,8 +15,7 @@ from helpers.trainers import Blobs, a_trainer, assert_same, weights
 from tversky_seg.config.entry_point import one_line
 from tversky_seg.losses import BCELoss
 from tversky_seg.runtime.checkpoints import CheckpointError, load_checkpoint
-from tversky_seg.training.trainer import Validation
-from tversky_seg.training.validation import check_monitor
+from tversky_seg.training.validation import Validation, check_monitor
 
 
 def judged(*values: float) -> Callable[[nn.Module], Validation]:

@@ -19,7 +19,7 @@ from tversky_seg.evaluation.evaluator import evaluate
 from tversky_seg.inference.prediction_folder import prediction_files
 from tversky_seg.metrics.case_metrics import TOLERANCE_MM
 from tversky_seg.metrics.lesion_rule import LesionRule
-from tversky_seg.runtime.recorder import read_json, write_json
+from tversky_seg.runtime.files import read_json, write_json
 
 logger = logging.getLogger("tversky_seg")
 WANTED = "expected all predictions of a finished run, which the cohort is judged from"

@@ -44,8 +44,8 @@ from tversky_seg.config.checks import (
 )
 from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.runtime.checkpoints import load_checkpoint
-from tversky_seg.runtime.distributed import LostProcess, is_first, processes
-from tversky_seg.runtime.preemption import STATUS, Stopped, listening
+from tversky_seg.runtime.distributed import LostProcess, is_first, process_group
+from tversky_seg.runtime.preemption import EXIT_PREEMPTED, Preempted, handle_signals
 from tversky_seg.runtime.run_settings import differences, fingerprint, flatten, is_free
 
 __all__ = ["ConfigError"]
@@ -82,7 +82,7 @@ def command(name: str) -> Callable[[Callable[[DictConfig], int]], Callable[[], N
                 log_to_terminal()
                 try:
                     check_config(cfg, config_name=name)
-                    with processes():
+                    with process_group():
                         log_to_terminal()
                         statuses.append(function(cfg))
                 except Exception as fault:  # of one job; the others of a sweep go on
@@ -100,16 +100,16 @@ def command(name: str) -> Callable[[Callable[[DictConfig], int]], Callable[[], N
             with _exceptions_from_hydra() as wants_traceback:
                 try:
                     sys.argv[1:] = _readable(sys.argv[1:])
-                    with listening(), _wrapped_help():
+                    with handle_signals(), _wrapped_help():
                         run()
                 except KeyboardInterrupt:
                     sys.exit(130)
-                except Stopped as stop:
+                except Preempted as stop:
                     if os.environ.get("RANK", "0") == "0":
                         print(
                             f"stopped: {stop}; run the same command again to go on", file=sys.stderr
                         )
-                    sys.exit(STATUS)
+                    sys.exit(EXIT_PREEMPTED)
                 except Exception as fault:
                     if wants_traceback:
                         raise

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from tversky_seg.inference.tta import View, views
-from tversky_seg.runtime.devices import autocast, place
+from tversky_seg.runtime.devices import autocast, to_device
 
 logger = logging.getLogger("tversky_seg")
 
@@ -184,7 +184,7 @@ def _predict(
         if image_scale is None
         else torch.as_tensor(image_scale, dtype=torch.float32)
     )
-    with _evaluating(place(network, device)):
+    with _evaluating(to_device(network, device)):
         forward = partial(
             _forward, network, scale=scale.view(-1, 1, 1, 1), device=device, precision=precision
         )

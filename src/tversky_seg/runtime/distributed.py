@@ -30,7 +30,7 @@ class LostProcess(RuntimeError):
 
 
 @contextmanager
-def processes() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Join the other processes where torchrun started this one; alone, nothing happens.
 
     Raises:

@@ -101,6 +101,18 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
         writer.writerows(rows)
 
 
+def append_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Append rows to a CSV file, with the header if it is new, and sync them to disk."""
+    is_new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if is_new:
+            writer.writerow(header)
+        writer.writerows(rows)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _scratch_beside(path: Path) -> Path:
     """Name a scratch path in the folder of `path`: short, and hidden from globs."""
     # The suffix stays, because nibabel chooses the format by it.

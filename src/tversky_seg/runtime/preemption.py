@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
-STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
-class Stopped(BaseException):
+class Preempted(BaseException):
     """Ends a command that can go on; as with KeyboardInterrupt, no handler for errors catches it."""
 
 
@@ -31,8 +31,8 @@ _request = _Request()
 
 
 @contextmanager
-def listening() -> Iterator[None]:
-    """Within, a signal raises Stopped: at once, or when a step is done where `finishing_steps` says so."""
+def handle_signals() -> Iterator[None]:
+    """Within, a signal raises Preempted: at once, or when a step is done where `defer_signals` says so."""
     _request.reason, _request.can_wait, _request.started = None, False, time.monotonic()
     is_main = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, _receive) for number in SIGNALS if is_main}
@@ -44,18 +44,18 @@ def listening() -> Iterator[None]:
 
 
 @contextmanager
-def finishing_steps() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Within, signals wait until `reason_to_stop` is called."""
     with _waiting(True):
         yield
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Within `finishing_steps`, for work that is done again as a whole: a signal raises Stopped at once."""
+def allow_signals() -> Iterator[None]:
+    """Within `defer_signals`, for work that is done again as a whole: a signal raises Preempted at once."""
     with _waiting(False):
         if _request.reason:
-            raise Stopped(_request.reason)
+            raise Preempted(_request.reason)
         yield
 
 
@@ -82,4 +82,4 @@ def _waiting(can_wait: bool) -> Iterator[None]:
 def _receive(number: int, frame: FrameType | None) -> None:
     is_first, _request.reason = _request.reason is None, signal.Signals(number).name
     if is_first and not _request.can_wait:
-        raise Stopped(_request.reason)
+        raise Preempted(_request.reason)

@@ -1,61 +1,45 @@
-"""What a run leaves to read: metrics.csv (numbers only), timings.csv, TensorBoard, environment.json; trackers."""
+"""Records of a run: metrics.csv, timings.csv, TensorBoard, and the trackers that it names."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import importlib.metadata
-import json
 import logging
-import os
-import platform
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
-from tversky_seg.runtime.distributed import is_first, world_size
-from tversky_seg.runtime.trackers import Tracker, check_trackers, open_trackers
+from tversky_seg.runtime.distributed import is_first
+from tversky_seg.runtime.files import append_csv, write_csv
+from tversky_seg.runtime.trackers import Tracker, open_trackers
 
 logger = logging.getLogger("tversky_seg")
-VERSIONED = (
-    "torch",
-    "monai",
-    "numpy",
-    "scipy",
-    "nibabel",
-    "hydra-core",
-    "scikit-image",
-    "connected-components-3d",
-)
+
+COLUMNS = ("step", "name", "value")
 
 
 @dataclass(frozen=True)
-class Validation:
-    """What whole volumes say of a network: measures, threshold and smallest lesion chosen on them, pictures."""
+class Scalar:
+    """One row of metrics.csv or timings.csv."""
 
-    measures: Mapping[str, float]
-    threshold: float | dict[str, float] = 0.5
-    pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
-    min_volume_mm3: float | dict[str, float] = 0.0
+    step: int
+    name: str
+    value: float
 
 
 class Recorder:
-    """Writes scalars as rows `step,name,value`, and the same scalars and pictures for TensorBoard and trackers.
+    """Write scalars as rows `step,name,value`, and send them and pictures to TensorBoard, trackers.
 
     Args:
         output_dir: The run directory.
-        from_step: Rows of later steps, left by a run that was stopped after its last checkpoint, are dropped, and
-            TensorBoard's events are written again from what remains: no step appears twice.
-        trackers: Names of what else to send to (trackers.py); what an earlier command did not send is sent now.
+        from_step: Step of the checkpoint that the run resumes from. Rows of later steps, left by
+            the interrupted run, are dropped, and TensorBoard's events are rewritten from the
+            remaining rows: no step appears twice.
+        trackers: Names of the trackers (trackers.py). Rows that an earlier command did not send to
+            them are sent now.
     """
 
     def __init__(
@@ -63,210 +47,120 @@ class Recorder:
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._metrics, self._timings = output_dir / "metrics.csv", output_dir / "timings.csv"
-        kept = [_cut(path, from_step) for path in (self._metrics, self._timings)]
+        self._metrics = output_dir / "metrics.csv"
+        self._timings = output_dir / "timings.csv"
+        scalars = cut_table(self._metrics, from_step) + cut_table(self._timings, from_step)
+        scalars.sort(key=lambda scalar: scalar.step)
         shutil.rmtree(output_dir / "tensorboard", ignore_errors=True)
         self._events = SummaryWriter(str(output_dir / "tensorboard"))
         self._trackers = open_trackers(trackers, output_dir)
-        for step, name, value in sorted(
-            (row for rows in kept for row in rows), key=lambda row: int(row[0])
-        ):
-            self._send(int(step), {name: float(value)})
+        for scalar in scalars:
+            self._send(scalar.step, {scalar.name: scalar.value})
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers that a rerun repeats exactly."""
+        """Record numbers that a rerun repeats exactly."""
         self._write(self._metrics, step, values)
 
     def timings(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers that depend on the clock."""
+        """Record numbers that depend on the clock."""
         self._write(self._timings, step, values)
 
     def pictures(self, step: int, values: Mapping[str, np.ndarray]) -> None:
-        """Pictures as uint8 arrays (height, width, 3)."""
+        """Record pictures, uint8 arrays (height, width, 3)."""
         for name, picture in values.items():
             self._events.add_image(name, picture, step, dataformats="HWC")
-        self._track(lambda tracker: tracker.pictures(step, values))
+        self._for_each_tracker(lambda tracker: tracker.pictures(step, values))
 
     def close(self) -> None:
         """Flush what TensorBoard and the trackers still hold."""
         self._events.close()
-        self._track(lambda tracker: tracker.close())
+        self._for_each_tracker(lambda tracker: tracker.close())
 
     def _write(self, path: Path, step: int, values: Mapping[str, float]) -> None:
-        _append(path, ((step, name, repr(float(value))) for name, value in values.items()))
-        self._send(step, {name: float(value) for name, value in values.items()})
+        numbers = {name: float(value) for name, value in values.items()}
+        # repr gives the shortest text from which exactly the same float is read again.
+        append_csv(path, COLUMNS, [(step, name, repr(value)) for name, value in numbers.items()])
+        self._send(step, numbers)
 
     def _send(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
-        self._track(lambda tracker: tracker.numbers(step, values))
+        self._for_each_tracker(lambda tracker: tracker.numbers(step, values))
 
-    def _track(self, send: Callable[[Tracker], None]) -> None:
-        """Training goes on without a tracker that fails; its package may raise anything."""
-        for tracker in [*self._trackers]:
+    def _for_each_tracker(self, send: Callable[[Tracker], None]) -> None:
+        """Send to every tracker, and drop one that fails: a dead server must not end a training."""
+        for tracker in list(self._trackers):
             try:
                 send(tracker)
-            except Exception as fault:
-                cause = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+            except Exception as error:  # the packages of trackers raise anything
+                first_line = str(error).partition("\n")[0] or type(error).__name__
                 logger.warning(
-                    "%s left out from here on: %s; metrics.csv has all",
+                    "%s receives nothing from here on: %s; metrics.csv has all",
                     type(tracker).__name__,
-                    cause,
+                    first_line,
                 )
                 self._trackers.remove(tracker)
 
 
-class Silent(Recorder):
-    """Records nothing, for the processes of a run that do not write."""
-
-    def __init__(self) -> None:
-        pass
+class SilentRecorder:
+    """Record nothing: for all processes of a run but the first."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Ignore the numbers."""
 
-    timings = pictures = metrics  # type: ignore[assignment]
+    def timings(self, step: int, values: Mapping[str, float]) -> None:
+        """Ignore the timings."""
+
+    def pictures(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        """Ignore the pictures."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
-def recording_to(trackers: Sequence[str] | None) -> Callable[..., Recorder]:
-    """What opens the recorder of a run, `(output_dir, from_step=)`; of several processes, the first one's writes.
-
-    Raises:
-        ValueError: For a tracker that is unknown or not installed.
-    """
-    names = check_trackers(trackers or ())
-    return partial(Recorder, trackers=names) if is_first() else lambda *_, **__: Silent()
+def open_recorder(
+    output_dir: Path, *, from_step: int = 0, trackers: Sequence[str] = ()
+) -> Recorder | SilentRecorder:
+    """Open the recorder of a run directory; only the first of several processes writes."""
+    if not is_first():
+        return SilentRecorder()
+    return Recorder(output_dir, from_step=from_step, trackers=trackers)
 
 
 class Stopwatch:
-    """Adds up where the time between two rows of timings.csv went."""
+    """Add up where the time between two rows of timings.csv went."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self._last_lap = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """Count the time since the last lap under this name."""
+        """Add the time since the last lap to `name`."""
         now = time.perf_counter()
-        self._seconds[name] = self._seconds.get(name, 0.0) + now - self._last
-        self._last = now
+        self._seconds[name] = self._seconds.get(name, 0.0) + now - self._last_lap
+        self._last_lap = now
 
     def read(self, *, n_steps: int = 1) -> dict[str, float]:
-        """Seconds by name since the last reading, for each of so many steps."""
-        seconds, self._seconds = self._seconds, {}
+        """Return seconds per step by name, averaged over `n_steps`, and reset them to 0."""
+        seconds = self._seconds
+        self._seconds = {}
         return {name: total / n_steps for name, total in seconds.items()}
 
 
-def record_environment(path: Path, *, data: Sequence[Path] = ()) -> None:
-    """Write environment.json; where a run goes on with other threads, torch or data, warn that its bits may vary.
+def cut_table(path: Path, last_step: int) -> list[Scalar]:
+    """Drop the rows of a table after `last_step`, and return the remaining ones.
 
-    Args:
-        path: The file; with several processes, the first one writes it.
-        data: The files that the run reads.
+    A kill can cut the last row short. Checkpoints are written after rows, so such a row belongs to
+    a step after the checkpoint, and is dropped as well.
     """
-    if not is_first():
-        return
-    now = environment() | {"data": data_fingerprint(data)}
-    if path.exists():
-        before = read_json(path)
-        facts = {
-            name: [before.get(name), now[name]]
-            for name in ("threads", "processes", "device", "data")
-        }
-        facts["torch"] = [(before.get("versions") or {}).get("torch"), now["versions"]["torch"]]
-        changed = [
-            f"{name} was {old}, now {new}" for name, (old, new) in facts.items() if old != new
-        ]
-        if changed:
-            logger.warning(
-                "the numbers may differ from those of an uninterrupted run: %s", ", ".join(changed)
-            )
-    write_json(path, now)
-
-
-def data_fingerprint(files: Sequence[Path]) -> str:
-    """16 hexadecimal digits that change with the files' contents, not with where they lie.
-
-    Of each file its size, first and last 4096 bytes are read: the end of a .nii.gz is a checksum of all its voxels. Of
-    an uncompressed file a change in the middle that keeps the size goes unseen.
-    """
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            digest.update(size.to_bytes(8, "big"))
-            for start in (0, max(size - 4096, 0)):
-                file.seek(start)
-                digest.update(file.read(4096))
-    return digest.hexdigest()[:16]
-
-
-def environment() -> dict[str, Any]:
-    """What a rerun needs to know: versions, device, threads, git commit, command."""
-    return {
-        "command": [sys.executable, *sys.argv],
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("tversky-seg", *VERSIONED)
-        },
-        "threads": torch.get_num_threads(),
-        "processes": world_size(),
-        "cpus": os.cpu_count(),
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or "cpu",
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-    }
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON beside and rename, so that the file is whole or absent."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(json.dumps(content, indent=2) + "\n")
-    scratch.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
-    return json.loads(path.read_text())
-
-
-def _append(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([("step", "name", "value")] if is_new else [])
-        writer.writerows(rows)
-
-
-def _cut(path: Path, last_step: int) -> list[list[str]]:
-    """Keep the whole rows up to a step; a row that a kill cut short belongs to a later step than the checkpoint."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        rows = [
-            row
-            for row in csv.reader(file)
-            if len(row) == 3 and row[0].isdigit() and int(row[0]) <= last_step
-        ]
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.unlink(missing_ok=True)
-    _append(scratch, rows)
-    scratch.replace(path)
-    return rows
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.reader(file) if _is_whole(row) and int(row[0]) <= last_step]
+    write_csv(path, COLUMNS, rows)
+    return [Scalar(int(step), name, float(value)) for step, name, value in rows]
 
 
-def _git(*words: str) -> str | None:
-    folder = Path(__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", *words], cwd=folder, capture_output=True, text=True, check=False, timeout=20
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+def _is_whole(row: Sequence[str]) -> bool:
+    """Tell a row of numbers from the header and from a row that was cut short."""
+    return len(row) == len(COLUMNS) and row[0].isdigit()

@@ -50,7 +50,7 @@ class WeightAverage:
             else {"model": last, "model_average": mean}
         )
 
-    def go_on(self, kept: Mapping[str, Any]) -> None:
+    def load_state(self, kept: Mapping[str, Any]) -> None:
         """Take the weights of a checkpoint to go on from."""
         self.trained.load_state_dict(kept["model"])
         if self.decay is not None:

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from tversky_seg.data.patches.loader import PatchBatches, load_batches
 from tversky_seg.losses.deep_supervision import with_deep_supervision
 from tversky_seg.runtime.checkpoints import State, load_newest, save_checkpoint, warm_start
-from tversky_seg.runtime.devices import autocast, for_training, pick_device, place, use_threads
+from tversky_seg.runtime.devices import autocast, for_training, pick_device, to_device, use_threads
 from tversky_seg.runtime.distributed import any_process, is_first, rank, wait_for_all, wrap_ddp
-from tversky_seg.runtime.preemption import Stopped, finishing_steps, interruptible, reason_to_stop
+from tversky_seg.runtime.preemption import Preempted, allow_signals, defer_signals, reason_to_stop
 from tversky_seg.runtime.progress import Reporter
-from tversky_seg.runtime.recorder import Recorder, Stopwatch, Validation, recording_to
+from tversky_seg.runtime.recorder import Recorder, SilentRecorder, Stopwatch, open_recorder
+from tversky_seg.runtime.trackers import check_trackers
 from tversky_seg.training.ema import WeightAverage
 from tversky_seg.training.step import (
     check_parts,
@@ -30,6 +31,7 @@ from tversky_seg.training.step import (
     loss_and_gradient,
     no_finite_gradient,
 )
+from tversky_seg.training.validation import Validation
 
 logger = logging.getLogger("tversky_seg")
 
@@ -128,7 +130,7 @@ class Trainer:
         schedule(0, max_steps)  # before any data are read
         warm_start(model, init_from, is_strict=init_strict)
         self.model, self.loss = (
-            place(model, self.device),
+            to_device(model, self.device),
             with_deep_supervision(loss).to(self.device),
         )
         self.average = WeightAverage(self.model, decay=ema_decay)
@@ -163,7 +165,8 @@ class Trainer:
             max_hours,
             max_skipped,
         )
-        self.network, self.state, self.open_recorder = self.model, State(), recording_to(trackers)
+        self.network, self.state = self.model, State()
+        self.trackers = check_trackers(trackers or ())
 
     def fit(
         self,
@@ -186,7 +189,7 @@ class Trainer:
 
         Raises:
             FloatingPointError: After `max_skipped` steps in a row without a finite gradient.
-            Stopped: A signal came or `max_hours` are over; a checkpoint is written, and the same call goes on.
+            Preempted: A signal came or `max_hours` are over; a checkpoint is written, and the same call goes on.
         """
         last, previous, best = (
             output_dir / "checkpoints" / f"{name}.pt" for name in ("last", "previous", "best")
@@ -204,9 +207,9 @@ class Trainer:
         self.network = wrap_ddp(self.for_training(self.model), self.device)
         loading: dict[str, Any] = {"n_workers": self.n_workers, "device": self.device}
         loader = load_batches(batches, start=state.step, stop=self.max_steps, **loading)
-        recording = closing(self.open_recorder(output_dir, from_step=state.step))
+        recording = closing(open_recorder(output_dir, from_step=state.step, trackers=self.trackers))
         shown = Reporter("train", total=self.max_steps, done=state.step)
-        with recording as recorder, shown as progress, finishing_steps():
+        with recording as recorder, shown as progress, defer_signals():
             try:
                 if is_pending and validate:
                     self._judge(validate, recorder, best)
@@ -224,7 +227,7 @@ class Trainer:
                     ):
                         self._write_row(recorder, watch)
                     if any_process((reason := reason_to_stop(self.max_hours)) is not None):
-                        raise Stopped(reason or "another process was stopped")
+                        raise Preempted(reason or "another process was stopped")
                     if validate and is_to_validate:
                         self._judge(validate, recorder, best)
                         watch.lap("validation_s")
@@ -233,9 +236,9 @@ class Trainer:
                         watch.lap("checkpoint_s")
                     if self._is_over():
                         break
-            except Stopped as stop:
+            except Preempted as stop:
                 self._save(last, previous=previous)
-                raise Stopped(
+                raise Preempted(
                     f"{stop} after step {state.step} of {self.max_steps}, checkpoint written"
                 ) from None
         if not validate:
@@ -265,11 +268,14 @@ class Trainer:
         state.step = step
 
     def _judge(
-        self, validate: Callable[[nn.Module], Validation], recorder: Recorder, best: Path
+        self,
+        validate: Callable[[nn.Module], Validation],
+        recorder: Recorder | SilentRecorder,
+        best: Path,
     ) -> None:
         """Judge the network on whole volumes, keep what was chosen there, and the network if it is the best so far."""
         state = self.state
-        with interruptible():
+        with allow_signals():
             found = validate(self.average.network)
         if self.monitor not in found.measures:
             raise ValueError(
@@ -303,7 +309,7 @@ class Trainer:
             self.patience or math.inf
         )
 
-    def _write_row(self, recorder: Recorder, watch: Stopwatch) -> None:
+    def _write_row(self, recorder: Recorder | SilentRecorder, watch: Stopwatch) -> None:
         state, rate = self.state, self.optimizer.param_groups[0]["lr"]
         row = {
             "loss": float(np.mean(state.losses)),
@@ -330,7 +336,7 @@ class Trainer:
         """Go back to where the newest readable checkpoint was written; stay at the start without one."""
         if (kept := load_newest(*checkpoints)) is None:
             return
-        self.average.go_on(kept)
+        self.average.load_state(kept)
         self.optimizer.load_state_dict(kept["optimizer"])
         self.scaler.load_state_dict(kept["scaler"])
         self.state = State.of_checkpoint(kept)

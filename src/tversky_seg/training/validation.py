@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from tversky_seg.metrics.masks import Mask
 from tversky_seg.metrics.ranking import N_LEVELS, levels_histogram, to_levels
 from tversky_seg.report.slices import slice_pictures
 from tversky_seg.runtime.distributed import map_over_ranks
-from tversky_seg.runtime.recorder import Validation
 
 MONITORED = (
     "dice",
@@ -30,6 +30,16 @@ MONITORED = (
     "lesion_tpr",
     "lesion_f1",
 )
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Result of a validation on whole volumes."""
+
+    measures: Mapping[str, float]
+    threshold: float | dict[str, float] = 0.5
+    pictures: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    min_volume_mm3: float | dict[str, float] = 0.0
 
 
 def check_monitor(monitor: str, *, classes: Sequence[str]) -> None:
