@@ -18,6 +18,11 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def fail_after_writing(path: Path) -> None:
+    path.write_bytes(b"half of a fi")
+    raise OSError("the disk is full")
+
+
 def test_json_is_whole_or_absent(tmp_path: Path) -> None:
     path = tmp_path / "facts.json"
     write_json(path, {"a": 1})
@@ -31,8 +36,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_scratch_file(tmp_path: Path) 
     path = tmp_path / "table.csv"
     write_csv(path, ["a"], [[1]])
     with pytest.raises(OSError, match="disk"), replacing(path) as scratch:
-        scratch.write_text("a\n2", encoding="utf-8")
-        raise OSError("disk")
+        fail_after_writing(scratch)
     assert path.read_text(encoding="utf-8") == "a\n1\n"
     assert names(tmp_path) == ["table.csv"]
 
@@ -49,8 +53,7 @@ def test_scratch_names_cannot_be_guessed_and_keep_the_suffix(tmp_path: Path) -> 
 
 def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk"), new_folder(tmp_path / "case") as scratch:
-        (scratch / "image.npy").write_bytes(b"")
-        raise OSError("disk")
+        fail_after_writing(scratch / "image.npy")
     assert names(tmp_path) == []
     with new_folder(tmp_path / "case") as scratch:
         (scratch / "image.npy").write_bytes(b"")

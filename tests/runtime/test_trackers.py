@@ -135,7 +135,7 @@ def test_training_goes_on_without_a_tracker_that_fails(
 def test_an_unknown_tracker_or_one_that_is_not_installed_is_named_before_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(ValueError, match="trackers.*neptune"):
+    with pytest.raises(ValueError, match=r"trackers.*neptune"):
         a_trainer(trackers=["neptune"])
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(
