@@ -20,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from helpers.command_line import ROOT, call, composed, script
 from helpers.isbi import isbi_submission, masks
 from tversky_seg.analysis.cross_validation import judge_folds
-from tversky_seg.config.entry_point import build, check_config
+from tversky_seg.config import build, check_config
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import read_manifest

@@ -12,17 +12,19 @@ from omegaconf import DictConfig
 
 from helpers.command_line import ROOT, call, composed
 from helpers.trainers import Blobs
-from tversky_seg.config import entry_point as config
-from tversky_seg.config.checks import check_arguments, check_type, nearest
-from tversky_seg.config.entry_point import (
+from tversky_seg.config import (
     ConfigError,
     build,
     build_network,
+    check_arguments,
     check_config,
     check_network,
-    check_target,
 )
-from tversky_seg.data.preprocessing.pipeline import Preprocessing
+from tversky_seg.config.checks import check_type, nearest, nodes_with_target
+from tversky_seg.config.config_files import known_keys
+from tversky_seg.config.messages import one_line
+from tversky_seg.config.sweep import job_directory
+from tversky_seg.config.targets import check_target
 from tversky_seg.models import FCDenseNet3D, UNet3D
 from tversky_seg.runtime.run_settings import differences, fingerprint
 
@@ -129,8 +131,8 @@ def test_what_a_reader_sees_in_a_file_is_what_python_does_without_it() -> None:
         text = file.read_text()
         settings = yaml.safe_load(text)
         settings.pop("defaults", None)
-        for key, node in config.nodes_with_target(settings):
-            found = config.check_target(key or file.parent.name, node)
+        for key, node in nodes_with_target(settings):
+            found = check_target(key or file.parent.name, node)
             check_arguments(key or file.parent.name, node, found)
 
 
@@ -455,13 +457,9 @@ def test_trust_on_the_command_line_adds_a_package(
     )
 
 
-def plain_preprocessing() -> Preprocessing:
-    return Preprocessing(modalities=("FLAIR", "T1"))
-
-
 def test_a_checkpoints_network_is_built_from_its_config() -> None:
     settings = {"model": {"_target_": "tversky_seg.models.UNet3D", "width": 4, "n_levels": 2}}
-    network = build_network(settings, preprocessing=plain_preprocessing())
+    network = build_network(settings, in_channels=2, out_channels=1)
     assert isinstance(network, UNet3D)
     assert network(torch.zeros(1, 2, 8, 8, 8)).shape == (1, 1, 8, 8, 8)
 
@@ -493,7 +491,7 @@ def test_a_strangers_checkpoint_builds_nothing_but_networks(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"^model"):
-        build_network({"model": model}, preprocessing=plain_preprocessing())
+        build_network({"model": model}, in_channels=2, out_channels=1)
     assert not list(tmp_path.iterdir())
 
 
@@ -595,7 +593,7 @@ def test_the_fingerprint_changes_with_what_decides_the_numbers_alone() -> None:
 
 
 def test_a_sweeps_directories_tell_settings_apart() -> None:
-    name = config._name_of_setting
+    name = job_directory
     words = ["data.manifest=/a/b.csv", "loss.beta=0.5", "trainer.threads=1"]
     assert name(words) == "loss.beta=0.5,data.manifest=_a_b.csv"
     assert name(["experiment=a"]) != name(["experiment=b"])
@@ -622,7 +620,7 @@ def test_names_need_no_quotes_for_hydra(
 
 
 def test_a_full_disk_is_one_line() -> None:
-    said = config.one_line(OSError(28, "No space left on device"), config_name="train")
+    said = one_line(OSError(28, "No space left on device"), config_name="train")
     assert (
         said
         == "files: No space left on device; make it readable or make room, and run the command again"
@@ -633,7 +631,7 @@ def test_every_config_key_of_the_help_page_exists() -> None:
     page = (
         call("train", "--help").stdout.split("Keys you may want to change")[1].split("Examples")[0]
     )
-    known = config._keys("train")
+    known = known_keys("train")
     words = [
         word.split("=")[0]
         for line in page.splitlines()

@@ -12,8 +12,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from helpers.command_line import ROOT, composed
-from tversky_seg.config import entry_point as config
-from tversky_seg.config.entry_point import build, check_config, check_network
+from tversky_seg.config import build, check_config, check_network
+from tversky_seg.config.config_files import known_keys
 
 FOLDER = ROOT / "configs" / "experiment"
 PARTS = {
@@ -163,7 +163,7 @@ def test_every_key_that_the_conformance_page_names_exists() -> None:
         word for code in re.findall(r"`([^`\n]+)`", text) for word in code.split() if "=" in word
     ]
     known, groups = (
-        config._keys("train"),
+        known_keys("train"),
         {"experiment", *(path.name for path in (ROOT / "configs").iterdir())},
     )
     for key, _, value in (word.partition("=") for word in words):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers.trainers import Blobs, assert_same, weights
-from tversky_seg.config.entry_point import check_network
+from tversky_seg.config import check_network
 from tversky_seg.losses import BCELoss, FocalLoss, TverskyLoss
 from tversky_seg.losses.deep_supervision import DeepSupervision, with_deep_supervision
 from tversky_seg.models import UNet3D

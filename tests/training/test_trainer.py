@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from helpers.trainers import Blobs, a_trainer, assert_same, weights
-from tversky_seg.config.entry_point import one_line
+from tversky_seg.config.messages import one_line
 from tversky_seg.losses import BCELoss
 from tversky_seg.runtime.checkpoints import CheckpointError, load_checkpoint
 from tversky_seg.training.validation import Validation, check_monitor

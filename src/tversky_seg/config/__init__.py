@@ -1,21 +1,18 @@
 """Configuration: the only package that knows Hydra."""
 
 from tversky_seg.config.checks import ConfigError, check_arguments
-from tversky_seg.config.entry_point import (
-    build,
-    build_network,
-    check_network,
-    command,
-    logger,
-    open_run,
-    plain,
-)
+from tversky_seg.config.composed_config import check_config, plain
+from tversky_seg.config.entry_point import command
+from tversky_seg.config.instantiate import build, build_network, check_network
+from tversky_seg.config.log import logger
+from tversky_seg.config.run_directory import open_run
 
 __all__ = [
     "ConfigError",
     "build",
     "build_network",
     "check_arguments",
+    "check_config",
     "check_network",
     "command",
     "logger",

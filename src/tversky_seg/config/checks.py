@@ -1,4 +1,4 @@
-"""What plain settings may say: keys and types that a signature takes, the nearest right key, what tells runs apart."""
+"""Checks of plain settings: keys and types that a signature takes, and the nearest right key."""
 
 from __future__ import annotations
 
@@ -11,132 +11,146 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+YAML_NAMES: Mapping[type, str] = {
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    str: "a text",
+    Path: "a path",
+}
+"""The words for a type that a reader of YAML knows."""
+
+MOST_CANDIDATES = 12
+"""More candidates than this are listed by their first part alone: `loss`, not `loss.alpha`."""
+
 
 class ConfigError(ValueError):
-    """A setting that cannot be used; the message is one line: `<key>: <what was found>; <what was expected>`."""
+    """A setting that cannot be used; one line: `<key>: <what was found>; <what was expected>`."""
 
 
-def check_arguments(key: str, node: Mapping[str, Any], found: Callable[..., Any]) -> None:
-    """Refuse arguments that a class or function does not take, or whose type is none of its annotation's.
+def check_arguments(key: str, node: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """Refuse arguments that a class or function does not take, or of another type than annotated.
 
     Args:
-        key: Where the settings stand, as `loss`.
-        node: The settings: arguments by name, and Hydra's own words, which begin with an underscore.
-        found: The class or function.
+        key: Dotted key of the settings, such as `loss`.
+        node: Arguments by name. Names with a leading underscore are Hydra's own and are skipped.
+        function: Class or function that takes the arguments.
 
     Raises:
-        ConfigError: naming the key and, for a misspelt one, the nearest right key.
+        ConfigError: Names the key and, for a misspelt one, the nearest right key.
     """
-    parameters = inspect.signature(found).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    hints = _hints(found)
+    parameters = inspect.signature(function).parameters
+    kinds = [parameter.kind for parameter in parameters.values()]
+    takes_any_name = inspect.Parameter.VAR_KEYWORD in kinds
+    annotations = _annotations(function)
     for name, value in node.items():
         if name.startswith("_"):
             continue
-        if name not in parameters and not takes_any:
+        if name not in parameters and not takes_any_name:
             hint = nearest(f"{key}.{name}", [f"{key}.{parameter}" for parameter in parameters])
             raise ConfigError(f"{key}.{name}: no such key; {hint}")
-        check_type(f"{key}.{name}", value, hints.get(name, Any))
+        check_type(f"{key}.{name}", value, annotations.get(name, Any))
 
 
-def check_type(key: str, value: Any, hint: Any) -> None:
+def check_type(key: str, value: Any, annotation: Any) -> None:
     """Refuse a value that does not fit a type annotation.
 
     Raises:
-        ConfigError: naming the key, the value and the types expected.
+        ConfigError: Names the key, the value and the expected types.
     """
-    if not _fits(value, hint):
-        raise ConfigError(f"{key}: {_shown(value)}; expected {' or '.join(_names(hint))}")
+    if not _fits(value, annotation):
+        expected = " or ".join(_type_names(annotation))
+        raise ConfigError(f"{key}: {json.dumps(value, default=str)}; expected {expected}")
 
 
-def nearest(key: str, known: Iterable[str]) -> str:
-    """A hint at the known key that looks most like this one, or at what is known."""
-    candidates = sorted({name.removesuffix("._target_") for name in known})
+def nearest(key: str, known_keys: Iterable[str]) -> str:
+    """Name the known key most similar to `key`, or list the known keys when none is similar."""
+    candidates = sorted({name.removesuffix("._target_") for name in known_keys})
     matches = difflib.get_close_matches(key, candidates, n=1, cutoff=0.5)
-    few = (
-        sorted({name.split(".")[0] for name in candidates}) if len(candidates) > 12 else candidates
-    )
-    return f"did you mean {matches[0]}?" if matches else f"expected one of {', '.join(few)}"
+    if matches:
+        return f"did you mean {matches[0]}?"
+    if len(candidates) > MOST_CANDIDATES:
+        candidates = sorted({name.split(".")[0] for name in candidates})
+    return f"expected one of {', '.join(candidates)}"
 
 
 def nodes_with_target(node: Any, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each dict that describes an object by `_target_`, with its dotted key."""
+    """List the dicts that describe an object by `_target_`, each with its dotted key."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield prefix, node
-        for key, value in node.items():
-            yield from nodes_with_target(value, f"{prefix}.{key}" if prefix else str(key))
+        for name, value in node.items():
+            yield from nodes_with_target(value, f"{prefix}.{name}".lstrip("."))
     elif isinstance(node, list):
         for position, value in enumerate(node):
             yield from nodes_with_target(value, f"{prefix}[{position}]")
 
 
-def _hints(found: Callable[..., Any]) -> dict[str, Any]:
-    """Annotations by argument; none where they cannot be resolved, as in some of torch's classes."""
+def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
+    """Read annotations by argument; none if they cannot be resolved, as in some torch classes."""
     try:
-        return typing.get_type_hints(found.__init__ if inspect.isclass(found) else found)
+        if inspect.isclass(function):
+            return typing.get_type_hints(function.__init__)
+        return typing.get_type_hints(function)
     except (NameError, TypeError, AttributeError):
         return {}
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    options = typing.get_args(hint) if _is_union(hint) else (hint,)
-    return any(_fits_one(value, option) for option in options)
+def _fits(value: Any, annotation: Any) -> bool:
+    """Tell whether a value read from YAML fits an annotation or a member of a union."""
+    if not _is_union(annotation):
+        return _fits_member(value, annotation)
+    return any(_fits_member(value, member) for member in typing.get_args(annotation))
 
 
-def _fits_one(value: Any, hint: Any) -> bool:
-    origin = typing.get_origin(hint) or hint
-    if origin is typing.Literal:
-        return value in typing.get_args(hint)
-    if hint is None or hint is type(None):
+def _fits_member(value: Any, annotation: Any) -> bool:
+    kind = typing.get_origin(annotation) or annotation
+    if kind is typing.Literal:
+        return value in typing.get_args(annotation)
+    if annotation is None or annotation is type(None):
         return value is None
-    if hint is Any or not inspect.isclass(origin):
+    if annotation is Any or not inspect.isclass(kind):
         return True  # also a type variable
-    if origin is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if origin is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if origin in (str, Path):
-        return isinstance(value, str)
-    if origin is bool:
+    if kind is bool:
         return isinstance(value, bool)
-    if issubclass(list, origin) or origin is tuple:
-        return value is None or isinstance(value, list)  # null: nothing in it
-    if issubclass(dict, origin):
+    if kind in (int, float):
+        # YAML's true is an int for Python, but never a number for a reader.
+        numbers = int | float if kind is float else int
+        return isinstance(value, numbers) and not isinstance(value, bool)
+    if kind in (str, Path):
+        return isinstance(value, str)
+    if _is_list(kind):
+        return value is None or isinstance(value, list)  # null is an empty list
+    if issubclass(dict, kind):
         return value is None or isinstance(value, dict)
     return isinstance(value, dict) and "_target_" in value
 
 
-def _names(hint: Any) -> list[str]:
-    """The types of an annotation, in YAML's words."""
-    if _is_union(hint):
-        return list(
-            dict.fromkeys(name for option in typing.get_args(hint) for name in _names(option))
-        )
-    origin = typing.get_origin(hint) or hint
-    if origin is typing.Literal:
-        return [str(value) for value in typing.get_args(hint)]
-    words = {
-        float: "a number",
-        int: "a whole number",
-        bool: "true or false",
-        str: "a text",
-        Path: "a path",
-    }
-    if origin in words:
-        return [words[origin]]
-    if hint is None or hint is type(None):
+def _type_names(annotation: Any) -> list[str]:
+    """Name the types of an annotation in YAML's words."""
+    if _is_union(annotation):
+        names: list[str] = []
+        for member in typing.get_args(annotation):
+            names += [name for name in _type_names(member) if name not in names]
+        return names
+    kind = typing.get_origin(annotation) or annotation
+    if kind is typing.Literal:
+        return [str(value) for value in typing.get_args(annotation)]
+    if kind in YAML_NAMES:
+        return [YAML_NAMES[kind]]
+    if annotation is None or annotation is type(None):
         return ["null"]
-    if origin is tuple or (inspect.isclass(origin) and issubclass(list, origin)):
+    if _is_list(kind):
         return ["a list"]
-    if inspect.isclass(origin) and issubclass(dict, origin):
+    if inspect.isclass(kind) and issubclass(dict, kind):
         return ["{key: value}"]
     return ["an object (_target_)"]
 
 
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+def _is_list(kind: Any) -> bool:
+    """Tell whether YAML writes this type as a list: list, Sequence, tuple."""
+    return kind is tuple or (inspect.isclass(kind) and issubclass(list, kind))
 
 
-def _shown(value: Any) -> str:
-    return json.dumps(value, default=str)
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)

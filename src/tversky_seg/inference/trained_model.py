@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from tversky_seg.config.entry_point import build_network
+from tversky_seg.config.instantiate import build_network
 from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.inference.ensemble import Ensemble, Member
 from tversky_seg.inference.predict import Inference
@@ -82,7 +82,12 @@ def load_trained(path: Path, *, trust: Sequence[str] = ()) -> Trained:
     try:
         preprocessing = Preprocessing.from_dict(state["preprocessing"])
         inference = Inference(**state["inference"]).with_operating_point(state)
-        network = build_network(state["config"], preprocessing=preprocessing, trust=trust)
+        network = build_network(
+            state["config"],
+            in_channels=len(preprocessing.modalities),
+            out_channels=len(preprocessing.classes),
+            trust=trust,
+        )
         network.load_state_dict(state["model"])
         augmentation = state["config"].get("augmentation") or {}
     except (TypeError, AttributeError, RuntimeError) as fault:

@@ -1,0 +1,37 @@
+"""The log of a command: plain lines on the terminal, lines with a clock in a file."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from tversky_seg.runtime.distributed import is_first
+
+logger = logging.getLogger("tversky_seg")
+
+
+class _Terminal(logging.Handler):
+    """Prints plain lines on standard output; standard error is kept for the last word."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
+
+
+def log_to_terminal() -> None:
+    """Send the library's log to the terminal; of several processes only the first prints."""
+    if not logger.handlers:
+        logger.addHandler(_Terminal())
+    logger.setLevel(logging.INFO if is_first() else logging.ERROR)
+    logger.propagate = False
+
+
+def log_to_file(path: Path) -> None:
+    """Send the library's log to a file as well, in place of the file of an earlier run."""
+    log_to_terminal()
+    for handler in list(logger.handlers):
+        if isinstance(handler, logging.FileHandler):
+            logger.removeHandler(handler)
+            handler.close()
+    file_handler = logging.FileHandler(path, encoding="utf-8")
+    file_handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.addHandler(file_handler)

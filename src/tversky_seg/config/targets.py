@@ -1,0 +1,77 @@
+"""The classes and functions that a `_target_` may name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from hydra.utils import get_object
+from torch import nn
+
+from tversky_seg.config.checks import ConfigError
+
+ALLOWED_PACKAGES = ("tversky_seg", "torch.nn", "torch.optim", "monai.networks", "monai.losses")
+KINDS: Mapping[str, type] = {
+    "model": nn.Module,
+    "loss": nn.Module,
+    "optimizer": torch.optim.Optimizer,
+}
+"""The class that the objects of a group must have."""
+
+
+def check_target(
+    key: str, node: Mapping[str, Any], *, trust: Sequence[str] = (), kind: type | None = None
+) -> Callable[..., Any]:
+    """Look up the class or function that a node names by `_target_`, if it may be built.
+
+    It must be defined in an allowed package. The beginning of its name is checked before anything
+    is imported, and the module that defines the object afterwards, since an allowed module may
+    import others (`torch.nn.modules.module.torch.hub.load`). It must be a class of the kind that
+    the group holds; a function only where it is handed on uncalled (`_partial_: true`).
+
+    Args:
+        key: Dotted key of the node, such as `loss.losses[0]`.
+        node: Settings with `_target_`.
+        trust: Further packages whose classes may be built.
+        kind: Base class of the object; None takes that of the group.
+
+    Raises:
+        ConfigError: Names the target and what was expected.
+    """
+    target = str(node["_target_"])
+    allowed = (*ALLOWED_PACKAGES, *trust)
+    if kind is None:
+        group = re.split(r"[.\[]", key)[0]
+        kind = KINDS.get(group)
+    candidate = find_object(target) if is_within(target, allowed) else None
+    defining_module = getattr(candidate, "__module__", None) or ""
+    if is_within(defining_module, allowed):
+        if inspect.isclass(candidate):
+            if issubclass(candidate, kind or object):
+                return candidate
+        elif isinstance(candidate, FunctionType | MethodType):
+            is_handed_on = kind is None and bool(node.get("_partial_"))
+            if is_handed_on:
+                return candidate
+    noun = "class" if kind is None else f"{kind.__name__} class"
+    raise ConfigError(
+        f"{key}._target_: {target}; expected a {noun} defined in one of {', '.join(allowed)} "
+        "(trust=[package] adds one)"
+    )
+
+
+def find_object(target: Any) -> Any:
+    """Import the object of a dotted name; None where there is none."""
+    try:
+        return get_object(target)
+    except (ImportError, AttributeError, ValueError):
+        return None
+
+
+def is_within(name: str, packages: Sequence[str]) -> bool:
+    """Tell whether a dotted name is one of these packages or lies in one."""
+    return any(name == package or name.startswith(package + ".") for package in packages)
