@@ -1,11 +1,9 @@
 """The 3D fully convolutional DenseNet of Hashemi et al. 2018 (arXiv 1803.11078)."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tversky_seg.models.layers import (
     Norm,
@@ -15,6 +13,7 @@ from tversky_seg.models.layers import (
     require_statistics,
     set_prior,
 )
+from tversky_seg.models.recompute import recomputed
 
 EPS = 1.1e-5  # of the normalisations in the released code
 
@@ -50,19 +49,12 @@ class DenseLayer(nn.Module):
 
     def forward(self, *features: Tensor) -> Tensor:
         """Features (B, C_i, X, Y, Z) with in_channels channels together -> (B, growth_rate, X, Y, Z)."""
-        if not (self.checkpointing and torch.is_grad_enabled()):
-            return self._new(*features)
-        if (
-            torch.compiler.is_compiling()
-        ):  # the compiler keeps the update of the statistics out of what it repeats
-            return checkpoint(self._new, *features, use_reentrant=False)  # type: ignore[no-any-return]
-        return checkpoint(self._new, *features, use_reentrant=False, context_fn=self._contexts)  # type: ignore[no-any-return]
+        if self.checkpointing:
+            return recomputed(self, self._new_features, *features)  # type: ignore[no-any-return]
+        return self._new_features(*features)
 
-    def _new(self, *features: Tensor) -> Tensor:
+    def _new_features(self, *features: Tensor) -> Tensor:
         return self.path(torch.cat(features, dim=1))  # type: ignore[no-any-return]
-
-    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), frozen_statistics(self)
 
 
 class DenseBlock(nn.Module):
@@ -209,17 +201,3 @@ def _double(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.ConvTranspose3d(in_channels, out_channels, 2, stride=2), nn.ReLU(inplace=True)
     )
-
-
-@contextmanager
-def frozen_statistics(network: nn.Module) -> Iterator[None]:
-    """Leave running means and variances as they are: a layer computed twice counts its batch once."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm3d)]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, n_batches) in zip(norms, kept, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, n_batches

@@ -5,14 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
-from typing import Any
+from contextlib import suppress
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -52,57 +48,19 @@ def to_device(network: nn.Module, device: torch.device) -> nn.Module:
     return network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
 
 
-def for_training(
-    network: nn.Module, *, compile: bool, recompute: bool, deterministic: bool
-) -> nn.Module:
-    """The network with what makes its training faster, smaller or repeatable; weights and their names are shared.
+def for_training(network: nn.Module, *, compile: bool, deterministic: bool) -> nn.Module:
+    """The network with what makes its training faster or repeatable; weights and their names are shared.
 
     Args:
-        network: Changed in place where blocks are recomputed.
+        network: Any network.
         compile: Have torch compile it; the first step takes a minute.
-        recompute: Keep only the inputs of its blocks for backward, and compute the rest again there.
         deterministic: Have CUDA use deterministic algorithms; an operation without one is an error.
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-    if recompute:
-        for block in _blocks(network):
-            block.forward = partial(_recomputed, block, block.forward)
     return torch.compile(network) if compile else network  # type: ignore[return-value]
-
-
-def _blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """The parts of a network that have parts themselves; of a list of parts, its members."""
-    for part in network.children():
-        if isinstance(part, nn.ModuleList | nn.ModuleDict):
-            yield from _blocks(part)
-        elif any(True for _ in part.children()):
-            yield part
-
-
-def _recomputed(block: nn.Module, forward: Callable[..., Any], *features: Any) -> Any:
-    if not torch.is_grad_enabled():
-        return forward(*features)
-    again = partial(_frozen_statistics, block)
-    return checkpoint(
-        forward, *features, use_reentrant=False, context_fn=lambda: (nullcontext(), again())
-    )
-
-
-@contextmanager
-def _frozen_statistics(block: nn.Module) -> Iterator[None]:
-    """Batch norm counts a batch once, though it is computed twice."""
-    norms = [part for part in block.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    before = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, before, strict=True):
-            norm.momentum = momentum
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tversky_seg.data.patches.loader import PatchBatches, load_batches
 from tversky_seg.losses.deep_supervision import with_deep_supervision
+from tversky_seg.models.recompute import recompute_blocks
 from tversky_seg.runtime.checkpoints import State, load_newest, save_checkpoint, warm_start
 from tversky_seg.runtime.devices import autocast, for_training, pick_device, to_device, use_threads
 from tversky_seg.runtime.distributed import any_process, is_first, rank, wait_for_all, wrap_ddp
@@ -134,9 +135,8 @@ class Trainer:
             with_deep_supervision(loss).to(self.device),
         )
         self.average = WeightAverage(self.model, decay=ema_decay)
-        self.for_training = partial(
-            for_training, compile=compile, recompute=recompute, deterministic=deterministic
-        )
+        self.recompute = recompute
+        self.for_training = partial(for_training, compile=compile, deterministic=deterministic)
         self.optimizer, self.schedule, self.clip_norm = (
             optimizer(model.parameters()),
             schedule,
@@ -204,6 +204,8 @@ class Trainer:
             return best
         if not validate:
             logger.info("no validation cases: the best checkpoint is the last, the threshold 0.5")
+        if self.recompute:
+            recompute_blocks(self.model)
         self.network = wrap_ddp(self.for_training(self.model), self.device)
         loading: dict[str, Any] = {"n_workers": self.n_workers, "device": self.device}
         loader = load_batches(batches, start=state.step, stop=self.max_steps, **loading)
