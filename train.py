@@ -11,7 +11,7 @@ from torch import manual_seed
 from tversky_seg import config
 from tversky_seg.data.dataset import with_modalities
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.patches.loader import PatchBatches
+from tversky_seg.data.patches.batches import PatchBatches
 from tversky_seg.data.patches.samplers import log_draw_shares
 from tversky_seg.data.preprocessing.pipeline import (
     one_case_per_rater,

@@ -33,7 +33,7 @@ from omegaconf import OmegaConf
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.patches.augmentation import Augmentation
-from tversky_seg.data.patches.loader import PatchBatches
+from tversky_seg.data.patches.batches import Batch, PatchBatches
 from tversky_seg.data.patches.samplers import ForegroundSampler, LesionSampler
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
@@ -336,9 +336,9 @@ def step_lines(case: PreparedCase, *, repeats: int) -> list[str]:
     model = UNet3D(in_channels=3, out_channels=1)
     loss, optimizer = TverskyLoss(), torch.optim.AdamW(model.parameters())
 
-    def step(batch: dict[str, Any]) -> None:
+    def step(batch: Batch) -> None:
         optimizer.zero_grad()
-        loss(model(batch["image"]), batch["target"]).backward()
+        loss(model(batch.image), batch.target).backward()
         optimizer.step()
 
     sampler = LesionSampler(patch_size=64)
@@ -369,7 +369,7 @@ import sys
 from pathlib import Path
 from tversky_seg.data.patches.augmentation import Augmentation
 from tversky_seg.data.case import Case
-from tversky_seg.data.patches.loader import PatchBatches
+from tversky_seg.data.patches.batches import PatchBatches
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare_all
 from tversky_seg.data.patches.samplers import LesionSampler
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from torch import nn
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.patches.augmentation import Augmentation
-from tversky_seg.data.patches.loader import PatchBatches
+from tversky_seg.data.patches.batches import PatchBatches
 from tversky_seg.data.patches.samplers import LesionSampler
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase

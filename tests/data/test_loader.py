@@ -15,7 +15,8 @@ from tversky_seg.data.grids import Geometry
 from tversky_seg.data.nifti import write_volume
 from tversky_seg.data.patches import loader as loaders
 from tversky_seg.data.patches.augmentation import Augmentation, Change
-from tversky_seg.data.patches.loader import PatchBatches, augmented, load_batches
+from tversky_seg.data.patches.batches import Batch, PatchBatches, stack_samples
+from tversky_seg.data.patches.loader import load_batches
 from tversky_seg.data.patches.samplers import LesionSampler
 from tversky_seg.data.preprocessing.modality import lesion_arrays
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare, preprocess
@@ -58,31 +59,30 @@ def some_batches(**settings: object) -> PatchBatches:
     return PatchBatches(**(defaults | settings))
 
 
-def as_bytes(batch: dict) -> bytes:
-    return b"".join(
-        v.numpy().tobytes() if isinstance(v, torch.Tensor) else repr(v).encode()
-        for v in batch.values()
-    )
+def as_bytes(batch: Batch) -> bytes:
+    parts = []
+    for value in vars(batch).values():
+        is_tensor = isinstance(value, torch.Tensor)
+        parts.append(value.numpy().tobytes() if is_tensor else repr(value).encode())
+    return b"".join(parts)
 
 
 def test_a_batch_has_the_shapes_and_types_of_the_contract() -> None:
     batch = some_batches(with_components=True)[5]
-    assert batch["image"].shape == (3, 2, 16, 16, 16)
-    assert batch["target"].shape == batch["components"].shape == (3, 1, 16, 16, 16)
-    assert (batch["image"].dtype, batch["target"].dtype) == (torch.float32, torch.float32)
-    assert batch["components"].dtype == torch.int32
-    assert len(batch["case_ids"]) == len(batch["starts"]) == 3
-    assert all(batch[name].is_contiguous() for name in ("image", "target", "components"))
-    assert "components" not in some_batches()[5]
+    assert batch.image.shape == (3, 2, 16, 16, 16)
+    assert batch.target.shape == batch.components.shape == (3, 1, 16, 16, 16)
+    assert (batch.image.dtype, batch.target.dtype) == (torch.float32, torch.float32)
+    assert batch.components.dtype == torch.int32
+    assert len(batch.case_ids) == len(batch.starts) == 3
+    assert all(t.is_contiguous() for t in (batch.image, batch.target, batch.components))
+    assert some_batches()[5].components is None
 
 
 def test_without_augmentation_a_sample_is_the_patch_of_its_case_and_start() -> None:
     batches = some_batches(augmentation=None)
     batch = batches[0]
-    case = next(case for case in batches.cases if case.case_id == batch["case_ids"][1])
-    np.testing.assert_array_equal(
-        batch["image"][1], case.patch(batch["starts"][1], (16, 16, 16))[0]
-    )
+    case = next(case for case in batches.cases if case.case_id == batch.case_ids[1])
+    np.testing.assert_array_equal(batch.image[1], case.patch(batch.starts[1], (16, 16, 16))[0])
 
 
 def test_workers_change_nothing_byte_for_byte() -> None:
@@ -106,8 +106,8 @@ def test_processes_split_the_same_global_batch_in_order(world_size: int) -> None
         some_batches(batch_size=5, rank=rank, world_size=world_size)[3]
         for rank in range(world_size)
     ]
-    assert torch.equal(torch.cat([share["image"] for share in shares]), whole["image"])
-    assert [name for share in shares for name in share["case_ids"]] == whole["case_ids"]
+    assert torch.equal(torch.cat([share.image for share in shares]), whole.image)
+    assert [name for share in shares for name in share.case_ids] == whole.case_ids
 
 
 def test_loading_leaves_torchs_random_stream_alone() -> None:
@@ -208,7 +208,7 @@ def test_workers_outlive_the_signals_that_a_trainer_answers_by_stopping() -> Non
 def test_the_cases_of_a_batch_are_known_without_reading() -> None:
     batches = some_batches()
     assert [batches.case_ids(step) for step in range(3)] == [
-        batches[step]["case_ids"] for step in range(3)
+        batches[step].case_ids for step in range(3)
     ]
 
 
@@ -216,14 +216,11 @@ def test_what_is_augmented_later_is_the_same_batch() -> None:
     deforming = Augmentation(
         zoom=(0.7, 1.4), zoom_probability=1.0, tilt_probability=0.5, elastic_probability=0.5
     )
-    now, later = (
-        some_batches(augmentation=deforming, with_components=True, augment_later=later)
-        for later in (False, True)
-    )
+    batches = some_batches(augmentation=deforming, with_components=True)
     for step in range(3):
-        finished = augmented(later[step], torch.device("cpu"))
-        assert as_bytes(finished) == as_bytes(now[step])
-        assert as_bytes(augmented(now[step], torch.device("cpu"))) == as_bytes(now[step])
+        samples = [sample.augment(torch.device("cpu")) for sample in batches.samples(step)]
+        finished = stack_samples(samples, with_components=True)
+        assert as_bytes(finished) == as_bytes(batches[step])
 
 
 def test_a_patch_is_the_stored_integers_times_their_scale_wherever_it_lies() -> None:
@@ -239,8 +236,8 @@ def test_the_target_of_a_deformed_patch_is_where_its_components_are() -> None:
     with_components = some_batches(augmentation=deforming, with_components=True)
     for step in range(4):
         batch = with_components[step]
-        assert torch.equal(batch["target"], (batch["components"] > 0).float())
-        assert torch.equal(batch["target"], some_batches(augmentation=deforming)[step]["target"])
+        assert torch.equal(batch.target, (batch.components > 0).float())
+        assert torch.equal(batch.target, some_batches(augmentation=deforming)[step].target)
 
 
 def test_bad_settings_are_refused_with_the_value() -> None:

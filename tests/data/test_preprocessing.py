@@ -844,7 +844,7 @@ def test_two_raters_agree_where_both_drew(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_random_rater_is_drawn_for_each_patch(tmp_path: Path, cached: bool) -> None:
-    from tversky_seg.data.patches.loader import (
+    from tversky_seg.data.patches.batches import (
         PatchBatches,  # here: the processes that other tests start need no torch
     )
     from tversky_seg.data.patches.samplers import LesionSampler
@@ -872,7 +872,7 @@ def test_a_random_rater_is_drawn_for_each_patch(tmp_path: Path, cached: bool) ->
     again = PatchBatches(
         one_case_per_rater([prepared]), LesionSampler(patch_size=8), batch_size=4, seed=1
     )
-    assert all(np.array_equal(batches[k]["target"], again[k]["target"]) for k in range(3))
+    assert all(np.array_equal(batches[k].target, again[k].target) for k in range(3))
     assert one_case_per_rater([preprocess(case, FLAIR)])[0].rater == 0
 
 

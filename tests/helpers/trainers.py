@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tversky_seg.data.patches.batches import Batch
 from tversky_seg.losses import TverskyLoss
 from tversky_seg.models import UNet3D
 from tversky_seg.runtime.checkpoints import load_checkpoint
@@ -21,7 +22,7 @@ class Blobs:
     spoiled: tuple[int, ...] = ()
     dies_at: int | None = None
 
-    def __getitem__(self, step: int) -> dict[str, Any]:
+    def __getitem__(self, step: int) -> Batch:
         if step == self.dies_at:
             raise OSError(f"step {step}: the disk is gone")
         rng = np.random.default_rng(step)
@@ -30,9 +31,13 @@ class Blobs:
         image = target + rng.normal(0, 0.3, target.shape).astype(np.float32)
         if step in self.spoiled:
             image[0, 0, 0, 0, 0] = np.nan
-        tensors = {"image": image, "target": target, "components": target.astype(np.int32)}
-        plain = {"case_ids": ["ann", "bob"], "starts": [[step, 0, 0], [0, 1, 2]]}
-        return {name: torch.from_numpy(array) for name, array in tensors.items()} | plain
+        return Batch(
+            image=torch.from_numpy(image),
+            target=torch.from_numpy(target),
+            components=torch.from_numpy(target.astype(np.int32)),
+            case_ids=["ann", "bob"],
+            starts=[[step, 0, 0], [0, 1, 2]],
+        )
 
 
 def a_trainer(**settings: Any) -> Trainer:

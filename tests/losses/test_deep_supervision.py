@@ -153,4 +153,4 @@ def test_a_training_with_heads_averages_recomputes_and_predicts(tmp_path: Path) 
     assert "coarse_heads.0.weight" in found[0]
     again = copy.deepcopy(network).eval()
     again.load_state_dict(found[0])
-    assert again(Blobs()[0]["image"]).shape == (2, 1, 8, 8, 8)
+    assert again(Blobs()[0].image).shape == (2, 1, 8, 8, 8)

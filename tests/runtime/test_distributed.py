@@ -18,6 +18,7 @@ from torch import nn
 
 from helpers.cohorts import make_cohort
 from helpers.command_line import ROOT, SMALL
+from tversky_seg.data.patches.batches import Batch
 from tversky_seg.losses import TverskyLoss
 from tversky_seg.models import UNet3D
 from tversky_seg.runtime import distributed
@@ -38,18 +39,19 @@ class Cubes:
     def __init__(self, dtype: torch.dtype, *, rank: int, size: int) -> None:
         self.dtype, self.own = dtype, slice(rank * 6 // size, (rank + 1) * 6 // size)
 
-    def __getitem__(self, step: int) -> dict[str, Any]:
+    def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng(step)
         target = np.zeros((6, 1, 8, 8, 8))
         for sample, corner in zip(target, rng.integers(0, 5, (6, 3)), strict=True):
             sample[0][tuple(slice(start, start + 3) for start in corner)] = 1
         image = target + rng.normal(0, 0.5, target.shape)
-        plain = {"case_ids": ["a"] * 6, "starts": [[0, 0, 0]] * 6}
-        tensors = {"image": image, "target": target}
-        return {
-            name: torch.from_numpy(array[self.own]).to(self.dtype)
-            for name, array in tensors.items()
-        } | plain
+        return Batch(
+            image=torch.from_numpy(image[self.own]).to(self.dtype),
+            target=torch.from_numpy(target[self.own]).to(self.dtype),
+            components=None,
+            case_ids=["a"] * 6,
+            starts=[[0, 0, 0]] * 6,
+        )
 
 
 OPTIMIZERS = {

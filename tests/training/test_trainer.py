@@ -13,6 +13,7 @@ from torch import nn
 
 from helpers.trainers import Blobs, a_trainer, assert_same, weights
 from tversky_seg.config.messages import one_line
+from tversky_seg.data.patches.batches import Batch
 from tversky_seg.losses import BCELoss
 from tversky_seg.runtime.checkpoints import CheckpointError, load_checkpoint
 from tversky_seg.training.validation import Validation, check_monitor
@@ -60,7 +61,7 @@ def test_steps_see_batches_in_order_once_each(tmp_path: Path) -> None:
     seen = []
 
     class Watched(Blobs):
-        def __getitem__(self, step: int) -> dict[str, Any]:
+        def __getitem__(self, step: int) -> Batch:
             seen.append(step)
             return super().__getitem__(step)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from tversky_seg.data.patches.batches import Batch
 from tversky_seg.runtime.devices import autocast
 from tversky_seg.runtime.distributed import all_gather_list, no_sync_until_last, world_size
 
@@ -43,7 +43,7 @@ def check_parts(n_parts: int, *, batch_size: int) -> None:
 def loss_and_gradient(
     network: nn.Module,
     loss: nn.Module,
-    batch: Mapping[str, Any],
+    batch: Batch,
     *,
     weighting: Callable[[Tensor], Tensor] | None,
     scaler: torch.amp.GradScaler,
@@ -56,7 +56,7 @@ def loss_and_gradient(
     Args:
         network: Images (B, C, X, Y, Z) -> logits (B, K, X, Y, Z).
         loss: `(logits, target, weight) -> scalar`.
-        batch: `image`, `target` and, for weighting, `components`.
+        batch: Patches; for weighting with their components.
         weighting: Makes voxel weights from the components.
         scaler: Of fp16.
         device: Where to compute.
@@ -67,8 +67,10 @@ def loss_and_gradient(
     Returns:
         The loss.
     """
-    names = ["image", "target", "components"] if weighting else ["image", "target"]
-    parts = zip(*(batch[name].chunk(n_parts) for name in names), strict=True)
+    whole = [batch.image, batch.target]
+    if weighting and batch.components is not None:
+        whole.append(batch.components)
+    parts = zip(*(tensor.chunk(n_parts) for tensor in whole), strict=True)
     losses = []
     for number, tensors in enumerate(parts, 1):
         image, target, *components = (tensor.to(device, non_blocking=True) for tensor in tensors)
@@ -82,13 +84,9 @@ def loss_and_gradient(
     return float(torch.stack(losses).sum().item())
 
 
-def no_finite_gradient(
-    step: int, batch: Mapping[str, Any], *, n_in_a_row: int
-) -> FloatingPointError:
+def no_finite_gradient(step: int, batch: Batch, *, n_in_a_row: int) -> FloatingPointError:
     """What ends a training whose steps are all skipped: names the step and the patches of the global batch."""
-    mine = [
-        f"{case} at {start}" for case, start in zip(batch["case_ids"], batch["starts"], strict=True)
-    ]
+    mine = [f"{case} at {start}" for case, start in zip(batch.case_ids, batch.starts, strict=True)]
     return FloatingPointError(
         f"step {step}: no finite gradient in {n_in_a_row} steps in a row (patches: {', '.join(all_gather_list(mine))}); "
         "lower optimizer.lr or use trainer.precision=fp32"

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tversky_seg.data.patches.loader import PatchBatches, load_batches
+from tversky_seg.data.patches.batches import Batch, PatchBatches
+from tversky_seg.data.patches.loader import load_batches
 from tversky_seg.losses.deep_supervision import with_deep_supervision
 from tversky_seg.models.recompute import recompute_blocks
 from tversky_seg.runtime.checkpoints import State, load_newest, save_checkpoint, warm_start
@@ -248,7 +249,7 @@ class Trainer:
         wait_for_all()
         return best
 
-    def _step(self, step: int, batch: Mapping[str, Any]) -> None:
+    def _step(self, step: int, batch: Batch) -> None:
         """One update, from the batch and a random stream that depend on the step alone."""
         torch.manual_seed(self.seed * 1_000_003 + step + 2**40 * rank())
         for group, base_rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):

@@ -1,7 +1,8 @@
 """Patches: where they are cut, how they are augmented, and how batches are made of them."""
 
 from tversky_seg.data.patches.augmentation import Augmentation
-from tversky_seg.data.patches.loader import PatchBatches, load_batches
+from tversky_seg.data.patches.batches import Batch, PatchBatches, Sample
+from tversky_seg.data.patches.loader import load_batches
 from tversky_seg.data.patches.samplers import (
     ForegroundSampler,
     GridSampler,
@@ -15,11 +16,13 @@ from tversky_seg.data.patches.samplers import (
 
 __all__ = [
     "Augmentation",
+    "Batch",
     "ForegroundSampler",
     "GridSampler",
     "Hashemi2018Sampler",
     "LesionSampler",
     "PatchBatches",
+    "Sample",
     "Sampler",
     "Shirokikh2020Sampler",
     "SizeTemperedSampler",

@@ -1,27 +1,28 @@
-"""Training batches: batch k is a pure function of (seed, k), whoever computes it and wherever a run starts."""
+"""Training batches: batch k depends on (seed, k) alone, in any process and after any restart."""
 
-import signal
-import threading
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import Shape
 from tversky_seg.data.patches.augmentation import Change
 from tversky_seg.data.patches.samplers import Sampler
-from tversky_seg.data.preprocessing.pipeline import PreparedCase
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
+
+Record = TypeVar("Record", "Sample", "Batch")
 
 
 class Augments(Protocol):
-    """Says how a patch is changed: see `augmentation.Augmentation`."""
+    """Draws how a patch is changed, as `augmentation.Augmentation` does."""
 
     def draw(
         self,
@@ -35,27 +36,116 @@ class Augments(Protocol):
         ...
 
 
-STUCK_AFTER_S = 50  # a patch takes milliseconds
-LOOK_EVERY_S = 2
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One patch as it was read, with the augmentation that it still waits for.
+
+    Attributes:
+        image: (C, x, y, z) float32; with a pending change the larger box that the change needs.
+        labels: (K, x, y, z) of the same box: the target, or its components where they are asked for.
+        change: Drawn augmentation that is still to be applied; None: the patch is finished.
+        offset: First voxel of the box, counted from the first voxel of the patch.
+        case_id: Name of the case.
+        start: First voxel of the patch in its case.
+    """
+
+    image: Tensor
+    labels: Tensor
+    change: Change | None
+    offset: Shape
+    case_id: str
+    start: Shape
+
+    def augment(self, device: torch.device) -> Sample:
+        """Move the sample to a device and apply its pending augmentation there."""
+        image = self.image.to(device, non_blocking=True)
+        labels = self.labels.to(device, non_blocking=True)
+        if self.change is not None:
+            image, labels = self.change(image, labels, offset=self.offset)
+        return replace(self, image=image, labels=labels, change=None)
+
+    def pin_memory(self) -> Sample:
+        """Copy the tensors to page-locked memory; DataLoader calls this for batches that go to a GPU."""
+        return map_tensors(self, Tensor.pin_memory)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Patches to train on.
+
+    Attributes:
+        image: (B, C, X, Y, Z) float32.
+        target: (B, K, X, Y, Z) float32, 0 or 1.
+        components: (B, K, X, Y, Z) int32 labels of the connected components; None where not asked for.
+        case_ids: Names of the B cases.
+        starts: First voxel [x, y, z] of each of the B patches in its case.
+    """
+
+    image: Tensor
+    target: Tensor
+    components: Tensor | None
+    case_ids: list[str]
+    starts: list[list[int]]
+
+    def to(self, device: torch.device) -> Batch:
+        """Move the tensors to a device."""
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Copy the tensors to page-locked memory; DataLoader calls this for batches that go to a GPU."""
+        return map_tensors(self, Tensor.pin_memory)
+
+
+def map_tensors(record: Record, function: Callable[[Tensor], Tensor]) -> Record:
+    """Copy a sample or a batch, with `function` applied to each of its tensors."""
+    changed: dict[str, Any] = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, Tensor):
+            changed[field.name] = function(value)
+    return replace(record, **changed)
+
+
+def stack_samples(samples: Sequence[Sample], *, with_components: bool) -> Batch:
+    """Make one batch of finished samples.
+
+    Args:
+        samples: Samples without pending augmentation, at least one.
+        with_components: Whether their labels are components; the target is then where these are not 0.
+    """
+    image = _stack([sample.image for sample in samples])
+    labels = _stack([sample.labels for sample in samples])
+    case_ids = [sample.case_id for sample in samples]
+    starts = [list(sample.start) for sample in samples]
+    if with_components:
+        target = (labels > 0).float()
+        return Batch(image, target, labels, case_ids, starts)
+    return Batch(image, labels.float(), None, case_ids, starts)
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Stack along a new first axis; a single tensor is not copied."""
+    if len(tensors) == 1:
+        return tensors[0][None]
+    return torch.stack(list(tensors))
 
 
 @dataclass(frozen=True)
-class PatchBatches(Dataset[dict[str, Any]]):
+class PatchBatches(Dataset[Batch]):
     """All batches of a training, by step: `batches[k]` draws sample i from the generator keyed (seed, k, i).
 
-    No state is kept, so a resumed run sees what an uninterrupted one would have seen, and any number of loader workers
-    or processes gives the same global batch. Process `rank` of `world_size` computes a contiguous share of it.
+    No state is kept, so a resumed run gets the batches of an uninterrupted one, and any number of loader workers or
+    processes gives the same global batch. Process `rank` of `world_size` computes a contiguous share of it.
 
     Args:
-        cases: The prepared training cases.
-        sampler: Says where the patches lie.
+        cases: Prepared training cases.
+        sampler: Draws where the patches lie.
         augmentation: Changes a patch as `Augmentation` does, or None.
         batch_size: Patches in the global batch, at least world_size.
-        seed: Of the training, >= 0.
+        seed: Seed of the training, >= 0.
         with_components: Add the labels of the connected components, for inverse weighting.
-        rank: Of this process.
+        rank: Number of this process.
         world_size: Number of processes.
-        augment_later: Batches hold what was read and drawn, for `augmented` to compute on the training device.
 
     Raises:
         ValueError: No cases, a negative seed, or a batch smaller than the number of processes.
@@ -69,10 +159,9 @@ class PatchBatches(Dataset[dict[str, Any]]):
     with_components: bool = False
     rank: int = 0
     world_size: int = 1
-    augment_later: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what cannot give a batch."""
+        """Check that a batch can be drawn."""
         if not self.cases:
             raise ValueError("batches are drawn from at least one case, got none")
         if self.batch_size < self.world_size or not 0 <= self.rank < self.world_size:
@@ -83,239 +172,93 @@ class PatchBatches(Dataset[dict[str, Any]]):
         if self.seed < 0:
             raise ValueError(f"seed must be >= 0, got {self.seed}")
 
-    def __getitem__(self, step: int) -> dict[str, Any]:
-        """This process's share of batch `step`.
-
-        Returns:
-            `image` float32 (B, C, X, Y, Z), `target` float32 (B, K, X, Y, Z), `components` int32 (B, K, X, Y, Z) where
-            asked for, `case_ids` list of B names, `starts` list of B first voxels [x, y, z]. With `augment_later` what
-            `augmented` makes this of.
+    def __getitem__(self, step: int) -> Batch:
+        """Compute this process's share of batch `step`.
 
         Raises:
             DataError: A file of a case could not be read; names case and step.
             RuntimeError: Anything else that went wrong in a sample, likewise.
         """
-        samples = [self._sample(step, i) for i in self._own]
-        batch: dict[str, Any] = {name: [sample[name] for sample in samples] for name in samples[0]}
-        batch["with_components"] = self.with_components
-        return batch if self.augment_later else augmented(batch, torch.device("cpu"))
+        samples = [self._sample(step, number, is_deferred=False) for number in self._numbers]
+        return stack_samples(samples, with_components=self.with_components)
+
+    def samples(self, step: int) -> list[Sample]:
+        """Read and draw the samples of `batches[step]`, but leave their augmentation to be applied on a GPU.
+
+        Raises:
+            DataError, RuntimeError: As `batches[step]`.
+        """
+        return [self._sample(step, number, is_deferred=True) for number in self._numbers]
 
     def case_ids(self, step: int) -> list[str]:
         """Names of the cases that this process draws at a step; no file of an image is read."""
-        drawn = (
-            self._draw(step, i, np.random.default_rng([self.seed, step, i])) for i in self._own
-        )
-        return [self.cases[index].case_id for index, _ in drawn]
-
-    def _draw(self, step: int, i: int, rng: np.random.Generator) -> tuple[int, Shape]:
-        return self.sampler.draw(self.cases, rng, patch_number=step * self.batch_size + i)
+        names = []
+        for number in self._numbers:
+            index, _ = self._draw(step, number, self._rng(step, number))
+            names.append(self.cases[index].case_id)
+        return names
 
     @property
-    def _own(self) -> range:
-        """This process's samples of the global batch."""
-        first, end = (
-            share * self.batch_size // self.world_size for share in (self.rank, self.rank + 1)
-        )
+    def _numbers(self) -> range:
+        """Numbers of this process's samples in the global batch."""
+        first = self.rank * self.batch_size // self.world_size
+        end = (self.rank + 1) * self.batch_size // self.world_size
         return range(first, end)
 
-    def _sample(self, step: int, i: int) -> dict[str, Any]:
-        """What one sample of a batch is made of; the change is carried out unless that is left for later."""
-        rng = np.random.default_rng([self.seed, step, i])
+    def _rng(self, step: int, number: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, step, number])
+
+    def _draw(self, step: int, number: int, rng: np.random.Generator) -> tuple[int, Shape]:
+        return self.sampler.draw(self.cases, rng, patch_number=step * self.batch_size + number)
+
+    def _sample(self, step: int, number: int, *, is_deferred: bool) -> Sample:
+        """Draw and read one sample, and apply its augmentation unless that is deferred."""
+        rng = self._rng(step, number)
         case_id = "the sampler"
         try:
-            index, start = self._draw(step, i, rng)
+            index, start = self._draw(step, number, rng)
             case = self.cases[index]
             case_id = case.case_id
-            image, labels, change, offset = self._source(case, start, rng)
-            if change is not None and not self.augment_later:
-                with _one_thread():
-                    image, labels = change(image, labels, offset=offset)
-                change = None
+            sample = self._read(case, start, rng)
+            if is_deferred:
+                return sample
+            with _one_thread():
+                return sample.augment(torch.device("cpu"))
         except Exception as error:
-            kind = DataError if isinstance(error, DataError | OSError) else RuntimeError
-            raise kind(
-                f"{case_id}: {type(error).__name__} at step {step}, sample {i}: {error}"
-            ) from error
-        return {
-            "images": image, "labels": labels, "changes": change, "offsets": offset, "case_ids": case_id,
-            "starts": list(start),
-        }  # fmt: skip
+            fault = f"{type(error).__name__} at step {step}, sample {number}: {error}"
+            if isinstance(error, DataError | OSError):
+                raise DataError(case_id, fault, case_id=case_id) from error
+            raise RuntimeError(f"{case_id}: {fault}") from error
 
-    def _source(
-        self, case: PreparedCase, start: Shape, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor, Change | None, Shape]:
-        """Image, labels, the change that is due, and where they begin, counted from the patch's first voxel."""
-        size, first, change = self.sampler.sides, start, None
+    def _read(self, case: PreparedCase, start: Shape, rng: np.random.Generator) -> Sample:
+        """Draw the augmentation of the patch at `start`, and read the box that it needs."""
+        size = self.sampler.sides
+        first = start
+        change = None
         if self.augmentation is not None:
             change = self.augmentation.draw(
                 rng, n_channels=len(case.image_scale), size=size, spacing_mm=case.spacing_mm
             )
             first, size = change.box(start, case.geometry.shape)
         image = case.intensities(first, size)
-        read = case.labels(first, size, components=self.with_components)
-        labels = torch.from_numpy(
-            read.astype(np.float32) if change is None and not self.with_components else read.copy()
-        )
+        labels = case.labels(first, size, components=self.with_components)
         x, y, z = (int(a - b) for a, b in zip(first, start, strict=True))
-        return torch.from_numpy(image), labels, change, (x, y, z)
-
-
-def augmented(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """A batch on a device, with the changes carried out there that its samples still wait for.
-
-    Labels are the components where they are asked for; the target is where these are not 0.
-    """
-    if "images" not in batch:
-        return {
-            name: value.to(device) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
-    pairs = []
-    for image, labels, change, offset in zip(*(batch[name] for name in _WAITING), strict=True):
-        pair = image.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        pairs.append(pair if change is None else change(*pair, offset=offset))
-    images, labels = (_stack(tensors) for tensors in zip(*pairs, strict=True))
-    finished = {"image": images}
-    if batch["with_components"]:
-        finished |= {"target": (labels > 0).float(), "components": labels}
-    else:
-        finished["target"] = labels.float()
-    return finished | {"case_ids": batch["case_ids"], "starts": batch["starts"]}
-
-
-def _stack(tensors: Sequence[Tensor]) -> Tensor:
-    """One batch; of a single tensor without a copy."""
-    return torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0][None]
-
-
-_WAITING = ("images", "labels", "changes", "offsets")
+        return Sample(
+            image=torch.from_numpy(image),
+            labels=torch.from_numpy(labels.copy()),  # labels may be a view of a read-only file
+            change=change,
+            offset=(x, y, z),
+            case_id=case.case_id,
+            start=start,
+        )
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The same bits as in a loader worker, which has one thread."""
+    """Compute the same bits as in a loader worker, which has one thread."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(n_threads)
-
-
-def load_batches(
-    batches: PatchBatches,
-    *,
-    start: int,
-    stop: int,
-    n_workers: int = 0,
-    device: torch.device | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Yield batches[start], ..., batches[stop - 1] in this order, byte for byte the same for any number of workers.
-
-    Args:
-        batches: All batches, by step.
-        start: First step.
-        stop: One past the last step.
-        n_workers: Processes that work ahead, each on one thread; 0 computes in this process when a batch is asked for.
-        device: Where the batches are wanted. A CUDA device augments them itself, out of page-locked memory; its batches
-            differ from the CPU's by rounding.
-
-    Raises:
-        DataError, RuntimeError: As `PatchBatches` does, also out of a worker. A worker that was killed, or that gives
-            nothing for `STUCK_AFTER_S`, is named with its step and cases.
-    """
-    device = device or torch.device("cpu")
-    on_device = device.type == "cuda"
-    loader = DataLoader(
-        _Guarded(replace(batches, augment_later=True) if on_device else batches),
-        batch_size=None,
-        sampler=range(start, stop),
-        num_workers=n_workers,
-        pin_memory=on_device,
-        generator=torch.Generator(),  # DataLoader draws a seed: not from the global stream
-        timeout=LOOK_EVERY_S if n_workers else 0,
-        worker_init_fn=_leave_signals_to_the_trainer,
-    )
-    with _no_handler_of_dead_children():
-        iterator = iter(loader)
-    workers = getattr(iterator, "_workers", [])
-    for step in range(start, stop):
-        try:
-            batch = _next(iterator, workers)
-        except RuntimeError as error:
-            fault = _fault_of_worker(batches, step, start=start, workers=workers)
-            for worker in workers:
-                worker.kill()  # a stuck one heeds nothing else
-            raise RuntimeError(f"{fault} ({error})") from error
-        if isinstance(batch, Exception):
-            del (
-                iterator
-            )  # ends the workers now: left to the garbage collector it takes 5 seconds for each
-            raise batch
-        yield augmented(batch, device)
-
-
-def _next(iterator: Iterator[Any], workers: Sequence[Any]) -> Any:
-    """The next batch; looks after the workers while it waits."""
-    for _ in range(STUCK_AFTER_S // LOOK_EVERY_S - 1):
-        try:
-            return next(iterator)
-        except RuntimeError as error:
-            if "timed out" not in str(error) or not all(worker.is_alive() for worker in workers):
-                raise
-    return next(iterator)
-
-
-def _leave_signals_to_the_trainer(_: int) -> None:
-    """A scheduler signals every process of a job: the trainer finishes its step, for which it needs its workers."""
-    for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-@contextmanager
-def _no_handler_of_dead_children() -> Iterator[None]:
-    """Keep torch from raising for a dead worker in the middle of a step, where its case is not known."""
-    number = getattr(signal, "SIGCHLD", None)
-    before = signal.getsignal(number) if number else None
-    try:
-        yield
-    finally:
-        if number and threading.current_thread() is threading.main_thread():
-            signal.signal(number, before)
-
-
-def _fault_of_worker(
-    batches: PatchBatches, step: int, *, start: int, workers: Sequence[Any]
-) -> str:
-    """What happened to a worker, with the step that it was at; worker i computes every n-th batch."""
-    dead = [i for i, worker in enumerate(workers) if not worker.is_alive()]
-    at = next(
-        k
-        for k in range(step, step + len(workers))
-        if not dead or (k - start) % len(workers) == dead[0]
-    )
-    code = workers[dead[0]].exitcode if dead else None
-    cause = f"gave no batch for {STUCK_AFTER_S} s: is the disk there?"
-    if code is not None:
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        cause = (
-            f"died ({how}), out of memory or of shared memory (/dev/shm)? n_workers=0 needs neither"
-        )
-    return (
-        f"{', '.join(dict.fromkeys(batches.case_ids(at)))}: the loader worker at step {at} {cause}"
-    )
-
-
-@dataclass(frozen=True)
-class _Guarded(Dataset[Any]):
-    """Hands a worker's exception over as a value: raised through torch it would lose its one-line message."""
-
-    batches: PatchBatches
-
-    def __getitem__(self, step: int) -> dict[str, Any] | Exception:
-        try:
-            return self.batches[step]
-        except Exception as error:
-            error.add_note(traceback.format_exc())
-            return error
