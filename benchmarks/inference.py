@@ -27,7 +27,8 @@ from monai.inferers import sliding_window_inference
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.preprocessing.pipeline import PreparedCase, Preprocessing, preprocess
-from tversky_seg.inference.predict import predict_case, predict_volume
+from tversky_seg.inference.predict import predict_case
+from tversky_seg.inference.sliding_window import SlidingWindow, predict_volume
 from tversky_seg.models import UNet3D
 from tversky_seg.runtime.devices import to_device
 
@@ -116,7 +117,9 @@ def compare(
 
     def ours() -> Any:
         if whole_file:
-            return predict_case(network, prepared, patch_size=side, batch_size=ours_batch)
+            return predict_case(
+                network, prepared, windows=SlidingWindow(side, batch_size=ours_batch)
+            )
         return predict_volume(
             network, image, patch_size=side, batch_size=ours_batch, foreground=prepared.foreground
         )

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from helpers.oblique_cases import FLAIR, a_case
 from tversky_seg.data.nifti import read_volume
 from tversky_seg.data.preprocessing.pipeline import PreparedCase
 from tversky_seg.inference.ensemble import Ensemble, Member, entropy
-from tversky_seg.inference.predict import Inference, predict_case, predict_cases, prepare_input
+from tversky_seg.inference.predict import predict_case, predict_cases, prepare_input
+from tversky_seg.inference.settings import Inference
+from tversky_seg.inference.sliding_window import SlidingWindow
 
-WINDOWS = {"patch_size": 8, "window": "uniform", "overlap": 0.0}
+WINDOWS = SlidingWindow(8, window="uniform", overlap=0.0)
 
 
 @pytest.fixture
@@ -73,7 +76,7 @@ def test_disagreement_is_the_mean_divergence_of_the_parts_from_their_mean(
 def test_views_of_one_network_disagree_where_it_depends_on_their_side(
     prepared: PreparedCase,
 ) -> None:
-    windows = {**WINDOWS, "tta": "rotations180"}
+    windows = replace(WINDOWS, tta="rotations180")
     mean, found = Ensemble([Member(Lopsided(), windows)], uncertainty="disagreement").predict(
         prepared
     )
@@ -99,7 +102,7 @@ def test_wrong_words_and_lonely_disagreement_are_refused() -> None:
         sure_of(0.1, combine="median")
     with pytest.raises(ValueError, match=r"uncertainty.*got variance"):
         sure_of(0.1, uncertainty="variance")
-    with pytest.raises(ValueError, match=r"several checkpoints or views"):
+    with pytest.raises(ValueError, match=r"uncertainty.*got disagreement"):
         sure_of(0.1, uncertainty="disagreement")
 
 
@@ -125,7 +128,7 @@ def test_uncertainty_is_written_on_the_grid_of_the_file_and_resumed(tmp_path: Pa
 
 def test_one_network_is_an_ensemble_of_one(tmp_path: Path) -> None:
     prepared = prepare_input(a_case(tmp_path), FLAIR)
-    alone = predict_case(FirstChannel(), prepared, patch_size=8)
+    alone = predict_case(FirstChannel(), prepared, windows=SlidingWindow(8))
     np.testing.assert_array_equal(
-        predict_case(Ensemble([Member(FirstChannel(), {"patch_size": 8})]), prepared), alone
+        predict_case(Ensemble([Member(FirstChannel(), SlidingWindow(8))]), prepared), alone
     )

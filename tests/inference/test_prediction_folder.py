@@ -4,9 +4,8 @@ import numpy as np
 from scipy import ndimage
 
 from tversky_seg.data.nifti import read_volume, spacing_of
+from tversky_seg.inference.lesion_table import MANY_VOXELS, distance_to_edge
 from tversky_seg.inference.prediction_folder import (
-    MANY_VOXELS,
-    distance_to_edge,
     prediction_files,
     read_lesions,
     write_prediction,
@@ -99,7 +98,9 @@ def test_several_classes_have_files_rows_and_thresholds_of_their_own(tmp_path: P
     )
     assert [(row["class"], row["volume_mm3"]) for row in rows] == [("liver", 64)]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        path.name for pair in prediction_files(tmp_path, "a", classes).values() for path in pair
+        path.name
+        for files in prediction_files(tmp_path, "a", classes).values()
+        for path in (files.probability, files.mask)
     )
     assert (tmp_path / "a_tumour_mask.nii.gz").is_file()
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from helpers.networks import FirstChannel, Local, Lopsided, an_image
-from tversky_seg.inference.predict import predict_volume
+from tversky_seg.inference.sliding_window import predict_volume
 from tversky_seg.inference.tta import VIEWS, views
 
 

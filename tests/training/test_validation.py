@@ -10,7 +10,7 @@ from helpers.cohorts import AFFINE, save, scan
 from helpers.networks import FirstChannel
 from tversky_seg.data.case import Case
 from tversky_seg.data.preprocessing.pipeline import PreparedCase, Preprocessing, preprocess
-from tversky_seg.inference.predict import Inference
+from tversky_seg.inference.settings import Inference
 from tversky_seg.inference.sliding_window import predict_volume
 from tversky_seg.metrics.case_metrics import case_measures
 from tversky_seg.metrics.ranking import to_levels

@@ -156,8 +156,8 @@ def _refuse_twice(by_run: Sequence[Sequence[Case]], runs: Sequence[Path]) -> Non
 
 def _link(source: Path, target: Path, case_id: str, *, classes: Sequence[str]) -> None:
     """A second name for each file of a case; a copy where the file system has none."""
-    for pair in prediction_files(Path(), case_id, classes).values():
-        for name in pair:
+    for files in prediction_files(Path(), case_id, classes).values():
+        for name in (files.probability, files.mask):
             (target / name).unlink(missing_ok=True)
             if not (source / name).is_file():
                 raise DataError(source / name, "no such file", f"{WANTED}")

@@ -16,6 +16,11 @@ from tversky_seg.data.case import Case
 from tversky_seg.data.dataset import check_classes
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import Volume, affine_shift_voxels, read_label, read_volume
+from tversky_seg.inference.prediction_folder import (
+    PROBABILITY_ENDING,
+    SETTINGS_FILE,
+    prediction_files,
+)
 from tversky_seg.metrics.lesions import remove_small_lesions
 from tversky_seg.metrics.masks import Mask
 
@@ -73,8 +78,8 @@ class Predictions:
         return Prediction(mask, found.probability, found.shift_voxels)
 
     def _read_own(self, case: Case, name: str, reference: Volume) -> Prediction:
-        stem = case.case_id if len(self.classes) == 1 else f"{case.case_id}_{name}"
-        scored, masked = (self.folder / f"{stem}_{kind}.nii.gz" for kind in ("probability", "mask"))
+        files = prediction_files(self.folder, case.case_id, tuple(self.classes))[name]
+        scored, masked = files.probability, files.mask
         if not _is_named(scored) and not _is_named(masked):
             raise DataError(
                 scored, f"no such file, nor {masked.name}", f"predict case {case.case_id} first"
@@ -141,8 +146,8 @@ def open_predictions(
         raise DataError(
             folder, "no such folder", "expected what predict.py wrote, or a folder of masks"
         )
-    saved = {} if pattern is not None else _saved_settings(folder / "predictions.json")
-    has_scores = pattern is None and any(folder.glob("*_probability.nii.gz"))
+    saved = {} if pattern is not None else _saved_settings(folder / SETTINGS_FILE)
+    has_scores = pattern is None and any(folder.glob(f"*{PROBABILITY_ENDING}"))
     if threshold is not None and not has_scores:
         raise DataError(
             "threshold",
@@ -154,7 +159,7 @@ def open_predictions(
     try:
         checked = check_classes(classes if classes is not None else saved.get("classes"))
     except DataError as fault:
-        where = "classes" if classes is not None else str(folder / "predictions.json")
+        where = "classes" if classes is not None else str(folder / SETTINGS_FILE)
         raise DataError(where, f"{str(fault).removeprefix('data.')}") from fault
     return Predictions(
         folder=folder,

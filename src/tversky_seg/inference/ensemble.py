@@ -1,23 +1,21 @@
-"""Several networks as one: mean probability or votes, and maps of where members and views are unsure or disagree."""
+"""Ensemble: several networks as one, by mean or vote, with maps of their uncertainty."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
-from tversky_seg.inference.sliding_window import predict_volume
-from tversky_seg.inference.tta import VIEWS
+from tversky_seg.inference.sliding_window import SlidingWindow, predict_by_windows
+from tversky_seg.inference.tta import view_names
 
 COMBINATIONS = ("mean", "vote")
 UNCERTAINTIES = ("entropy", "disagreement")
-SLAB = 16  # planes of which entropies are computed at once
+SLAB = 16  # planes whose entropies are computed at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,22 +23,25 @@ class Member:
     """A trained network and how it predicts.
 
     Attributes:
-        network: Images (B, C, X, Y, Z) -> logits (B, K, X, Y, Z).
-        windows: Arguments of `predict_volume`, as `Inference.windows` gives them.
-        checksum: Of its checkpoint, kept in predictions.json.
-        threshold: For each class, where it votes: `probability >= threshold`.
+        network: Module (B, C, X, Y, Z) -> logits (B, K, X, Y, Z).
+        windows: Its sliding window.
+        checksum: SHA-256 of its checkpoint, kept in predictions.json.
+        threshold: Probability from which it votes for a class, one for each of the K classes.
     """
 
     network: nn.Module
-    windows: Mapping[str, Any]
+    windows: SlidingWindow
     checksum: str = ""
     threshold: Sequence[float] = (0.5,)
 
     @property
-    def views(self) -> tuple[str, ...]:
+    def view_names(self) -> tuple[str, ...]:
         """The names of its views."""
-        tta = self.windows.get("tta", "none")
-        return VIEWS[tta] if isinstance(tta, str) else tuple(tta)
+        return view_names(self.windows.tta)
+
+    def vote(self, probability: Tensor) -> Tensor:
+        """Vote on each voxel and class, (K, X, Y, Z) bool."""
+        return probability >= torch.tensor(self.threshold).view(-1, 1, 1, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,17 +50,19 @@ class Ensemble:
 
     With members m = 1 … M, each the mean over its own V views v, the probability of a voxel is
 
-        mean: p = 1/M sum_m p_m,   p_m = 1/V sum_v p_mv        vote: p = 1/M sum_m [p_m >= threshold_m]
+        mean: p = 1/M sum_m p_m,   p_m = 1/V sum_v p_mv
+        vote: p = 1/M sum_m [p_m >= threshold_m]
 
     and its uncertainty, in bits, with H(p) = -p log2 p - (1 - p) log2(1 - p), in [0, 1]:
 
         entropy:      H(p), which is high where the members are unsure, alike or not;
-        disagreement: H(p) - 1/M sum_m 1/V sum_v H(p_mv), the mean Kullback-Leibler divergence of the parts from their
-                      mean: 0 where all say the same, 1 where half are sure of lesion and half sure of none.
+        disagreement: H(p) - 1/M sum_m 1/V sum_v H(p_mv), the mean Kullback-Leibler divergence of
+                      the parts from their mean: 0 where all give the same probability, 1 where half
+                      are sure of lesion and half sure of none.
 
-    Both for deep ensembles in Lakshminarayanan et al. 2017 (arXiv:1612.01474);
-    views as further members: Wang et al. 2019 (arXiv:1807.07356). With votes, p_m is a vote, 0 or 1, and both are the
-    vote entropy.
+    Both for deep ensembles in Lakshminarayanan et al. 2017 (arXiv:1612.01474); views as further
+    members: Wang et al. 2019 (arXiv:1807.07356). With votes, p_m is a vote, 0 or 1, and both are
+    the entropy of the votes.
 
     Args:
         members: One or more.
@@ -67,7 +70,7 @@ class Ensemble:
         uncertainty: "entropy", "disagreement" or None.
 
     Raises:
-        ValueError: Another word, or disagreement without two members or views.
+        ValueError: Another name, or disagreement without two members or views.
     """
 
     members: Sequence[Member]
@@ -81,12 +84,13 @@ class Ensemble:
             )
         if self.uncertainty not in (None, *UNCERTAINTIES):
             raise ValueError(
-                f"uncertainty must be one of {', '.join(UNCERTAINTIES)} or null, got {self.uncertainty}"
+                f"uncertainty must be one of {', '.join(UNCERTAINTIES)} or null, "
+                f"got {self.uncertainty}"
             )
-        n_parts = sum(len(member.views) if self.combine == "mean" else 1 for member in self.members)
-        if self.uncertainty == "disagreement" and n_parts < 2:
+        if self.uncertainty == "disagreement" and self._n_parts() < 2:
             raise ValueError(
-                "uncertainty must compare several checkpoints or views (inference.tta), got one of one"
+                "uncertainty must be entropy for one network without views (disagreement needs "
+                "several checkpoints or views, inference.tta), got disagreement"
             )
 
     def predict(
@@ -96,77 +100,97 @@ class Ensemble:
         device: torch.device | str | None = None,
         precision: str = "fp32",
     ) -> tuple[Tensor, Tensor | None]:
-        """Probability and uncertainty (K, X, Y, Z) float32 on the network's grid; None for what was not asked for.
+        """Predict probability and uncertainty of a case on the network's grid.
 
-        Beside the members one volume of the output's shape is held for a mean, one and a half for votes, four for
-        the two volumes of mean and disagreement.
+        Besides the members, one volume of the output's shape is held for a mean, one and a half for
+        votes, four for the two volumes of mean and disagreement.
+
+        Returns:
+            Two volumes (K, X, Y, Z) float32; None if `uncertainty` is None.
         """
-        run = partial(self._run, prepared, device=device, precision=precision)
+        case = _CaseOnDevice(prepared, device, precision)
         if self.combine == "mean" and self.uncertainty == "disagreement":
-            return self._with_disagreement(run)
-        mean = self._votes(run) if self.combine == "vote" else self._mean(run)
-        return mean, None if self.uncertainty is None else entropy(mean)
+            return self._mean_and_disagreement(case)
+        probability = self._votes(case) if self.combine == "vote" else self._mean(case)
+        if self.uncertainty is None:
+            return probability, None
+        return probability, entropy(probability)
 
-    def _mean(self, run: Callable[..., Tensor]) -> Tensor:
+    def _n_parts(self) -> int:
+        """Count what can disagree: votes of members, or views of members."""
+        if self.combine == "vote":
+            return len(self.members)
+        return sum(len(member.view_names) for member in self.members)
+
+    def _mean(self, case: _CaseOnDevice) -> Tensor:
         share = 1 / len(self.members)
-        mean = run(self.members[0]).mul_(share)
+        # The first network makes the volume, to which the others add window by window.
+        mean = case.predict(self.members[0]).mul_(share)
         for member in self.members[1:]:
-            run(member, into=mean, share=share)
+            case.predict(member, into=mean, share=share)
         return mean
 
-    def _votes(self, run: Callable[..., Tensor]) -> Tensor:
-        """The share of members that vote for lesion."""
-        probability = run(self.members[0])
-        votes = _vote(self.members[0], probability).to(
-            torch.uint8 if len(self.members) < 256 else torch.int32
-        )
+    def _votes(self, case: _CaseOnDevice) -> Tensor:
+        """Compute the share of members that vote for a class."""
+        probability = case.predict(self.members[0])
+        # A byte for each voxel instead of a second volume of floats.
+        count_type = torch.uint8 if len(self.members) < 256 else torch.int32
+        votes = self.members[0].vote(probability).to(count_type)
         for member in self.members[1:]:
-            votes += _vote(member, run(member, into=probability.zero_()))
+            case.predict(member, into=probability.zero_())
+            votes += member.vote(probability)
         return probability.copy_(votes).div_(len(self.members))
 
-    def _with_disagreement(self, run: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
-        """Mean and disagreement of members and views."""
-        mean: Tensor | None = None
-        parts: Tensor | None = None
-        for member in self.members:
-            for view in member.views:
-                share, probability = (
-                    1 / (len(self.members) * len(member.views)),
-                    run(member, tta=[view]),
-                )
-                parts = _add(parts, entropy(probability), share)
-                mean = _add(mean, probability, share)
-        assert mean is not None
-        assert parts is not None
-        return mean, entropy(mean).sub_(parts).clamp_(0, 1)
+    def _mean_and_disagreement(self, case: _CaseOnDevice) -> tuple[Tensor, Tensor]:
+        mean, mean_entropy = torch.zeros(1), torch.zeros(1)
+        parts = [(member, view) for member in self.members for view in member.view_names]
+        for number, (member, view) in enumerate(parts):
+            share = 1 / (len(self.members) * len(member.view_names))
+            one_view = replace(member, windows=replace(member.windows, tta=[view]))
+            probability = case.predict(one_view)
+            if number == 0:
+                mean = torch.zeros_like(probability)
+                mean_entropy = torch.zeros_like(probability)
+            mean_entropy.add_(entropy(probability), alpha=share)
+            mean.add_(probability, alpha=share)
+        return mean, entropy(mean).sub_(mean_entropy).clamp_(0, 1)
 
-    def _run(self, prepared: PreparedCase, member: Member, **settings: Any) -> Tensor:
-        """What one member says of a case, as `predict_volume` gives it."""
-        return predict_volume(
+
+@dataclass(frozen=True, eq=False)
+class _CaseOnDevice:
+    """A case, and where and how precisely networks predict it."""
+
+    prepared: PreparedCase
+    device: torch.device | str | None
+    precision: str
+
+    def predict(self, member: Member, *, into: Tensor | None = None, share: float = 1.0) -> Tensor:
+        """Predict with one member; `into` and `share` as in `predict_by_windows`."""
+        return predict_by_windows(
             member.network,
-            prepared.image,
-            image_scale=prepared.image_scale,
-            foreground=prepared.foreground,
-            **{**member.windows, **settings},
+            self.prepared.image,
+            member.windows,
+            foreground=self.prepared.foreground,
+            image_scale=self.prepared.image_scale,
+            device=self.device,
+            precision=self.precision,
+            into=into,
+            share=share,
         )
-
-
-def _vote(member: Member, probability: Tensor) -> Tensor:
-    return probability >= torch.tensor(member.threshold).view(-1, 1, 1, 1)
 
 
 def entropy(probability: Tensor) -> Tensor:
-    """Entropy of lesion or not, in bits: -p log2 p - (1-p) log2(1-p), from 0 (sure) to 1 (p = 1/2).
+    """Compute the entropy of lesion or not, in bits: from 0 (sure) to 1 (p = 1/2).
+
+    H(p) = -p log2 p - (1 - p) log2(1 - p)
 
     Args:
         probability: (K, X, Y, Z) in [0, 1].
     """
     bits = torch.empty_like(probability)
-    for p, into in zip(torch.split(probability, SLAB, 1), torch.split(bits, SLAB, 1), strict=True):
-        into.copy_(torch.special.entr(p) + torch.special.entr(1 - p)).div_(math.log(2))
+    # Slab by slab, since the two terms would be two more volumes.
+    for start in range(0, probability.shape[1], SLAB):
+        p = probability[:, start : start + SLAB]
+        nats = torch.special.entr(p) + torch.special.entr(1 - p)
+        bits[:, start : start + SLAB].copy_(nats).div_(math.log(2))
     return bits
-
-
-def _add(total: Tensor | None, part: Tensor, share: float) -> Tensor:
-    """Add in place; the first part becomes the sum itself."""
-    return part.mul_(share) if total is None else total.add_(part, alpha=share)

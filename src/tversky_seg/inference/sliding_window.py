@@ -1,10 +1,12 @@
-"""Volumes of any size from overlapping windows: where they lie, how they are weighted, views of them, one mean."""
+"""Sliding window: the probability of a volume of any size, from a network that sees a part."""
+
+from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,40 +16,75 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from tversky_seg.inference.tta import View, views
-from tversky_seg.runtime.devices import autocast, to_device
+from tversky_seg.inference.window_fusion import Sides, WindowGrid, WindowNetwork, fuse
+from tversky_seg.inference.window_weights import WINDOWS, Window, window_weights
+from tversky_seg.runtime.devices import is_out_of_memory, to_device
 
 logger = logging.getLogger("tversky_seg")
 
-Sides = tuple[int, int, int]
-Window = str | Callable[[int], ArrayLike] | NDArray[Any] | Tensor
-SLAB = 16  # planes whose weights are summed at once
-SMALLEST_HALVED = 64  # voxels of the longest side of a window that did not fit and may be halved
+SMALLEST_HALVED = 64  # voxels: a window of "whole" whose longest side is shorter is not halved
 
 
-def spline_window(n: int, *, order: int = 2) -> NDArray[np.float64]:
-    """Spline weights along one side of n voxels, in (0, 1]: with n even and 50 % overlap, neighbours add up to 1.
+@dataclass(frozen=True, eq=False)
+class SlidingWindow:
+    """Windows that cover a volume: size, overlap and weights, and how they pass the network.
 
-    Order 2 is the window of Hashemi et al. (arXiv:1803.11078, released code). That code divides the fused map by 4
-    where 8 windows meet, so its probabilities are twice too large and its threshold of 0.5 is one of 0.25; here the map
-    is divided by the weights that were in fact added up.
+    Attributes:
+        patch_size: Sides of a window in voxels, one number or three; "whole": the volume in one
+            window, halved with a warning as often as memory runs out.
+        overlap: Share of a window's side that the next window covers again, in [0, 1).
+        window: Weights of a window's voxels: "bspline", "gaussian", "uniform", a function from the
+            side n to n weights, or an array of the window's shape. All must be positive.
+        spline_order: Order of the window "bspline", at least 1.
+        batch_size: Number of windows, or views of them, that pass the network together.
+        tta: Views of each window: "none", "rotations180", "flips8", or a list as in `tta.views`.
+
+    Raises:
+        ValueError: A value out of its range.
     """
-    place = np.arange(n, dtype=np.float64) + 0.5
-    ramp = np.minimum(place, n - place) * 2 / n  # a triangle, 1 in the centre
-    return np.where(ramp <= 0.5, (2 * ramp) ** order / 2, 1 - (2 - 2 * ramp) ** order / 2)
 
+    patch_size: int | Sequence[int] | str
+    overlap: float = 0.5
+    window: Window = "bspline"
+    spline_order: int = 2
+    batch_size: int = 1
+    tta: str | Sequence[str] = "none"
 
-def gaussian_window(n: int, *, sigma: float = 0.125) -> NDArray[np.float64]:
-    """Gaussian weights along one side of n voxels, sigma as a share of the side (MONAI and nnU-Net take 1/8)."""
-    offset = np.arange(n, dtype=np.float64) - (n - 1) / 2
-    weights: NDArray[np.float64] = np.exp(-0.5 * (offset / (sigma * n)) ** 2)
-    return weights
+    def __post_init__(self) -> None:
+        if not self.is_whole:
+            _check_sides(self.patch_size)
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"overlap must lie in [0, 1), got {self.overlap}")
+        if isinstance(self.window, str) and self.window not in WINDOWS:
+            raise ValueError(f"window must be one of {', '.join(WINDOWS)}, got {self.window}")
+        if self.spline_order < 1:
+            raise ValueError(f"spline_order must be >= 1, got {self.spline_order}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
+        views(self.tta)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the volume is predicted in one window."""
+        return isinstance(self.patch_size, str) and self.patch_size == "whole"
 
-WINDOWS: Mapping[str, Callable[[int], ArrayLike]] = {
-    "bspline": spline_window,
-    "gaussian": gaussian_window,
-    "uniform": np.ones,
-}
+    @property
+    def sides(self) -> Sides:
+        """The three sides of a window in voxels; undefined for "whole"."""
+        if isinstance(self.patch_size, int):
+            return (self.patch_size, self.patch_size, self.patch_size)
+        x, y, z = map(int, self.patch_size)
+        return (x, y, z)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The axes that each view mirrors."""
+        return views(self.tta)
+
+    def grid(self, corners: Sequence[Sides], sides: Sides) -> WindowGrid:
+        """Weigh windows of these sides at these corners."""
+        weights = window_weights(self.window, sides, spline_order=self.spline_order)
+        return WindowGrid(corners, weights, self.views)
 
 
 def predict_volume(
@@ -66,216 +103,245 @@ def predict_volume(
     into: Tensor | None = None,
     share: float = 1.0,
 ) -> Tensor:
-    """Probability of each class in each voxel of a volume of any size, from overlapping windows.
-
-    Windows lie on a grid from the first voxel on, the last one pushed back to the border; a volume smaller than the
-    window is padded with 0. Each voxel's probability is the weighted mean over the windows that cover it and their
-    views. The network runs in eval mode (each module's mode is put back), laid out as it is fastest on the device, and
-    is not otherwise touched. On a full CUDA device fewer windows are taken at once, then the sums move to the host,
-    with one warning. Beside the network and the image, one float32 volume of the output's shape is held.
+    """Predict the probability of each class in each voxel of a volume, from overlapping windows.
 
     Args:
-        network: (B, C, *patch_size) -> logits (B, K, *patch_size).
+        network: Module (B, C, *patch_size) -> logits (B, K, *patch_size); sigmoid is applied here.
         image: (C, X, Y, Z), as in training.
-        patch_size: Sides of a window in voxels, one number or three; "whole": the volume in one window, halved with a
-            warning as often as a CUDA device runs out of memory.
-        overlap: Share of a window's side that the next one covers again, in [0, 1).
-        window: Weights: "bspline", "gaussian", "uniform", a function from the side n to n weights, or an array of the
-            window's shape. All must be positive.
-        batch_size: Windows, or views of them, that go through the network together.
-        tta: Views of each window: "none", "rotations180", "flips8", or a list as in `views.views`.
-        foreground: (X, Y, Z) bool: windows without any of it are skipped, with the same result inside it. Voxels that
-            no window covers get 0. None: all windows.
-        image_scale: (C,) factors that the network's input is multiplied by, for images kept as integers; None: 1.
-        device: Where to compute; the network is moved there. None: where the network is.
-        precision: "fp32", "bf16" or "fp16" inside the network; sums are float32.
-        into: (K, X, Y, Z) float32 on the CPU, to which `share` times the probability is added window by window, so that
-            several networks need one volume; None: a new volume.
-        share: As said; the shares of all that is added to a volume are 1 at most.
+        patch_size: Sides of a window in voxels, one number or three, or "whole".
+        overlap: Share of a window's side that the next window covers again, in [0, 1).
+        window: Weights of a window's voxels; see `SlidingWindow`.
+        batch_size: Number of windows, or views of them, that pass the network together.
+        tta: Views of each window: "none", "rotations180", "flips8", or a list as in `tta.views`.
+        foreground: As in `predict_by_windows`, like all that follows.
+        image_scale: Factors for images kept as integers.
+        device: Device to compute on.
+        precision: "fp32", "bf16" or "fp16".
+        into: Volume to add the probability to.
+        share: Weight of this network in `into`.
 
     Returns:
-        (K, X, Y, Z) float32 on the CPU, in [0, 1]; `into` where that is given.
+        (K, X, Y, Z) float32 on the CPU, in [0, 1]; `into` if that is given.
 
     Raises:
         ValueError: Arguments out of range, shapes that do not match, or a network that gives NaN.
     """
-    check_windows(patch_size, overlap, window, batch_size)
-    volume = _as_volume(image)
-    settings: dict[str, Any] = {
-        "overlap": overlap,
-        "window": window,
-        "batch_size": batch_size,
-        "tta": tta,
-        "foreground": foreground,
-    }
-    device = _device_of(network) if device is None else torch.device(device)
-    run = partial(
-        _predict,
+    windows = SlidingWindow(
+        patch_size=patch_size, overlap=overlap, window=window, batch_size=batch_size, tta=tta
+    )
+    return predict_by_windows(
         network,
-        volume,
+        image,
+        windows,
+        foreground=foreground,
         image_scale=image_scale,
         device=device,
         precision=precision,
-        **settings,
+        into=into,
+        share=share,
     )
-    x, y, z = volume.shape[1:]
-    is_whole = isinstance(patch_size, str)
-    if into is not None and not is_whole and all(np.less_equal(_sides(patch_size), (x, y, z))):
-        return run(sides=_sides(patch_size), into=into, share=share)
-    probability = _whole(run, (x, y, z)) if is_whole else run(sides=_sides(patch_size))
-    return probability if into is None else into.add_(probability, alpha=share)
+
+
+def predict_by_windows(
+    network: nn.Module,
+    image: Tensor | NDArray[Any],
+    windows: SlidingWindow,
+    *,
+    foreground: Tensor | NDArray[Any] | None = None,
+    image_scale: ArrayLike | None = None,
+    device: torch.device | str | None = None,
+    precision: str = "fp32",
+    into: Tensor | None = None,
+    share: float = 1.0,
+) -> Tensor:
+    """Predict the probability of each class in each voxel of a volume, from overlapping windows.
+
+    Windows lie on a grid from the first voxel on, the last one pushed back to the border; a volume
+    smaller than the window is padded with 0. Each voxel's probability is the weighted mean over the
+    windows that cover it and their views. The network runs in eval mode (each module's mode is
+    restored), laid out as it is fastest on the device, and is not otherwise touched. On a full
+    device fewer windows pass the network at once, then volume and sums move to the host, with one
+    warning. Besides the network and the image, one float32 volume of the output's shape is held.
+
+    Args:
+        network: Module (B, C, *sides) -> logits (B, K, *sides).
+        image: (C, X, Y, Z), as in training.
+        windows: Size, overlap and weights of the windows, and their views.
+        foreground: (X, Y, Z) bool. Windows without any of it are skipped, with the same result
+            inside it; voxels that no window covers get 0. None: all windows are predicted.
+        image_scale: (C,) factors of the network's input, for images kept as integers; None: 1.
+        device: Device to compute on; the network is moved there. None: the network's own device.
+        precision: "fp32", "bf16" or "fp16" inside the network; sums are float32.
+        into: (K, X, Y, Z) float32 on the CPU. `share` times the probability is added to it window
+            by window, so that several networks need one volume. None: a new volume.
+        share: Weight of this network in `into`; the weights of all networks sum to 1.
+
+    Returns:
+        (K, X, Y, Z) float32 on the CPU, in [0, 1]; `into` if that is given.
+
+    Raises:
+        ValueError: Arguments out of range, shapes that do not match, or a network that gives NaN.
+    """
+    volume = _as_volume(image)
+    device = _device_of(network) if device is None else torch.device(device)
+    if image_scale is None:
+        scale = torch.ones(len(volume))
+    else:
+        scale = torch.as_tensor(image_scale, dtype=torch.float32)
+    on_device = WindowNetwork(to_device(network, device), scale.view(-1, 1, 1, 1), device, precision)
+    with _evaluating(network):
+        if windows.is_whole:
+            probability = _predict_whole(on_device, volume, windows, foreground)
+        elif into is None or _is_smaller_than(volume, windows.sides):
+            probability = _predict_padded(on_device, volume, windows, windows.sides, foreground)
+        else:
+            corners = _corners(volume.shape[1:], windows.sides, windows.overlap)
+            if foreground is not None:
+                corners = _with_foreground(corners, foreground, windows.sides, volume.shape[1:])
+            grid = windows.grid(corners, windows.sides)
+            return fuse(
+                on_device, volume, grid, batch_size=windows.batch_size, into=into, share=share
+            )
+    if into is None:
+        return probability
+    return into.add_(probability, alpha=share)
 
 
 def _as_volume(image: Tensor | NDArray[Any]) -> Tensor:
-    """(C, X, Y, Z): float32, or int16 as it is."""
+    """Return (C, X, Y, Z) as float32, or int16 as it is."""
     if not isinstance(image, Tensor):
-        kept = np.int16 if image.dtype == np.int16 else np.float32
-        image = torch.from_numpy(np.require(image, kept, ["C", "W"]))
+        dtype = np.int16 if image.dtype == np.int16 else np.float32
+        # torch needs writable memory and positive strides.
+        image = torch.from_numpy(np.require(image, dtype, ["C", "W"]))
     if image.ndim != 4:
         raise ValueError(f"image must have the shape (C, X, Y, Z), got {tuple(image.shape)}")
     return image
 
 
-def _whole(run: Callable[..., Tensor], sides: Sides) -> Tensor:
-    """The volume in one window, or in the largest halves of it that fit into memory."""
+def _predict_whole(
+    network: WindowNetwork,
+    volume: Tensor,
+    windows: SlidingWindow,
+    foreground: Tensor | NDArray[Any] | None,
+) -> Tensor:
+    """Predict the volume in one window, or in the largest halves of it that fit into memory."""
+    x, y, z = volume.shape[1:]
     while True:
         try:
-            return run(sides=sides)
-        except torch.OutOfMemoryError:
-            if max(sides) < SMALLEST_HALVED:
+            return _predict_padded(network, volume, windows, (x, y, z), foreground)
+        except Exception as error:
+            if not is_out_of_memory(error) or max(x, y, z) < SMALLEST_HALVED:
                 raise
-            sides = (-(-sides[0] // 2), -(-sides[1] // 2), -(-sides[2] // 2))
-            logger.warning(
-                "out of memory for the whole volume: windows of %s voxels instead", list(sides)
-            )
+        # Here and not above, since the error keeps the tensors of the failed attempt alive.
+        x, y, z = (x + 1) // 2, (y + 1) // 2, (z + 1) // 2
+        logger.warning("out of memory for the whole volume: using windows of %d x %d x %d", x, y, z)
 
 
-def _predict(
-    network: nn.Module,
+def _predict_padded(
+    network: WindowNetwork,
     volume: Tensor,
-    *,
+    windows: SlidingWindow,
     sides: Sides,
-    overlap: float,
-    window: Window,
-    batch_size: int,
-    tta: str | Sequence[str],
     foreground: Tensor | NDArray[Any] | None,
-    image_scale: ArrayLike | None,
-    device: torch.device,
-    precision: str,
-    into: Tensor | None = None,
-    share: float = 1.0,
 ) -> Tensor:
-    """As `predict_volume`, for one size of windows."""
+    """Predict a new volume by windows of one size; a smaller volume is padded and cut again."""
     shape = volume.shape[1:]
-    missing = [max(side - n, 0) for side, n in zip(sides, shape, strict=True)]
-    before = [n // 2 for n in missing]
-    if any(missing):
-        volume = pad(
-            volume,
-            [n for b, m in zip(before[::-1], missing[::-1], strict=True) for n in (b, m - b)],
-        )
-    corners = _corners(volume.shape[1:], sides, overlap)
+    n_before, padding = _padding(shape, sides)
+    if any(padding):
+        volume = pad(volume, padding)
+    corners = _corners(volume.shape[1:], sides, windows.overlap)
     if foreground is not None:
-        corners = _with_foreground(corners, foreground, sides=sides, shape=shape, before=before)
-    weights, seen = _weights(window, sides), views(tta)
-    scale = (
-        torch.ones(len(volume))
-        if image_scale is None
-        else torch.as_tensor(image_scale, dtype=torch.float32)
-    )
-    with _evaluating(to_device(network, device)):
-        forward = partial(
-            _forward, network, scale=scale.view(-1, 1, 1, 1), device=device, precision=precision
-        )
-        how: dict[str, Any] = {"views": seen, "batch_size": batch_size, "device": device}
-        if into is not None:
-            return _fuse(forward, volume, corners, weights, into=into, share=share, **how)
-        probability = _fuse(forward, volume, corners, weights, **how)
-    x, y, z = (slice(b, b + n) for b, n in zip(before, shape, strict=True))
+        corners = _with_foreground(corners, foreground, sides, shape, n_before=n_before)
+    grid = windows.grid(corners, sides)
+    probability = fuse(network, volume, grid, batch_size=windows.batch_size)
+    x, y, z = (slice(start, start + n) for start, n in zip(n_before, shape, strict=True))
     return probability[:, x, y, z].contiguous()
 
 
-def check_windows(
-    patch_size: int | Sequence[int] | str | None, overlap: float, window: Window, batch_size: int
-) -> None:
-    """ValueError for settings of windows that make no sense."""
-    if patch_size is not None and patch_size != "whole":
-        _sides(patch_size)
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap must lie in [0, 1), got {overlap}")
-    if isinstance(window, str) and window not in WINDOWS:
-        raise ValueError(f"window must be one of {', '.join(WINDOWS)}, got {window}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+def _padding(shape: Sequence[int], sides: Sides) -> tuple[Sides, list[int]]:
+    """Compute how many voxels go before each axis, and all padding in the order of torch's `pad`."""
+    n_before: list[int] = []
+    padding: list[int] = []
+    for n, side in zip(shape, sides, strict=True):
+        n_missing = max(side - n, 0)
+        n_first = n_missing // 2
+        n_before.append(n_first)
+        # `pad` begins with the last axis.
+        padding = [n_first, n_missing - n_first, *padding]
+    x, y, z = n_before
+    return (x, y, z), padding
 
 
-def _sides(patch_size: int | Sequence[int] | str) -> Sides:
-    sides: tuple[Any, ...] = (patch_size,) * 3 if isinstance(patch_size, int) else tuple(patch_size)
+def _is_smaller_than(volume: Tensor, sides: Sides) -> bool:
+    return any(n < side for n, side in zip(volume.shape[1:], sides, strict=True))
+
+
+def _check_sides(patch_size: int | Sequence[int] | str) -> None:
+    if isinstance(patch_size, int):
+        sides: Sequence[Any] = (patch_size,) * 3
+    else:
+        sides = tuple(patch_size)
     if len(sides) != 3 or not all(isinstance(side, int) and side >= 1 for side in sides):
         raise ValueError(
             f"patch_size must be one or three numbers >= 1, or whole, got {patch_size}"
         )
-    return int(sides[0]), int(sides[1]), int(sides[2])
 
 
 def _corners(shape: Sequence[int], sides: Sides, overlap: float) -> list[Sides]:
-    """First voxels of the windows; no side of the volume is smaller than the window's."""
-    steps = [max(int(side * (1 - overlap)), 1) for side in sides]
-    last = [n - side for n, side in zip(shape, sides, strict=True)]
-    x, y, z = ([*range(0, end, step), end] for end, step in zip(last, steps, strict=True))
-    return list(itertools.product(x, y, z))
+    """List the first voxels of the windows; no side of the volume is smaller than the window's.
 
-
-def _weights(window: Window, sides: Sides) -> Tensor:
-    """The weight of each voxel of a window, (x, y, z) float32."""
-    if isinstance(window, str):
-        window = WINDOWS[window]
-    if callable(window):
-        x, y, z = (np.asarray(window(side), dtype=np.float64) for side in sides)
-        window = x[:, None, None] * y[:, None] * z
-    weights = torch.as_tensor(window, dtype=torch.float32)
-    if weights.shape != sides or not (weights > 0).all():
-        raise ValueError(
-            f"window must give positive weights of shape {sides}, got shape {tuple(weights.shape)}"
-        )
-    return weights
+    A side of 20 voxels with windows of 8 at half overlap: 0, 4, 8, and 12 at the border.
+    """
+    starts = []
+    for n, side in zip(shape, sides, strict=True):
+        step = max(int(side * (1 - overlap)), 1)
+        last = n - side
+        starts.append([*range(0, last, step), last])
+    return [(x, y, z) for x, y, z in itertools.product(*starts)]
 
 
 def _with_foreground(
     corners: list[Sides],
     foreground: Tensor | NDArray[Any],
-    *,
     sides: Sides,
     shape: Sequence[int],
-    before: Sequence[int],
+    *,
+    n_before: Sides = (0, 0, 0),
 ) -> list[Sides]:
-    """The windows that hold a foreground voxel; the first one where none does, so that there is a result."""
+    """Choose the windows that hold a foreground voxel.
+
+    Args:
+        corners: First voxels of windows in the padded volume.
+        foreground: (X, Y, Z) bool, without padding.
+        sides: Sides of a window.
+        shape: Sides of the volume without padding.
+        n_before: Padding before each axis.
+    """
     inside = np.asarray(foreground, dtype=bool)
     if inside.shape != tuple(shape):
         raise ValueError(
             f"foreground must have the image's shape {tuple(shape)}, got {inside.shape}"
         )
-    boxes = (
-        tuple(
-            slice(max(c - b, 0), c - b + side)
-            for c, b, side in zip(corner, before, sides, strict=True)
-        )
-        for corner in corners
-    )
-    return [
-        corner for corner, box in zip(corners, boxes, strict=True) if inside[box].any()
-    ] or corners[:1]
+    chosen = []
+    for corner in corners:
+        box = []
+        for start, n_padded, side in zip(corner, n_before, sides, strict=True):
+            box.append(slice(max(start - n_padded, 0), start - n_padded + side))
+        if inside[tuple(box)].any():
+            chosen.append(corner)
+    # Without any foreground the first window stays, so that there is a result of the right shape.
+    return chosen or corners[:1]
 
 
 def _device_of(network: nn.Module) -> torch.device:
-    tensors = itertools.chain(network.parameters(), network.buffers())
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+    for tensor in itertools.chain(network.parameters(), network.buffers()):
+        return tensor.device
+    return torch.device("cpu")
 
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode, and afterwards each module's own mode again."""
+    """Put a network into eval mode, and afterwards restore each module's own mode."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -283,124 +349,3 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, is_training in modes:
             module.training = is_training
-
-
-def _fuse(
-    forward: Callable[..., list[Tensor]],
-    volume: Tensor,
-    corners: Sequence[Sides],
-    weights: Tensor,
-    *,
-    views: Sequence[View],
-    batch_size: int,
-    device: torch.device,
-    into: Tensor | None = None,
-    share: float = 1.0,
-) -> Tensor:
-    """Weighted mean over windows and views, (K, X, Y, Z) float32 on the CPU; 0 where there is no window.
-
-    What is added to a volume that is there is divided first, window by window, else the sum is at the end.
-    """
-    volume, weights = volume.to(device), weights.to(device)
-    jobs = [(_box(corner, weights.shape), view) for corner in corners for view in views]
-    total, factor, placed = into, weights, None
-    done, has_warned = 0, False
-    while done < len(jobs):
-        batch = jobs[done : done + batch_size]
-        try:
-            probabilities = forward([(volume[:, *box], view) for box, view in batch])
-        except torch.OutOfMemoryError:
-            if batch_size == 1 and volume.device.type == "cpu":
-                raise
-            if batch_size == 1:
-                volume, weights = volume.cpu(), weights.cpu()
-                total = None if total is None else total.cpu()
-            batch_size = max(batch_size // 2, 1)
-            if not has_warned:
-                logger.warning(
-                    "out of memory on %s: fewer windows at once, sums on the host if need be",
-                    device,
-                )
-            has_warned = True
-            continue
-        if total is None:
-            total = torch.zeros(len(probabilities[0]), *volume.shape[1:], device=volume.device)
-        for (box, _), probability in zip(batch, probabilities, strict=True):
-            if into is not None and box != placed:  # the views of a window follow each other
-                placed, factor = (
-                    box,
-                    weights * (share / len(views)) / _summed(box, corners, weights),
-                )
-            total[:, *box].addcmul_(probability.to(total.device), factor.to(total.device))
-        done += len(batch)
-    assert total is not None
-    if into is None:
-        _divide(total, corners, weights, n_views=len(views))
-    if not torch.isfinite(total.sum()):
-        raise ValueError("the network gave NaN; expected finite logits")
-    return total.clamp_(0, 1).cpu()
-
-
-def _divide(total: Tensor, corners: Sequence[Sides], weights: Tensor, *, n_views: int) -> None:
-    """Divide in place by the weights that were added up, slab by slab, so that no second volume is held."""
-    depth, n, m = weights.shape
-    for start in range(0, total.shape[1], SLAB):
-        slab = total[:, start : start + SLAB]
-        sums = torch.zeros_like(slab[0])
-        for x, y, z in corners:
-            low, high = max(x, start), min(x + depth, start + len(sums))
-            if low < high:
-                sums[low - start : high - start, y : y + n, z : z + m] += weights[
-                    low - x : high - x
-                ]
-        slab /= sums.mul_(n_views).clamp_(min=torch.finfo(torch.float32).tiny)
-
-
-def _summed(box: tuple[slice, ...], corners: Sequence[Sides], weights: Tensor) -> Tensor:
-    """The weights (x, y, z) that all windows add up to in the box of one of them."""
-    sums = torch.zeros_like(weights)
-    for corner in corners:
-        offsets = [first - side.start for first, side in zip(corner, box, strict=True)]
-        if all(abs(offset) < n for offset, n in zip(offsets, weights.shape, strict=True)):
-            here = tuple(
-                slice(max(o, 0), n + min(o, 0)) for o, n in zip(offsets, weights.shape, strict=True)
-            )
-            there = tuple(
-                slice(max(-o, 0), n + min(-o, 0))
-                for o, n in zip(offsets, weights.shape, strict=True)
-            )
-            sums[here] += weights[there]
-    return sums
-
-
-@torch.inference_mode()
-def _forward(
-    network: nn.Module,
-    seen: Sequence[tuple[Tensor, View]],
-    *,
-    scale: Tensor,
-    device: torch.device,
-    precision: str,
-) -> list[Tensor]:
-    """Probabilities (K, x, y, z) float32 of some windows (C, x, y, z), each mirrored on the way in and back again."""
-    windows = torch.stack(
-        [_mirror(window.float() * scale.to(window.device), view) for window, view in seen]
-    )
-    with autocast(device, precision):
-        logits = network(windows.to(device))
-    if logits.ndim != 5 or logits.shape[2:] != windows.shape[2:]:
-        raise ValueError(
-            f"the network made {tuple(logits.shape)} of {tuple(windows.shape)}; expected equal sides"
-        )
-    probability = logits.float().sigmoid()
-    return [
-        _mirror(of_window, view) for of_window, (_, view) in zip(probability, seen, strict=True)
-    ]
-
-
-def _mirror(window: Tensor, view: View) -> Tensor:
-    return window.flip([axis + 1 for axis in view]) if view else window
-
-
-def _box(corner: Sides, sides: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(slice(start, start + side) for start, side in zip(corner, sides, strict=True))

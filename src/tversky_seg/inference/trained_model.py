@@ -1,9 +1,9 @@
-"""What checkpoints hold, ready to predict: networks, their preprocessing, and what validation chose."""
+"""Trained models: networks from checkpoints, with their preprocessing and inference settings."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,24 +13,28 @@ from torch import nn
 from tversky_seg.config.instantiate import build_network
 from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.inference.ensemble import Ensemble, Member
-from tversky_seg.inference.predict import Inference
+from tversky_seg.inference.settings import Inference
+from tversky_seg.metrics.averages import unwrap_single
 from tversky_seg.runtime.checkpoints import CheckpointError, checksum, load_checkpoint
 
 logger = logging.getLogger("tversky_seg")
-NEEDED = {"config", "preprocessing", "inference", "threshold"}
+
+REQUIRED_ENTRIES = {"config", "preprocessing", "inference", "threshold"}
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
-    """A trained network and how it was trained to see and to be read.
+class TrainedModel:
+    """A network from a checkpoint, with its preprocessing and inference settings.
 
     Attributes:
         path: The checkpoint.
-        checksum: Of the file.
-        network: With its weights.
-        preprocessing: As in training.
-        inference: As in training, with threshold and smallest lesion as chosen on validation.
-        may_lack: Whether it was trained with channel dropout, so that a modality may be missing.
+        checksum: SHA-256 of the file.
+        network: Network with its weights.
+        preprocessing: Preprocessing of the training.
+        inference: Settings of the training, with threshold and smallest lesion as chosen on
+            validation.
+        config: All settings of the training.
+        allows_missing_modalities: Whether it was trained with channel dropout.
     """
 
     path: Path
@@ -38,153 +42,187 @@ class Trained:
     network: nn.Module
     preprocessing: Preprocessing
     inference: Inference
-    may_lack: bool
+    config: Mapping[str, Any]
+    allows_missing_modalities: bool
 
 
-def find_checkpoints(asked: str | Sequence[str]) -> list[Path]:
-    """The checkpoint files that a setting names, in its order: files, run folders (their best.pt), or globs of these.
-
-    A glob that matches run folders means these alone, so that `runs/cv/*` passes over the summary beside them. A run
-    that is still in training is taken as it is, with a warning.
-
-    Raises:
-        CheckpointError: Nothing is there, or a file is named twice.
-    """
-    names = [asked] if isinstance(asked, str) else [str(name) for name in asked]
-    paths = [path for name in names for path in _found(name)]
-    twice = [path for path in paths if paths.count(path) > 1]
-    if twice or not paths:
-        found = f"{twice[0]} stands twice" if twice else "none given"
-        raise CheckpointError(
-            f"checkpoint: {found}; expected each member of the ensemble once, as [a/best.pt,b/best.pt]"
-        )
-    training = [path.absolute().parents[1] for path in paths if _is_in_training(path)]
-    if training:
-        logger.warning(
-            "training is not finished in %s; its best network so far is taken",
-            ", ".join(map(str, training)),
-        )
-    return paths
-
-
-def load_trained(path: Path, *, trust: Sequence[str] = ()) -> Trained:
+def load_trained(path: Path | str, *, trust: Sequence[str] = ()) -> TrainedModel:
     """Build the network of a checkpoint that train.py wrote; a stranger's file runs no code.
+
+    Args:
+        path: Checkpoint, or folder of a run, of which the best checkpoint is taken.
+        trust: Further packages whose networks may be built.
 
     Raises:
         CheckpointError: The file is missing, damaged, or not of train.py.
         ConfigError: It names anything but classes of networks.
     """
+    path = _checkpoint_of(Path(path).expanduser())
     state = load_checkpoint(path)
-    if not set(state) >= NEEDED:
+    if not set(state) >= REQUIRED_ENTRIES:
         raise CheckpointError(
             f"{path}: was not written by train.py; expected <run>/checkpoints/best.pt"
         )
+    config = state["config"]
     try:
         preprocessing = Preprocessing.from_dict(state["preprocessing"])
         inference = Inference(**state["inference"]).with_operating_point(state)
         network = build_network(
-            state["config"],
+            config,
             in_channels=len(preprocessing.modalities),
             out_channels=len(preprocessing.classes),
             trust=trust,
         )
         network.load_state_dict(state["model"])
-        augmentation = state["config"].get("augmentation") or {}
-    except (TypeError, AttributeError, RuntimeError) as fault:
+        augmentation = config.get("augmentation") or {}
+        dropout_probability = augmentation.get("dropout_probability") or 0
+    except (TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path}: its parts do not fit each other; expected a file of train.py"
-        ) from fault
-    may_lack = (augmentation.get("dropout_probability") or 0) > 0
-    return Trained(path, checksum(path), network, preprocessing, inference, may_lack)
+        ) from error
+    return TrainedModel(
+        path=path,
+        checksum=checksum(path),
+        network=network,
+        preprocessing=preprocessing,
+        inference=inference,
+        config=config,
+        allows_missing_modalities=dropout_probability > 0,
+    )
 
 
-def require_agreement(members: Sequence[Trained]) -> Preprocessing:
-    """The preprocessing that all members share.
+def common_preprocessing(models: Sequence[TrainedModel]) -> Preprocessing:
+    """Return the preprocessing that all models share.
 
     Raises:
-        CheckpointError: naming the first setting in which two differ, with both values.
+        CheckpointError: Two models differ; it names the first such setting, with both values.
     """
-    first = members[0]
-    for other in members[1:]:
-        ours, theirs = first.preprocessing.as_dict(), other.preprocessing.as_dict()
-        for name, value in ours.items():
-            if theirs[name] != value or (name == "classes" and list(theirs[name]) != list(value)):
+    first = models[0]
+    expected = first.preprocessing.as_dict()
+    for model in models[1:]:
+        settings = model.preprocessing.as_dict()
+        for name, value in expected.items():
+            if not _is_same(settings[name], value):
                 raise CheckpointError(
-                    f"checkpoint: {first.path} has {name} {value}, {other.path} {theirs[name]}; "
+                    f"checkpoint: {first.path} has {name} {value}, "
+                    f"{model.path} {settings[name]}; "
                     "expected members trained on the same modalities, classes and preprocessing"
                 )
     return first.preprocessing
 
 
-def combine(
-    members: Sequence[Trained],
+def build_ensemble(
+    models: Sequence[TrainedModel],
     *,
-    asked: Mapping[str, Any],
-    combination: str = "mean",
+    overrides: Mapping[str, Any],
+    combine: str = "mean",
     uncertainty: str | None = None,
 ) -> tuple[Ensemble, Inference]:
-    """The members as one, and how its probability becomes a mask.
+    """Make one ensemble of the models, with the settings that make masks of its probability.
 
-    Each member predicts by its own windows where `asked` says nothing else. Threshold and smallest lesion are those
-    asked for; else the members' mean. Votes are cast at each member's own threshold, and half of them are enough.
+    Each member predicts by its own windows unless `overrides` replaces them. Threshold and smallest
+    lesion are those of `overrides`, otherwise the members' mean. Votes are cast at each member's
+    own threshold, and half of them are enough.
 
     Args:
-        members: One or more.
-        asked: Settings of `Inference` that replace the checkpoints'.
-        combination: "mean" or "vote".
+        models: One or more.
+        overrides: Settings of `Inference` that replace the checkpoints'.
+        combine: "mean" or "vote".
         uncertainty: "entropy", "disagreement" or None.
     """
-    classes = tuple(members[0].preprocessing.classes)
-    parts = [
-        Member(
-            member.network,
-            replace(member.inference, **asked).windows,
-            member.checksum,
-            tuple(member.inference.threshold_of(name) for name in classes),
+    classes = tuple(models[0].preprocessing.classes)
+    members = []
+    for model in models:
+        members.append(
+            Member(
+                model.network,
+                replace(model.inference, **overrides).windows,
+                model.checksum,
+                [model.inference.threshold_of(name) for name in classes],
+            )
         )
-        for member in members
-    ]
-    settings = [member.inference for member in members]
-    vote = combination == "vote"
+    threshold = {}
+    min_volume_mm3 = {}
+    for name in classes:
+        threshold[name] = _mean([model.inference.threshold_of(name) for model in models])
+        if combine == "vote":
+            threshold[name] = 0.5
+        min_volume_mm3[name] = _mean([model.inference.min_volume_of(name) for model in models])
     inference = replace(
-        settings[0],
-        threshold=0.5
-        if vote
-        else _one({name: _mean(each.threshold_of(name) for each in settings) for name in classes}),
-        min_volume_mm3=_one(
-            {name: _mean(each.min_volume_of(name) for each in settings) for name in classes}
-        ),
+        models[0].inference,
+        threshold=unwrap_single(threshold),
+        min_volume_mm3=unwrap_single(min_volume_mm3),
     )
-    return Ensemble(parts, combination, uncertainty), replace(inference, **asked)
+    return Ensemble(members, combine, uncertainty), replace(inference, **overrides)
 
 
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
+def find_checkpoints(names: str | Sequence[str]) -> list[Path]:
+    """List the checkpoint files that a setting names, in its order.
 
+    A glob that matches run folders means these alone, so that `runs/cv/*` passes over the summary
+    beside them. A run that is still in training is taken as it is, with a warning.
 
-def _one(by_class: dict[str, float]) -> float | dict[str, float]:
-    """The value itself where there is one class."""
-    return by_class if len(by_class) > 1 else next(iter(by_class.values()))
+    Args:
+        names: Files, run folders (their best.pt), or globs of these; one or several.
 
-
-def _found(name: str) -> list[Path]:
-    """The files that one name stands for."""
-    path = Path(name).expanduser()
-    if path.exists():
-        return [_in_run(path)]
-    if not any(sign in name for sign in "*?"):
-        return [path]  # loading it says that it is missing
-    anchor = Path(path.anchor)
-    paths = sorted(
-        anchor.glob(str(path.relative_to(anchor))) if path.anchor else Path().glob(str(path))
-    )
+    Raises:
+        CheckpointError: There is none, or a file is named twice.
+    """
+    if isinstance(names, str):
+        names = [names]
+    paths: list[Path] = []
+    for name in names:
+        paths += _checkpoints_named(str(name))
+    expectation = "expected each member of the ensemble once, as [a/best.pt,b/best.pt]"
     if not paths:
+        raise CheckpointError(f"checkpoint: none given; {expectation}")
+    for path in paths:
+        if paths.count(path) > 1:
+            raise CheckpointError(f"checkpoint: duplicate {path}; {expectation}")
+    in_training = [str(path.absolute().parents[1]) for path in paths if _is_in_training(path)]
+    if in_training:
+        logger.warning(
+            "training is not finished in %s; using its best network so far",
+            ", ".join(in_training),
+        )
+    return paths
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Tell whether two settings are equal; the order of classes counts, since it is channels'."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return list(one.items()) == list(other.items())
+    return bool(one == other)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _checkpoints_named(name: str) -> list[Path]:
+    """List the files that one name stands for."""
+    path = Path(name).expanduser()
+    is_glob = "*" in name or "?" in name
+    if path.exists() or not is_glob:
+        return [_checkpoint_of(path)]  # loading it tells if it is missing
+    if path.anchor:
+        root = Path(path.anchor)
+        matches = sorted(root.glob(str(path.relative_to(root))))
+    else:
+        matches = sorted(Path().glob(str(path)))
+    if not matches:
         raise CheckpointError(
             f"checkpoint: no file matches {name}; expected as runs/*/checkpoints/best.pt"
         )
-    runs = [path for path in paths if _is_run(path)]
-    return [_in_run(path) for path in runs or paths]
+    runs = [match for match in matches if _is_run(match)]
+    return [_checkpoint_of(match) for match in runs or matches]
+
+
+def _checkpoint_of(path: Path) -> Path:
+    """Return the best checkpoint of a run folder; a file is itself."""
+    if path.is_dir():
+        return path / "checkpoints" / "best.pt"
+    return path
 
 
 def _is_run(path: Path) -> bool:
@@ -192,11 +230,8 @@ def _is_run(path: Path) -> bool:
 
 
 def _is_in_training(path: Path) -> bool:
-    """Whether train.py, which predicts the test cases after training, has not come to that in this checkpoint's run."""
+    """Tell whether the run of a checkpoint has not come to its prediction, which ends training."""
     run = path.absolute().parents[1]
-    is_over = any((run / name).exists() for name in ("predictions", "evaluation"))
-    return path.is_file() and (run / "config.yaml").is_file() and not is_over
-
-
-def _in_run(path: Path) -> Path:
-    return path / "checkpoints" / "best.pt" if path.is_dir() else path
+    if not path.is_file() or not (run / "config.yaml").is_file():
+        return False
+    return not (run / "predictions").exists() and not (run / "evaluation").exists()

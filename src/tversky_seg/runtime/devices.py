@@ -11,6 +11,12 @@ import torch
 from torch import nn
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+CUDNN_OUT_OF_MEMORY = (
+    "unable to find an engine",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""Texts of RuntimeErrors: near full memory no algorithm of cuDNN gets the workspace that it needs."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -90,3 +96,12 @@ def use_threads(n_threads: int | None) -> None:
             raise ValueError(f"threads must be >= 1, got {n_threads}")
         os.environ["OMP_NUM_THREADS"] = str(n_threads)
         torch.set_num_threads(n_threads)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that the device or the host is out of memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        text in str(error) for text in CUDNN_OUT_OF_MEMORY
+    )

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.inference.operating_point import OperatingPoint, ScoredCase, choose_operating_point
-from tversky_seg.inference.predict import Inference, predict_volume
+from tversky_seg.inference.settings import Inference
+from tversky_seg.inference.sliding_window import predict_by_windows
 from tversky_seg.metrics.case_metrics import judge, mean_measures
 from tversky_seg.metrics.lesion_rule import LesionRule
 from tversky_seg.metrics.lesions import remove_small_lesions
@@ -80,8 +81,9 @@ def validate(
         Mean measures (docs/metrics.md) on the grid that the network sees, threshold and smallest lesion, and a slice of
         the first case with reference and prediction outlined.
     """
-    settings = {**inference.windows, "precision": precision}
-    probabilities = map_over_ranks(cases, lambda case: _probability(network, case, settings))
+    probabilities = map_over_ranks(
+        cases, lambda case: _probability(network, case, inference, precision)
+    )
     scored = [
         _score(case, probability) for case, probability in zip(cases, probabilities, strict=True)
     ]
@@ -114,9 +116,17 @@ def validate(
     )
 
 
-def _probability(network: nn.Module, case: PreparedCase, settings: dict[str, Any]) -> Tensor:
-    image, scale = case.image, case.image_scale
-    return predict_volume(network, image, image_scale=scale, foreground=case.foreground, **settings)
+def _probability(
+    network: nn.Module, case: PreparedCase, inference: Inference, precision: str
+) -> Tensor:
+    return predict_by_windows(
+        network,
+        case.image,
+        inference.windows,
+        foreground=case.foreground,
+        image_scale=case.image_scale,
+        precision=precision,
+    )
 
 
 def _score(case: PreparedCase, probability: Tensor) -> list[ScoredCase]:

@@ -20,14 +20,11 @@ from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import read_volume
 from tversky_seg.data.preprocessing.pipeline import preprocess
-from tversky_seg.inference.predict import (
-    Inference,
-    gaussian_window,
-    predict_case,
-    predict_cases,
-    predict_volume,
-    spline_window,
-)
+from tversky_seg.inference.predict import predict_case, predict_cases
+from tversky_seg.inference.settings import Inference
+from tversky_seg.inference.sliding_window import SlidingWindow, predict_volume
+from tversky_seg.inference.window_weights import gaussian_window, spline_window
+from tversky_seg.runtime.devices import is_out_of_memory
 
 
 def test_spline_windows_add_up_to_one_at_half_overlap() -> None:
@@ -181,6 +178,61 @@ def test_when_memory_runs_out_fewer_windows_are_taken_at_once(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
+@pytest.mark.parametrize(
+    ("error", "is_expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (MemoryError(), True),
+        (RuntimeError("shapes do not match"), False),
+        (ValueError("unable to find an engine"), False),
+    ],
+)
+def test_only_errors_of_a_full_device_are_out_of_memory(
+    error: Exception, is_expected: bool
+) -> None:
+    assert is_out_of_memory(error) == is_expected
+
+    class Hungry(Local):
+        def forward(self, image: Tensor) -> Tensor:
+            if len(image) > 2:
+                raise error
+            return super().forward(image)
+
+    image = an_image(1, 24, 24, 24)
+    if is_expected:
+        probability = predict_volume(Hungry(), image, patch_size=8, batch_size=16)
+        expected = predict_volume(Local(), image, patch_size=8, batch_size=2)
+        torch.testing.assert_close(probability, expected)
+    else:
+        with pytest.raises(type(error)):
+            predict_volume(Hungry(), image, patch_size=8, batch_size=16)
+
+
+def test_sums_that_do_not_fit_are_tried_again_without_adding_a_window_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = an_image(1, 24, 24, 24)
+    expected = predict_volume(Local(), image, patch_size=8, batch_size=2)
+    zeros_like = torch.zeros_like
+    n_calls = itertools.count()
+
+    def fails_at_times(tensor: Tensor) -> Tensor:
+        if next(n_calls) in (0, 3, 7, 30):
+            raise torch.OutOfMemoryError
+        return zeros_like(tensor)
+
+    # The weights of a slab, and in a sum over networks those of a window, are new tensors.
+    monkeypatch.setattr(torch, "zeros_like", fails_at_times)
+    torch.testing.assert_close(
+        predict_volume(Local(), image, patch_size=8, batch_size=16), expected
+    )
+    total = torch.zeros(2, 24, 24, 24)
+    predict_volume(Local(), image, patch_size=8, batch_size=16, into=total)
+    torch.testing.assert_close(total, expected)
+
+
 def test_the_whole_volume_is_one_window_where_memory_allows(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -231,6 +283,7 @@ import resource, numpy as np, torch
 from tversky_seg.data.grids import Geometry
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.inference.ensemble import Ensemble, Member
+from tversky_seg.inference.sliding_window import SlidingWindow
 
 class Nothing(torch.nn.Module):
     def forward(self, windows):
@@ -241,7 +294,7 @@ def peak_of(n_members, n, **settings):
     arrays = {"image": np.ones((1, n, n, n), np.int16), "foreground_voxels": np.arange(n**3, dtype=np.int32)}
     case = PreparedCase("a", "a", geometry, np.ones(1, np.float32), arrays=arrays)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    Ensemble([Member(Nothing(), {"patch_size": 48, "overlap": 0.0})] * n_members, **settings).predict(case)
+    Ensemble([Member(Nothing(), SlidingWindow(48, overlap=0.0))] * n_members, **settings).predict(case)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (4 * n**3)
 
 peak_of(1, 40)
@@ -337,7 +390,7 @@ SETTINGS = Inference(patch_size=8, threshold=0.7)
 def test_a_prediction_comes_back_on_the_grid_of_the_file(tmp_path: Path) -> None:
     case = a_case(tmp_path)
     image = read_volume(case.images["FLAIR"]).data
-    probability = predict_case(FirstChannel(), preprocess(case, FLAIR), patch_size=8)
+    probability = predict_case(FirstChannel(), preprocess(case, FLAIR), windows=SlidingWindow(8))
     assert probability.shape == (1, *image.shape)
     brain = image != 0
     zscore = (image[brain] - image[brain].mean()) / image[brain].std()

@@ -1,0 +1,246 @@
+"""Lesion table: one row for each predicted lesion, and lesions.csv of a folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import cc3d
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import distance_transform_edt
+from scipy.spatial import KDTree
+
+from tversky_seg.data.errors import DataError
+from tversky_seg.data.nifti import spacing_of
+from tversky_seg.runtime.files import write_csv
+
+# With more voxels, one transform of the whole brain (1 s) is faster than a search for each voxel.
+MANY_VOXELS = 20_000
+
+Row = dict[str, Any]
+
+
+def number_lesions(
+    mask: NDArray[np.bool_], affine: ArrayLike, *, min_volume_mm3: float = 0.0
+) -> NDArray[np.uint32]:
+    """Number the 26-connected lesions of a mask (X, Y, Z), the largest 1; too small ones get 0.
+
+    Args:
+        mask: (X, Y, Z).
+        affine: (4, 4) of its grid.
+        min_volume_mm3: Size below which a lesion is left out.
+    """
+    components, n = cc3d.connected_components(
+        np.ascontiguousarray(mask), connectivity=26, return_N=True
+    )
+    n_voxels = np.bincount(components[components > 0], minlength=n + 1)[1:]
+    order = np.argsort(-n_voxels, kind="stable")
+    # A lesion of exactly this size stays; the voxel size has the error of float32.
+    is_large = n_voxels[order] * math.prod(spacing_of(affine)) >= min_volume_mm3 * (1 - 1e-6)
+    order = order[is_large]
+    numbers = np.zeros(n + 1, dtype=np.uint32)
+    numbers[order + 1] = np.arange(1, len(order) + 1)
+    lesions: NDArray[np.uint32] = numbers[components]
+    return lesions
+
+
+def lesion_rows(
+    lesions: NDArray[np.uint32],
+    probability: NDArray[np.float32],
+    affine: ArrayLike,
+    *,
+    case_id: str,
+    class_name: str | None = None,
+    brain: NDArray[np.bool_] | None = None,
+) -> list[Row]:
+    """Describe each numbered lesion in a row of lesions.csv.
+
+    Args:
+        lesions: (X, Y, Z) numbers of lesions, 0 outside; see `number_lesions`.
+        probability: (X, Y, Z) in [0, 1].
+        affine: (4, 4) of the grid.
+        case_id: Name of the case.
+        class_name: Name of the class; None if there is one class.
+        brain: (X, Y, Z) mask of the brain; None if it is unknown.
+
+    Returns:
+        A row for each lesion: case_id, class (if given), lesion, volume_mm3, x_mm, y_mm, z_mm
+        (centre, the mean of its voxels in the file's world space, RAS+), mean_probability,
+        edge_distance_mm (see `distance_to_edge`; None if the brain is unknown).
+    """
+    voxels = np.argwhere(lesions)
+    if not len(voxels):
+        return []
+    affine = np.asarray(affine, dtype=np.float64)
+    spacing_mm = spacing_of(affine)
+    number = lesions[tuple(voxels.T)]
+    n_voxels = np.bincount(number)[1:]
+    centres = np.stack([_sums(number, axis) for axis in voxels.T]) / n_voxels
+    centres_mm = np.transpose(centres) @ affine[:3, :3].T + affine[:3, 3]
+    mean_probability = _sums(number, probability[tuple(voxels.T)]) / n_voxels
+    nearest_mm = np.full(len(n_voxels) + 1, np.inf)
+    if brain is not None:
+        np.minimum.at(nearest_mm, number, distance_to_edge(voxels, brain, spacing_mm=spacing_mm))
+
+    rows = []
+    for index, n in enumerate(n_voxels):
+        row: Row = {"case_id": case_id}
+        if class_name is not None:
+            row["class"] = class_name
+        row["lesion"] = index + 1
+        row["volume_mm3"] = round(float(n * math.prod(spacing_mm)), 3)
+        for column, mm in zip(("x_mm", "y_mm", "z_mm"), centres_mm[index], strict=True):
+            row[column] = round(float(mm), 3)
+        row["mean_probability"] = round(float(mean_probability[index]), 5)
+        row["edge_distance_mm"] = None
+        if brain is not None:
+            row["edge_distance_mm"] = round(float(nearest_mm[index + 1]), 3)
+        rows.append(row)
+    return rows
+
+
+def distance_to_edge(
+    voxels: NDArray[np.int64], brain: NDArray[np.bool_], *, spacing_mm: ArrayLike
+) -> NDArray[np.float64]:
+    """Measure how far voxels lie from the nearest voxel outside the brain, between centres, in mm.
+
+    Beyond the field of view is outside, so a voxel at the edge is one voxel's size from it. Voxels
+    outside the brain get 0.
+
+    Args:
+        voxels: (n, 3) indices.
+        brain: (X, Y, Z).
+        spacing_mm: Three voxel sizes.
+    """
+    padded = np.pad(brain, 1)
+    shell = _shell_around(padded)
+    if not shell.any():
+        return np.zeros(len(voxels))
+    if len(voxels) > MANY_VOXELS:
+        distance = distance_transform_edt(padded, sampling=spacing_mm)
+        return np.asarray(distance[tuple(voxels.T + 1)])
+    outside = KDTree((np.argwhere(shell) - 1) * np.asarray(spacing_mm))
+    distance, _ = outside.query(voxels * np.asarray(spacing_mm))
+    return np.where(brain[tuple(voxels.T)], distance, 0.0)
+
+
+def _shell_around(brain: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Mark the voxels outside that touch a face of one inside: the nearest is among them."""
+    shell = np.zeros_like(brain)
+    for axis in range(3):
+        shell_along = np.moveaxis(shell, axis, 0)
+        brain_along = np.moveaxis(brain, axis, 0)
+        shell_along[1:] |= brain_along[:-1]
+        shell_along[:-1] |= brain_along[1:]
+    shell &= ~brain
+    return shell
+
+
+class LesionTable:
+    """lesions.csv of a folder, filled case by case, so that a stopped prediction can resume.
+
+    The file itself is always whole. While cases are added, their rows are kept in a journal next to
+    it, a line of JSON for each case; a kill can spoil the last one.
+    """
+
+    def __init__(self, folder: Path, *, n_classes: int, resumes: bool) -> None:
+        self.columns = _columns(n_classes)
+        self.path = folder / "lesions.csv"
+        self.journal = folder / ".lesions.jsonl"
+        self._rows: dict[str, list[Row]] = {}
+        if resumes:
+            self._rows = _read_table(self.path, self.columns) | _read_journal(self.journal)
+        else:
+            self.journal.unlink(missing_ok=True)
+
+    def rows_of(self, case_id: str) -> list[Row] | None:
+        """Return the rows of a case, if it has any."""
+        return self._rows.get(case_id)
+
+    def add(self, case_id: str, rows: list[Row]) -> None:
+        """Keep the rows of a finished case.
+
+        Raises:
+            DataError: They cannot be written.
+        """
+        if self._rows.get(case_id) == rows:
+            return
+        self._rows[case_id] = rows
+        try:
+            with self.journal.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"case_id": case_id, "rows": rows}) + "\n")
+        except OSError as error:
+            raise DataError(
+                self.journal,
+                f"cannot be written ({error.strerror or error})",
+                "name a folder with room",
+            ) from error
+
+    def write(self, case_ids: Sequence[str], *, failed: Container[str] = ()) -> None:
+        """Write lesions.csv: rows of other cases that it has already, then those of these cases.
+
+        Raises:
+            DataError: The file cannot be written.
+        """
+        order = [name for name in self._rows if name not in set(case_ids)]
+        order += [name for name in case_ids if name not in failed]
+        rows = []
+        for name in order:
+            for row in self._rows.get(name, ()):
+                rows.append([row.get(column) for column in self.columns])
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_csv(self.path, self.columns, rows)
+        except OSError as error:
+            raise DataError(
+                self.path,
+                f"cannot be written ({error.strerror or error})",
+                "name a folder with room",
+            ) from error
+        self.journal.unlink(missing_ok=True)
+
+
+def _columns(n_classes: int) -> list[str]:
+    columns = ["case_id"]
+    if n_classes > 1:
+        columns.append("class")
+    columns += ["lesion", "volume_mm3", "x_mm", "y_mm", "z_mm"]
+    columns += ["mean_probability", "edge_distance_mm"]
+    return columns
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> dict[str, list[Row]]:
+    """Read case -> rows from a lesions.csv with these columns; nothing from another file."""
+    rows: dict[str, list[Row]] = {}
+    with (
+        suppress(OSError, UnicodeDecodeError, csv.Error),
+        path.open(newline="", encoding="utf-8") as file,
+    ):
+        reader = csv.DictReader(file)
+        if reader.fieldnames != list(columns):
+            return {}
+        for row in reader:
+            rows.setdefault(row["case_id"], []).append(row)
+    return rows
+
+
+def _read_journal(path: Path) -> dict[str, list[Row]]:
+    """Read case -> rows of the cases added before a stop, without a line that was cut off."""
+    rows = {}
+    with suppress(OSError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError, KeyError, TypeError):
+                entry: Mapping[str, Any] = json.loads(line)
+                rows[str(entry["case_id"])] = list(entry["rows"])
+    return rows
+
+
+def _sums(number: NDArray[np.uint32], values: NDArray[Any]) -> NDArray[np.float64]:
+    """Sum values over the voxels of each lesion."""
+    return np.asarray(np.bincount(number, weights=values)[1:], dtype=np.float64)

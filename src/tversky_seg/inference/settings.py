@@ -1,0 +1,117 @@
+"""Inference settings: plain values that are kept with the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tversky_seg.inference.operating_point import check_goal
+from tversky_seg.inference.sliding_window import SlidingWindow
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How volumes are predicted and masks are made.
+
+    Args:
+        patch_size: Sides of a window in voxels, one number or three; "whole": the volume in one
+            window if memory allows; None: those of training.
+        overlap: Share of a window's side that the next window covers again, in [0, 1).
+        window: Weights of a window's voxels: "bspline", "gaussian" or "uniform".
+        spline_order: Order of the bspline window; 2 is that of Hashemi et al. (arXiv:1803.11078).
+        tta: Views of each window whose mean is taken: "none", "rotations180" (four), "flips8", or a
+            list of views, as [none, x, yz]; see `tta.views`.
+        batch_size: Number of windows, or views of them, that pass the network together.
+        goal: Goal for choosing threshold and smallest lesion on the validation set: "dice", "f2",
+            "lesion_f1", "recall=0.9" (of voxels) or "lesion_recall=0.9"; see `operating_point`.
+        threshold: Probability from which a voxel belongs to the mask, in [0, 1], or one for each
+            class; None: as chosen on validation, otherwise 0.5.
+        min_volume_mm3: Size below which a lesion is removed from the mask, or one for each class;
+            None: as chosen on validation, otherwise 0.
+
+    Raises:
+        ValueError: A value out of its range.
+    """
+
+    patch_size: int | Sequence[int] | str | None = None
+    overlap: float = 0.5
+    window: str = "bspline"
+    spline_order: int = 2
+    tta: str | Sequence[str] = "none"
+    batch_size: int = 2
+    goal: str = "dice"
+    threshold: float | Mapping[str, float] | None = None
+    min_volume_mm3: float | Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Check all values, before any data are read."""
+        # SlidingWindow checks its own values; any size will do while that of training is unknown.
+        self._windows_of("whole" if self.patch_size is None else self.patch_size)
+        check_goal(self.goal)
+        for threshold in _values(self.threshold):
+            if not 0 <= threshold <= 1:
+                raise ValueError(f"threshold must lie in [0, 1], got {threshold}")
+        for volume in _values(self.min_volume_mm3):
+            if not volume >= 0:
+                raise ValueError(f"min_volume_mm3 must be >= 0, got {volume}")
+
+    @property
+    def windows(self) -> SlidingWindow:
+        """The windows that are set here.
+
+        Raises:
+            ValueError: `patch_size` is None.
+        """
+        if self.patch_size is None:
+            raise ValueError("inference.patch_size must be set to predict, got None")
+        return self._windows_of(self.patch_size)
+
+    def threshold_of(self, class_name: str) -> float:
+        """Return the threshold of a class; 0.5 if none was chosen."""
+        return _value_of(class_name, self.threshold, default=0.5)
+
+    def min_volume_of(self, class_name: str) -> float:
+        """Return the smallest lesion of a class in mm3; 0 if none was chosen."""
+        return _value_of(class_name, self.min_volume_mm3, default=0.0)
+
+    def with_operating_point(self, chosen: Mapping[str, Any]) -> Inference:
+        """Fill in threshold and smallest lesion as validation chose them, if they are not set.
+
+        Args:
+            chosen: A checkpoint, or any mapping with "threshold" and "min_volume_mm3".
+        """
+        threshold = self.threshold
+        if threshold is None:
+            threshold = chosen.get("threshold")
+        min_volume_mm3 = self.min_volume_mm3
+        if min_volume_mm3 is None:
+            min_volume_mm3 = chosen.get("min_volume_mm3")
+        return replace(self, threshold=threshold, min_volume_mm3=min_volume_mm3)
+
+    def _windows_of(self, patch_size: int | Sequence[int] | str) -> SlidingWindow:
+        return SlidingWindow(
+            patch_size=patch_size,
+            overlap=self.overlap,
+            window=self.window,
+            spline_order=self.spline_order,
+            batch_size=self.batch_size,
+            tta=self.tta,
+        )
+
+
+def _values(setting: float | Mapping[str, float] | None) -> list[float]:
+    if setting is None:
+        return []
+    if not isinstance(setting, Mapping):
+        return [setting]
+    return [value for value in setting.values() if value is not None]
+
+
+def _value_of(
+    class_name: str, setting: float | Mapping[str, float] | None, *, default: float
+) -> float:
+    value = setting.get(class_name) if isinstance(setting, Mapping) else setting
+    if value is None:
+        return default
+    return value
