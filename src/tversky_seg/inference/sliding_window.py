@@ -188,7 +188,9 @@ def predict_by_windows(
         scale = torch.ones(len(volume))
     else:
         scale = torch.as_tensor(image_scale, dtype=torch.float32)
-    on_device = WindowNetwork(to_device(network, device), scale.view(-1, 1, 1, 1), device, precision)
+    on_device = WindowNetwork(
+        to_device(network, device), scale.view(-1, 1, 1, 1), device, precision
+    )
     with _evaluating(network):
         if windows.is_whole:
             probability = _predict_whole(on_device, volume, windows, foreground)
