@@ -12,7 +12,8 @@ from tversky_seg import config
 from tversky_seg.data.dataset import with_modalities
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.patches.batches import PatchBatches
-from tversky_seg.data.patches.samplers import log_draw_shares
+from tversky_seg.data.patches.draw_shares import log_draw_shares
+from tversky_seg.data.patches.sampling import patch_sides
 from tversky_seg.data.preprocessing.pipeline import (
     one_case_per_rater,
     prepare_all,
@@ -48,7 +49,7 @@ def train(cfg: DictConfig) -> int:
     parts = {"loss": loss, "weighting": weighting, "optimizer": optimizer, "schedule": schedule}
     trainer = config.build(cfg, "trainer", model=model, seed=cfg.seed, **parts)
     check_monitor(trainer.monitor, classes=tuple(data.classes))
-    patch = (trainer.batch_size, len(data.modalities), *sampler.sides)
+    patch = (trainer.batch_size, len(data.modalities), *patch_sides(sampler.patch_size))
     config.check_network(model, patch, n_classes=len(data.classes))
 
     with rank_zero_first():

@@ -35,6 +35,7 @@ from tversky_seg.data.case import Case
 from tversky_seg.data.patches.augmentation import Augmentation
 from tversky_seg.data.patches.batches import Batch, PatchBatches
 from tversky_seg.data.patches.samplers import ForegroundSampler, LesionSampler
+from tversky_seg.data.patches.sampling import Aim
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.losses import TverskyLoss
@@ -320,14 +321,14 @@ def augmentation_lines(case: PreparedCase, *, repeats: int) -> list[str]:
 class Fixed:
     """Every patch at one place, so that all tools change the same."""
 
-    sides = (SIDE,) * 3
+    patch_size = SIDE
 
     def __init__(self, start: tuple[int, ...]):
         self.start = start
 
-    def draw(self, cases: Any, rng: Any, *, patch_number: int = 0) -> Any:
-        """The one case, the one place."""
-        return 0, self.start
+    def aim(self, cases: Any, rng: Any, *, patch_number: int = 0) -> Aim:
+        """Aim at the one place in the one case."""
+        return Aim(0, voxel=self.start, start=self.start)
 
 
 def step_lines(case: PreparedCase, *, repeats: int) -> list[str]:

@@ -20,6 +20,7 @@ from tversky_seg.data.case import Case
 from tversky_seg.data.dataset import Dataset, find_cases, survey_cases, with_modalities
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import read_grid
+from tversky_seg.data.patches.sampling import patch_sides
 from tversky_seg.data.preprocessing.pipeline import (
     Preprocessing,
     one_case_per_rater,
@@ -163,7 +164,7 @@ def costs(
             f"{_size(max(r.peak_bytes for r in done))} a process, {seconds:.0f} s on one core",
             ("measured here, Python and torch included"),
         )
-    shape = (cfg.trainer.batch_size, model_channels(reports), *sampler.sides)
+    shape = (cfg.trainer.batch_size, model_channels(reports), *patch_sides(sampler.patch_size))
     batch = f"{shape[0]} x {times(shape[2:])}"
     try:
         need = step_bytes(model, shape, precision=cfg.trainer.precision)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from helpers.command_line import ROOT, composed
 from tversky_seg.config import build, check_config, check_network
 from tversky_seg.config.config_files import known_keys
+from tversky_seg.data.patches.sampling import patch_sides
 
 FOLDER = ROOT / "configs" / "experiment"
 PARTS = {
@@ -82,7 +83,7 @@ def test_every_row_is_valid_and_its_objects_build(name: str) -> None:
 def test_the_networks_take_the_patches_of_training(name: str) -> None:
     cfg = row(name)
     model, sampler = build(cfg, "model", in_channels=3, out_channels=1), build(cfg, "sampler")
-    check_network(model, (cfg.trainer.batch_size, 3, *sampler.sides), n_classes=1)
+    check_network(model, (cfg.trainer.batch_size, 3, *patch_sides(sampler.patch_size)), n_classes=1)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -145,7 +146,7 @@ def test_the_hippocampus_has_two_classes_in_patches_of_most_of_a_volume() -> Non
     assert (FOLDER / "hippocampus.yaml").read_text().count("experiment=hippocampus ") == 1
     check_network(
         build(cfg, "model", in_channels=1, out_channels=2),
-        (cfg.trainer.batch_size, 1, *build(cfg, "sampler").sides),
+        (cfg.trainer.batch_size, 1, *patch_sides(build(cfg, "sampler").patch_size)),
         n_classes=2,
     )
 

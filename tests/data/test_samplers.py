@@ -8,18 +8,16 @@ import numpy as np
 import pytest
 
 from tversky_seg.data.grids import Geometry
+from tversky_seg.data.patches.draw_shares import draw_shares, log_draw_shares
+from tversky_seg.data.patches.paper_samplers import Hashemi2018Sampler, Shirokikh2020Sampler
 from tversky_seg.data.patches.samplers import (
     ForegroundSampler,
     GridSampler,
-    Hashemi2018Sampler,
     LesionSampler,
-    Sampler,
-    Shirokikh2020Sampler,
     SizeTemperedSampler,
     UniformSampler,
-    draw_shares,
-    log_draw_shares,
 )
+from tversky_seg.data.patches.sampling import Sampler, draw_patch
 from tversky_seg.data.preprocessing.modality import lesion_arrays
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 
@@ -48,8 +46,13 @@ def two_lesions() -> np.ndarray:
 
 
 def draws(sampler: Sampler, cases: list, n: int = 2000) -> tuple[np.ndarray, np.ndarray]:
-    drawn = [sampler.draw(cases, np.random.default_rng([0, i])) for i in range(n)]
-    return np.array([index for index, _ in drawn]), np.array([start for _, start in drawn])
+    """Case indices (n,) and first voxels (n, 3) of the patches that a sampler draws."""
+    indices, starts = [], []
+    for number in range(n):
+        aim, start = draw_patch(sampler, cases, np.random.default_rng([0, number]))
+        indices.append(aim.case_index)
+        starts.append(start)
+    return np.array(indices), np.array(starts)
 
 
 def test_a_one_voxel_lesion_is_drawn_as_often_as_one_of_a_thousand_voxels() -> None:
@@ -153,11 +156,9 @@ def test_without_any_lesion_or_brain_there_are_still_patches() -> None:
 
 def test_the_same_generator_draws_the_same_patch() -> None:
     cases = [a_case(two_lesions())] * 3
-    first, second = (
-        LesionSampler().draw(cases, np.random.default_rng([1, 2, 3])) for _ in range(2)
-    )
-    assert first == second
-    assert all(isinstance(number, int) for number in (first[0], *first[1]))
+    aim, start = draw_patch(LesionSampler(), cases, np.random.default_rng([1, 2, 3]))
+    assert draw_patch(LesionSampler(), cases, np.random.default_rng([1, 2, 3])) == (aim, start)
+    assert all(isinstance(number, int) for number in (aim.case_index, *aim.voxel, *start))
 
 
 def test_bad_settings_are_refused_with_the_value() -> None:
@@ -170,7 +171,7 @@ def test_bad_settings_are_refused_with_the_value() -> None:
     with pytest.raises(ValueError, match=r"jitter=-0.1"):
         LesionSampler(jitter=-0.1)
     with pytest.raises(ValueError, match=r"at least one case"):
-        LesionSampler().draw([], np.random.default_rng(0))
+        draw_patch(LesionSampler(), [], np.random.default_rng(0))
 
 
 SAMPLERS = [
@@ -191,7 +192,8 @@ def test_every_lesion_voxel_can_be_drawn_the_borders_too(sampler: Sampler) -> No
         target[tuple(slice(max(c - 1, 0), c + 2) for c in corner)] = 1
     seen = np.zeros(target.shape, bool)
     for k in range(200):
-        _, start = sampler.draw([a_case(target)], np.random.default_rng([0, k]), patch_number=k)
+        rng = np.random.default_rng([0, k])
+        _, start = draw_patch(sampler, [a_case(target)], rng, patch_number=k)
         assert all(0 <= first <= n - 16 for first, n in zip(start, target.shape, strict=True))
         seen[tuple(slice(first, first + 16) for first in start)] = True
     assert seen[target > 0].all()
@@ -203,7 +205,7 @@ def test_every_sampler_copes_with_small_volumes_and_with_cases_without_lesion(
 ) -> None:
     small = a_case(np.zeros((10, 40, 12), np.uint8))
     for k in range(30):
-        _, start = sampler.draw([small], np.random.default_rng([0, k]), patch_number=k)
+        _, start = draw_patch(sampler, [small], np.random.default_rng([0, k]), patch_number=k)
         assert -6 <= start[0] <= 0
         assert 0 <= start[1] <= 24
         assert -4 <= start[2] <= 0
@@ -225,24 +227,25 @@ def test_shirokikh_draws_cases_by_their_number_of_lesions_and_half_the_patches_o
         Shirokikh2020Sampler(patch_size=8).aim(cases, np.random.default_rng([0, k]))
         for k in range(2000)
     ]
-    assert np.mean([index == 2 for index, _, _ in aims]) == pytest.approx(2 / 3, abs=0.04)
-    assert all(index != 1 for index, _, _ in aims)
-    assert np.mean([lesion is not None for _, lesion, _ in aims]) == pytest.approx(0.5, abs=0.04)
+    assert np.mean([aim.case_index == 2 for aim in aims]) == pytest.approx(2 / 3, abs=0.04)
+    assert all(aim.case_index != 1 for aim in aims)
+    assert np.mean([aim.lesion is not None for aim in aims]) == pytest.approx(0.5, abs=0.04)
 
 
 def test_hashemi_patches_hold_enough_lesion_voxels_in_their_middle_fewer_later_on() -> None:
     target = np.zeros((64, 64, 64), np.uint8)
     target[10:16, 10:16, 10:16] = target[40, 40, 40:50] = 1
     case = a_case(target)
-    held = {0: [], 1000: []}
-    for first, counts in held.items():
+    sampler = Hashemi2018Sampler(patch_size=32)
+    n_in_middle = {0: [], 1000: []}
+    for first, counts in n_in_middle.items():
         for k in range(60):
-            _, start = Hashemi2018Sampler(patch_size=32).draw(
-                [case], np.random.default_rng([0, k]), patch_number=first + k
-            )
-            counts.append(target[tuple(slice(low + 8, low + 24) for low in start)].sum())
-    assert min(held[0]) >= 50
-    assert 5 <= min(held[1000]) < 50
+            rng = np.random.default_rng([0, k])
+            _, (x, y, z) = draw_patch(sampler, [case], rng, patch_number=first + k)
+            middle = target[x + 8 : x + 24, y + 8 : y + 24, z + 8 : z + 24]
+            counts.append(middle.sum())
+    assert min(n_in_middle[0]) >= 50
+    assert 5 <= min(n_in_middle[1000]) < 50
 
 
 def test_hashemi_skips_cases_with_few_lesion_voxels_at_first() -> None:
@@ -251,10 +254,10 @@ def test_hashemi_skips_cases_with_few_lesion_voxels_at_first() -> None:
     cases = [a_case(few), a_case(two_lesions())]
     sampler = Hashemi2018Sampler(patch_size=16, jitter_voxels=4, min_voxels=(1, 1))
     for number, expected in ((99, {1}), (100, {0, 1})):
-        drawn = {
-            sampler.draw(cases, np.random.default_rng([0, k]), patch_number=number)[0]
-            for k in range(40)
-        }
+        drawn = set()
+        for k in range(40):
+            aim = sampler.aim(cases, np.random.default_rng([0, k]), patch_number=number)
+            drawn.add(aim.case_index)
         assert drawn == expected
 
 
@@ -263,18 +266,25 @@ def test_the_grid_covers_every_voxel_of_every_case_once_a_round() -> None:
     sampler = GridSampler(patch_size=16)
     n_patches = 3 * 2 * 1 + 1 * 1 * 2
     for in_round in range(2):
-        seen = Counter(
-            sampler.draw(cases, np.random.default_rng(0), patch_number=in_round * n_patches + k)
-            for k in range(n_patches)
-        )
-        assert set(seen.values()) == {1}
-        assert {start for index, start in seen if index == 0} == {
-            (x, y, 0) for x in (0, 12, 24) for y in (0, 1)
-        }
-        assert {start for index, start in seen if index == 1} == {(-3, 0, 0), (-3, 0, 16)}
+        counts = Counter()
+        for k in range(n_patches):
+            number = in_round * n_patches + k
+            aim, start = draw_patch(sampler, cases, np.random.default_rng(0), patch_number=number)
+            counts[aim.case_index, start] += 1
+        assert set(counts.values()) == {1}
+        of_first = {start for index, start in counts if index == 0}
+        of_second = {start for index, start in counts if index == 1}
+        assert of_first == {(x, y, 0) for x in (0, 12, 24) for y in (0, 1)}
+        assert of_second == {(-3, 0, 0), (-3, 0, 16)}
 
 
-def test_the_report_counts_what_was_drawn(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_grid_draws_nothing_from_the_generator_of_the_augmentation() -> None:
+    rng = np.random.default_rng(0)
+    draw_patch(GridSampler(patch_size=16), [a_case(two_lesions())], rng)
+    assert rng.random() == np.random.default_rng(0).random()
+
+
+def test_draw_shares_count_what_was_drawn() -> None:
     target = np.zeros((40, 40, 40), np.uint8)
     for i, size in enumerate((1, 2, 4, 8)):
         target[5 + 9 * i, 20, 10 : 10 + size] = 1
@@ -289,11 +299,20 @@ def test_the_report_counts_what_was_drawn(caplog: pytest.LogCaptureFixture) -> N
     by_voxel = draw_shares(ForegroundSampler(patch_size=8, lesion_probability=1), cases)
     np.testing.assert_allclose(by_voxel.shares, np.array([1, 2, 4, 8]) / 15, atol=0.04)
     assert draw_shares(UniformSampler(patch_size=8), cases).lesion_share == 0
-    with caplog.at_level(logging.INFO, logger="tversky_seg"):
-        log_draw_shares(LesionSampler(patch_size=8), cases)
-        log_draw_shares(UniformSampler(patch_size=8), cases)
-    assert "those up to 2 voxels" in caplog.text
-    assert "no lesion in particular (4 lesions)" in caplog.text
+
+
+def test_the_log_says_which_lesions_are_drawn(caplog: pytest.LogCaptureFixture) -> None:
+    target = np.zeros((40, 40, 40), np.uint8)
+    for i, size in enumerate((1, 2, 4, 8)):
+        target[5 + 9 * i, 20, 10 : 10 + size] = 1
+    with caplog.at_level(logging.DEBUG, logger="tversky_seg"):
+        log_draw_shares(LesionSampler(patch_size=8, lesion_probability=1.0), [a_case(target)])
+        log_draw_shares(UniformSampler(patch_size=8), [a_case(target)])
+    shares, place, uniform = caplog.records
+    assert "100 %" in shares.getMessage()
+    assert "<= 2, <= 3, <= 5, > 5 voxels" in shares.getMessage()
+    assert place.levelno == logging.DEBUG
+    assert "4 lesions" in uniform.getMessage()
 
 
 @pytest.mark.slow
@@ -333,7 +352,7 @@ def test_bad_settings_of_every_sampler_are_refused_with_the_value() -> None:
         with pytest.raises(ValueError, match=r"patch_size.*0"):
             kind(patch_size=0)
         with pytest.raises(ValueError, match="at least one case"):
-            kind().draw([], np.random.default_rng(0))
+            draw_patch(kind(), [], np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"power=2"):
         SizeTemperedSampler(power=2)
     with pytest.raises(ValueError, match=r"overlap=1"):

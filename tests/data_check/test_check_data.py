@@ -16,10 +16,10 @@ import yaml
 from helpers.cohorts import AFFINE, MODALITIES, add_case, make_cohort, save, scan, write_rows
 from helpers.command_line import ROOT, Outcome, call, train
 from tversky_seg.data.case import Case
+from tversky_seg.data.patches.paper_samplers import Shirokikh2020Sampler
 from tversky_seg.data.patches.samplers import (
     ForegroundSampler,
     LesionSampler,
-    Shirokikh2020Sampler,
     SizeTemperedSampler,
     UniformSampler,
 )
@@ -407,9 +407,9 @@ def test_exact_shares_are_those_of_the_draws(tmp_path, sampler):
     counts = [np.zeros(3), np.zeros(1), np.zeros(0)]
     n_draws, rng = 4000, np.random.default_rng(0)
     for _ in range(n_draws):
-        index, lesion, _ = sampler.aim(cases, rng)
-        if lesion is not None:
-            counts[index][lesion] += 1
+        aim = sampler.aim(cases, rng)
+        if aim.lesion is not None:
+            counts[aim.case_index][aim.lesion] += 1
     shares = lesion_shares(sampler, cases)
     assert np.abs(shares - np.concatenate(counts) / n_draws).max() < 0.02
 

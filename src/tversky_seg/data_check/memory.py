@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tversky_seg.data.patches.paper_samplers import Shirokikh2020Sampler
 from tversky_seg.data.patches.samplers import (
     ForegroundSampler,
     LesionSampler,
-    Shirokikh2020Sampler,
     SizeTemperedSampler,
 )
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase

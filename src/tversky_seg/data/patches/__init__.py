@@ -3,18 +3,18 @@
 from tversky_seg.data.patches.augmentation import Augmentation
 from tversky_seg.data.patches.batches import Batch, PatchBatches, Sample
 from tversky_seg.data.patches.loader import load_batches
+from tversky_seg.data.patches.paper_samplers import Hashemi2018Sampler, Shirokikh2020Sampler
 from tversky_seg.data.patches.samplers import (
     ForegroundSampler,
     GridSampler,
-    Hashemi2018Sampler,
     LesionSampler,
-    Sampler,
-    Shirokikh2020Sampler,
     SizeTemperedSampler,
     UniformSampler,
 )
+from tversky_seg.data.patches.sampling import Aim, Sampler, draw_patch
 
 __all__ = [
+    "Aim",
     "Augmentation",
     "Batch",
     "ForegroundSampler",
@@ -27,5 +27,6 @@ __all__ = [
     "Shirokikh2020Sampler",
     "SizeTemperedSampler",
     "UniformSampler",
+    "draw_patch",
     "load_batches",
 ]

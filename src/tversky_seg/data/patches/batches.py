@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import Shape
 from tversky_seg.data.patches.augmentation import Change
-from tversky_seg.data.patches.samplers import Sampler
+from tversky_seg.data.patches.sampling import Aim, Sampler, draw_patch, patch_sides
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 
 Record = TypeVar("Record", "Sample", "Batch")
@@ -194,8 +194,8 @@ class PatchBatches(Dataset[Batch]):
         """Names of the cases that this process draws at a step; no file of an image is read."""
         names = []
         for number in self._numbers:
-            index, _ = self._draw(step, number, self._rng(step, number))
-            names.append(self.cases[index].case_id)
+            aim, _ = self._draw(step, number, self._rng(step, number))
+            names.append(self.cases[aim.case_index].case_id)
         return names
 
     @property
@@ -208,16 +208,17 @@ class PatchBatches(Dataset[Batch]):
     def _rng(self, step: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, step, number])
 
-    def _draw(self, step: int, number: int, rng: np.random.Generator) -> tuple[int, Shape]:
-        return self.sampler.draw(self.cases, rng, patch_number=step * self.batch_size + number)
+    def _draw(self, step: int, number: int, rng: np.random.Generator) -> tuple[Aim, Shape]:
+        patch_number = step * self.batch_size + number
+        return draw_patch(self.sampler, self.cases, rng, patch_number=patch_number)
 
     def _sample(self, step: int, number: int, *, is_deferred: bool) -> Sample:
         """Draw and read one sample, and apply its augmentation unless that is deferred."""
         rng = self._rng(step, number)
         case_id = "the sampler"
         try:
-            index, start = self._draw(step, number, rng)
-            case = self.cases[index]
+            aim, start = self._draw(step, number, rng)
+            case = self.cases[aim.case_index]
             case_id = case.case_id
             sample = self._read(case, start, rng)
             if is_deferred:
@@ -232,7 +233,7 @@ class PatchBatches(Dataset[Batch]):
 
     def _read(self, case: PreparedCase, start: Shape, rng: np.random.Generator) -> Sample:
         """Draw the augmentation of the patch at `start`, and read the box that it needs."""
-        size = self.sampler.sides
+        size = patch_sides(self.sampler.patch_size)
         first = start
         change = None
         if self.augmentation is not None:

@@ -1,0 +1,192 @@
+"""Sampling of training patches: what a sampler is, and the draws that samplers share.
+
+A sampler is a frozen dataclass with a `patch_size` and one method, `aim`: it draws a case and a voxel that the patch is
+cut for. `draw_patch` then places the patch around this voxel, in the same way for all samplers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from tversky_seg.data.grids import Shape
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
+
+PatchSize = int | tuple[int, int, int]
+Voxel = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A drawn case, and the voxel that a patch of it is cut for.
+
+    Attributes:
+        case_index: Index of the case.
+        voxel: Voxel that the patch is cut for.
+        lesion: Index of the lesion that the voxel was drawn from; None: the patch targets no lesion.
+        jitter: Share of the patch's sides in which the voxel may lie, in [0, 1]: 0 the centre, 1 anywhere.
+        start: First voxel of the patch, where the sampler places the patch itself; else None.
+    """
+
+    case_index: int
+    voxel: Voxel
+    lesion: int | None = None
+    jitter: float = 0.0
+    start: Shape | None = None
+
+
+class Sampler(Protocol):
+    """Draws what the patches of a training are cut for."""
+
+    @property
+    def patch_size(self) -> PatchSize:
+        """Sides of a patch in voxels, one number or three."""
+        ...
+
+    def aim(
+        self, cases: Sequence[PreparedCase], rng: np.random.Generator, *, patch_number: int = 0
+    ) -> Aim:
+        """Draw a case and a voxel of it.
+
+        Args:
+            cases: Prepared cases, at least one.
+            rng: Source of all randomness.
+            patch_number: Number of the patch in the training, from 0.
+        """
+        ...
+
+
+def draw_patch(
+    sampler: Sampler,
+    cases: Sequence[PreparedCase],
+    rng: np.random.Generator,
+    *,
+    patch_number: int = 0,
+) -> tuple[Aim, Shape]:
+    """Draw one patch.
+
+    Args:
+        sampler: Draws what the patch is cut for.
+        cases: Prepared cases, at least one.
+        rng: Source of all randomness.
+        patch_number: Number of the patch in the training, from 0.
+
+    Returns:
+        The aim of the sampler, and the first voxel of the patch in the case `aim.case_index`. Next to the border the
+        patch is pushed back into the volume. A volume smaller than the patch lies inside it: the first voxel is then
+        negative.
+
+    Raises:
+        ValueError: Without cases.
+    """
+    if not cases:
+        raise ValueError("patches are drawn from at least one case, got none")
+    aim = sampler.aim(cases, rng, patch_number=patch_number)
+    if aim.start is not None:
+        return aim, aim.start
+    shape = cases[aim.case_index].geometry.shape
+    sides = patch_sides(sampler.patch_size)
+    return aim, place_patch(aim.voxel, shape, sides, rng, jitter=aim.jitter)
+
+
+def place_patch(
+    voxel: Sequence[int], shape: Shape, sides: Shape, rng: np.random.Generator, *, jitter: float
+) -> Shape:
+    """Draw the first voxel of a patch around a voxel.
+
+    Args:
+        voxel: Voxel to lie in the central `jitter` share of the patch.
+        shape: Shape of the volume.
+        sides: Sides of the patch.
+        rng: Source of all randomness. It is drawn from without jitter, too: old runs did so.
+        jitter: Share of the sides, in [0, 1].
+    """
+    place_in_patch = 0.5 + jitter * (rng.random(3) - 0.5)  # in [0, 1) of each side
+    start = np.asarray(voxel) - np.floor(place_in_patch * np.array(sides)).astype(int)
+    # Where the volume is smaller than the patch, room is negative: the patch then starts between
+    # room and 0, so that the volume lies inside it.
+    room = np.subtract(shape, sides)
+    x, y, z = np.clip(start, np.minimum(room, 0), np.maximum(room, 0)).tolist()
+    return x, y, z
+
+
+def patch_sides(patch_size: PatchSize) -> Shape:
+    """Expand a patch size, one number or three, to its three sides in voxels."""
+    if isinstance(patch_size, int):
+        return patch_size, patch_size, patch_size
+    x, y, z = patch_size
+    return x, y, z
+
+
+def check_patch_size(patch_size: PatchSize) -> None:
+    """Check that a patch size is one or three numbers of at least 1.
+
+    Raises:
+        ValueError: It is not.
+    """
+    sides = [patch_size] if isinstance(patch_size, int) else list(patch_size)
+    if len(sides) not in (1, 3) or min(sides) < 1:
+        raise ValueError(f"patch_size must be one or three numbers >= 1, got {patch_size}")
+
+
+def check_share(name: str, share: float) -> None:
+    """Check that a setting lies in [0, 1].
+
+    Raises:
+        ValueError: It does not; names the setting.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {name}={share}")
+
+
+def draw_case_with_lesions(cases: Sequence[PreparedCase], rng: np.random.Generator) -> int | None:
+    """Draw one of the cases with lesions uniformly; None where no case has any."""
+    with_lesions = [index for index, case in enumerate(cases) if any(case.n_lesions)]
+    if not with_lesions:
+        return None
+    return with_lesions[rng.integers(len(with_lesions))]
+
+
+def draw_voxel_of_lesion(lesion: int, case: PreparedCase, rng: np.random.Generator) -> Voxel:
+    """Draw a voxel of one lesion uniformly."""
+    first, end = case.lesion_offsets[lesion : lesion + 2]
+    return _position(case.lesion_voxels[rng.integers(first, end)], case)
+
+
+def draw_lesion_voxel(case: PreparedCase, rng: np.random.Generator) -> tuple[int, Voxel]:
+    """Draw a voxel of all lesions of a case uniformly: the index of its lesion, and the voxel."""
+    number = int(rng.integers(len(case.lesion_voxels)))
+    # Lesion i has the voxels offsets[i] to offsets[i + 1] - 1. With the offsets [0, 4, 5, 9],
+    # voxel 4 is that of lesion 1: two offsets are <= 4.
+    lesion = int(np.searchsorted(case.lesion_offsets, number, side="right")) - 1
+    return lesion, _position(case.lesion_voxels[number], case)
+
+
+def draw_fitting_centre(case: PreparedCase, sides: Shape, rng: np.random.Generator) -> Voxel:
+    """Draw the centre of a patch uniformly among those that fit; the middle of an axis too short for it."""
+    room = np.subtract(case.geometry.shape, sides)
+    start = np.where(room > 0, rng.integers(np.maximum(room, 0) + 1), room // 2)
+    x, y, z = (start + np.array(sides) // 2).tolist()
+    return x, y, z
+
+
+def aim_at_brain(
+    cases: Sequence[PreparedCase], rng: np.random.Generator, *, jitter: float = 0.0
+) -> Aim:
+    """Draw a case uniformly, then a voxel of its brain uniformly."""
+    index = int(rng.integers(len(cases)))
+    case = cases[index]
+    n_voxels = len(case.foreground_voxels)
+    if n_voxels:
+        voxel = _position(case.foreground_voxels[rng.integers(n_voxels)], case)
+    else:  # a blank scan still gives a patch
+        x, y, z = rng.integers(case.geometry.shape).tolist()
+        voxel = (x, y, z)
+    return Aim(index, voxel, jitter=jitter)
+
+
+def _position(linear_index: np.int32, case: PreparedCase) -> Voxel:
+    """Convert a linear index (C order) into a voxel."""
+    x, y, z = np.unravel_index(int(linear_index), case.geometry.shape)
+    return int(x), int(y), int(z)
