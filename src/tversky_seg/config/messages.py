@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import torch
 import yaml
 from hydra.errors import (
     ConfigCompositionException,
@@ -16,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tversky_seg.config.checks import nearest
 from tversky_seg.config.config_files import CONFIG_DIR, choices, known_keys
+from tversky_seg.runtime.devices import is_out_of_memory
 from tversky_seg.runtime.distributed import LostProcess
 
 
@@ -50,7 +50,7 @@ def _line_of_other_fault(fault: BaseException) -> str:
     if isinstance(fault, yaml.MarkedYAMLError) and fault.problem_mark:
         mark = fault.problem_mark
         return f"{mark.name}: {fault.problem} in line {mark.line + 1}; expected YAML"
-    if isinstance(fault, torch.OutOfMemoryError | MemoryError):
+    if is_out_of_memory(fault):
         return (
             "trainer.batch_size: out of memory; "
             "lower it, sampler.patch_size, inference.patch_size or model.width"

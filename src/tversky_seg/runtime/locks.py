@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -172,12 +171,12 @@ def _machine() -> str:
     name = platform.node()
     with contextlib.suppress(OSError):
         name += " " + Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        name += " " + os.readlink("/proc/self/ns/pid")
+        name += " " + str(Path("/proc/self/ns/pid").readlink())
     return name
 
 
 def _is_running(owner: Owner) -> bool:
-    if sys.platform == "linux":
+    if platform.system() == "Linux":
         return _start_time(owner.pid) == owner.started
     if os.name == "nt":
         return True  # here a signal cannot ask; the time of the file decides
