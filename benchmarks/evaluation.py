@@ -35,8 +35,8 @@ from scipy import ndimage
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from tversky_seg.evaluation.evaluator import case_measures
-from tversky_seg.metrics.lesions import overlap_lesions
+from tversky_seg.metrics import compute_metrics
+from tversky_seg.metrics.lesions import match_lesions
 from tversky_seg.metrics.ranking import average_precision
 from tversky_seg.metrics.surface import surface_distances
 
@@ -80,7 +80,7 @@ def draw_probability(reference: np.ndarray, brain: np.ndarray) -> np.ndarray:
 
 
 def peer_measures(probability: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """The numbers of `case_measures(..., further=True)` from MONAI, scikit-learn and scipy."""
+    """The numbers of `compute_metrics(..., further=True)` from MONAI, scikit-learn and scipy."""
     mask = probability >= 0.5
     pair = [torch.from_numpy(m)[None, None] for m in (mask, reference)]
     tp, fp, tn, fn = (
@@ -177,7 +177,7 @@ def peak_mib(job: Callable[[], Any]) -> float:
 
 def check_equal(probability: np.ndarray, reference: np.ndarray) -> list[str]:
     """A line on how far both sides' numbers differ; an error beyond 1e-4."""
-    ours = case_measures(probability, reference, spacing_mm=SPACING, further=True)
+    ours = compute_metrics(probability, reference, spacing_mm=SPACING, further=True)
     theirs = peer_measures(probability, reference)
     apart = {name: abs(ours[name] - value) for name, value in theirs.items()}
     wrong = {name: (ours[name], theirs[name]) for name, value in apart.items() if value > 1e-4}
@@ -193,7 +193,7 @@ def table(probability: np.ndarray, reference: np.ndarray, *, repeats: int) -> li
     mask, flat = probability >= 0.5, (reference.ravel(order="K"), probability.ravel(order="K"))
     rows: dict[str, tuple[Callable[[], Any], Callable[[], Any], str]] = {
         "all measures of one case": (
-            lambda: case_measures(probability, reference, spacing_mm=SPACING, further=True),
+            lambda: compute_metrics(probability, reference, spacing_mm=SPACING, further=True),
             lambda: peer_measures(probability, reference),
             "MONAI + scikit-learn + scipy",
         ),
@@ -203,7 +203,7 @@ def table(probability: np.ndarray, reference: np.ndarray, *, repeats: int) -> li
             "scikit-learn",
         ),
         "lesion matching": (
-            lambda: overlap_lesions(mask, reference, spacing_mm=SPACING),
+            lambda: match_lesions(mask, reference, spacing_mm=SPACING),
             lambda: peer_lesions(mask, reference),
             "scipy",
         ),
@@ -244,7 +244,7 @@ def main() -> None:
         reference = draw_reference()
         brain = ndimage.distance_transform_cdt(np.ones(SHAPE)) > 20
     probability = draw_probability(reference, brain)
-    counts = case_measures(probability, reference, spacing_mm=SPACING)
+    counts = compute_metrics(probability, reference, spacing_mm=SPACING)
     page = [
         "# Evaluation: time and memory",
         "",

@@ -22,7 +22,7 @@ from tversky_seg.data.manifest import read_manifest
 from tversky_seg.data.nifti import read_label
 from tversky_seg.evaluation.saved_predictions import Predictions, open_predictions
 from tversky_seg.metrics.agreement import quartile_edges, recall_by_volume
-from tversky_seg.metrics.lesions import label_lesions
+from tversky_seg.metrics.components import label_lesions
 from tversky_seg.metrics.overlap import overlap_counts
 from tversky_seg.runtime.cli import OneLineParser
 from tversky_seg.runtime.progress import track

@@ -18,6 +18,7 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from helpers.evaluated_cohort import SHAPE, SPACING, Cohort, lesions_and_map, oblique_affine, save
+from helpers.lesions import published_rule, score_lesions
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.evaluation.evaluator import (
@@ -25,14 +26,12 @@ from tversky_seg.evaluation.evaluator import (
     METRICS,
     LesionRule,
     _judge_cohort,
-    case_measures,
     evaluate,
 )
 from tversky_seg.evaluation.saved_predictions import open_predictions
+from tversky_seg.metrics import compute_metrics, lesion_counts
 from tversky_seg.metrics.calibration import expected_calibration_error
-from tversky_seg.metrics.froc import average_recall, froc_curve
-from tversky_seg.metrics.lesion_rule import MSSEG_2016
-from tversky_seg.metrics.lesions import lesion_counts
+from tversky_seg.metrics.froc import average_recall
 from tversky_seg.metrics.new_lesions import new_lesion_counts
 from tversky_seg.metrics.overlap import overlap_counts
 from tversky_seg.metrics.surface import surface_distances
@@ -205,7 +204,7 @@ def test_threshold_and_minimum_volume_come_from_predictions_json_unless_given(co
     cohort.settings(threshold=0.7, min_volume_mm3=30.0)
     metrics = cohort.evaluate()
     assert (metrics["threshold"], metrics["lesion_rule"]["prediction_min_volume_mm3"]) == (0.7, 30)
-    expected = case_measures(
+    expected = compute_metrics(
         probability, reference, spacing_mm=SPACING, threshold=0.7, min_volume_mm3=30
     )
     assert {name: metrics["cases"][0][name] for name in METRICS} == pytest.approx(
@@ -590,8 +589,8 @@ def test_outlines_lie_where_the_masks_are_with_y_upwards():
 
 def test_measures_of_one_case_take_probabilities_or_masks():
     reference, probability = lesions_and_map(0)
-    scored = case_measures(probability, reference, spacing_mm=SPACING)
-    masked = case_measures(probability >= 0.5, reference, spacing_mm=SPACING)
+    scored = compute_metrics(probability, reference, spacing_mm=SPACING)
+    masked = compute_metrics(probability >= 0.5, reference, spacing_mm=SPACING)
     assert tuple(scored) == METRICS
     assert math.isnan(masked["pr_auc"])
     assert scored["pr_auc"] == pytest.approx(
@@ -599,7 +598,7 @@ def test_measures_of_one_case_take_probabilities_or_masks():
     )
     assert {**scored, "pr_auc": 0} == {**masked, "pr_auc": 0}
     with pytest.raises(ValueError, match="probability must lie in"):
-        case_measures(probability + 1, reference, spacing_mm=SPACING)
+        compute_metrics(probability + 1, reference, spacing_mm=SPACING)
 
 
 @pytest.mark.parametrize("wrong", [{"connectivity": 8}, {"min_overlap": 1}, {"min_volume_mm3": -1}])
@@ -668,7 +667,7 @@ NAN = math.nan
 def test_empty_masks_give_what_the_documentation_says(predicted, there, expected):
     probability, reference = np.zeros((2, 10, 10, 10))
     probability[5, 5, 5], reference[2, 2, 2] = predicted, there
-    found = case_measures(probability, reference, spacing_mm=(1, 1, 1))
+    found = compute_metrics(probability, reference, spacing_mm=(1, 1, 1))
     assert list(found.values()) == pytest.approx(
         [*expected, *map(float, (there, predicted, there, predicted))], nan_ok=True
     )
@@ -697,7 +696,7 @@ def test_further_measures_are_those_of_the_arrays(cohort):
     }
     assert {name: further[name] for name in expected} == pytest.approx(expected, rel=1e-6)
     assert {name: metrics["cases"][0][name] for name in FURTHER_METRICS} == further
-    measures = case_measures(probability, reference, spacing_mm=SPACING, further=True)
+    measures = compute_metrics(probability, reference, spacing_mm=SPACING, further=True)
     assert measures == pytest.approx(
         {name: metrics["cases"][0][name] for name in measures}, rel=1e-6
     )
@@ -707,7 +706,7 @@ def test_further_measures_are_those_of_the_arrays(cohort):
 def test_froc_and_threshold_curves_are_those_of_the_cohort(cohort):
     reference, probability = cohort.add(0)
     metrics = cohort.evaluate()
-    curve = froc_curve(probability, reference, spacing_mm=SPACING)
+    curve = score_lesions(probability, reference, spacing_mm=SPACING).curve()
     assert metrics["froc"]["average_recall"] == pytest.approx(average_recall(curve))
     assert metrics["froc"]["highest_recall"] == pytest.approx(metrics["mean"]["lesion_tpr"])
     assert metrics["froc"]["recorded"] == {
@@ -717,7 +716,7 @@ def test_froc_and_threshold_curves_are_those_of_the_cohort(cohort):
     rows = cohort.rows("froc.csv")
     np.testing.assert_allclose([float(row["recall"]) for row in rows], curve.recall)
     np.testing.assert_allclose(
-        [float(row["false_lesions_per_case"]) for row in rows], curve.false_per_case
+        [float(row["false_lesions_per_case"]) for row in rows], curve.false_lesions_per_case
     )
     for row in cohort.rows("threshold_curve.csv")[::40]:
         overlap = overlap_counts(probability >= float(row["threshold"]), reference)
@@ -889,7 +888,7 @@ def test_what_is_kept_does_not_grow_with_the_voxels_of_the_cases(cohort):
 
 def test_the_rule_of_msseg_2016_reaches_the_files(cohort):
     reference, probability = cohort.add(0)
-    metrics = cohort.evaluate(rule=MSSEG_2016)
+    metrics = cohort.evaluate(rule=published_rule("msseg2016"))
     counts = metrics["cases"][0]
     assert metrics["lesion_rule"]["source"].startswith("MSSEG 2016")
     assert (

@@ -10,9 +10,10 @@ from tversky_seg.inference.operating_point import (
     check_goal,
     choose_operating_point,
 )
-from tversky_seg.metrics.lesions import lesion_counts, remove_small_lesions
+from tversky_seg.metrics.lesion_rule import lesion_counts
+from tversky_seg.metrics.lesions import remove_small_lesions
 from tversky_seg.metrics.overlap import overlap_counts
-from tversky_seg.metrics.ranking import choose_threshold, score_histogram, to_levels
+from tversky_seg.metrics.score_histogram import choose_threshold, score_histogram, to_levels
 
 
 def a_case(seed: int, *, with_lesions: bool = True) -> ScoredCase:

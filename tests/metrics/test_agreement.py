@@ -110,12 +110,11 @@ def draw(*boxes):
 
 def test_a_lesion_is_new_where_none_was_and_not_where_one_grew():
     before, after = draw(np.s_[1, 1, 1]), draw(np.s_[1:5, 1, 1], np.s_[8, 8, 3])
-    np.testing.assert_array_equal(new_lesions(before, after, spacing_mm=UNIT), draw(np.s_[8, 8, 3]))
-    assert not new_lesions(after, before, spacing_mm=UNIT).any()
+    np.testing.assert_array_equal(new_lesions(before, after), draw(np.s_[8, 8, 3]))
+    assert not new_lesions(after, before).any()
     touching = draw(np.s_[2, 2, 2], np.s_[3, 3, 3])
-    settings = {"spacing_mm": UNIT, "rule": LesionRule(connectivity=6)}
-    assert new_lesions(draw(np.s_[2, 2, 2]), touching, **settings).sum() == 1
-    assert new_lesions(draw(np.s_[2, 2, 2]), touching, spacing_mm=UNIT).sum() == 0
+    assert new_lesions(draw(np.s_[2, 2, 2]), touching, rule=LesionRule(connectivity=6)).sum() == 1
+    assert new_lesions(draw(np.s_[2, 2, 2]), touching).sum() == 0
 
 
 def test_new_lesions_found_missed_and_invented_worked_by_hand():

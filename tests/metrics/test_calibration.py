@@ -7,7 +7,7 @@ import pytest
 from sklearn.calibration import calibration_curve
 
 from tversky_seg.metrics.calibration import calibrate, expected_calibration_error
-from tversky_seg.metrics.ranking import score_histogram
+from tversky_seg.metrics.score_histogram import score_histogram
 
 
 def scores(seed, n=4000):

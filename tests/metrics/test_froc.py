@@ -6,23 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tversky_seg.metrics.froc import (
-    FrocCurve,
-    average_recall,
-    case_scores,
-    froc_curve,
-    pool_scores,
-    recall_at,
-)
-from tversky_seg.metrics.lesions import overlap_lesions
-
-UNIT = (1.0, 1.0, 1.0)
-
-
-def scores_of(probability, reference, threshold=0.5):
-    return case_scores(
-        overlap_lesions(probability >= threshold, reference, spacing_mm=UNIT, scores=probability)
-    )
+from helpers.lesions import score_lesions
+from tversky_seg.metrics.froc import FrocCurve, average_recall, pool_lesion_scores, recall_at
 
 
 def case(seed, shape=(24, 20, 10)):
@@ -53,7 +38,7 @@ def brute_force(cases, at):
 
 def test_curve_of_several_cases_equals_brute_force():
     cases = [case(seed) for seed in range(3)]
-    curve = pool_scores([scores_of(*one) for one in cases]).curve()
+    curve = pool_lesion_scores([score_lesions(*one) for one in cases]).curve()
     assert len(curve.thresholds) > 5
     for threshold, recall, false in zip(*curve, strict=True):
         assert (recall, false) == pytest.approx(brute_force(cases, threshold))
@@ -64,14 +49,14 @@ def test_curve_worked_by_hand():
     reference[[1, 5, 9], 1, 1] = 1  # three lesions: found at 0.9, found at 0.6, missed
     probability[1, 1, 1], probability[5, 1, 1], probability[5, 1, 2] = 0.9, 0.55, 0.6
     probability[3, 3, 3], probability[7, 3, 3] = 0.7, 0.5  # false
-    curve = froc_curve(probability, reference > 0, spacing_mm=UNIT)
+    curve = score_lesions(probability, reference > 0).curve()
     assert curve.thresholds.tolist() == [0.5, 0.6, 0.7, 0.9]
     np.testing.assert_allclose(curve.recall, [2 / 3, 2 / 3, 1 / 3, 1 / 3])
-    assert curve.false_per_case.tolist() == [2, 1, 1, 0]
+    assert curve.false_lesions_per_case.tolist() == [2, 1, 1, 0]
     np.testing.assert_allclose(
         recall_at(curve, [0, 0.5, 1, 2, 8]), [1 / 3, 1 / 3, 2 / 3, 2 / 3, 2 / 3]
     )
-    np.testing.assert_allclose(sorted(scores_of(probability, reference > 0).dice), [2 / 3, 1])
+    np.testing.assert_allclose(sorted(score_lesions(probability, reference > 0).dice), [2 / 3, 1])
 
 
 def test_average_recall_is_the_mean_of_501_points_that_holds_its_last_value():
@@ -83,29 +68,34 @@ def test_average_recall_is_the_mean_of_501_points_that_holds_its_last_value():
 
 def test_all_lesions_found_and_none_false_is_an_average_recall_of_one():
     _, reference = case(0)
-    assert average_recall(froc_curve(reference.astype(float), reference, spacing_mm=UNIT)) == 1
+    assert average_recall(score_lesions(reference.astype(float), reference).curve()) == 1
 
 
 def test_cases_without_any_lesion_count_in_one_denominator_and_not_in_the_other():
     probability, reference = case(1)
     empty = np.zeros_like(probability)
-    scores = pool_scores([scores_of(probability, reference), scores_of(empty, empty > 1)])
-    assert (scores.n_cases, scores.n_recorded) == (2, 1)
-    np.testing.assert_allclose(
-        2 * scores.curve().false_per_case, scores.curve(recorded=True).false_per_case
+    scores = pool_lesion_scores(
+        [score_lesions(probability, reference), score_lesions(empty, empty > 1)]
     )
-    assert average_recall(scores.curve()) >= average_recall(scores.curve(recorded=True))
+    assert (scores.n_cases, scores.n_cases_with_lesions) == (2, 1)
+    np.testing.assert_allclose(
+        2 * scores.curve().false_lesions_per_case,
+        scores.curve(only_cases_with_lesions=True).false_lesions_per_case,
+    )
+    assert average_recall(scores.curve()) >= average_recall(
+        scores.curve(only_cases_with_lesions=True)
+    )
 
 
 def test_nothing_predicted_has_a_recall_of_zero_and_no_lesion_has_none():
     probability, reference = case(2)
-    nothing = froc_curve(np.zeros_like(probability), reference, spacing_mm=UNIT)
+    nothing = score_lesions(np.zeros_like(probability), reference).curve()
     assert (len(nothing.thresholds), average_recall(nothing)) == (0, 0)
-    no_lesion = froc_curve(probability, np.zeros_like(reference), spacing_mm=UNIT)
+    no_lesion = score_lesions(probability, np.zeros_like(reference)).curve()
     assert np.isnan(no_lesion.recall).all()
-    assert no_lesion.false_per_case[0] > 0
+    assert no_lesion.false_lesions_per_case[0] > 0
     assert math.isnan(average_recall(no_lesion))
 
 
 def test_no_case_at_all_is_no_curve():
-    assert len(pool_scores([]).curve().thresholds) == 0
+    assert len(pool_lesion_scores([]).curve().thresholds) == 0

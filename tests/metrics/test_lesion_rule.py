@@ -1,53 +1,32 @@
 """Rules of published evaluations: masks drawn by hand, and each rule written out in plain loops."""
 
-from dataclasses import asdict
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
-import yaml
 from scipy import ndimage
 
-from tversky_seg.metrics import lesion_rule as rules
+from helpers.lesions import draw as draw_boxes
+from helpers.lesions import published_rule
 from tversky_seg.metrics.lesion_rule import (
-    MSSEG_2016,
+    ANY_OVERLAP,
     LesionRule,
-    count_by_rule,
+    count_lesions,
     detected_lesions,
+    match_by_rule,
     matched_lesions,
 )
-from tversky_seg.metrics.lesions import LesionCounts, overlap_lesions
+from tversky_seg.metrics.lesions import LesionCounts
 
 UNIT = (1.0, 1.0, 1.0)
-CONFIGS = Path(__file__).parents[2] / "configs" / "evaluation"
-PRESETS = {
-    "isbi2015": "ISBI_2015",
-    "msseg2016": "MSSEG_2016",
-    "wmh2017": "WMH_2017",
-    "shirokikh2020": "SHIROKIKH_2020",
-}
+MSSEG_2016 = published_rule("msseg2016")
 
-
-def draw(*boxes, shape=(30, 12, 8)):
-    mask = np.zeros(shape, bool)
-    for box in boxes:
-        mask[box] = True
-    return mask
-
-
-def match(prediction, reference, rule):
-    return overlap_lesions(
-        prediction,
-        reference,
-        spacing_mm=UNIT,
-        connectivity=rule.connectivity,
-        min_volume_mm3=rule.min_volume_mm3,
-        strictly_larger=rule.strictly_larger,
-    )
+draw = partial(draw_boxes, shape=(30, 12, 8))
+match = partial(match_by_rule, spacing_mm=UNIT)
 
 
 def count(prediction, reference, rule=MSSEG_2016):
-    return count_by_rule(match(prediction, reference, rule), rule)
+    return count_lesions(match(prediction, reference, rule=rule), rule)
 
 
 def anima(prediction, reference, *, alpha=0.1, beta=0.7, gamma=0.65, more_than_mm3=3):
@@ -140,41 +119,36 @@ def test_msseg_2016_judges_predicted_lesions_by_the_same_test_exchanged():
     )  # one voxel of 27 is covered
     assert count(prediction, reference).n_unmatched == 1
     assert count(prediction, reference, LesionRule(connectivity=6)).n_unmatched == 0
-    wide = match(prediction, reference, MSSEG_2016)
-    swapped = match(reference, prediction, MSSEG_2016)
+    wide = match(prediction, reference, rule=MSSEG_2016)
+    swapped = match(reference, prediction, rule=MSSEG_2016)
     np.testing.assert_array_equal(
         matched_lesions(wide, MSSEG_2016), detected_lesions(swapped, MSSEG_2016)
     )
 
 
-def test_the_other_presets_take_any_overlap_of_26_neighbours():
-    reference, prediction = (
-        draw(np.s_[0:20, 2, 2], np.s_[25, 8, 6]),
-        draw(np.s_[19:29, 2, 2], np.s_[5, 9, 3]),
-    )
-    for name in ("ISBI_2015", "WMH_2017", "SHIROKIKH_2020"):
-        assert count(prediction, reference, getattr(rules, name)) == LesionCounts(2, 1, 2, 1)
-        diagonal = draw(np.s_[1, 1, 1], np.s_[2, 2, 2])
-        assert count(diagonal, diagonal, getattr(rules, name)).n_reference == 1
+@pytest.mark.parametrize("word", ["isbi2015", "wmh2017", "shirokikh2020"])
+def test_the_other_published_rules_take_any_overlap_of_26_neighbours(word):
+    rule = published_rule(word)
+    reference = draw(np.s_[0:20, 2, 2], np.s_[25, 8, 6])
+    prediction = draw(np.s_[19:29, 2, 2], np.s_[5, 9, 3])
+    assert count(prediction, reference, rule) == LesionCounts(2, 1, 2, 1)
+    diagonal = draw(np.s_[1, 1, 1], np.s_[2, 2, 2])
+    assert count(diagonal, diagonal, rule).n_reference == 1
 
 
-@pytest.mark.parametrize(("word", "constant"), PRESETS.items())
-def test_the_word_on_the_command_line_is_the_rule_of_the_library(word, constant):
-    default = yaml.safe_load((CONFIGS / "default.yaml").read_text())["rule"]
-    preset = yaml.safe_load((CONFIGS / f"{word}.yaml").read_text())
-    assert set(preset) == {"defaults", "rule"}
-    settings = {
-        key: value for key, value in (default | preset["rule"]).items() if key != "_target_"
-    }
-    assert settings == asdict(getattr(rules, constant))
-    assert settings["source"]
+@pytest.mark.parametrize("word", ["isbi2015", "msseg2016", "wmh2017", "shirokikh2020"])
+def test_a_published_rule_names_its_source(word):
+    assert published_rule(word).source
+
+
+def test_msseg_2016_has_the_thresholds_of_its_tool():
+    assert (MSSEG_2016.min_overlap, MSSEG_2016.max_outside) == (0.1, 0.7)  # alpha and beta
+    assert MSSEG_2016.enough_overlap == 0.65  # gamma
+    assert (MSSEG_2016.connectivity, MSSEG_2016.min_volume_mm3) == (6, 3)
 
 
 def test_the_default_rule_is_that_of_the_default_config():
-    default = yaml.safe_load((CONFIGS / "default.yaml").read_text())["rule"]
-    assert {key: value for key, value in default.items() if key != "_target_"} == asdict(
-        rules.ANY_OVERLAP
-    )
+    assert published_rule("default") == ANY_OVERLAP
 
 
 @pytest.mark.parametrize(

@@ -7,25 +7,17 @@ import pytest
 import torch
 from scipy import ndimage
 
-from tversky_seg.metrics.lesions import (
-    LesionCounts,
-    find_lesions,
-    lesion_counts,
-    match_lesions,
-    overlap_lesions,
-    remove_small_lesions,
-)
+from helpers.lesions import draw
+from tversky_seg.metrics.lesion_rule import lesion_counts
+from tversky_seg.metrics.lesions import LesionCounts, match_lesions, remove_small_lesions
 
 RANK = {6: 1, 18: 2, 26: 3}
 UNIT = (1.0, 1.0, 1.0)
 
 
-def draw(*boxes, shape=(12, 12, 12)):
-    """A mask of boxes, each given as three slices or indices."""
-    mask = np.zeros(shape, bool)
-    for box in boxes:
-        mask[box] = True
-    return mask
+def lesions_of(mask, *, connectivity=26):
+    """The table of lesions of one mask."""
+    return match_lesions(mask, mask, spacing_mm=UNIT, connectivity=connectivity).reference
 
 
 def random_masks(seed, shape=(20, 16, 12)):
@@ -84,11 +76,8 @@ def test_prediction_and_reference_swapped_swap_misses_and_inventions():
 def test_diagonal_neighbours_are_one_lesion_or_several_by_connectivity():
     corner = draw(np.s_[2, 2, 2], np.s_[3, 3, 3])
     edge = draw(np.s_[2, 2, 2], np.s_[3, 3, 2])
-    found = {
-        n: [len(find_lesions(mask, spacing_mm=UNIT, connectivity=n)) for mask in (corner, edge)]
-        for n in RANK
-    }
-    assert found == {6: [2, 2], 18: [2, 1], 26: [1, 1]}
+    assert [len(lesions_of(corner, connectivity=n)) for n in (6, 18, 26)] == [2, 2, 1]
+    assert [len(lesions_of(edge, connectivity=n)) for n in (6, 18, 26)] == [2, 1, 1]
 
 
 def test_overlap_must_be_strictly_more_than_the_minimum():
@@ -143,26 +132,26 @@ def test_counts_of_cases_add_up():
 def test_table_gives_volume_centre_and_covered_share_of_each_lesion():
     reference = draw(np.s_[1:3, 4, 4], np.s_[8, 8, 7:11])
     prediction = draw(np.s_[8, 8, 7], np.s_[8, 8, 10])
-    predicted, referred = match_lesions(prediction, reference, spacing_mm=(1, 2, 3))
-    order = np.argsort(referred.volume_mm3)
-    np.testing.assert_allclose(referred.volume_mm3[order], [12, 24])
-    np.testing.assert_allclose(referred.centre[order], [[1.5, 4, 4], [8, 8, 8.5]])
-    np.testing.assert_allclose(referred.overlap[order], [0, 0.5])
-    np.testing.assert_allclose(predicted.overlap, [1, 1])
+    match = match_lesions(prediction, reference, spacing_mm=(1, 2, 3))
+    order = np.argsort(match.reference.volume_mm3)
+    np.testing.assert_allclose(match.reference.volume_mm3[order], [12, 24])
+    np.testing.assert_allclose(match.reference.centre[order], [[1.5, 4, 4], [8, 8, 8.5]])
+    np.testing.assert_allclose(match.reference.overlap[order], [0, 0.5])
+    np.testing.assert_allclose(match.predicted.overlap, [1, 1])
 
 
 def test_table_equals_scipy_centres_of_mass():
     mask = random_masks(3)[0]
     labels, n = ndimage.label(mask, np.ones((3, 3, 3)))
     expected = np.array(ndimage.center_of_mass(mask, labels, range(1, n + 1)))
-    found = find_lesions(mask, spacing_mm=UNIT).centre
+    found = lesions_of(mask).centre
     np.testing.assert_allclose(found[np.lexsort(found.T)], expected[np.lexsort(expected.T)])
 
 
 def test_table_of_an_empty_mask_has_no_rows():
-    table = find_lesions(draw(), spacing_mm=UNIT)
+    table = lesions_of(draw())
     assert (len(table), table.centre.shape) == (0, (0, 3))
-    assert len(find_lesions(np.zeros((0, 3, 3), bool), spacing_mm=UNIT)) == 0
+    assert len(lesions_of(np.zeros((0, 3, 3), bool))) == 0
 
 
 def test_flat_images_and_tensors_are_taken():
@@ -208,11 +197,11 @@ def test_pairs_equal_brute_force(orders):
         np.asarray(m, order=o) for m, o in zip(random_masks(5), orders, strict=True)
     )
     scores = np.random.default_rng(0).random(prediction.shape)
-    match = overlap_lesions(prediction, reference, spacing_mm=UNIT, scores=scores)
+    match = match_lesions(prediction, reference, spacing_mm=UNIT, scores=scores)
     (predicted, n_predicted), (referred, n_reference) = (
         ndimage.label(m, np.ones((3, 3, 3))) for m in (prediction, reference)
     )
-    ours = (match.predicted.centre, match.referred.centre)
+    ours = (match.predicted.centre, match.reference.centre)
     theirs = [
         np.array(ndimage.center_of_mass(m, labels, range(1, n + 1)))
         for m, labels, n in (
@@ -232,7 +221,7 @@ def test_pairs_equal_brute_force(orders):
         if ((predicted == i) & (referred == j)).any()
     }
     assert found == expected
-    highest = {to_theirs[0][i]: score for i, score in enumerate(match.highest)}
+    highest = {to_theirs[0][i]: score for i, score in enumerate(match.highest_score)}
     assert highest == {i: scores[predicted == i].max() for i in range(1, n_predicted + 1)}
     assert match.n_split == sum(
         len(set(np.unique(predicted[referred == j])) - {0}) > 1 for j in range(1, n_reference + 1)
@@ -258,9 +247,9 @@ def test_split_and_merged_lesions_worked_by_hand():
     prediction = draw(
         np.s_[1:3, 2, 2], np.s_[5:7, 2, 2], np.s_[1:5, 8, 8]
     )  # two halves of one; one across two
-    match = overlap_lesions(prediction, reference, spacing_mm=UNIT)
+    match = match_lesions(prediction, reference, spacing_mm=UNIT)
     assert (match.n_split, match.n_merged) == (1, 1)
-    swapped = overlap_lesions(reference, prediction, spacing_mm=UNIT)
+    swapped = match_lesions(reference, prediction, spacing_mm=UNIT)
     assert (swapped.n_split, swapped.n_merged) == (1, 1)
     _, dice = match.best_dice()
     np.testing.assert_allclose(sorted(dice), [2 / 5, 2 / 5, 4 / 10, math.nan])
@@ -269,15 +258,15 @@ def test_split_and_merged_lesions_worked_by_hand():
 def test_lesions_of_just_the_minimum_go_where_only_larger_ones_count():
     mask = draw(np.s_[1, 1, 1:4], np.s_[8, 8, 1:5])
     settings = {"spacing_mm": UNIT, "min_volume_mm3": 3.0}
-    assert len(overlap_lesions(mask, mask, **settings).referred) == 2
-    match = overlap_lesions(mask, mask, strictly_larger=True, **settings)
-    np.testing.assert_array_equal(match.referred.volume_mm3, [4])
-    np.testing.assert_array_equal(match.referred.centre, [[8, 8, 2.5]])
+    assert len(match_lesions(mask, mask, **settings).reference) == 2
+    match = match_lesions(mask, mask, strictly_larger=True, **settings)
+    np.testing.assert_array_equal(match.reference.volume_mm3, [4])
+    np.testing.assert_array_equal(match.reference.centre, [[8, 8, 2.5]])
     np.testing.assert_array_equal(match.pairs, [[0, 0, 4]])
 
 
 def test_lesions_of_empty_masks_have_no_pairs():
     for pair in ((draw(), draw(np.s_[1, 1, 1])), (draw(np.s_[1, 1, 1]), draw()), (draw(), draw())):
-        match = overlap_lesions(*pair, spacing_mm=UNIT, scores=np.zeros((12, 12, 12)))
+        match = match_lesions(*pair, spacing_mm=UNIT, scores=np.zeros((12, 12, 12)))
         assert (match.pairs.shape, match.n_split, match.n_merged) == ((0, 3), 0, 0)
         assert np.isnan(match.best_dice()[1]).all()

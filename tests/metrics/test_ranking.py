@@ -5,20 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import auc, average_precision_score, fbeta_score, roc_auc_score
+from sklearn.metrics import average_precision_score, fbeta_score, roc_auc_score
 from sklearn.metrics import precision_recall_curve as sklearn_curve
 
 from tversky_seg.metrics.overlap import overlap_counts
-from tversky_seg.metrics.ranking import (
-    ScoreHistogram,
-    average_precision,
-    choose_threshold,
-    f_curve,
-    precision_recall_curve,
-    roc_auc,
-    score_histogram,
-    trapezoid_area,
-)
+from tversky_seg.metrics.ranking import average_precision, precision_recall_curve, roc_auc
+from tversky_seg.metrics.score_histogram import ScoreHistogram, choose_threshold, score_histogram
 
 
 def make_scores(seed: int, *, levels: int | None = None, shape: tuple[int, ...] = (12, 9, 7)):
@@ -237,34 +229,22 @@ def test_roc_area_is_nan_without_lesion_or_without_other_voxels():
         assert math.isnan(score_histogram([0.1, 0.2, 0.3], reference).roc_auc())
 
 
-def test_trapezoid_area_equals_scikit_learn_and_is_not_the_step_wise_one():
-    probability, reference = make_scores(2, levels=20)
-    precision, recall, _ = sklearn_curve(reference.ravel(), probability.ravel())
-    area = trapezoid_area(precision_recall_curve(probability, reference))
-    assert area == pytest.approx(auc(recall, precision), abs=1e-12)
-    assert abs(area - average_precision(probability, reference)) > 1e-4
-    histogram = score_histogram(probability, reference)
-    assert trapezoid_area(histogram.curve(every_level=True)) == pytest.approx(area, abs=1e-9)
-    assert math.isnan(trapezoid_area(precision_recall_curve(probability, np.zeros_like(reference))))
-
-
 @pytest.mark.parametrize("b", [0.5, 1, 2])
-def test_f_curve_equals_scikit_learn_at_each_threshold(b):
-    probability, reference = make_scores(4, levels=12)
-    curve = precision_recall_curve(probability, reference)
-    expected = [
-        fbeta_score(reference.ravel(), (probability >= t).ravel(), beta=b) for t in curve.thresholds
-    ]
-    np.testing.assert_allclose(f_curve(curve, b), expected, atol=1e-12)
-    levels = np.rint(curve.thresholds * 65535).astype(int)
-    np.testing.assert_allclose(
-        score_histogram(probability, reference).f(b)[levels], expected, atol=1e-12
-    )
+def test_f_of_each_level_equals_scikit_learn(b):
+    probability, reference = make_scores(4, levels=15)  # multiples of 1/15 are levels, too
+    scores = score_histogram(probability, reference).f(b)
+    for threshold in np.unique(probability):
+        expected = fbeta_score(reference.ravel(), (probability >= threshold).ravel(), beta=b)
+        level = round(float(threshold) * 65535)
+        assert scores[level] == pytest.approx(expected, abs=1e-12)
 
 
-def test_f_curve_is_zero_where_nothing_is_found_and_nan_without_lesion():
-    assert f_curve(precision_recall_curve([0.9, 0.1], [0, 1])).tolist() == pytest.approx([2 / 3, 0])
-    assert np.isnan(f_curve(precision_recall_curve([0.9, 0.1], [0, 0]))).all()
+def test_f_is_zero_where_no_lesion_voxel_is_predicted_and_nan_where_there_is_nothing():
+    missed = score_histogram([0.9, 0.1], [0, 1]).f(1)
+    assert missed[[6553, 58981]].tolist() == pytest.approx([2 / 3, 0])
+    no_lesion = score_histogram([0.9, 0.1], [0, 0]).f(1)
+    assert no_lesion[58981] == 0
+    assert np.isnan(no_lesion[-1])
 
 
 def test_counts_at_thresholds_are_those_of_the_masks():

@@ -12,8 +12,8 @@ from tversky_seg.data.case import Case
 from tversky_seg.data.preprocessing.pipeline import PreparedCase, Preprocessing, preprocess
 from tversky_seg.inference.settings import Inference
 from tversky_seg.inference.sliding_window import predict_volume
-from tversky_seg.metrics.case_metrics import case_measures
-from tversky_seg.metrics.ranking import to_levels
+from tversky_seg.metrics import compute_metrics
+from tversky_seg.metrics.score_histogram import to_levels
 from tversky_seg.training.validation import MONITORED, validate
 
 WHOLE = Inference(patch_size="whole")
@@ -42,7 +42,7 @@ def test_measures_are_means_over_cases_at_what_was_chosen(tmp_path: Path) -> Non
         levels = to_levels(probability.numpy()) / 65535
         settings = {"threshold": found.threshold, "min_volume_mm3": found.min_volume_mm3}
         rows.append(
-            case_measures(levels, case.target[0], spacing_mm=np.diag(AFFINE)[:3], **settings)
+            compute_metrics(levels, case.target[0], spacing_mm=np.diag(AFFINE)[:3], **settings)
         )
     for name in MONITORED:
         assert found.measures[name] == pytest.approx(

@@ -47,12 +47,11 @@ from tversky_seg.metrics.case_metrics import (
     FURTHER_METRICS,
     METRICS,
     TOLERANCE_MM,
-    Judgement,
-    case_measures,
-    judge,
-    ranking_of,
+    CaseMetrics,
+    measure_case,
+    ranking_from_histogram,
 )
-from tversky_seg.metrics.froc import case_scores
+from tversky_seg.metrics.froc import lesion_scores
 from tversky_seg.metrics.lesion_rule import (
     ANY_OVERLAP,
     LesionRule,
@@ -62,12 +61,12 @@ from tversky_seg.metrics.lesion_rule import (
 from tversky_seg.metrics.lesions import LesionCounts, LesionMatch
 from tversky_seg.metrics.masks import Mask
 from tversky_seg.metrics.new_lesions import new_lesion_counts
-from tversky_seg.metrics.ranking import ScoreHistogram, levels_histogram, to_levels
+from tversky_seg.metrics.score_histogram import ScoreHistogram, levels_histogram, to_levels
 from tversky_seg.report.page import Curve, curve_figure, write_report
 from tversky_seg.report.slices import choose_cases, png, show_case, viewed_case
 from tversky_seg.runtime.progress import track
 
-__all__ = ["FURTHER_METRICS", "METRICS", "LesionRule", "case_measures", "evaluate"]
+__all__ = ["FURTHER_METRICS", "METRICS", "LesionRule", "evaluate"]
 
 LESION_COLUMNS = (
     "case_id",
@@ -259,7 +258,7 @@ def _judge_case(
         for number, path in enumerate(case.labels[1:], 2)
     }
     found: dict[str, _Findings] = {}
-    by_rater: dict[int, dict[str, Judgement]] = {number: {} for number in others}
+    by_rater: dict[int, dict[str, CaseMetrics]] = {number: {} for number in others}
     for name, values in source.classes.items():
         prediction = source.read(case, name, reference=reference)
         settings = {"spacing_mm": reference.spacing_mm, "rule": rule, "tolerance_mm": tolerance_mm}
@@ -273,8 +272,8 @@ def _judge_case(
         record = cohort.classes.setdefault(name, ClassRecord())
         record.add_histogram(findings.histogram, is_first=not cohort.judged)
         if findings.histogram:
-            record.scores.append(case_scores(findings.match))
-        record.volume_mm3.append(findings.match.referred.volume_mm3)
+            record.scores.append(lesion_scores(findings.match))
+        record.volume_mm3.append(findings.match.reference.volume_mm3)
         record.detected.append(detected_lesions(findings.match, rule))
     judgements = {name: findings.judgement for name, findings in found.items()}
     cohort.judged.append((case, judgements))
@@ -290,7 +289,7 @@ def _judge_case(
 class _Findings:
     """What one class of a case gave."""
 
-    judgement: Judgement
+    judgement: CaseMetrics
     match: LesionMatch
     histogram: ScoreHistogram | None
     shift_voxels: float
@@ -300,9 +299,11 @@ def _judge_class(prediction: Prediction, target: Mask, **settings: Any) -> _Find
     histogram = None
     if prediction.probability is not None:
         histogram = levels_histogram(to_levels(prediction.probability), target)
-    judgement, match = judge(prediction.mask, target, scores=prediction.probability, **settings)
+    judgement, match = measure_case(
+        prediction.mask, target, scores=prediction.probability, **settings
+    )
     if histogram:
-        judgement = replace(judgement, ranking=ranking_of(histogram))
+        judgement = replace(judgement, ranking=ranking_from_histogram(histogram))
     return _Findings(judgement, match, histogram, prediction.shift_voxels)
 
 
@@ -385,7 +386,7 @@ def _lesion_rows(
     match = findings.match
     sides = {
         "prediction": (match.predicted, matched_lesions(match, rule)),
-        "reference": (match.referred, detected_lesions(match, rule)),
+        "reference": (match.reference, detected_lesions(match, rule)),
     }
     for mask, (table, found) in sides.items():
         centres_mm = table.centre @ affine[:3, :3].T + affine[:3, 3]

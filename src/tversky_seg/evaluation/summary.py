@@ -28,19 +28,19 @@ from tversky_seg.metrics.case_metrics import (
     METRICS,
     NO_DISTANCES,
     NO_RANKING,
-    Judgement,
-    mean_measures,
-    ranking_of,
+    CaseMetrics,
+    mean_metrics,
+    ranking_from_histogram,
 )
 from tversky_seg.metrics.froc import (
     LUNA_POINTS,
     LesionScores,
     average_recall,
-    pool_scores,
+    pool_lesion_scores,
     recall_at,
 )
 from tversky_seg.metrics.lesions import LesionCounts
-from tversky_seg.metrics.ranking import ScoreHistogram, level_of
+from tversky_seg.metrics.score_histogram import ScoreHistogram, level_of
 
 THRESHOLDS = np.arange(1, 200) / 200  # of threshold_curve.csv
 Rows = list[dict[str, float]]
@@ -74,22 +74,22 @@ class ClassRecord:
 class Cohort:
     """What was counted so far: small numbers per case, one histogram per class."""
 
-    judged: list[tuple[Case, dict[str, Judgement]]] = field(default_factory=list)
+    judged: list[tuple[Case, dict[str, CaseMetrics]]] = field(default_factory=list)
     classes: dict[str, ClassRecord] = field(default_factory=dict)
-    raters: dict[int, list[dict[str, Judgement]]] = field(default_factory=dict)
+    raters: dict[int, list[dict[str, CaseMetrics]]] = field(default_factory=dict)
     """Number of a label column (1 label, 2 label_2, ...) -> judgements against what that rater drew."""
     new_lesions: list[tuple[Case, Case, dict[str, LesionCounts]]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     shifted: list[str] = field(default_factory=list)
 
-    def of_class(self, name: str) -> list[Judgement]:
+    def of_class(self, name: str) -> list[CaseMetrics]:
         """One judgement per case."""
         return [judgements[name] for _, judgements in self.judged]
 
-    def pooled(self, name: str) -> Judgement:
+    def pooled(self, name: str) -> CaseMetrics:
         """All voxels and lesions of one class together."""
         histogram = self.classes[name].histogram
-        ranking = ranking_of(histogram) if histogram else NO_RANKING
+        ranking = ranking_from_histogram(histogram) if histogram else NO_RANKING
         return replace(reduce(add, self.of_class(name)), ranking=ranking, distances=NO_DISTANCES)
 
 
@@ -110,7 +110,7 @@ def summarize(
         rows: Mapping[str, Rows], pooled: Mapping[str, Mapping[str, float]]
     ) -> dict[str, Any]:
         return {
-            "mean": one({name: mean_measures(rows[name]) for name in names}),
+            "mean": one({name: mean_metrics(rows[name]) for name in names}),
             "ci95": one(
                 {
                     name: _intervals(
@@ -139,8 +139,8 @@ def summarize(
         "n_cases": len(cohort.judged),
         **settings,
         **statistics(
-            {name: [judgement.measures() for judgement in cohort.of_class(name)] for name in names},
-            {name: judgement.measures() for name, judgement in pooled.items()},
+            {name: [judgement.metrics() for judgement in cohort.of_class(name)] for name in names},
+            {name: judgement.metrics() for name, judgement in pooled.items()},
         ),
         "cases": [
             {"case_id": case.case_id, "subject_id": case.subject_id}
@@ -149,10 +149,10 @@ def summarize(
         ],
         "further": statistics(
             {
-                name: [judgement.further_measures() for judgement in cohort.of_class(name)]
+                name: [judgement.further_metrics() for judgement in cohort.of_class(name)]
                 for name in names
             },
-            {name: judgement.further_measures() for name, judgement in pooled.items()},
+            {name: judgement.further_metrics() for name, judgement in pooled.items()},
         ),
         "cohort": of_each_class(lambda name: _agreement_with_all(cohort, name)),
         "recall_by_volume": of_each_class(lambda name: _recall_by_volume(cohort.classes[name])),
@@ -166,9 +166,9 @@ def summarize(
     return {key: plain(value) for key, value in (metrics | faults).items()}
 
 
-def all_measures(judgement: Judgement) -> dict[str, float]:
+def all_measures(judgement: CaseMetrics) -> dict[str, float]:
     """The published measures of a case, then the further ones."""
-    return judgement.measures() | judgement.further_measures()
+    return judgement.metrics() | judgement.further_metrics()
 
 
 def one(by_class: Mapping[str, Any]) -> Any:
@@ -219,8 +219,8 @@ def froc_rows(cohort: Cohort) -> Iterator[tuple[Any, ...]]:
     """Rows of froc.csv; none for a class of masks."""
     for name, record in cohort.classes.items():
         if record.histogram is not None:
-            scores = pool_scores(record.scores)
-            recorded = scores.curve(recorded=True).false_per_case
+            scores = pool_lesion_scores(record.scores)
+            recorded = scores.curve(only_cases_with_lesions=True).false_lesions_per_case
             for values in zip(*scores.curve(), recorded, strict=True):
                 yield name, f"{values[0]:.7f}", *map(_cell, values[1:])
 
@@ -256,14 +256,14 @@ def _agreement_with_all(cohort: Cohort, name: str) -> dict[str, Any]:
     return _agreement(cohort.of_class(name)) | {"isbi_score_over_raters": over_raters}
 
 
-def _agreement(judgements: Sequence[Judgement]) -> dict[str, Any]:
+def _agreement(judgements: Sequence[CaseMetrics]) -> dict[str, Any]:
     predicted = [judgement.predicted_volume_mm3 for judgement in judgements]
     reference = [judgement.reference_volume_mm3 for judgement in judgements]
     difference, correlation = (
         bland_altman(predicted, reference),
         volume_correlation(predicted, reference),
     )
-    mean = mean_measures([judgement.measures() for judgement in judgements])
+    mean = mean_metrics([judgement.metrics() for judgement in judgements])
     terms = {name: mean[name] for name in ("dice", "precision", "lesion_fpr", "lesion_tpr")}
     lowest, highest = difference.limits
     return {
@@ -302,8 +302,8 @@ def _bin(found: VolumeBin) -> dict[str, Any]:
 def _froc(record: ClassRecord, *, n_cases: int) -> dict[str, Any] | None:
     if record.histogram is None:
         return None
-    scores = pool_scores(record.scores)
-    curve, n_found = scores.curve(), len(scores.found)
+    scores = pool_lesion_scores(record.scores)
+    curve, n_found = scores.curve(), len(scores.detected)
     recall = (
         recall_at(curve, LUNA_POINTS) if scores.n_reference else np.full(len(LUNA_POINTS), math.nan)
     )
@@ -316,8 +316,8 @@ def _froc(record: ClassRecord, *, n_cases: int) -> dict[str, Any] | None:
         "false_lesions_per_case": len(scores.false) / n_cases,
         "n_cases": n_cases,
         "recorded": {
-            "n_cases": scores.n_recorded,
-            "average_recall": average_recall(scores.curve(recorded=True))
+            "n_cases": scores.n_cases_with_lesions,
+            "average_recall": average_recall(scores.curve(only_cases_with_lesions=True))
             if scores.n_reference
             else math.nan,
         },
@@ -374,7 +374,7 @@ def _raters(cohort: Cohort, name: str) -> list[dict[str, Any]]:
             {
                 "label": number,
                 "n_cases": len(judgements),
-                "mean": mean_measures([judgement.measures() for judgement in judgements]),
+                "mean": mean_metrics([judgement.metrics() for judgement in judgements]),
                 "volume_correlation": agreement["volume_correlation"],
                 "isbi_score": agreement["isbi_score"],
             }

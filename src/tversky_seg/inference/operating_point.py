@@ -11,9 +11,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.metrics.lesions import LesionCounts, label_lesions
+from tversky_seg.metrics.components import label_lesions
+from tversky_seg.metrics.lesions import LesionCounts
 from tversky_seg.metrics.masks import Mask
-from tversky_seg.metrics.ranking import N_LEVELS, ScoreHistogram, choose_threshold, levels_histogram
+from tversky_seg.metrics.score_histogram import (
+    N_LEVELS,
+    ScoreHistogram,
+    choose_threshold,
+    levels_histogram,
+)
 
 logger = logging.getLogger("tversky_seg")
 
@@ -99,7 +105,7 @@ def choose_operating_point(
 ) -> OperatingPoint:
     """Choose the threshold and the smallest lesion that serve a goal best, averaged over cases.
 
-    "dice", "f2": the exact best threshold (`ranking.choose_threshold`), then the best of ten sizes
+    "dice", "f2": the exact best threshold (`choose_threshold`), then the best of ten sizes
     from 0 to 50 mm3.
     "lesion_f1": the best pair of 19 thresholds and ten sizes.
     "recall=r": the highest threshold at which the share of detected lesion voxels reaches r; then,

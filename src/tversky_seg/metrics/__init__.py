@@ -1,8 +1,8 @@
 """Metrics of one case: `(prediction, reference)` arrays in, counts out, rates from the counts."""
 
-from tversky_seg.metrics.case_metrics import METRICS, case_measures
-from tversky_seg.metrics.lesion_rule import LesionRule
-from tversky_seg.metrics.lesions import LesionCounts, lesion_counts
+from tversky_seg.metrics.case_metrics import METRICS, compute_metrics
+from tversky_seg.metrics.lesion_rule import LesionRule, lesion_counts
+from tversky_seg.metrics.lesions import LesionCounts
 from tversky_seg.metrics.overlap import OverlapCounts, overlap_counts
 from tversky_seg.metrics.ranking import (
     PrecisionRecallCurve,
@@ -19,7 +19,7 @@ __all__ = [
     "PrecisionRecallCurve",
     "SurfaceDistances",
     "average_precision",
-    "case_measures",
+    "compute_metrics",
     "lesion_counts",
     "overlap_counts",
     "precision_recall_curve",

@@ -1,4 +1,4 @@
-"""Agreement over a cohort: lesion volumes, the ISBI score, recall by lesion volume."""
+"""Agreement over a cohort: lesion volumes, the ISBI score, and recall by lesion volume."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ VOLUME_EDGES_MM3 = (0.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, math.inf)
 
 @dataclass(frozen=True)
 class BlandAltman:
-    """Differences predicted minus reference over cases (Bland & Altman 1986); NaN where there are too few cases."""
+    """Differences predicted minus reference over cases (Bland & Altman 1986)."""
 
     bias: float
-    """Mean difference."""
+    """Mean difference; NaN without cases."""
     sd: float
-    """Standard deviation of the differences (n - 1); NaN for one case."""
+    """Standard deviation of the differences (n - 1); NaN for fewer than two cases."""
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -29,46 +29,67 @@ class BlandAltman:
 
 
 def bland_altman(predicted: ArrayLike, reference: ArrayLike) -> BlandAltman:
-    """Bias and spread of predicted minus reference values, as volumes in mm3; NaN without cases.
+    """Compute bias and spread of predicted minus reference values, such as volumes in mm3.
 
     Args:
         predicted: (n,) one value per case.
-        reference: (n,).
+        reference: (n,) one value per case.
+
+    Raises:
+        ValueError: Other shapes.
     """
-    difference = np.subtract(*_paired(predicted, reference))
-    n = len(difference)
-    return BlandAltman(
-        float(difference.mean()) if n else math.nan,
-        float(difference.std(ddof=1)) if n > 1 else math.nan,
-    )
+    x, y = _check_pairs(predicted, reference)
+    difference = x - y
+    bias = math.nan
+    sd = math.nan
+    if len(difference):
+        bias = float(difference.mean())
+    if len(difference) > 1:
+        sd = float(difference.std(ddof=1))
+    return BlandAltman(bias, sd)
 
 
 def volume_correlation(predicted: ArrayLike, reference: ArrayLike) -> float:
-    """Pearson correlation of predicted and reference volumes over cases, in [-1, 1].
+    """Compute the Pearson correlation of predicted and reference volumes over cases.
 
-    NaN for fewer than two cases, or where all predicted or all reference volumes are equal.
+    Args:
+        predicted: (n,) one volume per case.
+        reference: (n,) one volume per case.
+
+    Returns:
+        Correlation in [-1, 1]; NaN for fewer than two cases, or where all predicted or all
+        reference volumes are equal.
+
+    Raises:
+        ValueError: Other shapes.
     """
-    x, y = (
-        values - (values.mean() if values.size else 0) for values in _paired(predicted, reference)
-    )
+    x, y = _check_pairs(predicted, reference)
+    if not x.size:
+        return math.nan
+    x = x - x.mean()
+    y = y - y.mean()
     spread = math.sqrt(float((x * x).sum()) * float((y * y).sum()))
-    return min(1.0, max(-1.0, float((x * y).sum()) / spread)) if spread > 0 else math.nan
+    if not spread > 0:
+        return math.nan
+    correlation = float((x * y).sum()) / spread
+    return min(1.0, max(-1.0, correlation))  # rounding may lead past 1
 
 
 def isbi_score(
     *, dice: float, precision: float, lesion_fpr: float, lesion_tpr: float, correlation: float
 ) -> float:
-    """Score of the ISBI 2015 challenge (Carass et al. 2017), in [0, 1]; NaN where a term is.
+    """Compute the score of the ISBI 2015 challenge (Carass et al. 2017), in [0, 1].
 
-    dice/8 + precision/8 + (1 - lesion_fpr)/4 + lesion_tpr/4 + correlation/4, with means over the scans of a rater. The
-    website's scale, on which human raters have 90, is not published.
+    dice/8 + precision/8 + (1 - lesion_fpr)/4 + lesion_tpr/4 + correlation/4, of means over the
+    scans of a rater; NaN where a term is. The scale of the website, on which human raters have 90,
+    is not published.
     """
     return dice / 8 + precision / 8 + (1 - lesion_fpr) / 4 + lesion_tpr / 4 + correlation / 4
 
 
 @dataclass(frozen=True)
 class VolumeBin:
-    """Reference lesions of from_mm3 <= volume < to_mm3, and how many of them were found."""
+    """Reference lesions of from_mm3 <= volume < to_mm3, and how many of them were detected."""
 
     from_mm3: float
     to_mm3: float
@@ -77,52 +98,63 @@ class VolumeBin:
 
     @property
     def recall(self) -> float:
-        """Share found; NaN without lesions."""
-        return self.n_detected / self.n_lesions if self.n_lesions else math.nan
+        """Share of the lesions that were detected; NaN without lesions."""
+        if not self.n_lesions:
+            return math.nan
+        return self.n_detected / self.n_lesions
 
 
 def recall_by_volume(
     volume_mm3: ArrayLike, detected: ArrayLike, edges_mm3: Sequence[float] = VOLUME_EDGES_MM3
 ) -> list[VolumeBin]:
-    """Recall of lesions of each size, between rising edges.
+    """Count the lesions of each size, and those detected, between rising edges.
 
     Args:
-        volume_mm3: (n,) of the reference lesions.
-        detected: (n,) whether each was found.
-        edges_mm3: (bins + 1,) rising; a lesion on an edge belongs above it.
+        volume_mm3: (n,) volumes of the reference lesions.
+        detected: (n,) whether each was detected.
+        edges_mm3: (bins + 1,) rising volumes; a lesion on an edge belongs above it.
 
     Raises:
-        ValueError: for edges that do not rise.
+        ValueError: Edges that do not rise.
     """
-    volumes, found = np.asarray(volume_mm3, np.float64), np.asarray(detected, bool)
+    volumes = np.asarray(volume_mm3, np.float64)
+    is_detected = np.asarray(detected, bool)
     if not (np.diff(edges_mm3) > 0).all():
         raise ValueError(f"edges_mm3 must rise, got {tuple(edges_mm3)}")
-    which = (
-        np.searchsorted(np.array(edges_mm3) * (1 - 1e-6), volumes, side="right") - 1
-    )  # float32 spacing
-    return [
-        VolumeBin(low, high, int((which == k).sum()), int(found[which == k].sum()))
-        for k, (low, high) in enumerate(itertools.pairwise(edges_mm3))
-    ]
+    # Spacing comes from float32 affines: a lesion of 2.9999999 mm3 lies on the edge of 3 mm3.
+    lowered_edges = np.array(edges_mm3) * (1 - 1e-6)
+    bins = np.searchsorted(lowered_edges, volumes, side="right") - 1
+    counts: list[VolumeBin] = []
+    for k, (low, high) in enumerate(itertools.pairwise(edges_mm3)):
+        is_inside = bins == k
+        n_detected = int(is_detected[is_inside].sum())
+        counts.append(VolumeBin(low, high, int(is_inside.sum()), n_detected))
+    return counts
 
 
 def quartile_edges(volume_mm3: ArrayLike) -> list[float]:
-    """Edges that part the lesions into quarters by volume, the last infinite; fewer where volumes are tied.
+    """Find the edges that part the lesions into quarters by volume, for `recall_by_volume`.
 
-    Empty without lesions.
+    Args:
+        volume_mm3: (n,) volumes of the lesions.
+
+    Returns:
+        Five edges, the last infinite; fewer where volumes are tied, none without lesions.
     """
     volumes = np.asarray(volume_mm3, np.float64)
     if not volumes.size:
         return []
-    return [*np.unique(np.quantile(volumes, (0, 0.25, 0.5, 0.75))).tolist(), math.inf]
+    quartiles = np.unique(np.quantile(volumes, (0, 0.25, 0.5, 0.75)))
+    return [*quartiles.tolist(), math.inf]
 
 
-def _paired(
+def _check_pairs(
     predicted: ArrayLike, reference: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    pair = np.asarray(predicted, np.float64), np.asarray(reference, np.float64)
-    if pair[0].shape != pair[1].shape or pair[0].ndim != 1:
+    x = np.asarray(predicted, np.float64)
+    y = np.asarray(reference, np.float64)
+    if x.shape != y.shape or x.ndim != 1:
         raise ValueError(
-            f"one value per case is expected on both sides, got {pair[0].shape} and {pair[1].shape}"
+            f"one value per case is expected on both sides, got {x.shape} and {y.shape}"
         )
-    return pair
+    return x, y

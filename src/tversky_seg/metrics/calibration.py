@@ -1,4 +1,4 @@
-"""Whether a probability means what it says: of voxels at 0.8, four in five should be lesion."""
+"""Calibration of probabilities: of voxels at 0.8, four in five should be lesion."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tversky_seg.metrics.ranking import N_LEVELS, ScoreHistogram, score_histogram
+from tversky_seg.metrics.score_histogram import N_LEVELS, ScoreHistogram, score_histogram
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Voxels in bins of equal width by their probability; bin k holds edges[k] < probability <= edges[k + 1]."""
+    """Voxels in bins of equal width by their probability.
+
+    Bin k holds edges[k] < probability <= edges[k + 1]; probability 0 lies in the first bin.
+    """
 
     edges: NDArray[np.float64]
-    """(n + 1,) from 0 to 1; probability 0 lies in the first bin."""
+    """(n + 1,) from 0 to 1."""
     n_voxels: NDArray[np.int64]
-    """(n,)."""
+    """(n,) voxels in each bin."""
     mean_probability: NDArray[np.float64]
-    """(n,) NaN in an empty bin."""
+    """(n,) mean over the voxels of each bin; NaN in an empty bin."""
     lesion_share: NDArray[np.float64]
-    """(n,) share of the bin's voxels that are lesion; NaN in an empty bin."""
+    """(n,) share of the voxels of each bin that are lesion; NaN in an empty bin."""
 
     @property
     def error(self) -> float:
-        """Expected calibration error: mean over voxels of |mean probability - lesion share| of their bin; NaN without.
+        """Expected calibration error, in [0, 1] (arXiv 1706.04599, eq. 3); NaN without voxels.
 
-        In [0, 1], eq. 3 of arXiv 1706.04599. Nearly all voxels of a brain lie in the first bin, which makes it small.
+        The mean, over voxels, of |mean probability - lesion share| of their bin. Nearly all voxels
+        of a brain lie in the first bin, which makes the error small.
         """
         if not self.n_voxels.sum():
             return math.nan
@@ -37,44 +41,53 @@ class Calibration:
 
 
 def calibrate(histogram: ScoreHistogram, *, n_bins: int = 10) -> Calibration:
-    """Bin the voxels of a histogram; histograms of cases add up.
+    """Bin the voxels of a histogram of one case or of several.
+
+    Args:
+        histogram: Histogram of the probabilities.
+        n_bins: Number of bins of equal width.
 
     Raises:
-        ValueError: for fewer than one bin or more than levels.
+        ValueError: Fewer than one bin, or as many as there are levels.
     """
     if not 1 <= n_bins < N_LEVELS:
         raise ValueError(f"n_bins must lie in [1, {N_LEVELS}), got {n_bins}")
+    # Bins are closed above: of ten, level 6553 (0.09999) belongs to bin 0 and 6554 to bin 1. The
+    # number of the bin is the quotient rounded up (Python rounds -(-a // b) up), minus one.
     levels = np.arange(N_LEVELS)
-    which = np.maximum(-(-levels * n_bins // (N_LEVELS - 1)) - 1, 0)
-    n, n_positive, sums = (
-        np.bincount(which, counts, n_bins)
-        for counts in (
-            histogram.n_voxels,
-            histogram.n_positive,
-            histogram.n_voxels * (levels / (N_LEVELS - 1)),
-        )
-    )
+    bins = np.maximum(-(-levels * n_bins // (N_LEVELS - 1)) - 1, 0)
+    probabilities = levels / (N_LEVELS - 1)
+    n_voxels = np.bincount(bins, histogram.n_voxels, n_bins)
+    n_positive = np.bincount(bins, histogram.n_positive, n_bins)
+    total_probability = np.bincount(bins, histogram.n_voxels * probabilities, n_bins)
     with np.errstate(invalid="ignore"):
-        return Calibration(
-            np.linspace(0, 1, n_bins + 1), n.astype(np.int64), sums / n, n_positive / n
-        )
+        mean_probability = total_probability / n_voxels
+        lesion_share = n_positive / n_voxels
+    return Calibration(
+        edges=np.linspace(0, 1, n_bins + 1),
+        n_voxels=n_voxels.astype(np.int64),
+        mean_probability=mean_probability,
+        lesion_share=lesion_share,
+    )
 
 
 def expected_calibration_error(
     probability: ArrayLike, reference: ArrayLike, mask: ArrayLike | None = None, *, n_bins: int = 10
 ) -> float:
-    """How far probabilities are from the share of lesion among voxels of such a probability (see `Calibration.error`).
+    """Measure how far probabilities are from the share of lesion among their voxels.
+
+    See `Calibration.error`.
 
     Args:
-        probability: any shape, in [0, 1]; rounded to 1/65535.
+        probability: Probabilities of any shape, in [0, 1]; rounded to 1/65535.
         reference: 0/1 mask of the same shape.
-        mask: voxels to judge (0/1), all by default; the brain, say.
-        n_bins: bins of equal width.
+        mask: Voxels to evaluate (0/1), all by default; the brain, for example.
+        n_bins: Number of bins of equal width.
 
     Returns:
         Error in [0, 1]; NaN without voxels.
 
     Raises:
-        ValueError: as for `score_histogram`.
+        ValueError: As for `score_histogram`.
     """
     return calibrate(score_histogram(probability, reference, mask), n_bins=n_bins).error

@@ -1,4 +1,4 @@
-"""The published measures of one case, and of several pooled. docs/metrics.md defines each."""
+"""All metrics of one case, and of several pooled. docs/metrics.md defines each."""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tversky_seg.metrics.calibration import calibrate
-from tversky_seg.metrics.lesion_rule import ANY_OVERLAP, LesionRule, count_by_rule
-from tversky_seg.metrics.lesions import (
-    LesionCounts,
-    LesionMatch,
-    overlap_lesions,
-    remove_small_lesions,
+from tversky_seg.metrics.lesion_rule import (
+    ANY_OVERLAP,
+    LesionRule,
+    count_lesions,
+    match_by_rule,
 )
+from tversky_seg.metrics.lesions import LesionCounts, LesionMatch, remove_small_lesions
 from tversky_seg.metrics.masks import Mask, as_array, as_mask, check_spacing
 from tversky_seg.metrics.overlap import OverlapCounts, overlap_counts
-from tversky_seg.metrics.ranking import (
-    ScoreHistogram,
-    levels_histogram,
-    ranking_areas,
-    to_levels,
-)
+from tversky_seg.metrics.ranking import ranking_areas
+from tversky_seg.metrics.score_histogram import ScoreHistogram, levels_histogram, to_levels
 from tversky_seg.metrics.surface import SurfaceDistances, surface_distances
 
 METRICS = (
@@ -67,7 +63,7 @@ TOLERANCE_MM = 1.0
 
 @dataclass(frozen=True)
 class Ranking:
-    """How well the probabilities of one case, or of a whole cohort, rank voxels and mean what they say."""
+    """Metrics of the probabilities of one case or of a cohort; NaN where undefined."""
 
     pr_auc: float = math.nan
     roc_auc: float = math.nan
@@ -78,8 +74,8 @@ NO_RANKING = Ranking()
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What was counted in one class of one case, or of several cases pooled."""
+class CaseMetrics:
+    """Counts of one class of one case, or of several cases pooled; the metrics follow from them."""
 
     overlap: OverlapCounts
     lesions: LesionCounts
@@ -94,9 +90,9 @@ class Judgement:
     object_dice_sum: float = 0.0
     """Sum of the highest Dice of each of them with a predicted lesion."""
 
-    def __add__(self, other: Judgement) -> Judgement:
-        """Both cases pooled; ranking and distances do not add up and are NaN."""
-        return Judgement(
+    def __add__(self, other: CaseMetrics) -> CaseMetrics:
+        """Pool two cases; ranking and distances do not add up and are NaN."""
+        return CaseMetrics(
             self.overlap + other.overlap,
             self.lesions + other.lesions,
             self.reference_volume_mm3 + other.reference_volume_mm3,
@@ -107,56 +103,64 @@ class Judgement:
             object_dice_sum=self.object_dice_sum + other.object_dice_sum,
         )
 
-    def measures(self) -> dict[str, float]:
-        """The published measures by name, in the order of `METRICS`."""
-        values = (
-            self.overlap.dice,
-            self.overlap.sensitivity,
-            self.overlap.specificity,
-            self.overlap.precision,
-            self.overlap.f(2),
-            self.ranking.pr_auc,
-            self.lesions.tpr,
-            self.lesions.fpr,
-            self.lesions.f1,
-            self.distances.assd_mm,
-            self.distances.hd95_mm,
-            abs(self._relative_difference),
-            self.reference_volume_mm3,
-            self.predicted_volume_mm3,
-            self.lesions.n_reference,
-            self.lesions.n_predicted,
-        )
-        return dict(zip(METRICS, values, strict=True))
+    def metrics(self) -> dict[str, float]:
+        """Compute the metrics of `METRICS`, by name and in its order."""
+        return {
+            "dice": self.overlap.dice,
+            "sensitivity": self.overlap.sensitivity,
+            "specificity": self.overlap.specificity,
+            "precision": self.overlap.precision,
+            "f2": self.overlap.f(2),
+            "pr_auc": self.ranking.pr_auc,
+            "lesion_tpr": self.lesions.tpr,
+            "lesion_fpr": self.lesions.fpr,
+            "lesion_f1": self.lesions.f1,
+            "assd_mm": self.distances.assd_mm,
+            "hd95_mm": self.distances.hd95_mm,
+            "volume_difference": abs(self._relative_difference),
+            "reference_volume_mm3": self.reference_volume_mm3,
+            "predicted_volume_mm3": self.predicted_volume_mm3,
+            "n_reference_lesions": self.lesions.n_reference,
+            "n_predicted_lesions": self.lesions.n_predicted,
+        }
 
-    def further_measures(self) -> dict[str, float]:
-        """More measures by name, in the order of `FURTHER_METRICS`."""
-        difference_mm3 = self.predicted_volume_mm3 - self.reference_volume_mm3
-        values = (
-            self.overlap.jaccard,
-            self.overlap.mcc,
-            difference_mm3,
-            abs(difference_mm3),
-            self._relative_difference,
-            self.ranking.roc_auc,
-            self.ranking.calibration_error,
-            self.distances.hd_mm,
-            self.distances.surface_dice,
-            self.object_dice_sum / self.n_overlapped if self.n_overlapped else math.nan,
-            self.lesions.n_detected,
-            self.lesions.n_unmatched,
-            self.n_split,
-            self.n_merged,
-        )
-        return dict(zip(FURTHER_METRICS, values, strict=True))
+    def further_metrics(self) -> dict[str, float]:
+        """Compute the metrics of `FURTHER_METRICS`, by name and in its order."""
+        return {
+            "jaccard": self.overlap.jaccard,
+            "mcc": self.overlap.mcc,
+            "signed_volume_difference_mm3": self._difference_mm3,
+            "absolute_volume_difference_mm3": abs(self._difference_mm3),
+            "signed_volume_difference": self._relative_difference,
+            "roc_auc": self.ranking.roc_auc,
+            "calibration_error": self.ranking.calibration_error,
+            "hd_mm": self.distances.hd_mm,
+            "surface_dice": self.distances.surface_dice,
+            "object_dice": self._object_dice,
+            "n_detected_lesions": self.lesions.n_detected,
+            "n_false_lesions": self.lesions.n_unmatched,
+            "n_split_lesions": self.n_split,
+            "n_merged_lesions": self.n_merged,
+        }
+
+    @property
+    def _difference_mm3(self) -> float:
+        return self.predicted_volume_mm3 - self.reference_volume_mm3
 
     @property
     def _relative_difference(self) -> float:
-        difference_mm3 = self.predicted_volume_mm3 - self.reference_volume_mm3
-        return difference_mm3 / self.reference_volume_mm3 if self.reference_volume_mm3 else math.nan
+        if not self.reference_volume_mm3:
+            return math.nan
+        return self._difference_mm3 / self.reference_volume_mm3
+
+    @property
+    def _object_dice(self) -> float:
+        if not self.n_overlapped:
+            return math.nan
+        return self.object_dice_sum / self.n_overlapped
 
 
-def case_measures(
+def compute_metrics(
     prediction: ArrayLike,
     reference: ArrayLike,
     *,
@@ -167,40 +171,48 @@ def case_measures(
     tolerance_mm: float = TOLERANCE_MM,
     further: bool = False,
 ) -> dict[str, float]:
-    """The published measures of one class of one case, or all of them; docs/metrics.md defines each.
+    """Compute the metrics of one class of one case; docs/metrics.md defines each.
 
     Args:
-        prediction: (X, Y, Z) probability in [0, 1] (any float type), or a 0/1 mask (bool or integer).
+        prediction: (X, Y, Z) probability in [0, 1] (any float type), or a 0/1 mask (bool or
+            integer).
         reference: 0/1 mask of the same shape.
-        spacing_mm: size of a voxel per axis, in mm.
-        threshold: a voxel is lesion where probability >= threshold; not used for a mask.
-        min_volume_mm3: smaller predicted lesions are taken out before anything is measured.
-        rule: what a lesion is and when it counts as found.
-        tolerance_mm: for the surface Dice.
-        further: whether the measures of `FURTHER_METRICS` are wanted too.
+        spacing_mm: Size of a voxel per axis, in mm.
+        threshold: A voxel is lesion where probability >= threshold; not used for a mask.
+        min_volume_mm3: Smaller predicted lesions are removed before anything is measured.
+        rule: Rule of what a lesion is and when it counts as detected.
+        tolerance_mm: Distance up to which surfaces agree, for the surface Dice.
+        further: Whether to compute the metrics of `FURTHER_METRICS` too.
 
     Returns:
-        Measure by name, NaN where undefined; `pr_auc` is NaN for a mask.
+        Metric by name, NaN where undefined; `pr_auc` is NaN for a mask.
 
     Raises:
-        ValueError: for shapes that differ, probabilities outside [0, 1], or masks of other values than 0 and 1.
+        ValueError: Shapes that differ, probabilities outside [0, 1], or masks of other values than
+            0 and 1.
     """
-    scores, reference = as_array(prediction), as_mask(reference, name="reference")
-    ranks = np.issubdtype(scores.dtype, np.inexact)
-    levels = to_levels(scores) if ranks else None  # refuses what is no probability
-    mask = scores >= threshold if ranks else as_mask(scores, name="prediction")
+    scores = as_array(prediction)
+    true = as_mask(reference, name="reference")
+    is_probability = np.issubdtype(scores.dtype, np.inexact)
+    if is_probability:
+        levels = to_levels(scores)  # refuses values outside [0, 1]
+        mask = scores >= threshold
+    else:
+        mask = as_mask(scores, name="prediction")
     mask = remove_small_lesions(mask, spacing_mm=spacing_mm, min_volume_mm3=min_volume_mm3)
-    judgement, _ = judge(
-        mask, reference, spacing_mm=spacing_mm, rule=rule, tolerance_mm=tolerance_mm
-    )
-    if levels is not None:
-        areas = ranking_areas(scores, reference)
-        error = calibrate(levels_histogram(levels, reference)).error if further else math.nan
-        judgement = replace(judgement, ranking=Ranking(*areas, error))
-    return judgement.measures() | (judgement.further_measures() if further else {})
+    case, _ = measure_case(mask, true, spacing_mm=spacing_mm, rule=rule, tolerance_mm=tolerance_mm)
+    if is_probability:
+        pr_auc, area = ranking_areas(scores, true)
+        calibration_error = math.nan
+        if further:
+            calibration_error = calibrate(levels_histogram(levels, true)).error
+        case = replace(case, ranking=Ranking(pr_auc, area, calibration_error))
+    if further:
+        return case.metrics() | case.further_metrics()
+    return case.metrics()
 
 
-def judge(
+def measure_case(
     mask: Mask,
     reference: Mask,
     *,
@@ -209,46 +221,65 @@ def judge(
     with_distances: bool = True,
     tolerance_mm: float = TOLERANCE_MM,
     scores: ArrayLike | None = None,
-) -> tuple[Judgement, LesionMatch]:
-    """Count one class of one case; also its lesions and which of them overlap, with their highest scores if given."""
+) -> tuple[CaseMetrics, LesionMatch]:
+    """Count voxels and lesions of one class of one case, and measure its surface distances.
+
+    Args:
+        mask: Predicted mask (X, Y, Z).
+        reference: Mask of the same shape.
+        spacing_mm: Size of a voxel per axis, in mm.
+        rule: Rule of what a lesion is and when it counts as detected.
+        with_distances: Whether to measure the surface distances; they are NaN otherwise.
+        tolerance_mm: Distance up to which surfaces agree, for the surface Dice.
+        scores: Scores of the same shape, of which each predicted lesion gets its highest.
+
+    Returns:
+        The counts, without a ranking; and the lesions with their overlaps.
+
+    Raises:
+        ValueError: Shapes that differ, or other values than 0 and 1.
+    """
     overlap = overlap_counts(mask, reference)
     voxel_mm3 = float(check_spacing(spacing_mm, ndim=mask.ndim).prod())
-    match = overlap_lesions(
-        mask,
-        reference,
-        spacing_mm=spacing_mm,
-        connectivity=rule.connectivity,
-        min_volume_mm3=rule.min_volume_mm3,
-        strictly_larger=rule.strictly_larger,
-        scores=scores,
-    )
-    _, dice = match.best_dice()
+    match = match_by_rule(mask, reference, spacing_mm=spacing_mm, rule=rule, scores=scores)
+    _, object_dice = match.best_dice()
     distances = NO_DISTANCES
     if with_distances:
         distances = surface_distances(
             mask, reference, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm
         )
-    judgement = Judgement(
-        overlap,
-        count_by_rule(match, rule),
+    case = CaseMetrics(
+        overlap=overlap,
+        lesions=count_lesions(match, rule),
         reference_volume_mm3=(overlap.tp + overlap.fn) * voxel_mm3,
         predicted_volume_mm3=(overlap.tp + overlap.fp) * voxel_mm3,
         distances=distances,
         n_split=match.n_split,
         n_merged=match.n_merged,
-        n_overlapped=int(np.count_nonzero(~np.isnan(dice))),
-        object_dice_sum=float(np.nansum(dice)),
+        n_overlapped=int(np.count_nonzero(~np.isnan(object_dice))),
+        object_dice_sum=float(np.nansum(object_dice)),
     )
-    return judgement, match
+    return case, match
 
 
-def ranking_of(histogram: ScoreHistogram) -> Ranking:
-    """Ranking measures of the voxels of a histogram."""
-    return Ranking(histogram.average_precision(), histogram.roc_auc(), calibrate(histogram).error)
+def ranking_from_histogram(histogram: ScoreHistogram) -> Ranking:
+    """Compute the ranking of the voxels of a histogram, of one case or of several."""
+    return Ranking(
+        pr_auc=histogram.average_precision(),
+        roc_auc=histogram.roc_auc(),
+        calibration_error=calibrate(histogram).error,
+    )
 
 
-def mean_measures(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each measure over the cases that define it; NaN where none does."""
+def mean_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average each metric over the cases that define it.
+
+    Args:
+        rows: Metrics by name, one mapping per case and all with the same names; at least one.
+
+    Returns:
+        Mean by name; NaN where no case defines the metric.
+    """
     values = np.array([list(row.values()) for row in rows], dtype=np.float64)
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore"):

@@ -1,4 +1,4 @@
-"""What a mask is, checked once for all measures: 0 and 1, and two masks of one shape."""
+"""Masks as arrays: the checks that all metrics share, and where a mask lies."""
 
 from __future__ import annotations
 
@@ -12,56 +12,63 @@ Mask = NDArray[np.bool_]
 
 
 def as_mask(values: ArrayLike, *, name: str = "mask") -> Mask:
-    """The values as a bool array; an array of bool is returned as it is.
+    """Convert a mask of 0 and 1 to a bool array; an array of bool is returned as it is.
 
     Args:
-        values: array of any shape, or a torch tensor on the CPU; 0 is background and 1 is lesion.
-        name: how the error calls it.
+        values: Array of any shape, or a torch tensor on the CPU; 0 is background and 1 is lesion.
+        name: Name of the argument, for the error.
 
     Raises:
-        ValueError: when another value than 0 and 1 occurs.
+        ValueError: Another value than 0 and 1.
     """
     array = as_array(values)
     if array.dtype == np.bool_:
         return array
     mask: Mask = array == 1
-    strange = array[mask != (array != 0)]
-    if strange.size:
+    others = array[mask != (array != 0)]
+    if others.size:
         raise ValueError(
-            f"{name} must be a mask of 0 and 1, got the value {strange.flat[0]}: threshold it first"
+            f"{name} must be a mask of 0 and 1, got the value {others.flat[0]}: threshold it first"
         )
     return mask
 
 
 def as_array(values: ArrayLike) -> NDArray[Any]:
-    """The values as a numpy array; tensors on the CPU are taken, also such as require a gradient."""
-    return np.asarray(values.detach() if isinstance(values, Tensor) else values)
+    """Convert an array, or a tensor on the CPU with or without gradient, to a numpy array."""
+    if isinstance(values, Tensor):
+        values = values.detach()
+    return np.asarray(values)
 
 
 def as_masks(prediction: ArrayLike, reference: ArrayLike) -> tuple[Mask, Mask]:
-    """Prediction and reference as bool arrays of one shape.
+    """Convert prediction and reference to bool arrays of one shape.
 
     Raises:
-        ValueError: when the shapes differ or another value than 0 and 1 occurs.
+        ValueError: Shapes that differ, or another value than 0 and 1.
     """
-    masks = as_mask(prediction, name="prediction"), as_mask(reference, name="reference")
-    if masks[0].shape != masks[1].shape:
+    predicted = as_mask(prediction, name="prediction")
+    true = as_mask(reference, name="reference")
+    if predicted.shape != true.shape:
         raise ValueError(
-            f"prediction and reference must have one shape, got {masks[0].shape} and {masks[1].shape}"
+            f"prediction and reference must have one shape, got {predicted.shape} and {true.shape}"
         )
-    return masks
+    return predicted, true
 
 
 def bounding_box(mask: Mask) -> tuple[slice, ...]:
-    """The smallest box that holds the mask, as one slice per axis; empty slices for an empty mask."""
+    """Find the smallest box that holds the mask.
+
+    Returns:
+        One slice per axis; empty slices for an empty mask.
+    """
     box = [slice(None)] * mask.ndim
-    for axis in np.argsort([-abs(stride) for stride in mask.strides], kind="stable").tolist():
-        cropped = mask[
-            tuple(box)
-        ]  # the axis along which memory runs comes last: the rest is cropped by then
-        occupied = np.flatnonzero(
-            cropped.any(axis=tuple(other for other in range(mask.ndim) if other != axis))
-        )
+    # From the slowest axis to the fastest: the axis along which memory runs is the dearest to look
+    # along, and comes last, when the others are already cropped.
+    strides = [abs(stride) for stride in mask.strides]
+    slowest_first = np.argsort(strides, kind="stable")[::-1].tolist()
+    for axis in slowest_first:
+        other_axes = tuple(other for other in range(mask.ndim) if other != axis)
+        occupied = np.flatnonzero(mask[tuple(box)].any(axis=other_axes))
         if not occupied.size:
             return (slice(0, 0),) * mask.ndim
         box[axis] = slice(int(occupied[0]), int(occupied[-1]) + 1)
@@ -69,15 +76,20 @@ def bounding_box(mask: Mask) -> tuple[slice, ...]:
 
 
 def memory_order(mask: Mask) -> Literal["C", "F"]:
-    """Which axis runs fastest in memory, the last (C) or the first, as NIfTI files hold them (F)."""
-    return "F" if mask.ndim and mask.strides[0] < mask.strides[-1] else "C"
+    """Tell which axis runs fastest in memory: the last (C) or the first, as in NIfTI files (F)."""
+    if mask.ndim and mask.strides[0] < mask.strides[-1]:
+        return "F"
+    return "C"
 
 
 def check_spacing(spacing_mm: ArrayLike, *, ndim: int) -> NDArray[np.float64]:
-    """The voxel's size in mm, one positive number per axis.
+    """Check the size of a voxel in mm, one positive number per axis.
+
+    Returns:
+        (ndim,) the spacing as an array.
 
     Raises:
-        ValueError: for another number of axes, or a size that is not positive and finite.
+        ValueError: Another number of axes, or a size that is not positive and finite.
     """
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     if spacing.shape != (ndim,) or not (np.isfinite(spacing) & (spacing > 0)).all():

@@ -1,43 +1,41 @@
-"""New lesions between two sessions of one subject, and how many of them a prediction finds."""
+"""New lesions between two sessions of one subject, and how many of them a prediction detects."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tversky_seg.metrics.lesion_rule import ANY_OVERLAP, LesionRule, count_by_rule
-from tversky_seg.metrics.lesions import LesionCounts, label_lesions, overlap_lesions
+from tversky_seg.metrics.components import label_lesions
+from tversky_seg.metrics.lesion_rule import ANY_OVERLAP, LesionRule, count_lesions, match_by_rule
+from tversky_seg.metrics.lesions import LesionCounts
 from tversky_seg.metrics.masks import Mask, as_masks
 
 
 def new_lesions(
-    baseline: ArrayLike,
-    follow_up: ArrayLike,
-    *,
-    spacing_mm: ArrayLike,
-    rule: LesionRule = ANY_OVERLAP,
+    baseline: ArrayLike, follow_up: ArrayLike, *, rule: LesionRule = ANY_OVERLAP
 ) -> Mask:
-    """The lesions of the follow-up that share no voxel with any lesion of the baseline; grown ones are not new.
+    """Find the lesions of the follow-up that share no voxel with any lesion of the baseline.
+
+    A lesion that grew is not new.
 
     Args:
         baseline: 0/1 mask (X, Y, Z) of the earlier session.
-        follow_up: 0/1 mask of the later one, on the same grid and registered.
-        spacing_mm: size of a voxel per axis, in mm.
-        rule: its connectivity; the rest does not matter here.
+        follow_up: 0/1 mask of the later session, registered to the same grid.
+        rule: Rule that gives the connectivity; its other settings do not matter here.
 
     Returns:
-        Mask of the new lesions.
+        Mask of the new lesions; empty without lesions in the follow-up.
 
     Raises:
-        ValueError: for shapes that differ, or other values than 0 and 1.
+        ValueError: Shapes that differ, or other values than 0 and 1.
     """
     before, after = as_masks(baseline, follow_up)
-    components, n = label_lesions(after, connectivity=rule.connectivity)
-    is_new = np.ones(n + 1, bool)
-    is_new[np.unique(components[before])] = False
-    is_new[0] = False
-    found: Mask = is_new[components]
-    return found
+    numbers, n_lesions = label_lesions(after, connectivity=rule.connectivity)
+    is_new = np.ones(n_lesions + 1, bool)
+    is_new[np.unique(numbers[before])] = False
+    is_new[0] = False  # the background
+    mask: Mask = is_new[numbers]
+    return mask
 
 
 def new_lesion_counts(
@@ -47,29 +45,24 @@ def new_lesion_counts(
     spacing_mm: ArrayLike,
     rule: LesionRule = ANY_OVERLAP,
 ) -> LesionCounts:
-    """Count new lesions of the reference that are new in the prediction too, and predicted new ones that match none.
+    """Count the new lesions that were detected, and the predicted new lesions that match none.
+
+    A new lesion of the reference is detected only if it is new in the prediction too.
 
     Args:
-        predictions: masks (X, Y, Z) of the earlier and the later session.
-        references: likewise.
-        spacing_mm: size of a voxel per axis, in mm.
-        rule: what a lesion is and when it counts as found.
+        predictions: 0/1 masks (X, Y, Z) of the earlier and the later session.
+        references: 0/1 masks of both sessions, likewise.
+        spacing_mm: Size of a voxel per axis, in mm.
+        rule: Rule of what a lesion is and when it counts as detected.
 
     Returns:
-        The counts: `.tpr` is the new-lesion TPR, `.fpr` the new-lesion FPR (ISBI 2015), NaN without new lesions.
+        The counts: `.tpr` is the new-lesion TPR and `.fpr` the new-lesion FPR (ISBI 2015), NaN
+        without new lesions.
 
     Raises:
-        ValueError: for shapes that differ, or other values than 0 and 1.
+        ValueError: Shapes that differ, or other values than 0 and 1.
     """
-    predicted, referred = (
-        new_lesions(*pair, spacing_mm=spacing_mm, rule=rule) for pair in (predictions, references)
-    )
-    match = overlap_lesions(
-        predicted,
-        referred,
-        spacing_mm=spacing_mm,
-        connectivity=rule.connectivity,
-        min_volume_mm3=rule.min_volume_mm3,
-        strictly_larger=rule.strictly_larger,
-    )
-    return count_by_rule(match, rule)
+    predicted = new_lesions(*predictions, rule=rule)
+    true = new_lesions(*references, rule=rule)
+    match = match_by_rule(predicted, true, spacing_mm=spacing_mm, rule=rule)
+    return count_lesions(match, rule)

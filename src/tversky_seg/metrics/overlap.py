@@ -1,7 +1,7 @@
 """Overlap of a prediction with its reference: counts first, rates from counts.
 
-`tversky_index` is the one rate that losses and reports share. Precision, sensitivity, Dice and every F measure are
-settings of it.
+`tversky_index` is the one rate that losses and reports share. Precision, sensitivity, Dice and every
+F measure are settings of it.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ Number = TypeVar("Number", float, Tensor)
 def tversky_index(
     tp: Number, fp: Number, fn: Number, *, alpha: float, beta: float, smooth: float = 0.0
 ) -> Number:
-    """Share of true positives when false positives weigh alpha and misses weigh beta.
+    """Compute the share of true positives when false positives weigh alpha and misses weigh beta.
 
-    (tp + smooth) / (tp + alpha fp + beta fn + smooth): arXiv 1706.05721, eq. 2. alpha = beta = 0.5 is Dice,
-    alpha = beta = 1 the Jaccard index, (1, 0) precision, (0, 1) sensitivity.
+    (tp + smooth) / (tp + alpha fp + beta fn + smooth): arXiv 1706.05721, eq. 2. alpha = beta = 0.5
+    is Dice, alpha = beta = 1 the Jaccard index, (1, 0) precision, (0, 1) sensitivity.
 
     Args:
-        tp: true positives in voxels, hard or soft; a number, or a tensor of any shape.
-        fp: false positives, as `tp`.
-        fn: false negatives (missed), as `tp`.
-        alpha: weight of a false positive, >= 0.
-        beta: weight of a false negative, >= 0.
-        smooth: added to numerator and denominator, in voxels.
+        tp: True positives in voxels, hard or soft; a number, or a tensor of any shape.
+        fp: False positives, as `tp`.
+        fn: False negatives (missed), as `tp`.
+        alpha: Weight of a false positive, >= 0.
+        beta: Weight of a false negative, >= 0.
+        smooth: Voxels added to numerator and denominator.
 
     Returns:
-        The index in [0, 1]; NaN where the denominator is 0 (nothing there and nothing claimed, with smooth = 0).
+        The index in [0, 1]; NaN where the denominator is 0 (reference and prediction are both empty,
+        and smooth = 0).
     """
     denominator = tp + alpha * fp + beta * fn + smooth
     if not isinstance(denominator, Tensor) and not denominator:
@@ -45,9 +46,13 @@ def tversky_index(
 
 
 def f_weights(b: float) -> tuple[float, float]:
-    """The (alpha, beta) that make the Tversky index the F measure of `b`: sensitivity counts b times precision.
+    """Compute the (alpha, beta) that make the Tversky index the F measure of `b`.
 
-    alpha = 1 / (1 + b^2), beta = b^2 / (1 + b^2): arXiv 1803.11078. b = 1 is Dice, b = 2 is (0.2, 0.8).
+    Sensitivity then counts b times as much as precision. alpha = 1 / (1 + b^2),
+    beta = b^2 / (1 + b^2): arXiv 1803.11078. b = 1 is Dice, b = 2 is (0.2, 0.8).
+
+    Raises:
+        ValueError: Negative or infinite `b`.
     """
     if not 0 <= b < math.inf:
         raise ValueError(f"b must be >= 0 and finite, got b={b}")
@@ -56,26 +61,30 @@ def f_weights(b: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class OverlapCounts:
-    """Voxels found, invented, missed and rightly left out. Rates with an empty denominator are NaN."""
+    """Numbers of voxels, and the rates made of them. Rates with an empty denominator are NaN."""
 
     tp: int
+    """True positives: in both masks."""
     fp: int
+    """False positives: in the prediction alone."""
     fn: int
+    """False negatives: in the reference alone."""
     tn: int
+    """True negatives: in neither mask."""
 
     @property
     def dice(self) -> float:
-        """Dice coefficient 2 tp / (2 tp + fp + fn); NaN where prediction and reference are both empty."""
+        """Dice coefficient 2 tp / (2 tp + fp + fn); NaN where both masks are empty."""
         return self.f(1)
 
     @property
     def sensitivity(self) -> float:
-        """Share of the reference that was found, tp / (tp + fn); NaN where the reference is empty."""
+        """Share of the reference that is predicted, tp / (tp + fn); NaN where the reference is empty."""
         return tversky_index(float(self.tp), float(self.fp), float(self.fn), alpha=0, beta=1)
 
     @property
     def specificity(self) -> float:
-        """Share of the background left alone, tn / (tn + fp); NaN where the reference fills the image."""
+        """Share of the background that is not predicted, tn / (tn + fp); NaN without background."""
         return tversky_index(float(self.tn), float(self.fp), 0.0, alpha=1, beta=0)
 
     @property
@@ -85,32 +94,42 @@ class OverlapCounts:
 
     @property
     def jaccard(self) -> float:
-        """Jaccard index tp / (tp + fp + fn); NaN where prediction and reference are both empty."""
+        """Jaccard index tp / (tp + fp + fn); NaN where both masks are empty."""
         return tversky_index(float(self.tp), float(self.fp), float(self.fn), alpha=1, beta=1)
 
     @property
     def mcc(self) -> float:
-        """Matthews correlation coefficient of the two masks, in [-1, 1]; NaN where either is empty or full.
+        """Matthews correlation coefficient of the masks, in [-1, 1]; NaN if one is empty or full.
 
         (tp tn - fp fn) / sqrt((tp + fp) (tp + fn) (tn + fp) (tn + fn)): Matthews 1975.
         """
         spread = (
             (self.tp + self.fp) * (self.tp + self.fn) * (self.tn + self.fp) * (self.tn + self.fn)
         )
-        return (self.tp * self.tn - self.fp * self.fn) / math.sqrt(spread) if spread else math.nan
+        if not spread:
+            return math.nan
+        return (self.tp * self.tn - self.fp * self.fn) / math.sqrt(spread)
 
     @property
     def volume_difference(self) -> float:
-        """Predicted minus reference volume, over the reference volume; > 0 is too much. NaN without reference."""
-        return (self.fp - self.fn) / (self.tp + self.fn) if self.tp + self.fn else math.nan
+        """Predicted minus reference volume, over the reference volume.
+
+        Above 0 too much is predicted; NaN where the reference is empty.
+        """
+        if not self.tp + self.fn:
+            return math.nan
+        return (self.fp - self.fn) / (self.tp + self.fn)
 
     def f(self, b: float) -> float:
-        """F measure, (1+b^2) tp / ((1+b^2) tp + b^2 fn + fp); b = 2 is F2. NaN where both masks are empty."""
+        """Compute the F measure, (1+b^2) tp / ((1+b^2) tp + b^2 fn + fp); b = 2 is F2.
+
+        NaN where both masks are empty.
+        """
         alpha, beta = f_weights(b)
         return tversky_index(float(self.tp), float(self.fp), float(self.fn), alpha=alpha, beta=beta)
 
     def __add__(self, other: OverlapCounts) -> OverlapCounts:
-        """Counts of two cases pooled."""
+        """Add the counts of another case."""
         return OverlapCounts(
             self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn
         )
@@ -120,16 +139,17 @@ def overlap_counts(prediction: ArrayLike, reference: ArrayLike) -> OverlapCounts
     """Count the voxels in which two masks agree and differ.
 
     Args:
-        prediction: mask of any shape, bool or 0/1; a numpy array or a torch tensor on the CPU.
-        reference: mask of the same shape.
+        prediction: Mask of any shape, bool or 0/1; a numpy array or a torch tensor on the CPU.
+        reference: Mask of the same shape.
 
     Returns:
         The four counts; they add up to the number of voxels.
 
     Raises:
-        ValueError: shapes differ, or a mask holds anything but 0 and 1.
+        ValueError: Shapes that differ, or other values than 0 and 1.
     """
     predicted, true = as_masks(prediction, reference)
     tp = int(np.count_nonzero(predicted & true))
-    fp, fn = int(np.count_nonzero(predicted)) - tp, int(np.count_nonzero(true)) - tp
+    fp = int(np.count_nonzero(predicted)) - tp
+    fn = int(np.count_nonzero(true)) - tp
     return OverlapCounts(tp=tp, fp=fp, fn=fn, tn=true.size - tp - fp - fn)

@@ -13,11 +13,11 @@ from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.inference.operating_point import OperatingPoint, ScoredCase, choose_operating_point
 from tversky_seg.inference.settings import Inference
 from tversky_seg.inference.sliding_window import predict_by_windows
-from tversky_seg.metrics.case_metrics import judge, mean_measures
+from tversky_seg.metrics.case_metrics import mean_metrics, measure_case
 from tversky_seg.metrics.lesion_rule import LesionRule
 from tversky_seg.metrics.lesions import remove_small_lesions
 from tversky_seg.metrics.masks import Mask
-from tversky_seg.metrics.ranking import N_LEVELS, levels_histogram, to_levels
+from tversky_seg.metrics.score_histogram import N_LEVELS, levels_histogram, to_levels
 from tversky_seg.report.slices import slice_pictures
 from tversky_seg.runtime.distributed import map_over_ranks
 
@@ -96,12 +96,12 @@ def validate(
         for case in scored
     ]
     by_class = {
-        name: mean_measures(
+        name: mean_metrics(
             [_measures(case[k], mask[k]) for case, mask in zip(scored, masks, strict=True)]
         )
         for k, name in enumerate(classes)
     }
-    measures = mean_measures(list(by_class.values()))
+    measures = mean_metrics(list(by_class.values()))
     if len(classes) > 1:
         measures |= {
             f"{name}/{measure}": value
@@ -156,11 +156,11 @@ def _mask(case: ScoredCase, point: OperatingPoint) -> Mask:
 
 def _measures(case: ScoredCase, mask: Mask) -> dict[str, float]:
     """The published measures but the distances."""
-    found, _ = judge(
+    found, _ = measure_case(
         mask, case.reference, spacing_mm=case.spacing_mm, rule=LesionRule(), with_distances=False
     )
     histogram = levels_histogram(case.levels, case.reference)
-    return found.measures() | {"pr_auc": histogram.average_precision()}
+    return found.metrics() | {"pr_auc": histogram.average_precision()}
 
 
 def _pictures(case: PreparedCase, mask: Mask) -> dict[str, np.ndarray[Any, Any]]:
