@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from tversky_seg.data.patches import intensity as intensities
 from tversky_seg.data.patches.augmentation import Augmentation
-from tversky_seg.data.patches.spatial import coordinates
 
 GEOMETRY_ONLY = {
     f"{name}_probability": 0.0 for name in ("gamma", "contrast", "scale", "shift", "noise")
@@ -34,6 +33,28 @@ def a_patch(
     return image, (image[:1] > 1).astype(np.uint8), (image[:1] * 1000).astype(np.int32)
 
 
+Patch = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+
+
+def augmented(
+    settings: Augmentation,
+    image: np.ndarray,
+    target: np.ndarray,
+    components: np.ndarray | None,
+    rng: np.random.Generator,
+    *,
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> Patch:
+    """Draw a change and apply it as a training does; around the patch there is background."""
+    size = image.shape[1:]
+    change = settings.draw(rng, n_channels=len(image), size=size, spacing_mm=spacing_mm)
+    labels = target if components is None else np.concatenate([target, components])
+    moved_image, moved_labels = change.apply(torch.tensor(image), torch.tensor(labels))
+    moved_target = moved_labels.numpy()[: len(target)].astype(target.dtype)
+    moved_components = None if components is None else moved_labels.numpy()[len(target) :]
+    return moved_image.numpy(), moved_target, moved_components
+
+
 def rngs(n: int = 60) -> list[np.random.Generator]:
     return [np.random.default_rng([7, i]) for i in range(n)]
 
@@ -41,7 +62,7 @@ def rngs(n: int = 60) -> list[np.random.Generator]:
 def test_switched_off_it_changes_nothing() -> None:
     patch = a_patch()
     for before, after in zip(
-        patch, Augmentation(**NOTHING)(*patch, np.random.default_rng(0)), strict=True
+        patch, augmented(Augmentation(**NOTHING), *patch, np.random.default_rng(0)), strict=True
     ):
         np.testing.assert_array_equal(before, after)
 
@@ -49,7 +70,7 @@ def test_switched_off_it_changes_nothing() -> None:
 def test_target_and_components_follow_the_image() -> None:
     patch = a_patch()
     for rng in rngs():
-        image, target, components = Augmentation(**GEOMETRY_ONLY)(*patch, rng)
+        image, target, components = augmented(Augmentation(**GEOMETRY_ONLY), *patch, rng)
         np.testing.assert_array_equal(target, image[:1] > 1)
         np.testing.assert_array_equal(components, (image[:1] * 1000).astype(np.int32))
         assert image.flags.c_contiguous
@@ -58,7 +79,8 @@ def test_target_and_components_follow_the_image() -> None:
 def test_flips_and_quarter_turns_reach_all_48_symmetries_of_a_cube() -> None:
     image, target, _ = a_patch((3, 3, 3))
     seen = {
-        Augmentation(**GEOMETRY_ONLY)(image, target, None, rng)[0].tobytes() for rng in rngs(1500)
+        augmented(Augmentation(**GEOMETRY_ONLY), image, target, None, rng)[0].tobytes()
+        for rng in rngs(1500)
     }
     symmetries = {
         np.ascontiguousarray(
@@ -81,7 +103,9 @@ def test_only_square_planes_of_equal_spacing_are_turned_by_90_degrees(
     z = np.broadcast_to(np.arange(shape[2], dtype=np.float32), (1, *shape))
     augmentation = Augmentation(**GEOMETRY_ONLY)
     moved = [
-        augmentation(np.concatenate([image, z + 1]), target, None, rng, spacing_mm=spacing_mm)[0]
+        augmented(
+            augmentation, np.concatenate([image, z + 1]), target, None, rng, spacing_mm=spacing_mm
+        )[0]
         for rng in rngs()
     ]
     assert all(m.shape[1:] == shape for m in moved)
@@ -93,7 +117,7 @@ def test_only_square_planes_of_equal_spacing_are_turned_by_90_degrees(
 def test_without_quarter_turns_only_180_degrees_remain() -> None:
     image, target, _ = a_patch((4, 4, 4))
     augmentation = Augmentation(**{**GEOMETRY_ONLY, "flip_axes": (), "quarter_turns": False})
-    seen = {augmentation(image, target, None, rng)[0].tobytes() for rng in rngs(200)}
+    seen = {augmented(augmentation, image, target, None, rng)[0].tobytes() for rng in rngs(200)}
     pairs = [(), (1, 2), (1, 3), (2, 3)]
     assert seen == {np.ascontiguousarray(np.flip(image, axis=pair)).tobytes() for pair in pairs}
 
@@ -101,14 +125,14 @@ def test_without_quarter_turns_only_180_degrees_remain() -> None:
 def test_only_the_axes_asked_for_are_mirrored() -> None:
     image, target, _ = a_patch()
     augmentation = Augmentation(**{**GEOMETRY_ONLY, "flip_axes": (0,), "rotation_axes": ()})
-    seen = {augmentation(image, target, None, rng)[0].tobytes() for rng in rngs()}
+    seen = {augmented(augmentation, image, target, None, rng)[0].tobytes() for rng in rngs()}
     assert seen == {image.tobytes(), np.ascontiguousarray(image[:, ::-1]).tobytes()}
 
 
 def test_intensities_change_inside_the_brain_only() -> None:
     patch = a_patch()
     background = ~patch[0].any(axis=0)
-    changed = [Augmentation(**INTENSITIES_ONLY)(*patch, rng)[0] for rng in rngs()]
+    changed = [augmented(Augmentation(**INTENSITIES_ONLY), *patch, rng)[0] for rng in rngs()]
     assert all((image[:, background] == 0).all() for image in changed)
     assert all(image.dtype == np.float32 for image in changed)
     assert sum(not np.array_equal(image, patch[0]) for image in changed) > 50
@@ -118,23 +142,21 @@ def test_channels_change_independently() -> None:
     image, target, _ = a_patch()
     image[1] = image[0]
     augmentation = Augmentation(**{**NOTHING, "scale": 0.5, "scale_probability": 1.0})
-    changed = augmentation(image, target, None, np.random.default_rng(0))[0]
+    changed = augmented(augmentation, image, target, None, np.random.default_rng(0))[0]
     assert not np.array_equal(changed[0], changed[1])
 
 
 def test_scale_and_shift_are_what_they_say() -> None:
     image, target, _ = a_patch()
     brain = image[0] != 0
+    scaling = Augmentation(**{**NOTHING, "scale": 0.3, "scale_probability": 1.0})
+    shifting = Augmentation(**{**NOTHING, "shift": 0.3, "shift_probability": 1.0})
     for rng in rngs(20):
-        scaled = Augmentation(**{**NOTHING, "scale": 0.3, "scale_probability": 1.0})(
-            image, target, None, rng
-        )[0]
+        scaled = augmented(scaling, image, target, None, rng)[0]
         factor = scaled[0][brain] / image[0][brain]
         assert np.ptp(factor) < 1e-5
         assert 0.7 <= factor[0] <= 1.3
-        shifted = Augmentation(**{**NOTHING, "shift": 0.3, "shift_probability": 1.0})(
-            image, target, None, rng
-        )[0]
+        shifted = augmented(shifting, image, target, None, rng)[0]
         offset = shifted[0][brain] - image[0][brain]
         assert np.ptp(offset) < 1e-5
         assert abs(offset[0]) <= 0.3
@@ -145,7 +167,8 @@ def test_noise_has_at_most_the_standard_deviation_asked_for() -> None:
     brain = image[0] != 0
     augmentation = Augmentation(**{**NOTHING, "noise_sd": 0.2, "noise_probability": 1.0})
     sds = [
-        np.std((augmentation(image, target, None, rng)[0] - image)[0][brain]) for rng in rngs(40)
+        np.std((augmented(augmentation, image, target, None, rng)[0] - image)[0][brain])
+        for rng in rngs(40)
     ]
     assert max(sds) < 0.21
     assert np.mean(sds) == pytest.approx(0.1, abs=0.03)
@@ -154,7 +177,7 @@ def test_noise_has_at_most_the_standard_deviation_asked_for() -> None:
 def test_noise_is_normally_distributed() -> None:
     channel = torch.zeros(64, 64, 64)
     ranks = np.random.default_rng(0).integers(0, 65536, channel.shape, dtype=np.uint16)
-    intensities.noise(channel, (ranks, 2.0))
+    intensities.add_noise(channel, torch.from_numpy(ranks), sd=2.0)
     values = channel.flatten().double().numpy()
     assert stats.kstest(values / 2, "norm").statistic < 0.005
     assert values.std() == pytest.approx(2, rel=0.01)
@@ -168,7 +191,7 @@ def test_noise_is_normally_distributed() -> None:
 def test_gamma_and_contrast_keep_order_and_range(strongest: dict[str, float]) -> None:
     image, target, _ = a_patch()
     for rng in rngs(20):
-        bent = Augmentation(**{**NOTHING, **strongest})(image, target, None, rng)[0]
+        bent = augmented(Augmentation(**{**NOTHING, **strongest}), image, target, None, rng)[0]
         order = np.argsort(image[0], axis=None)
         assert (np.diff(bent[0].ravel()[order][image[0].ravel()[order] != 0]) >= -1e-5).all()
         np.testing.assert_allclose((bent.min(), bent.max()), (image.min(), image.max()), rtol=1e-5)
@@ -178,9 +201,8 @@ def test_the_contrast_curve_by_hand() -> None:
     image = np.array([0.0, 1, 2, 3, 4], np.float32).reshape(1, 5, 1, 1)
     target = np.zeros((1, 5, 1, 1), np.uint8)
     rng = np.random.default_rng(3)
-    bent = Augmentation(**{**NOTHING, "contrast": 1.0, "contrast_probability": 1.0})(
-        image, target, None, rng
-    )[0]
+    bending = Augmentation(**{**NOTHING, "contrast": 1.0, "contrast_probability": 1.0})
+    bent = augmented(bending, image, target, None, rng)[0]
     c = (bent[0, 1, 0, 0] / 4 - 0.25) / (0.25 * 0.75 * 0.5)
     assert -1 <= c <= 1
     np.testing.assert_allclose(bent.ravel(), [0, 1 + c * 0.375, 2, 3 - c * 0.375, 4], atol=1e-6)
@@ -189,20 +211,17 @@ def test_the_contrast_curve_by_hand() -> None:
 def test_blank_and_constant_patches_pass_through() -> None:
     target = np.zeros((1, 8, 8, 8), np.uint8)
     for rng in rngs(20):
-        blank = Augmentation()(np.zeros((2, 8, 8, 8), np.float32), target, None, rng)
-        assert not blank[0].any()
-        assert blank[2] is None
-        assert np.isfinite(
-            Augmentation()(np.ones((2, 8, 8, 8), np.float32), target, None, rng)[0]
-        ).all()
+        blank = np.zeros((2, 8, 8, 8), np.float32)
+        assert not augmented(Augmentation(), blank, target, None, rng)[0].any()
+        constant = np.ones((2, 8, 8, 8), np.float32)
+        assert np.isfinite(augmented(Augmentation(), constant, target, None, rng)[0]).all()
 
 
-def test_what_comes_in_is_left_as_it_is_and_the_same_generator_gives_the_same_patch() -> None:
+def test_the_same_generator_gives_the_same_patch() -> None:
     patch = a_patch()
-    copies = [array.copy() for array in patch]
-    first, second = (Augmentation()(*patch, np.random.default_rng(5)) for _ in range(2))
-    for array, copy, a, b in zip(patch, copies, first, second, strict=True):
-        np.testing.assert_array_equal(array, copy)
+    first = augmented(Augmentation(), *patch, np.random.default_rng(5))
+    second = augmented(Augmentation(), *patch, np.random.default_rng(5))
+    for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -226,18 +245,13 @@ def test_bad_settings_are_refused_with_name_and_value(bad: dict) -> None:
 def test_channels_drop_out_but_never_all() -> None:
     image = np.ones((3, 4, 4, 4), dtype=np.float32)
     target = np.zeros((1, 4, 4, 4), dtype=np.uint8)
-    settings = Augmentation(
-        gamma_probability=0, contrast_probability=0, scale_probability=0, shift_probability=0, noise_probability=0,
-        dropout_probability=0.5,
-    )  # fmt: skip
-    kept = [
-        settings(image, target, None, np.random.default_rng(seed))[0].any(axis=(1, 2, 3)).sum()
-        for seed in range(400)
-    ]
-    shares = [kept.count(n) / 400 for n in range(4)]
-    np.testing.assert_allclose(
-        shares, [0, 3 / 8, 3 / 8, 2 / 8], atol=0.08
-    )  # where none would be left, all are
+    settings = Augmentation(**GEOMETRY_ONLY, dropout_probability=0.5)
+    counts = [0, 0, 0, 0]  # of patches with 0 to 3 remaining channels
+    for seed in range(400):
+        changed, _, _ = augmented(settings, image, target, None, np.random.default_rng(seed))
+        counts[changed.any(axis=(1, 2, 3)).sum()] += 1
+    # where none would be left (1 of 8 patches), all are
+    np.testing.assert_allclose(np.array(counts) / 400, [0, 3 / 8, 3 / 8, 2 / 8], atol=0.08)
 
 
 DEFORMING = {
@@ -266,23 +280,25 @@ def test_a_deformed_patch_is_the_volume_at_the_mapped_places(elastic: bool) -> N
         change = settings.draw(rng, n_channels=1, size=size, spacing_mm=spacing_mm)
         first, n = change.box(start, volume.shape[1:])
         box = (slice(None), *(slice(a, a + k) for a, k in zip(first, n, strict=True)))
-        image, label = change(
+        image, label = change.apply(
             torch.tensor(volume[box]),
             torch.tensor(labels[box]),
             offset=np.subtract(first, start).tolist(),
         )
         offsets = np.stack(np.meshgrid(*(np.arange(k) - (k - 1) / 2 for k in size), indexing="ij"))
         if elastic:
-            for axis, bumps in enumerate(change.bumps):
+            for axis, bumps in enumerate(change.deformation.displacement):
                 by_axis = [
                     BSpline.design_matrix(
                         np.arange(k) / h, np.arange(-3, m + 1), 3, extrapolate=True
                     ).toarray()
-                    for k, h, m in zip(size, change.knot_distance, bumps.shape, strict=True)
+                    for k, h, m in zip(
+                        size, change.deformation.knot_distance, bumps.shape, strict=True
+                    )
                 ]
                 offsets[axis] += np.einsum("ijk,xi,yj,zk->xyz", bumps, *by_axis)
         centre = np.add(start, (np.array(size) - 1) / 2)
-        places = np.tensordot(change.matrix, offsets, 1) + centre[:, None, None, None]
+        places = np.tensordot(change.deformation.matrix, offsets, 1) + centre[:, None, None, None]
         np.testing.assert_allclose(
             image[0], ndimage.map_coordinates(volume[0], places, order=1), atol=1e-4
         )
@@ -339,14 +355,14 @@ def test_the_bias_field_is_monais() -> None:
     coefficients = np.zeros((4, 4, 4))
     coefficients[np.add.outer(np.add.outer(range(4), range(4)), range(4)) <= 3] = monai._coeff
     channel = image[0].clone()
-    intensities.bias_field(channel, coefficients)
+    intensities.multiply_bias_field(channel, coefficients)
     torch.testing.assert_close(channel, torch.as_tensor(expected), atol=1e-4, rtol=1e-4)
 
 
 def test_gamma_is_monais() -> None:
     channel = a_channel()
     expected = AdjustContrast(1.7)(channel[None])[0]
-    intensities.gamma(channel, 1.7)
+    intensities.apply_gamma(channel, 1.7)
     torch.testing.assert_close(channel, torch.as_tensor(expected), atol=1e-4, rtol=1e-4)
 
 
@@ -354,10 +370,10 @@ def test_low_resolution_is_torchs_area_mean_and_trilinear_interpolation() -> Non
     channel = a_channel()
     coarse = functional.interpolate(channel[None, None], size=(12, 10, 11), mode="area")
     expected = functional.interpolate(coarse, size=channel.shape, mode="trilinear")[0, 0]
-    intensities.low_resolution(channel, 2.0)
+    intensities.lower_resolution(channel, 2.0)
     torch.testing.assert_close(channel, expected, atol=1e-5, rtol=1e-5)
     same = a_channel()
-    intensities.low_resolution(same, 1.0)
+    intensities.lower_resolution(same, 1.0)
     torch.testing.assert_close(same, a_channel())
 
 
@@ -367,11 +383,13 @@ def test_a_tilted_and_zoomed_patch_is_monais_affine() -> None:
     for rng in rngs(5):
         change = settings.draw(rng, n_channels=1, size=(40, 40, 40), spacing_mm=(1, 1, 1))
         matrix = np.eye(4)
-        matrix[:3, :3] = change.matrix
+        matrix[:3, :3] = change.deformation.matrix
         expected = Affine(affine=matrix, padding_mode="zeros", image_only=True)(
             torch.tensor(volume)
         )
-        image, _ = change(torch.tensor(volume), torch.zeros((1, 40, 40, 40), dtype=torch.uint8))
+        image, _ = change.apply(
+            torch.tensor(volume), torch.zeros((1, 40, 40, 40), dtype=torch.uint8)
+        )
         torch.testing.assert_close(image, torch.as_tensor(expected), atol=1e-3, rtol=0)
 
 
@@ -381,9 +399,7 @@ def test_the_elastic_displacement_never_folds() -> None:
     )
     for rng in rngs(20):
         change = settings.draw(rng, n_channels=1, size=(40, 40, 40), spacing_mm=(1, 1, 1))
-        places = coordinates(
-            (40,) * 3, change.matrix, bumps=change.bumps, knot_distance=change.knot_distance
-        )
+        places = change.deformation.coordinates((40, 40, 40))
         gradient = np.stack(
             [np.stack(np.gradient(place.numpy(), axis=(0, 1, 2))) for place in places]
         )
@@ -408,11 +424,10 @@ def test_hashemis_turns_come_in_the_shares_of_the_released_code() -> None:
 
 
 def test_a_change_that_is_off_leaves_the_draws_of_the_others_alone() -> None:
-    on, off = (Augmentation(elastic_mm=mm, zoom=(0.5, 2.0)) for mm in (4.0, 1.0))
     patch = a_patch()
-    np.testing.assert_array_equal(
-        on(*patch, np.random.default_rng(3))[0], off(*patch, np.random.default_rng(3))[0]
-    )
+    one = augmented(Augmentation(elastic_mm=4.0), *patch, np.random.default_rng(3))
+    other = augmented(Augmentation(elastic_mm=1.0), *patch, np.random.default_rng(3))
+    np.testing.assert_array_equal(one[0], other[0])
 
 
 @pytest.mark.parametrize("name", ["none", "light", "default", "strong", "hashemi2018"])
@@ -425,7 +440,8 @@ def test_every_choice_gives_finite_patches_that_depend_on_the_generator_alone(na
     )
     patch = a_patch()
     for i in range(15):
-        first, second = (augmentation(*patch, np.random.default_rng(i)) for _ in range(2))
+        first = augmented(augmentation, *patch, np.random.default_rng(i))
+        second = augmented(augmentation, *patch, np.random.default_rng(i))
         assert np.isfinite(first[0]).all()
         assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -450,8 +466,7 @@ def test_cuda_computes_what_the_cpu_does() -> None:
     settings = Augmentation(**{**probabilities, "dropout_probability": 0.3, "zoom": (0.7, 1.4)})
     for rng in rngs(10):
         change = settings.draw(rng, n_channels=1, size=volume.shape[1:], spacing_mm=(1.0, 1.0, 1.5))
-        on_cpu, on_cuda = (
-            change(torch.tensor(volume).to(d), torch.tensor(labels).to(d)) for d in ("cpu", "cuda")
-        )
+        on_cpu = change.apply(torch.tensor(volume), torch.tensor(labels))
+        on_cuda = change.apply(torch.tensor(volume).cuda(), torch.tensor(labels).cuda())
         torch.testing.assert_close(on_cuda[0].cpu(), on_cpu[0], atol=1e-4, rtol=0)
         assert (on_cuda[1].cpu() == on_cpu[1]).float().mean() > 0.9999

@@ -14,8 +14,9 @@ from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import Geometry
 from tversky_seg.data.nifti import write_volume
 from tversky_seg.data.patches import loader as loaders
-from tversky_seg.data.patches.augmentation import Augmentation, Change
+from tversky_seg.data.patches.augmentation import Augmentation
 from tversky_seg.data.patches.batches import Batch, PatchBatches, stack_samples
+from tversky_seg.data.patches.change import Change
 from tversky_seg.data.patches.loader import load_batches
 from tversky_seg.data.patches.samplers import LesionSampler
 from tversky_seg.data.preprocessing.modality import lesion_arrays
@@ -174,7 +175,7 @@ def test_a_killed_worker_is_named_with_its_step() -> None:
     batches = PatchBatches([a_case("heavy")], LesionSampler(patch_size=8), Deadly(), batch_size=1)
     with pytest.raises(
         RuntimeError,
-        match=r"^heavy: the loader worker at step 0 died \(killed by SIGKILL\), .*n_workers=0",
+        match=r"^heavy: .*step 0 .*SIGKILL.*n_workers=0",
     ):
         list(load_batches(batches, start=0, stop=2, n_workers=1))
 
@@ -187,11 +188,59 @@ def test_a_stuck_worker_is_named_with_its_step_and_killed(monkeypatch: pytest.Mo
     monkeypatch.setattr(loaders, "STUCK_AFTER_S", 2)
     monkeypatch.setattr(loaders, "LOOK_EVERY_S", 1)
     batches = PatchBatches([a_case("far")], LesionSampler(patch_size=8), Stuck(), batch_size=2)
-    with pytest.raises(
-        RuntimeError, match=r"^far: the loader worker at step 3 gave no batch for 2 s: "
-    ):
+    with pytest.raises(RuntimeError, match=r"^far: .*step 3 .* 2 s"):
         list(load_batches(batches, start=3, stop=5, n_workers=1))
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_an_error_of_page_locked_memory_is_not_blamed_on_a_worker_or_the_disk(
+    n_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: torch.Tensor) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: cuda)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda _: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", fail)
+    with pytest.raises(RuntimeError, match=r"page-locked.*CUDA error: out of memory") as caught:
+        list(load_batches(some_batches(), start=0, stop=2, n_workers=n_workers, device=cuda))
+    message = str(caught.value)
+    assert "disk" not in message
+    assert "\n" not in message
+
+
+def test_shared_memory_that_is_full_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
+    start = time.monotonic()
+    with pytest.raises(DataError) as caught:
+        list(load_batches(some_batches(), start=0, stop=2, n_workers=1))
+    assert time.monotonic() - start < 20
+    message = str(caught.value)
+    assert all(word in message for word in ("/dev/shm", "--shm-size", "trainer.n_workers=0"))
+    assert "\n" not in message
+
+
+def test_all_that_a_sample_holds_is_pinned_the_noise_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned = []
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.shape)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", copy)
+    noisy = Augmentation(noise_probability=1.0)
+    (sample,) = some_batches(augmentation=noisy, batch_size=1).samples(0)
+    copied = sample.pin_memory()
+    assert pinned == [(2, 16, 16, 16), (1, 16, 16, 16), (16, 16, 16), (16, 16, 16)]
+    cpu = torch.device("cpu")
+    assert torch.equal(copied.augment(cpu).image, sample.augment(cpu).image)
 
 
 def test_workers_outlive_the_signals_that_a_trainer_answers_by_stopping() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -14,11 +14,11 @@ from torch.utils.data import Dataset
 
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import Shape
-from tversky_seg.data.patches.augmentation import Change
+from tversky_seg.data.patches.change import Change
 from tversky_seg.data.patches.sampling import Aim, Sampler, draw_patch, patch_sides
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 
-Record = TypeVar("Record", "Sample", "Batch")
+Value = TypeVar("Value")
 
 
 class Augments(Protocol):
@@ -61,11 +61,11 @@ class Sample:
         image = self.image.to(device, non_blocking=True)
         labels = self.labels.to(device, non_blocking=True)
         if self.change is not None:
-            image, labels = self.change(image, labels, offset=self.offset)
+            image, labels = self.change.apply(image, labels, offset=self.offset)
         return replace(self, image=image, labels=labels, change=None)
 
     def pin_memory(self) -> Sample:
-        """Copy the tensors to page-locked memory; DataLoader calls this for batches that go to a GPU."""
+        """Copy the tensors, those of the pending change too, to page-locked memory for a GPU."""
         return map_tensors(self, Tensor.pin_memory)
 
 
@@ -92,18 +92,23 @@ class Batch:
         return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """Copy the tensors to page-locked memory; DataLoader calls this for batches that go to a GPU."""
+        """Copy the tensors to page-locked memory; `DataLoader(pin_memory=True)` calls this."""
         return map_tensors(self, Tensor.pin_memory)
 
 
-def map_tensors(record: Record, function: Callable[[Tensor], Tensor]) -> Record:
-    """Copy a sample or a batch, with `function` applied to each of its tensors."""
-    changed: dict[str, Any] = {}
-    for field in fields(record):
-        value = getattr(record, field.name)
-        if isinstance(value, Tensor):
-            changed[field.name] = function(value)
-    return replace(record, **changed)
+def map_tensors(value: Value, function: Callable[[Tensor], Tensor]) -> Value:
+    """Copy a value, with `function` applied to each tensor in it: in dataclasses and tuples, however deep."""
+    changed: Any = value
+    if isinstance(value, Tensor):
+        changed = function(value)
+    elif isinstance(value, tuple):
+        changed = tuple(map_tensors(part, function) for part in value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        parts: dict[str, Any] = {}
+        for field in fields(value):
+            parts[field.name] = map_tensors(getattr(value, field.name), function)
+        changed = replace(value, **parts)
+    return cast(Value, changed)
 
 
 def stack_samples(samples: Sequence[Sample], *, with_components: bool) -> Batch:

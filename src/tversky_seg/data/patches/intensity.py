@@ -1,6 +1,7 @@
-"""How scans of one anatomy differ: changes of one channel (X, Y, Z), in place, on any device."""
+"""Intensity changes, as between scanners: of one channel (X, Y, Z), in place, on any device."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -9,101 +10,156 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
-from tversky_seg.data.patches.spatial import Matrix, separable
+from tversky_seg.data.patches.spatial import Matrix, copy_to_device, separable
+
+N_RANKS = 65536  # a rank of noise is 16 bits
 
 
-def bias_field(channel: Tensor, coefficients: NDArray[np.float64]) -> None:
-    """Multiply what exceeds the smallest value by exp of a sum of Legendre polynomials over [-1, 1]^3.
+@dataclass(frozen=True, eq=False)
+class IntensityChange:
+    """Drawn changes of one channel, in the order in which they are applied; None where none was drawn.
+
+    Attributes:
+        bias_field: (n, n, n) coefficients, see `multiply_bias_field`.
+        blur_sigma: Standard deviation of the blur along each axis, in voxels.
+        low_resolution: Factor by which voxels are longer.
+        gamma: Exponent of the gamma curve.
+        contrast: Strength of the S-curve.
+        scale: Factor.
+        shift: Offset.
+        noise_ranks: (X, Y, Z) uint16, see `add_noise`.
+        noise_sd: Standard deviation of the noise.
+    """
+
+    bias_field: NDArray[np.float64] | None = None
+    blur_sigma: Sequence[float] | None = None
+    low_resolution: float | None = None
+    gamma: float | None = None
+    contrast: float | None = None
+    scale: float | None = None
+    shift: float | None = None
+    noise_ranks: Tensor | None = None
+    noise_sd: float = 0.0
+
+    @property
+    def is_any(self) -> bool:
+        """Whether anything was drawn."""
+        changes = (
+            self.bias_field,
+            self.blur_sigma,
+            self.low_resolution,
+            self.gamma,
+            self.contrast,
+            self.scale,
+            self.shift,
+            self.noise_ranks,
+        )
+        return any(change is not None for change in changes)
+
+    def apply(self, channel: Tensor) -> None:
+        """Change a channel in place."""
+        if self.bias_field is not None:
+            multiply_bias_field(channel, self.bias_field)
+        if self.blur_sigma is not None:
+            blur(channel, self.blur_sigma)
+        if self.low_resolution is not None:
+            lower_resolution(channel, self.low_resolution)
+        if self.gamma is not None:
+            apply_gamma(channel, self.gamma)
+        if self.contrast is not None:
+            apply_s_curve(channel, self.contrast)
+        if self.scale is not None:
+            channel *= self.scale
+        if self.shift is not None:
+            channel += self.shift
+        if self.noise_ranks is not None:
+            add_noise(channel, self.noise_ranks, sd=self.noise_sd)
+
+
+def multiply_bias_field(channel: Tensor, coefficients: NDArray[np.float64]) -> None:
+    """Multiply the values, counted from the smallest, by exp of a sum of Legendre polynomials over [-1, 1]^3.
 
     Args:
         channel: (X, Y, Z).
         coefficients: (n, n, n) for the products of the polynomials of degree 0 to n - 1.
     """
-    n = len(coefficients)
-    bases = [
-        np.polynomial.legendre.legvander(np.linspace(-1, 1, side), n - 1) for side in channel.shape
-    ]
-    field = torch.as_tensor(coefficients.astype(np.float32), device=channel.device)
+    degree = len(coefficients) - 1
+    bases = []
+    for n_voxels in channel.shape:
+        basis = np.polynomial.legendre.legvander(np.linspace(-1, 1, n_voxels), degree)
+        bases.append(basis.astype(np.float32))
+    on_device = copy_to_device(coefficients.astype(np.float32), channel.device)
+    field = separable(on_device, bases).exp_()
     low = channel.amin()
-    channel.sub_(low).mul_(
-        separable(field, [basis.astype(np.float32) for basis in bases]).exp_()
-    ).add_(low)
+    channel.sub_(low).mul_(field).add_(low)
 
 
 def blur(channel: Tensor, sigma: Sequence[float]) -> None:
-    """Gaussian smoothing with a standard deviation in voxels along each axis; no weight lies outside the patch."""
-    channel.copy_(
-        separable(channel, [_gaussian(n, s) for n, s in zip(channel.shape, sigma, strict=True)])
-    )
+    """Smooth by a Gaussian with a standard deviation in voxels along each axis; no weight lies outside the patch."""
+    matrices = [_gaussian(*axis) for axis in zip(channel.shape, sigma, strict=True)]
+    channel.copy_(separable(channel, matrices))
 
 
 def _gaussian(n: int, sigma: float) -> Matrix:
+    """Compute the (n, n) matrix of a Gaussian smoothing along one axis."""
     distance = np.subtract.outer(np.arange(n), np.arange(n))
-    weights = np.exp(-0.5 * (distance / max(sigma, 1e-3)) ** 2) * (
-        np.abs(distance) <= np.ceil(4 * sigma)
-    )
+    is_near = np.abs(distance) <= np.ceil(4 * sigma)
+    weights = np.exp(-0.5 * (distance / max(sigma, 1e-3)) ** 2) * is_near
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
-def low_resolution(channel: Tensor, factor: float) -> None:
-    """Voxels `factor` times as long along each axis (means over their extent), then linearly back to the patch's."""
+def lower_resolution(channel: Tensor, factor: float) -> None:
+    """Average over voxels `factor` times as long along each axis, then interpolate back linearly."""
     channel.copy_(separable(channel, [_coarse_and_back(n, factor) for n in channel.shape]))
 
 
 def _coarse_and_back(n: int, factor: float) -> Matrix:
+    """Compute the (n, n) matrix that averages over longer voxels along one axis and interpolates back."""
     n_coarse = max(1, round(n / factor))
     edges = np.arange(n_coarse + 1) * n / n_coarse
     fine = np.arange(n)
-    shares = np.minimum(edges[1:, None], fine + 1) - np.maximum(edges[:-1, None], fine)
-    means = np.maximum(shares, 0) * n_coarse / n
+    # overlap of each coarse voxel with each fine one, in fine voxels
+    overlap = np.minimum(edges[1:, None], fine + 1) - np.maximum(edges[:-1, None], fine)
+    means = np.maximum(overlap, 0) * n_coarse / n
     places = np.clip((fine + 0.5) * n_coarse / n - 0.5, 0, n_coarse - 1)
-    between = np.maximum(1 - np.abs(places[:, None] - np.arange(n_coarse)), 0)
-    return np.asarray(between @ means, dtype=np.float32)
+    interpolation = np.maximum(1 - np.abs(places[:, None] - np.arange(n_coarse)), 0)
+    return np.asarray(interpolation @ means, dtype=np.float32)
 
 
-def gamma(channel: Tensor, exponent: float) -> None:
-    """Send t to t^exponent on [smallest, largest] value."""
+def apply_gamma(channel: Tensor, exponent: float) -> None:
+    """Map t to t^exponent, where t goes from 0 at the smallest to 1 at the largest value."""
     low, high = channel.aminmax()
     width = (high - low).clamp_min(1e-20)
-    channel.sub_(low).log_().mul_(exponent).add_((1 - exponent) * width.log()).exp_().add_(
-        low
-    )  # a third of pow's time
+    # width (v / width)^g = exp(g log v + (1 - g) log width), in a third of the time of pow
+    channel.sub_(low).log_().mul_(exponent).add_((1 - exponent) * width.log()).exp_().add_(low)
 
 
-def s_curve(channel: Tensor, strength: float) -> None:
-    """Send t to t + c t (1 - t) (1 - 2 t) on [smallest, largest] value, c = strength in [-1, 1]."""
+def apply_s_curve(channel: Tensor, strength: float) -> None:
+    """Map t to t + c t (1 - t) (1 - 2 t), t from 0 at the smallest to 1 at the largest value, c = strength in [-1, 1]."""
     low, high = channel.aminmax()
     width = (high - low).clamp_min(1e-20)
     channel.sub_(low).mul_(1 / width)
-    curve = (
-        (channel * (2 * strength * width))
-        .sub_(3 * strength * width)
-        .mul_(channel)
-        .add_((1 + strength) * width)
-    )
+    # t + c t (1 - t) (1 - 2 t) = t ((2 c t - 3 c) t + 1 + c)
+    curve = (channel * (2 * strength * width)).sub_(3 * strength * width)
+    curve = curve.mul_(channel).add_((1 + strength) * width)
     channel.mul_(curve).add_(low)
 
 
-def scale(channel: Tensor, factor: float) -> None:
-    """Multiply all values."""
-    channel *= factor
+def add_noise(channel: Tensor, ranks: Tensor, *, sd: float) -> None:
+    """Add Gaussian noise that was drawn on the host, so that every device adds the same.
 
-
-def shift(channel: Tensor, offset: float) -> None:
-    """Add to all values."""
-    channel += offset
-
-
-def noise(channel: Tensor, values: tuple[NDArray[np.uint16], float]) -> None:
-    """Add Gaussian noise drawn on the host: ranks (X, Y, Z), uniform in 0 to 65535, and a standard deviation."""
-    ranks, sd = values
-    table = torch.from_numpy(_quantiles()).to(channel.device) * sd
-    rank = torch.from_numpy(ranks.astype(np.int32)).to(channel.device)
-    channel += table.index_select(0, rank.flatten()).view(channel.shape)
+    Args:
+        channel: (X, Y, Z).
+        ranks: (X, Y, Z) uint16, uniform in 0 to 65535: the place of each draw in the sorted normal distribution.
+        sd: Standard deviation.
+    """
+    table = _normal_quantiles(channel.device) * sd
+    index = ranks.to(channel.device, non_blocking=True).to(torch.int32)
+    channel += table.index_select(0, index.flatten()).view(channel.shape)
 
 
 @cache
-def _quantiles() -> NDArray[np.float32]:
-    """(65536,) of the standard normal distribution, each for an equal share of it: a draw is a look-up."""
-    quantiles: NDArray[np.float32] = ndtri((np.arange(65536) + 0.5) / 65536).astype(np.float32)
-    return quantiles
+def _normal_quantiles(device: torch.device) -> Tensor:
+    """Compute the (65536,) quantiles of the standard normal distribution at the middles of equal shares, once."""
+    quantiles = ndtri((np.arange(N_RANKS) + 0.5) / N_RANKS).astype(np.float32)
+    return torch.from_numpy(quantiles).to(device)

@@ -1,4 +1,4 @@
-"""Loader of training batches: worker processes that compute ahead, and one line for each of their faults."""
+"""Loader of training batches: worker processes that compute ahead, and one line for each fault."""
 
 import signal
 import threading
@@ -6,12 +6,20 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from multiprocessing.process import BaseProcess
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from tversky_seg.data.patches.batches import Batch, PatchBatches, Sample, stack_samples
+from tversky_seg.data.errors import DataError
+from tversky_seg.data.patches.batches import (
+    Batch,
+    PatchBatches,
+    Sample,
+    map_tensors,
+    stack_samples,
+)
 
 STUCK_AFTER_S = 50  # a patch takes milliseconds
 LOOK_EVERY_S = 2
@@ -25,67 +33,201 @@ def load_batches(
     n_workers: int = 0,
     device: torch.device | None = None,
 ) -> Iterator[Batch]:
-    """Yield batches[start], ..., batches[stop - 1] in this order, byte for byte the same for any number of workers.
+    """Yield batches[start], ..., batches[stop - 1] in this order.
+
+    They are the same, byte for byte, for any number of workers.
 
     Args:
         batches: All batches, by step.
         start: First step.
         stop: One past the last step.
-        n_workers: Processes that work ahead, each on one thread; 0 computes in this process when a batch is asked for.
-        device: Where the batches are wanted. A CUDA device augments them itself, out of page-locked memory; its batches
-            differ from the CPU's by rounding.
+        n_workers: Processes that work ahead, each on one thread; 0 computes in this process when a
+            batch is asked for.
+        device: Device to which the batches are moved. A CUDA device also applies the augmentation;
+            its batches differ from those of the CPU by rounding.
 
     Raises:
-        DataError, RuntimeError: As `PatchBatches` does, also out of a worker. A worker that was killed, or that gives
-            nothing for `STUCK_AFTER_S`, is named with its step and cases.
+        DataError: As `PatchBatches`; or the shared memory, through which workers hand over their
+            batches, is full.
+        RuntimeError: As `PatchBatches`; or a worker was killed, or gave nothing for
+            `STUCK_AFTER_S`: names its step and cases.
     """
     device = device or torch.device("cpu")
-    on_device = device.type == "cuda"
+    is_on_gpu = device.type == "cuda"
     loader = DataLoader(
-        _Guarded(batches, is_deferred=on_device),
+        _Outcomes(batches, is_deferred=is_on_gpu),
         batch_size=None,
         sampler=range(start, stop),
         num_workers=n_workers,
-        pin_memory=on_device,
+        pin_memory=is_on_gpu,
         generator=torch.Generator(),  # DataLoader draws a seed: not from the global stream
         timeout=LOOK_EVERY_S if n_workers else 0,
         worker_init_fn=_leave_signals_to_the_trainer,
     )
     with _no_handler_of_dead_children():
         iterator = iter(loader)
-    workers = getattr(iterator, "_workers", [])
+    workers = _worker_processes(iterator)
     for step in range(start, stop):
         try:
-            batch = _next(iterator, workers)
+            outcome = _next_outcome(iterator, workers)
         except RuntimeError as error:
-            fault = _fault_of_worker(batches, step, start=start, workers=workers)
+            fault = _fault_of_worker(batches, step, error, start=start, workers=workers)
             for worker in workers:
-                worker.kill()  # a stuck one heeds nothing else
-            raise RuntimeError(f"{fault} ({error})") from error
-        if isinstance(batch, Exception):
-            del (
-                iterator
-            )  # ends the workers now: left to the garbage collector it takes 5 seconds for each
-            raise batch
-        if on_device:
-            samples = [sample.augment(device) for sample in batch]
-            batch = stack_samples(samples, with_components=batches.with_components)
-        yield batch.to(device)
+                worker.kill()  # a stuck worker ignores every other signal
+            if fault is None:
+                raise
+            raise RuntimeError(fault) from error
+        if outcome.error is not None:
+            # End the workers now: left to the garbage collector, it takes 5 seconds for each.
+            del iterator
+            raise outcome.error
+        if outcome.samples is not None:
+            samples = [sample.augment(device) for sample in outcome.samples]
+            yield stack_samples(samples, with_components=batches.with_components)
+        elif outcome.batch is not None:
+            yield outcome.batch.to(device)
 
 
-def _next(iterator: Iterator[Any], workers: Sequence[Any]) -> Any:
-    """The next batch; looks after the workers while it waits."""
+@dataclass(frozen=True)
+class _Outcome:
+    """A batch, its samples where the GPU augments them, or the error in their place.
+
+    An error is handed over as a value: raised through torch, from a worker or from the thread that
+    pins memory, it would become a traceback of many lines.
+    """
+
+    batch: Batch | None = None
+    samples: tuple[Sample, ...] | None = None
+    error: Exception | None = None
+
+    def pin_memory(self) -> "_Outcome":
+        """Copy the tensors to page-locked memory; DataLoader calls this."""
+        try:
+            return map_tensors(self, Tensor.pin_memory)
+        except Exception as error:
+            fault = RuntimeError(f"page-locked memory for a batch: {error}")
+            fault.__cause__ = error
+            return _Outcome(error=fault)
+
+
+@dataclass(frozen=True)
+class _Outcomes(Dataset[_Outcome]):
+    """The outcome of each step."""
+
+    batches: PatchBatches
+    is_deferred: bool
+
+    def __getitem__(self, step: int) -> _Outcome:
+        try:
+            if self.is_deferred:
+                outcome = _Outcome(samples=tuple(self.batches.samples(step)))
+            else:
+                outcome = _Outcome(batch=self.batches[step])
+            is_in_worker = get_worker_info() is not None
+            if is_in_worker:
+                _share_memory(outcome)
+            return outcome
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            return _Outcome(error=error)
+
+
+def _share_memory(outcome: _Outcome) -> None:
+    """Move the tensors to shared memory, for the process that trains.
+
+    Torch would do this later, in a thread of the worker: where it fails there, for want of room,
+    the batch is lost and the training waits for it in vain.
+    """
+    try:
+        map_tensors(outcome, Tensor.share_memory_)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            "/dev/shm",
+            f"no shared memory for a batch ({reason})",
+            "set trainer.n_workers=0, or enlarge it (Docker: --shm-size=2g)",
+        ) from error
+
+
+def _next_outcome(iterator: Iterator[_Outcome], workers: Sequence[BaseProcess]) -> _Outcome:
+    """Wait for the next outcome for `STUCK_AFTER_S`, and look every `LOOK_EVERY_S` for dead workers."""
     for _ in range(STUCK_AFTER_S // LOOK_EVERY_S - 1):
         try:
             return next(iterator)
         except RuntimeError as error:
-            if "timed out" not in str(error) or not all(worker.is_alive() for worker in workers):
+            are_alive = all(worker.is_alive() for worker in workers)
+            if not (_is_timeout(error) and are_alive):
                 raise
     return next(iterator)
 
 
+def _fault_of_worker(
+    batches: PatchBatches,
+    step: int,
+    error: RuntimeError,
+    *,
+    start: int,
+    workers: Sequence[BaseProcess],
+) -> str | None:
+    """Say which worker failed, at which step and cases.
+
+    Args:
+        batches: All batches.
+        step: Step whose batch is missing.
+        error: Error with which the wait for it ended.
+        start: First step of the loader; worker i of n computes the steps start + i, + n, + 2n ...
+        workers: Processes of the loader.
+
+    Returns:
+        One line; None where the error is not that of a worker.
+    """
+    dead = [number for number, worker in enumerate(workers) if not worker.is_alive()]
+    if dead:
+        number = dead[0]
+        # its next step from `step` on
+        step += (number - (step - start)) % len(workers)
+        cause = (
+            f"died ({_exit_reason(workers[number])}), out of memory or of shared memory "
+            "(/dev/shm)? trainer.n_workers=0 needs neither"
+        )
+    elif workers and _is_timeout(error):
+        cause = f"gave no batch for {STUCK_AFTER_S} s: is the disk there?"
+    else:
+        return None
+    case_ids = ", ".join(dict.fromkeys(batches.case_ids(step)))
+    return f"{case_ids}: the loader worker at step {step} {cause}"
+
+
+def _exit_reason(worker: BaseProcess) -> str:
+    """Say how a dead process ended."""
+    code = worker.exitcode
+    if code is not None and code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit status {code}"
+
+
+# Two things of torch that its interface does not promise, for want of others: DataLoader tells its
+# processes to nobody, and that it waited in vain only by the words of a RuntimeError. Where a
+# release of torch changes them, faults of workers lose their names (tests/data/test_loader.py).
+
+
+def _worker_processes(iterator: object) -> Sequence[BaseProcess]:
+    """Look up the processes of a DataLoader's iterator; none without workers."""
+    workers: Sequence[BaseProcess] = getattr(iterator, "_workers", ())
+    return workers
+
+
+def _is_timeout(error: RuntimeError) -> bool:
+    """Tell whether a DataLoader waited for its `timeout` in vain."""
+    return "timed out" in str(error)
+
+
 def _leave_signals_to_the_trainer(_: int) -> None:
-    """A scheduler signals every process of a job: the trainer finishes its step, for which it needs its workers."""
+    """Ignore signals in a worker.
+
+    A scheduler signals every process of a job; the trainer finishes its step, for which it needs
+    its workers.
+    """
     for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -94,47 +236,10 @@ def _leave_signals_to_the_trainer(_: int) -> None:
 @contextmanager
 def _no_handler_of_dead_children() -> Iterator[None]:
     """Keep torch from raising for a dead worker in the middle of a step, where its case is not known."""
-    number = getattr(signal, "SIGCHLD", None)
+    number = getattr(signal, "SIGCHLD", None)  # Windows has none
     before = signal.getsignal(number) if number else None
     try:
         yield
     finally:
         if number and threading.current_thread() is threading.main_thread():
             signal.signal(number, before)
-
-
-def _fault_of_worker(
-    batches: PatchBatches, step: int, *, start: int, workers: Sequence[Any]
-) -> str:
-    """What happened to a worker, with the step that it was at; worker i computes every n-th batch."""
-    dead = [i for i, worker in enumerate(workers) if not worker.is_alive()]
-    at = next(
-        k
-        for k in range(step, step + len(workers))
-        if not dead or (k - start) % len(workers) == dead[0]
-    )
-    code = workers[dead[0]].exitcode if dead else None
-    cause = f"gave no batch for {STUCK_AFTER_S} s: is the disk there?"
-    if code is not None:
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        cause = (
-            f"died ({how}), out of memory or of shared memory (/dev/shm)? n_workers=0 needs neither"
-        )
-    return (
-        f"{', '.join(dict.fromkeys(batches.case_ids(at)))}: the loader worker at step {at} {cause}"
-    )
-
-
-@dataclass(frozen=True)
-class _Guarded(Dataset[Any]):
-    """Hands a worker's exception over as a value: raised through torch it would lose its one-line message."""
-
-    batches: PatchBatches
-    is_deferred: bool
-
-    def __getitem__(self, step: int) -> Batch | list[Sample] | Exception:
-        try:
-            return self.batches.samples(step) if self.is_deferred else self.batches[step]
-        except Exception as error:
-            error.add_note(traceback.format_exc())
-            return error

@@ -1,4 +1,4 @@
-"""Patches moved in space on any device: mirrored and turned by whole voxels, or resampled once by a smooth map."""
+"""Patches moved in space, on any device: mirrored and turned by whole voxels, or resampled once by a smooth map."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,54 +9,143 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from tversky_seg.data.grids import Shape
+
 Matrix = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A mirroring or a turn by whole quarters: axis j of what comes out is axis `axes[j]` of what goes in.
+    """Mirroring and turns by whole quarters: axis j of the result is axis `axes[j]` of the input.
 
     Attributes:
         axes: A permutation of 0, 1, 2.
-        mirrored: Whether axis j of what comes out runs backwards.
+        mirrored: Whether axis j of the result runs backwards.
     """
 
     axes: tuple[int, ...] = (0, 1, 2)
     mirrored: tuple[bool, ...] = (False, False, False)
 
-    def flipped(self, axis: int) -> "Turn":
-        """This turn, then a mirroring of one axis."""
-        return Turn(self.axes, tuple(was != (j == axis) for j, was in enumerate(self.mirrored)))
+    def then_mirror(self, axis: int) -> "Turn":
+        """Mirror one axis after this turn."""
+        mirrored = list(self.mirrored)
+        mirrored[axis] = not mirrored[axis]
+        return Turn(self.axes, tuple(mirrored))
 
-    def turned(self, plane: tuple[int, int], quarters: int) -> "Turn":
-        """This turn, then `quarters` turns of 90 degrees from the first axis of the plane to the second."""
+    def then_turn(self, plane: tuple[int, int], n_quarters: int) -> "Turn":
+        """Turn by `n_quarters` times 90 degrees from the first axis of the plane to the second."""
         turn = self
-        for _ in range(quarters % 4):
-            turn = turn.flipped(plane[1])._swapped(*plane)
+        for _ in range(n_quarters % 4):
+            turn = turn.then_mirror(plane[1])._then_swap(*plane)
         return turn
 
-    def _swapped(self, a: int, b: int) -> "Turn":
-        order = [b if j == a else a if j == b else j for j in range(3)]
-        return Turn(tuple(self.axes[j] for j in order), tuple(self.mirrored[j] for j in order))
+    def _then_swap(self, a: int, b: int) -> "Turn":
+        axes = list(self.axes)
+        axes[a], axes[b] = axes[b], axes[a]
+        mirrored = list(self.mirrored)
+        mirrored[a], mirrored[b] = mirrored[b], mirrored[a]
+        return Turn(tuple(axes), tuple(mirrored))
 
     @property
     def matrix(self) -> NDArray[np.float64]:
-        """(3, 3): from an offset to the patch's centre in what comes out to that in what goes in."""
+        """(3, 3): maps an offset from the centre of the result to the offset in the input."""
         matrix = np.zeros((3, 3))
         matrix[list(self.axes), range(3)] = np.where(self.mirrored, -1, 1)
         return matrix
 
-    def __call__(self, values: Tensor) -> Tensor:
-        """Turn the last three axes; the same tensor where nothing turns, else a contiguous copy."""
+    def apply(self, values: Tensor) -> Tensor:
+        """Turn the last three of four axes; the same tensor where nothing turns, else a contiguous copy."""
         if self == Turn():
             return values
         moved = values.permute(0, *(axis + 1 for axis in self.axes))
-        backwards = [j + 1 for j, mirrored in enumerate(self.mirrored) if mirrored]
-        return moved.flip(backwards).contiguous() if backwards else moved.contiguous()
+        backwards = [j + 1 for j in range(3) if self.mirrored[j]]
+        if backwards:
+            moved = moved.flip(backwards)
+        return moved.contiguous()
+
+
+@dataclass(frozen=True, eq=False)
+class Deformation:
+    """Smooth map of a patch: a voxel comes from centre + matrix (voxel - centre + displacement(voxel)).
+
+    Attributes:
+        matrix: (3, 3) in voxels, about the centre of the patch.
+        displacement: (3, nx, ny, nz) coefficients, in voxels, of the `spline_basis`; the largest of them bounds the
+            displacement. None: the map is linear.
+        knot_distance: Distance of the spline's knots along each axis, in voxels.
+    """
+
+    matrix: NDArray[np.float64]
+    displacement: NDArray[np.float64] | None = None
+    knot_distance: Sequence[float] = (1.0, 1.0, 1.0)
+
+    def box(self, start: Shape, size: Shape, shape: Shape) -> tuple[Shape, Shape]:
+        """Find the part of a volume that a patch comes from: its first voxel and its size.
+
+        Args:
+            start: First voxel of the patch.
+            size: Sides of the patch.
+            shape: Shape of the volume. The box ends at its border; beyond lies background.
+        """
+        half = (np.array(size) - 1) / 2
+        reach = half
+        if self.displacement is not None:
+            reach = half + np.abs(self.displacement).max(axis=(1, 2, 3))
+        reach = np.abs(self.matrix) @ reach
+        centre = start + half
+        low = np.clip(np.floor(centre - reach), 0, np.subtract(shape, 1)).astype(int)
+        high = np.clip(np.ceil(centre + reach) + 1, low + 1, shape).astype(int)
+        return as_shape(low), as_shape(high - low)
+
+    def coordinates(
+        self,
+        size: Shape,
+        *,
+        offset: Sequence[int] = (0, 0, 0),
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """Compute the place in the box that each voxel of a patch comes from.
+
+        Args:
+            size: Sides of the patch.
+            offset: First voxel of the box, counted from the first voxel of the patch.
+            device: Device to compute on.
+
+        Returns:
+            (3, X, Y, Z) float32 voxel coordinates in the box.
+        """
+        centre = (np.array(size) - 1) / 2
+        x, y, z = (
+            torch.arange(n, dtype=torch.float32, device=device) - middle
+            for n, middle in zip(size, centre, strict=True)
+        )
+        centre_in_box = (centre - offset).tolist()
+        places = torch.empty((3, *size), device=device)
+        for axis, (by_x, by_y, by_z) in enumerate(self.matrix.tolist()):
+            in_plane = (by_x * x + centre_in_box[axis])[:, None] + by_y * y
+            torch.add(in_plane[:, :, None], by_z * z, out=places[axis])
+        if self.displacement is not None:
+            bases = [spline_basis(*axis) for axis in zip(size, self.knot_distance, strict=True)]
+            in_volume = np.tensordot(self.matrix, self.displacement, 1).astype(np.float32)
+            places += separable(copy_to_device(in_volume, places.device), bases)
+        return places
+
+
+def copy_to_device(values: NDArray[np.float32], device: torch.device) -> Tensor:
+    """Make a tensor of an array, on a device.
+
+    A copy from ordinary memory to a GPU waits for all work that is queued there; one from page-locked memory does not.
+    """
+    tensor = torch.from_numpy(values)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor
 
 
 def separable(values: Tensor, matrices: Sequence[Matrix]) -> Tensor:
-    """One matrix for each of the last three axes: smoothing, a change of resolution, a field from its coefficients.
+    """Multiply one matrix along each of the last three axes.
+
+    This is a smoothing, a change of resolution, or a field computed from its coefficients.
 
     Args:
         values: (..., x, y, z).
@@ -65,82 +154,53 @@ def separable(values: Tensor, matrices: Sequence[Matrix]) -> Tensor:
     Returns:
         (..., X, Y, Z).
     """
-    along_x, along_y, along_z = (
-        torch.as_tensor(matrix, device=values.device) for matrix in matrices
-    )
+    along_x, along_y, along_z = (copy_to_device(matrix, values.device) for matrix in matrices)
     values = along_y @ (values @ along_z.T)
-    return torch.matmul(along_x, values.flatten(-2)).reshape(
-        *values.shape[:-3], len(along_x), *values.shape[-2:]
-    )
+    product = torch.matmul(along_x, values.flatten(-2))
+    return product.reshape(*values.shape[:-3], len(along_x), *values.shape[-2:])
 
 
 def spline_basis(n_voxels: int, knot_distance: float) -> Matrix:
-    """(n_voxels, n) cubic B-splines with knots `knot_distance` voxels apart, which sum to 1 at every voxel."""
+    """Evaluate cubic B-splines with knots `knot_distance` voxels apart: (n_voxels, n); each row sums to 1."""
     places = np.arange(n_voxels) / knot_distance
-    x = np.abs(places[:, None] - np.arange(-1, int(places[-1]) + 3))
-    inner, outer = 2 / 3 - x**2 + x**3 / 2, np.maximum(2 - x, 0) ** 3 / 6
+    knots = np.arange(-1, int(places[-1]) + 3)
+    x = np.abs(places[:, None] - knots)
+    inner = 2 / 3 - x**2 + x**3 / 2
+    outer = np.maximum(2 - x, 0) ** 3 / 6
     return np.where(x < 1, inner, outer).astype(np.float32)
 
 
-def coordinates(
-    size: Sequence[int],
-    matrix: NDArray[np.float64],
-    *,
-    offset: Sequence[int] = (0, 0, 0),
-    bumps: NDArray[np.float64] | None = None,
-    knot_distance: Sequence[float] = (1.0, 1.0, 1.0),
-    device: torch.device | None = None,
-) -> Tensor:
-    """Where each voxel of a patch comes from: centre + matrix (voxel - centre + bumps(voxel)).
-
-    Args:
-        size: Of the patch, in voxels.
-        matrix: (3, 3) in voxels, about the centre of the patch.
-        offset: First voxel of the box that is read, counted from the patch's first voxel.
-        bumps: (3, nx, ny, nz) coefficients, in voxels, of the `spline_basis`; their largest bounds the displacement.
-        knot_distance: Of that basis along each axis, in voxels.
-        device: Where to compute.
-
-    Returns:
-        (3, X, Y, Z) float32 voxel coordinates in the box.
-    """
-    centre = (np.array(size) - 1) / 2
-    start = centre - offset
-    x, y, z = (
-        torch.arange(n, dtype=torch.float32, device=device) - c
-        for n, c in zip(size, centre, strict=True)
-    )
-    places = torch.empty((3, *size), device=device)
-    for place, (by_x, by_y, by_z), first in zip(
-        places, matrix.tolist(), start.tolist(), strict=True
-    ):
-        in_plane = (by_x * x + first)[:, None] + by_y * y
-        torch.add(in_plane[:, :, None], by_z * z, out=place)
-    if bumps is not None:
-        bases = [spline_basis(n, distance) for n, distance in zip(size, knot_distance, strict=True)]
-        turned = np.tensordot(matrix, bumps, 1).astype(np.float32)
-        places += separable(torch.as_tensor(turned, device=device), bases)
-    return places
-
-
-def linear(image: Tensor, places: Tensor) -> Tensor:
-    """(C, *size) values of an image (C, x, y, z) at coordinates (3, *size), in one trilinear resampling; 0 outside."""
+def resample_linear(image: Tensor, places: Tensor) -> Tensor:
+    """Interpolate an image (C, x, y, z) at voxel coordinates (3, *size): (C, *size), 0 outside."""
     grid = places.new_empty((*places.shape[1:], 3))
     for axis, n in enumerate(image.shape[1:]):
-        torch.mul(places[axis], 2 / n, out=grid[..., 2 - axis])
-    grid += torch.tensor([1 / n - 1 for n in reversed(image.shape[1:])], device=grid.device)
-    return functional.grid_sample(
+        # grid_sample takes the axes in the order z, y, x, and -1 to 1 from border to border:
+        # voxel i of n lies at (2 i + 1) / n - 1.
+        of_axis = grid[..., 2 - axis]
+        torch.mul(places[axis], 2 / n, out=of_axis)
+        of_axis += 1 / n - 1
+    sampled = functional.grid_sample(
         image[None], grid[None], padding_mode="zeros", align_corners=False
-    )[0]
+    )
+    return sampled[0]
 
 
-def nearest(labels: Tensor, places: Tensor) -> Tensor:
-    """(K, *size) labels of the nearest voxels of (K, x, y, z), of any integer type; 0 outside."""
+def resample_nearest(labels: Tensor, places: Tensor) -> Tensor:
+    """Take the labels (K, x, y, z), of any integer type, of the nearest voxels: (K, *size), 0 outside."""
     if not labels.any():
         return labels.new_zeros((len(labels), *places.shape[1:]))
+    # One voxel of background on each side takes all places outside: clamped to it, they give 0.
     padded = functional.pad(labels, (1,) * 6)
-    index = torch.zeros(places.shape[1:], dtype=torch.int32, device=places.device)
-    for place, n in zip(places, padded.shape[1:], strict=True):
-        index.mul_(n).add_((place + 1.5).clamp_(0, n - 0.5).to(torch.int32))
-    found = [label.flatten().index_select(0, index.flatten()) for label in padded]
-    return torch.stack(found).reshape(len(labels), *index.shape)
+    linear_index = torch.zeros(places.shape[1:], dtype=torch.int32, device=places.device)
+    for axis, n in enumerate(padded.shape[1:]):
+        # + 1 for the padding and + 0.5 to round, as the conversion to integers cuts off.
+        index = (places[axis] + 1.5).clamp_(0, n - 0.5).to(torch.int32)
+        linear_index.mul_(n).add_(index)
+    picked = [label.flatten().index_select(0, linear_index.flatten()) for label in padded]
+    return torch.stack(picked).reshape(len(labels), *linear_index.shape)
+
+
+def as_shape(numbers: Sequence[int] | NDArray[np.int_]) -> Shape:
+    """Convert three numbers to a tuple of int."""
+    x, y, z = (int(n) for n in numbers)
+    return x, y, z
