@@ -132,6 +132,7 @@ def test_a_run_leaves_the_files_of_the_contract(finished: Run) -> None:
         if case.split == "test"
     ]
     assert {path.name for path in (finished.folder / "predictions").iterdir()} == {
+        ".cases",
         "lesions.csv",
         "predictions.json",
         *(f"{case_id}_{kind}.nii.gz" for case_id in test_cases for kind in ("mask", "probability")),
@@ -450,7 +451,7 @@ def test_predict_takes_files_manifests_and_folders_without_labels(
     )
     assert outcome.status == 0, outcome.stderr
     assert outcome.stderr == ""
-    expected = {"lesions.csv", "predictions.json"}
+    expected = {".cases", "lesions.csv", "predictions.json"}
     for case in finished.metrics["cases"][: 1 if form == "files" else None]:
         for kind in ("mask", "probability"):
             name = f"{case['case_id']}_{kind}.nii.gz"

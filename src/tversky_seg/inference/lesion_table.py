@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import KDTree
 
-from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import spacing_of
+from tversky_seg.inference.output_errors import writing
 from tversky_seg.runtime.files import write_csv
 
 # With more voxels, one transform of the whole brain (1 s) is faster than a search for each voxel.
@@ -142,68 +141,30 @@ def _shell_around(brain: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return shell
 
 
-class LesionTable:
-    """lesions.csv of a folder, filled case by case, so that a stopped prediction can resume.
+def write_lesion_table(
+    path: Path, lesions: Mapping[str, Sequence[Row]], *, case_ids: Sequence[str], n_classes: int
+) -> None:
+    """Write lesions.csv: rows of other cases in the order of the file, then those of these cases.
 
-    The file itself is always whole. While cases are added, their rows are kept in a journal next to
-    it, a line of JSON for each case; a kill can spoil the last one.
+    Args:
+        path: File to write. Its rows of cases that `lesions` does not have stay.
+        lesions: Rows by case.
+        case_ids: Cases whose rows come last, in this order.
+        n_classes: Number of classes; with several there is a column `class`.
+
+    Raises:
+        DataError: The file cannot be written.
     """
-
-    def __init__(self, folder: Path, *, n_classes: int, resumes: bool) -> None:
-        self.columns = _columns(n_classes)
-        self.path = folder / "lesions.csv"
-        self.journal = folder / ".lesions.jsonl"
-        self._rows: dict[str, list[Row]] = {}
-        if resumes:
-            self._rows = _read_table(self.path, self.columns) | _read_journal(self.journal)
-        else:
-            self.journal.unlink(missing_ok=True)
-
-    def rows_of(self, case_id: str) -> list[Row] | None:
-        """Return the rows of a case, if it has any."""
-        return self._rows.get(case_id)
-
-    def add(self, case_id: str, rows: list[Row]) -> None:
-        """Keep the rows of a finished case.
-
-        Raises:
-            DataError: They cannot be written.
-        """
-        if self._rows.get(case_id) == rows:
-            return
-        self._rows[case_id] = rows
-        try:
-            with self.journal.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"case_id": case_id, "rows": rows}) + "\n")
-        except OSError as error:
-            raise DataError(
-                self.journal,
-                f"cannot be written ({error.strerror or error})",
-                "name a folder with room",
-            ) from error
-
-    def write(self, case_ids: Sequence[str], *, failed: Container[str] = ()) -> None:
-        """Write lesions.csv: rows of other cases that it has already, then those of these cases.
-
-        Raises:
-            DataError: The file cannot be written.
-        """
-        order = [name for name in self._rows if name not in set(case_ids)]
-        order += [name for name in case_ids if name not in failed]
-        rows = []
-        for name in order:
-            for row in self._rows.get(name, ()):
-                rows.append([row.get(column) for column in self.columns])
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_csv(self.path, self.columns, rows)
-        except OSError as error:
-            raise DataError(
-                self.path,
-                f"cannot be written ({error.strerror or error})",
-                "name a folder with room",
-            ) from error
-        self.journal.unlink(missing_ok=True)
+    columns = _columns(n_classes)
+    all_lesions = {**_read_table(path, columns), **lesions}
+    order = [case_id for case_id in all_lesions if case_id not in set(case_ids)]
+    order += case_ids
+    rows = []
+    for case_id in order:
+        for row in all_lesions.get(case_id, ()):
+            rows.append([row.get(column) for column in columns])
+    with writing(path):
+        write_csv(path, columns, rows)
 
 
 def _columns(n_classes: int) -> list[str]:
@@ -216,8 +177,8 @@ def _columns(n_classes: int) -> list[str]:
 
 
 def _read_table(path: Path, columns: Sequence[str]) -> dict[str, list[Row]]:
-    """Read case -> rows from a lesions.csv with these columns; nothing from another file."""
-    rows: dict[str, list[Row]] = {}
+    """Read the rows of each case from a lesions.csv with these columns; nothing from another."""
+    lesions: dict[str, list[Row]] = {}
     with (
         suppress(OSError, UnicodeDecodeError, csv.Error),
         path.open(newline="", encoding="utf-8") as file,
@@ -226,19 +187,8 @@ def _read_table(path: Path, columns: Sequence[str]) -> dict[str, list[Row]]:
         if reader.fieldnames != list(columns):
             return {}
         for row in reader:
-            rows.setdefault(row["case_id"], []).append(row)
-    return rows
-
-
-def _read_journal(path: Path) -> dict[str, list[Row]]:
-    """Read case -> rows of the cases added before a stop, without a line that was cut off."""
-    rows = {}
-    with suppress(OSError):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError, KeyError, TypeError):
-                entry: Mapping[str, Any] = json.loads(line)
-                rows[str(entry["case_id"])] = list(entry["rows"])
-    return rows
+            lesions.setdefault(row["case_id"], []).append(row)
+    return lesions
 
 
 def _sums(number: NDArray[np.uint32], values: NDArray[Any]) -> NDArray[np.float64]:

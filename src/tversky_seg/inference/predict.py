@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,13 @@ from tversky_seg.data.grids import Geometry
 from tversky_seg.data.nifti import PROBABILITY_SCALE
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess, to_input_grid
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
+from tversky_seg.inference.case_records import CaseRecords, input_states
 from tversky_seg.inference.ensemble import Ensemble, Member
-from tversky_seg.inference.lesion_table import LesionTable, Row
+from tversky_seg.inference.lesion_table import write_lesion_table
 from tversky_seg.inference.prediction_folder import (
+    LESIONS_FILE,
     claim_folder,
-    is_written,
-    read_lesions,
+    prediction_files,
     write_prediction,
 )
 from tversky_seg.inference.settings import Inference
@@ -85,8 +85,9 @@ def predict_cases(
 ) -> dict[str, str]:
     """Predict many cases into one folder: masks, probabilities, lesions.csv and predictions.json.
 
-    Cases that are predicted already are skipped. A case that fails does not stop the others; all
-    that failed are logged at the end. Labels are not read. A modality that a case lacks is 0
+    Cases that are predicted already are skipped, unless an input file has another path, size or
+    time than then. A case that fails does not stop the others; all that failed are logged at the
+    end. Labels are not read. A modality that a case lacks is 0
     throughout. lesions.csv is complete after every call, whatever was stopped before.
 
     Args:
@@ -111,28 +112,31 @@ def predict_cases(
     windows = inference.windows
     if not isinstance(network, Ensemble):
         network = Ensemble([Member(network, windows, checksum)])
-    resumes = claim_folder(output_dir, _folder_settings(network, preprocessing, inference))
-    n_classes = len(preprocessing.classes)
-    table = LesionTable(output_dir, n_classes=n_classes, resumes=resumes)
+    records = CaseRecords(output_dir)
+    if not claim_folder(output_dir, _folder_settings(network, preprocessing, inference)):
+        records.discard_all()
     predictor = _Predictor(
         network, preprocessing, inference, output_dir, device=device, precision=precision
     )
+    pending = _pending_case_ids(cases, records)
     faults: dict[str, str] = {}
     with Reporter("predict", total=len(cases)) as reporter:
         for case in cases:
-            try:
-                rows = None
-                if resumes:
-                    rows = predictor.earlier_rows(case, table)
-                if rows is None:
-                    rows = predictor.predict(case)
-                table.add(case.case_id, rows)
-                reporter.advance(case.case_id)
-            except Exception as error:
-                faults[case.case_id] = _describe_fault(case, error)
-                logger.debug("%s", faults[case.case_id], exc_info=True)
-                reporter.advance(f"{case.case_id} failed")
-    table.write([case.case_id for case in cases], failed=faults)
+            note = case.case_id
+            if case.case_id in pending:
+                try:
+                    predictor.predict(case, records)
+                except Exception as error:
+                    faults[case.case_id] = _describe_fault(case, error)
+                    logger.debug("%s", faults[case.case_id], exc_info=True)
+                    note += " failed"
+            reporter.advance(note)
+    write_lesion_table(
+        output_dir / LESIONS_FILE,
+        records.lesions(),
+        case_ids=[case.case_id for case in cases if case.case_id not in faults],
+        n_classes=len(preprocessing.classes),
+    )
     # If all failed, the caller raises an error that says so.
     if 0 < len(faults) < len(cases):
         listing = "\n".join(faults.values())
@@ -177,23 +181,9 @@ class _Predictor:
     def classes(self) -> tuple[str, ...]:
         return tuple(self.preprocessing.classes)
 
-    def earlier_rows(self, case: Case, table: LesionTable) -> list[Row] | None:
-        """Return the lesions of a case that was predicted before; None if it was not."""
-        with_uncertainty = self.ensemble.uncertainty is not None
-        if not is_written(
-            self.output_dir, case.case_id, classes=self.classes, with_uncertainty=with_uncertainty
-        ):
-            return None
-        rows = table.rows_of(case.case_id)
-        if rows is not None:
-            return rows
-        find_brain = partial(_find_brain, case, self.preprocessing)
-        return read_lesions(
-            self.output_dir, case.case_id, classes=self.classes, find_brain=find_brain
-        )
-
-    def predict(self, case: Case) -> list[Row]:
-        """Write the files of a case and return its lesions."""
+    def predict(self, case: Case, records: CaseRecords) -> None:
+        """Write the files of a case, and its record when they are complete."""
+        inputs = input_states(case)
         prepared = prepare_input(case, self.preprocessing)
         geometry = prepared.geometry
         probability, uncertainty = self.ensemble.predict(
@@ -202,7 +192,7 @@ class _Predictor:
         uncertainty_maps = None
         if uncertainty is not None:
             uncertainty_maps = _on_input_grid(uncertainty, geometry)
-        return write_prediction(
+        lesions = write_prediction(
             self.output_dir,
             case.case_id,
             _on_input_grid(probability, geometry),
@@ -213,10 +203,33 @@ class _Predictor:
             uncertainty=uncertainty_maps,
             brain=_brain_on_input_grid(prepared),
         )
+        files = []
+        for of_class in prediction_files(self.output_dir, case.case_id, self.classes).values():
+            files += [of_class.probability, of_class.mask]
+            if uncertainty is not None:
+                files.append(of_class.uncertainty)
+        records.write(case.case_id, inputs=inputs, files=files, lesions=lesions)
 
 
-def _find_brain(case: Case, preprocessing: Preprocessing) -> NDArray[np.bool_]:
-    return _brain_on_input_grid(prepare_input(case, preprocessing))
+def _pending_case_ids(cases: Sequence[Case], records: CaseRecords) -> set[str]:
+    """Find the cases to predict: those without a complete prediction of their present inputs."""
+    pending = set()
+    changed = []
+    for case in cases:
+        record = records.read(case.case_id)
+        if record is None or not records.is_complete(record):
+            pending.add(case.case_id)
+        elif record.inputs != input_states(case):
+            pending.add(case.case_id)
+            changed.append(case.case_id)
+    if changed:
+        logger.warning(
+            "predicting %d of %d cases again, since their input files have changed: %s",
+            len(changed),
+            len(cases),
+            _shorten(changed),
+        )
+    return pending
 
 
 def _brain_on_input_grid(prepared: PreparedCase) -> NDArray[np.bool_]:
@@ -230,6 +243,14 @@ def _on_input_grid(volumes: Tensor, geometry: Geometry) -> Iterator[NDArray[np.f
     for volume in volumes.numpy():
         resampled = to_input_grid(volume, geometry)
         yield np.clip(resampled, 0, 1, out=resampled)
+
+
+def _shorten(names: Sequence[str], *, n: int = 5) -> str:
+    """Write out the first names and count the others: "a, b, c, d, e and 7 more"."""
+    text = ", ".join(names[:n])
+    if len(names) > n:
+        text += f" and {len(names) - n} more"
+    return text
 
 
 def _describe_fault(case: Case, error: Exception) -> str:

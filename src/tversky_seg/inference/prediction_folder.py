@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.nifti import PROBABILITY_SCALE, read_label, read_volume, write_volume
+from tversky_seg.data.nifti import PROBABILITY_SCALE, write_volume
 from tversky_seg.inference.lesion_table import Row, lesion_rows, number_lesions
+from tversky_seg.inference.output_errors import writing
 from tversky_seg.runtime.files import read_json, write_json
 
 SETTINGS_FILE = "predictions.json"
+LESIONS_FILE = "lesions.csv"
 PROBABILITY_ENDING = "_probability.nii.gz"
 MASK_ENDING = "_mask.nii.gz"
 UNCERTAINTY_ENDING = "_uncertainty.nii.gz"
@@ -43,18 +45,6 @@ def prediction_files(
             uncertainty=folder / f"{stem}{UNCERTAINTY_ENDING}",
         )
     return files
-
-
-def is_written(
-    folder: Path, case_id: str, *, classes: Sequence[str], with_uncertainty: bool = False
-) -> bool:
-    """Tell whether all files of a case exist."""
-    for files in prediction_files(folder, case_id, classes).values():
-        if not files.probability.is_file() or not files.mask.is_file():
-            return False
-        if with_uncertainty and not files.uncertainty.is_file():
-            return False
-    return True
 
 
 def write_prediction(
@@ -117,37 +107,6 @@ def write_prediction(
     return rows
 
 
-def read_lesions(
-    folder: Path,
-    case_id: str,
-    *,
-    classes: Sequence[str],
-    find_brain: Callable[[], NDArray[np.bool_] | None] = lambda: None,
-) -> list[Row]:
-    """Describe the lesions of a case from its files, as `write_prediction` did.
-
-    Args:
-        folder: Folder of the files.
-        case_id: Name of the case.
-        classes: Names of the classes.
-        find_brain: Function that gives the mask (X, Y, Z) of the brain; called only if there is a
-            lesion.
-    """
-    rows = []
-    for name, files in prediction_files(folder, case_id, classes).items():
-        mask = read_label(files.mask)
-        if mask.data.any():
-            rows += lesion_rows(
-                number_lesions(mask.data > 0, mask.affine),
-                read_volume(files.probability).data,
-                mask.affine,
-                case_id=case_id,
-                class_name=name if len(classes) > 1 else None,
-                brain=find_brain(),
-            )
-    return rows
-
-
 def claim_folder(output_dir: Path, settings: Mapping[str, Any]) -> bool:
     """Write predictions.json, or make sure that the existing one holds the same settings.
 
@@ -159,13 +118,8 @@ def claim_folder(output_dir: Path, settings: Mapping[str, Any]) -> bool:
     """
     path = output_dir / SETTINGS_FILE
     if not path.is_file():
-        try:
-            output_dir.mkdir(parents=True, exist_ok=True)
+        with writing(path):
             write_json(path, settings)
-        except OSError as error:
-            raise DataError(
-                path, f"cannot be written ({error.strerror or error})", "name a folder with room"
-            ) from error
         return False
     try:
         saved = read_json(path)

@@ -1,0 +1,123 @@
+"""Records of predicted cases: the input files, the files written, and the lesions.
+
+A record is a small file in the folder `.cases` of a predictions folder, written after all others:
+it marks a case as complete. There is one file a case, so that jobs that predict different cases
+into one folder cannot lose each other's.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tversky_seg.data.case import Case
+from tversky_seg.data.nifti import file_and_frame
+from tversky_seg.inference.lesion_table import Row
+from tversky_seg.inference.output_errors import writing
+from tversky_seg.runtime.files import read_json, write_json
+
+FileState = list[Any]
+"""Path, size in bytes and time of change in ns; a list, as JSON gives it back."""
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """What a prediction was made from, and its result.
+
+    Attributes:
+        inputs: State of each input file, by modality.
+        sizes: Size in bytes of each file written, by its name.
+        lesions: Rows of lesions.csv.
+    """
+
+    inputs: dict[str, FileState]
+    sizes: dict[str, int]
+    lesions: list[Row]
+
+
+class CaseRecords:
+    """The records of a predictions folder."""
+
+    def __init__(self, output_dir: Path) -> None:
+        self.output_dir = output_dir
+        self.folder = output_dir / ".cases"
+
+    def read(self, case_id: str) -> CaseRecord | None:
+        """Read the record of a case; None if there is none, or it is damaged."""
+        return _read(self._path(case_id))
+
+    def write(
+        self,
+        case_id: str,
+        *,
+        inputs: dict[str, FileState],
+        files: Iterable[Path],
+        lesions: list[Row],
+    ) -> None:
+        """Write the record of a case whose files are all written.
+
+        Args:
+            case_id: Name of the case.
+            inputs: State of the input files before they were read; see `input_states`.
+            files: Files written.
+            lesions: Rows of lesions.csv.
+
+        Raises:
+            DataError: The disk is full or read-only.
+        """
+        sizes = {file.name: file.stat().st_size for file in files}
+        path = self._path(case_id)
+        with writing(path):
+            write_json(path, asdict(CaseRecord(inputs, sizes, lesions)))
+
+    def lesions(self) -> dict[str, list[Row]]:
+        """Read the lesions of all cases, by case, in the order of their names."""
+        lesions = {}
+        for path in sorted(self.folder.glob("*.json")):
+            record = _read(path)
+            if record is not None:
+                lesions[path.name.removesuffix(".json")] = record.lesions
+        return lesions
+
+    def is_complete(self, record: CaseRecord) -> bool:
+        """Tell whether the files of a record exist in their full size, after a power cut too."""
+        for name, size in record.sizes.items():
+            path = self.output_dir / name
+            if not path.is_file() or path.stat().st_size != size:
+                return False
+        return True
+
+    def discard_all(self) -> None:
+        """Remove all records."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, case_id: str) -> Path:
+        return self.folder / f"{case_id}.json"
+
+
+def input_states(case: Case) -> dict[str, FileState]:
+    """List path, size and time of the files that a prediction reads; missing ones have no state."""
+    named = dict(case.images)
+    if case.brain_mask is not None:
+        named["brain_mask"] = case.brain_mask
+    states = {}
+    for name, path in named.items():
+        file, _ = file_and_frame(path)
+        with suppress(OSError):
+            status = file.stat()
+            # The path keeps its frame: `scan.nii.gz@0` and `scan.nii.gz@1` are two inputs.
+            states[name] = [str(Path(path).absolute()), status.st_size, status.st_mtime_ns]
+    return states
+
+
+def _read(path: Path) -> CaseRecord | None:
+    try:
+        record = CaseRecord(**read_json(path))
+    except (OSError, ValueError, TypeError):
+        return None
+    is_sound = isinstance(record.sizes, dict) and isinstance(record.lesions, list)
+    return record if is_sound else None
