@@ -4,6 +4,10 @@ import csv
 import json
 import logging
 import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -13,9 +17,11 @@ import pytest
 from helpers.networks import FirstChannel
 from helpers.oblique_cases import FLAIR, a_case
 from tversky_seg.data.case import Case
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import read_volume
 from tversky_seg.inference.predict import predict_cases
 from tversky_seg.inference.settings import Inference
+from tversky_seg.runtime.locks import Owner
 
 SETTINGS = Inference(patch_size=8, threshold=0.7)
 
@@ -143,3 +149,77 @@ def test_records_of_unknown_settings_are_not_used(tmp_path: Path, folder: Path) 
 
 def stop(*arguments: object, **settings: object) -> None:
     raise KeyboardInterrupt
+
+
+# Jobs side by side
+
+
+def test_jobs_side_by_side_lose_no_rows(tmp_path: Path, folder: Path) -> None:
+    names = [f"case{number}" for number in range(8)]
+    cases = [a_case(tmp_path, name, seed=seed) for seed, name in enumerate(names)]
+    with ThreadPoolExecutor(len(cases)) as pool:
+        faults = list(pool.map(lambda case: predict([case], folder), cases))
+    assert faults == [{}] * len(cases)
+    assert sorted(cases_in_table(folder)) == names
+    once = tmp_path / "once"
+    predict(cases, once)
+    assert sorted((folder / "lesions.csv").read_text().splitlines()) == sorted(
+        (once / "lesions.csv").read_text().splitlines()
+    )
+
+
+def test_the_first_jobs_of_a_folder_do_not_discard_each_others_records(
+    tmp_path: Path, folder: Path
+) -> None:
+    cases = [a_case(tmp_path, name, seed=seed) for seed, name in enumerate("ab")]
+    predict(cases[:1], folder)
+    with predicting_elsewhere(folder, ["a"]):
+        assert predict(cases[1:], folder) == {}
+    assert (folder / "a_mask.nii.gz").is_file()
+    assert cases_in_table(folder) == ["a", "b"]
+
+
+def test_a_case_that_another_process_predicts_is_refused(tmp_path: Path, folder: Path) -> None:
+    cases = [a_case(tmp_path, name, seed=seed) for seed, name in enumerate("abc")]
+    with predicting_elsewhere(folder, ["a", "b"]):
+        with pytest.raises(DataError, match=rf"{folder.name}.*process 77 on node7.*b") as refusal:
+            predict(cases[1:], folder)
+        assert "\n" not in str(refusal.value)
+        assert not (folder / "c_mask.nii.gz").exists()
+        assert predict(cases[2:], folder) == {}, "other cases may be predicted meanwhile"
+    assert predict(cases[1:], folder) == {}
+
+
+def test_the_job_of_a_killed_process_stops_nobody_and_its_scratch_files_go(
+    tmp_path: Path, folder: Path
+) -> None:
+    case = a_case(tmp_path, "a")
+    ended = replace(Owner.this_process(), started="1")
+    with predicting_elsewhere(folder, ["a"], owner=ended):
+        for name in (".scratch-0123.nii.gz", ".cases/.scratch-4567.json"):
+            (folder / name).write_text("half")
+        assert predict([case], folder) == {}
+    assert not list(folder.rglob(".scratch-*"))
+    assert [path.name for path in (folder / ".cases").iterdir()] == ["a.json"]
+
+
+def test_scratch_files_of_a_job_that_runs_stay(tmp_path: Path, folder: Path) -> None:
+    cases = [a_case(tmp_path, name, seed=seed) for seed, name in enumerate("ab")]
+    with predicting_elsewhere(folder, ["a"]):
+        (folder / ".scratch-0123.nii.gz").write_text("half")
+        predict(cases[1:], folder)
+        assert (folder / ".scratch-0123.nii.gz").exists()
+
+
+@contextmanager
+def predicting_elsewhere(
+    folder: Path, case_ids: list[str], owner: Owner | None = None
+) -> Iterator[None]:
+    """Leave the files of a process of another machine that is predicting cases."""
+    if owner is None:
+        owner = Owner("node7", 77, "another machine", "1", "token")
+    (folder / ".cases").mkdir(parents=True, exist_ok=True)
+    job = folder / ".cases" / f"job-{owner.token}.lock"
+    job.write_text(json.dumps({"owner": asdict(owner), "case_ids": case_ids}))
+    yield
+    job.unlink(missing_ok=True)

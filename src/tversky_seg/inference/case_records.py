@@ -7,7 +7,6 @@ into one folder cannot lose each other's.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,6 +18,8 @@ from tversky_seg.data.nifti import file_and_frame
 from tversky_seg.inference.lesion_table import Row
 from tversky_seg.inference.output_errors import writing
 from tversky_seg.runtime.files import read_json, write_json
+
+RECORDS_FOLDER = ".cases"
 
 FileState = list[Any]
 """Path, size in bytes and time of change in ns; a list, as JSON gives it back."""
@@ -44,7 +45,7 @@ class CaseRecords:
 
     def __init__(self, output_dir: Path) -> None:
         self.output_dir = output_dir
-        self.folder = output_dir / ".cases"
+        self.folder = output_dir / RECORDS_FOLDER
 
     def read(self, case_id: str) -> CaseRecord | None:
         """Read the record of a case; None if there is none, or it is damaged."""
@@ -93,7 +94,8 @@ class CaseRecords:
 
     def discard_all(self) -> None:
         """Remove all records."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in self.folder.glob("*.json"):
+            path.unlink(missing_ok=True)
 
     def _path(self, case_id: str) -> Path:
         return self.folder / f"{case_id}.json"

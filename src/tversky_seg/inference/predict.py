@@ -28,6 +28,7 @@ from tversky_seg.inference.prediction_folder import (
     prediction_files,
     write_prediction,
 )
+from tversky_seg.inference.prediction_jobs import exclusive, running_job
 from tversky_seg.inference.settings import Inference
 from tversky_seg.inference.sliding_window import SlidingWindow
 from tversky_seg.metrics.averages import unwrap_single
@@ -105,38 +106,31 @@ def predict_cases(
         case_id -> one line, for each case that failed; empty if all cases are written.
 
     Raises:
-        DataError: The folder holds predictions of another checkpoint or of other settings, or
-            cannot be written.
+        DataError: The folder holds predictions of another checkpoint or of other settings, another
+            process is predicting one of the cases there, or it cannot be written.
         ValueError: `inference.patch_size` is None.
     """
     windows = inference.windows
     if not isinstance(network, Ensemble):
         network = Ensemble([Member(network, windows, checksum)])
-    records = CaseRecords(output_dir)
-    if not claim_folder(output_dir, _folder_settings(network, preprocessing, inference)):
-        records.discard_all()
+    settings = _folder_settings(network, preprocessing, inference)
     predictor = _Predictor(
         network, preprocessing, inference, output_dir, device=device, precision=precision
     )
-    pending = _pending_case_ids(cases, records)
-    faults: dict[str, str] = {}
-    with Reporter("predict", total=len(cases)) as reporter:
-        for case in cases:
-            note = case.case_id
-            if case.case_id in pending:
-                try:
-                    predictor.predict(case, records)
-                except Exception as error:
-                    faults[case.case_id] = _describe_fault(case, error)
-                    logger.debug("%s", faults[case.case_id], exc_info=True)
-                    note += " failed"
-            reporter.advance(note)
-    write_lesion_table(
-        output_dir / LESIONS_FILE,
-        records.lesions(),
-        case_ids=[case.case_id for case in cases if case.case_id not in faults],
-        n_classes=len(preprocessing.classes),
-    )
+    records = CaseRecords(output_dir)
+    case_ids = [case.case_id for case in cases]
+    with running_job(output_dir, case_ids):
+        with exclusive(output_dir):
+            if not claim_folder(output_dir, settings):
+                records.discard_all()  # nothing says how these predictions were made
+        faults = _predict_pending(predictor, cases, records)
+        with exclusive(output_dir):
+            write_lesion_table(
+                output_dir / LESIONS_FILE,
+                records.lesions(),
+                case_ids=[case_id for case_id in case_ids if case_id not in faults],
+                n_classes=len(preprocessing.classes),
+            )
     # If all failed, the caller raises an error that says so.
     if 0 < len(faults) < len(cases):
         listing = "\n".join(faults.values())
@@ -209,6 +203,26 @@ class _Predictor:
             if uncertainty is not None:
                 files.append(of_class.uncertainty)
         records.write(case.case_id, inputs=inputs, files=files, lesions=lesions)
+
+
+def _predict_pending(
+    predictor: _Predictor, cases: Sequence[Case], records: CaseRecords
+) -> dict[str, str]:
+    """Predict the cases that are not yet; returns a line for each that failed."""
+    pending = _pending_case_ids(cases, records)
+    faults: dict[str, str] = {}
+    with Reporter("predict", total=len(cases)) as reporter:
+        for case in cases:
+            note = case.case_id
+            if case.case_id in pending:
+                try:
+                    predictor.predict(case, records)
+                except Exception as error:
+                    faults[case.case_id] = _describe_fault(case, error)
+                    logger.debug("%s", faults[case.case_id], exc_info=True)
+                    note += " failed"
+            reporter.advance(note)
+    return faults
 
 
 def _pending_case_ids(cases: Sequence[Case], records: CaseRecords) -> set[str]:

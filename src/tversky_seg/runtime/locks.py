@@ -46,7 +46,7 @@ class Owner:
         return cls(platform.node(), pid, _machine(), _start_time(pid), secrets.token_hex(8))
 
 
-class Locked(OSError):
+class Locked(RuntimeError):
     """Another process holds the lock; `owner` says which."""
 
     def __init__(self, path: Path, owner: Owner | None) -> None:
