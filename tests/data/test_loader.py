@@ -1,7 +1,9 @@
 import multiprocessing
 import os
+import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,23 +121,50 @@ def test_loading_leaves_torchs_random_stream_alone() -> None:
     assert torch.rand(1) == expected
 
 
-def test_cases_in_the_cache_give_the_same_batches_as_in_memory(tmp_path: Path) -> None:
+def a_case_on_disk(folder: Path) -> Case:
+    """One T1 image with a lesion of 27 voxels, and its label."""
     data = np.random.default_rng(0).normal(100, 20, (30, 28, 26)).astype(np.float32)
     label = np.zeros(data.shape, np.uint8)
     label[10:13, 10:13, 10:13] = 1
-    for name, voxels in (("image", data), ("label", label)):
-        write_volume(tmp_path / f"{name}.nii.gz", voxels, np.diag([1.0, 1.0, 2.0, 1.0]))
-    case = Case(
-        "a", "a", images={"T1": tmp_path / "image.nii.gz"}, labels=(tmp_path / "label.nii.gz",)
-    )
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    write_volume(folder / "image.nii.gz", data, affine)
+    write_volume(folder / "label.nii.gz", label, affine)
+    images = {"T1": folder / "image.nii.gz"}
+    return Case("a", "a", images=images, labels=(folder / "label.nii.gz",))
+
+
+def test_cases_in_the_cache_give_the_same_batches_as_in_memory(tmp_path: Path) -> None:
+    case = a_case_on_disk(tmp_path)
     settings = Preprocessing(modalities=("T1",))
     in_memory = some_batches(cases=[preprocess(case, settings)])
     in_cache = some_batches(cases=[prepare(case, settings, cache_dir=tmp_path / "cache")])
     expected = [as_bytes(in_memory[step]) for step in range(3)]
     for n_workers in (0, 3):
-        assert [
-            as_bytes(b) for b in load_batches(in_cache, start=0, stop=3, n_workers=n_workers)
-        ] == expected
+        loaded = load_batches(in_cache, start=0, stop=3, n_workers=n_workers)
+        assert [as_bytes(batch) for batch in loaded] == expected
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_many_cases_load_with_the_256_open_files_that_macos_allows(
+    tmp_path: Path, n_workers: int
+) -> None:
+    resource = pytest.importorskip("resource")  # Windows has none
+    settings = Preprocessing(modalities=("T1",))
+    cached = prepare(a_case_on_disk(tmp_path), settings, cache_dir=tmp_path / "cache")
+    cases = []
+    for number in range(80):  # of which a patch needs five files each
+        folder = tmp_path / f"case{number}"
+        shutil.copytree(cached.folder, folder)
+        cases.append(replace(cached, case_id=f"case{number}", folder=folder))
+    batches = some_batches(cases=cases, batch_size=16)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        loaded = list(load_batches(batches, start=0, stop=20, n_workers=n_workers))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    names = {name for batch in loaded for name in batch.case_ids}
+    assert len(names) > 70
 
 
 class NoFile:

@@ -146,7 +146,7 @@ def one_case_per_rater(cases: Sequence[PreparedCase]) -> list[PreparedCase]:
     ]
 
 
-@lru_cache(maxsize=256)  # each holds a file descriptor, of which a process has 1024 or so
+@lru_cache(maxsize=96)  # each holds a file descriptor, of which a process on macOS has 256
 def _opened(path: str) -> NDArray[Any]:
     opened: NDArray[Any] = np.load(path, mmap_mode="r")
     return opened
