@@ -14,11 +14,9 @@ from tversky_seg.data.errors import DataError
 from tversky_seg.data.patches.batches import PatchBatches
 from tversky_seg.data.patches.draw_shares import log_draw_shares
 from tversky_seg.data.patches.sampling import patch_sides
-from tversky_seg.data.preprocessing.pipeline import (
-    one_case_per_rater,
-    prepare_all,
-    preprocessing_of,
-)
+from tversky_seg.data.preprocessing.parallel import prepare_all
+from tversky_seg.data.preprocessing.pipeline import preprocessing_of
+from tversky_seg.data.preprocessing.prepared_case import one_case_per_rater
 from tversky_seg.data.split import files_of, split_dataset
 from tversky_seg.data_check.examine import check_training
 from tversky_seg.inference.predict import predict_cases

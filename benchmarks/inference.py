@@ -26,7 +26,8 @@ from monai.data.utils import compute_importance_map
 from monai.inferers import sliding_window_inference
 
 from tversky_seg.data.case import Case
-from tversky_seg.data.preprocessing.pipeline import PreparedCase, Preprocessing, preprocess
+from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.inference.predict import predict_case
 from tversky_seg.inference.sliding_window import SlidingWindow, predict_volume
 from tversky_seg.models import UNet3D

@@ -371,7 +371,8 @@ from pathlib import Path
 from tversky_seg.data.patches.augmentation import Augmentation
 from tversky_seg.data.case import Case
 from tversky_seg.data.patches.batches import PatchBatches
-from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare_all
+from tversky_seg.data.preprocessing.parallel import prepare_all
+from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.data.patches.samplers import LesionSampler
 if __name__ == "__main__":
     folder, *images, label = map(Path, sys.argv[1:])

@@ -17,12 +17,9 @@ import nibabel as nib
 import numpy as np
 
 from tversky_seg.data.case import Case
-from tversky_seg.data.preprocessing.pipeline import (
-    Preprocessing,
-    prepare,
-    prepare_all,
-    return_memory,
-)
+from tversky_seg.data.preprocessing.parallel import prepare_all
+from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare
+from tversky_seg.runtime.workers import return_freed_memory
 
 MODALITIES = ("FLAIR", "T1", "T2")
 
@@ -81,7 +78,7 @@ def write_case(folder: Path, *, side: int) -> dict[str, Path]:
 
 def measure(folder: Path, n: int, words: argparse.Namespace) -> dict[str, float]:
     """Prepare n cases; the growth of peak memory of this process."""
-    return_memory()  # as each worker of prepare_all does
+    return_freed_memory()  # as each worker of prepare_all does
     case_of = {f"c{i}": {m: folder / f"{m}.nii.gz" for m in MODALITIES} for i in range(n)}
     cases = [
         Case(name, name, images, (folder / "label.nii.gz",)) for name, images in case_of.items()

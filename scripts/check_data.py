@@ -21,11 +21,8 @@ from tversky_seg.data.dataset import Dataset, find_cases, survey_cases, with_mod
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import read_grid
 from tversky_seg.data.patches.sampling import patch_sides
-from tversky_seg.data.preprocessing.pipeline import (
-    Preprocessing,
-    one_case_per_rater,
-    preprocessing_of,
-)
+from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocessing_of
+from tversky_seg.data.preprocessing.prepared_case import one_case_per_rater
 from tversky_seg.data.split import draw_split
 from tversky_seg.data_check.examine import (
     LEVELS,
@@ -110,7 +107,7 @@ def list_cohort(data: Dataset) -> tuple[Dataset, list[Case], list[Finding]]:
         raise DataError.gather(faults)
     if not data.modalities:
         data = replace(data, modalities=max((tuple(case.images) for case in cases), key=len))
-    findings = [Finding.of_fault(str(line)) for fault in faults for line in fault.faults]
+    findings = [Finding.of_fault(each) for fault in faults for each in fault.faults]
     remedy = "it is left out; download the files or name other data.modalities"
     findings += [
         Finding("warning", str(data.root), f"{case_id} has no {lack}", remedy, case_id)
@@ -124,7 +121,7 @@ def assign_sets(data: Dataset, cases: Sequence[Case]) -> tuple[dict[str, str], l
     try:
         split = draw_split(data, cases)
     except DataError as fault:
-        return {}, [Finding.of_fault(str(line)) for line in fault.faults]
+        return {}, [Finding.of_fault(each) for each in fault.faults]
     parts = {"train": split.train, "val": split.val, "test": split.test}
     return {case.case_id: name for name, part in parts.items() for case in part}, []
 

@@ -16,9 +16,10 @@ from tversky_seg.data.datasets.decathlon import find_decathlon
 from tversky_seg.data.datasets.lesjak2017 import find_lesjak2017
 from tversky_seg.data.datasets.msseg2016 import find_msseg2016
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.grids import to_input_grid
 from tversky_seg.data.manifest import read_manifest, write_manifest
 from tversky_seg.data.nifti import read_volume
-from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare, to_input_grid
+from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare
 from tversky_seg.data.split import split_cases
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"

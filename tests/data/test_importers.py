@@ -25,8 +25,9 @@ from tversky_seg.data.datasets.luna16_lidc import Contour, nodule_mask
 from tversky_seg.data.datasets.msseg2016 import find_msseg2016
 from tversky_seg.data.datasets.nnunet import find_nnunet
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.grids import to_input_grid
 from tversky_seg.data.manifest import read_manifest
-from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess, to_input_grid
+from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess
 from tversky_seg.data.split import split_cases
 
 ROOT = Path(__file__).parents[2]
@@ -478,7 +479,7 @@ def half_voxel_brain_masks(root: Path, part: str) -> Path:
 def test_lesjak_half_voxel_brain_masks_are_one_warning(
     tmp_path: Path, part: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from tversky_seg.data.preprocessing.pipeline import prepare_all
+    from tversky_seg.data.preprocessing.parallel import prepare_all
 
     cases = find_lesjak2017(half_voxel_brain_masks(tmp_path, part), part=part)
     with caplog.at_level(logging.WARNING, logger="tversky_seg"):

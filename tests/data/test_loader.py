@@ -21,7 +21,7 @@ from tversky_seg.data.patches.batches import Batch, PatchBatches, stack_samples
 from tversky_seg.data.patches.change import Change
 from tversky_seg.data.patches.loader import load_batches
 from tversky_seg.data.patches.samplers import LesionSampler
-from tversky_seg.data.preprocessing.modality import lesion_arrays
+from tversky_seg.data.preprocessing.labels import list_lesions
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare, preprocess
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 
@@ -36,7 +36,7 @@ def a_case(case_id: str, *, seed: int = 0) -> PreparedCase:
     image = np.random.default_rng(seed).integers(-9999, 9999, (2, *shape), dtype=np.int16)
     target = np.zeros((1, *shape), bool)
     target[0, 5:9, 5:9, 5:9] = target[0, 30, 30, 30] = True
-    lesions, n_lesions = lesion_arrays(target)
+    lesions, n_lesions = list_lesions(target)
     return PreparedCase(
         case_id=case_id,
         subject_id=case_id,
@@ -85,7 +85,7 @@ def test_without_augmentation_a_sample_is_the_patch_of_its_case_and_start() -> N
     batches = some_batches(augmentation=None)
     batch = batches[0]
     case = next(case for case in batches.cases if case.case_id == batch.case_ids[1])
-    np.testing.assert_array_equal(batch.image[1], case.patch(batch.starts[1], (16, 16, 16))[0])
+    np.testing.assert_array_equal(batch.image[1], case.intensities(batch.starts[1], (16, 16, 16)))
 
 
 def test_workers_change_nothing_byte_for_byte() -> None:

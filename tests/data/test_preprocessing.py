@@ -17,19 +17,19 @@ from scipy import ndimage
 from tversky_seg.data.case import Case
 from tversky_seg.data.dataset import Dataset
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.preprocessing import pipeline as preprocessing
+from tversky_seg.data.grids import to_input_grid
+from tversky_seg.data.preprocessing import pipeline
+from tversky_seg.data.preprocessing.note import HALF_VOXEL, OTHER_GRID, OUTSIDE_BRAIN
+from tversky_seg.data.preprocessing.parallel import prepare_all
 from tversky_seg.data.preprocessing.pipeline import (
-    PreparedCase,
     Preprocessing,
-    common_spacing,
-    one_case_per_rater,
     prepare,
-    prepare_all,
     preprocess,
     preprocessing_of,
     require_lesions,
-    to_input_grid,
 )
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase, one_case_per_rater
+from tversky_seg.data.preprocessing.spacing import common_spacing
 from tversky_seg.data.split import split_cases
 
 SHAPE = (24, 28, 20)
@@ -141,6 +141,15 @@ def test_components_and_voxel_lists_agree_with_scipy(tmp_path: Path) -> None:
     assert (case.lesion_voxels.dtype, case.lesion_offsets.dtype) == (np.int32, np.int64)
 
 
+def box_arrays(
+    case: PreparedCase, start: tuple[int, ...], size: tuple[int, ...]
+) -> list[np.ndarray]:
+    """Image, target and components of a box."""
+    target = case.labels(start, size)
+    components = case.labels(start, size, components=True)
+    return [case.intensities(start, size), target, components]
+
+
 def box_of(case: PreparedCase) -> tuple[slice, ...]:
     start, shape = case.geometry.crop_start, case.geometry.shape
     return tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
@@ -228,7 +237,8 @@ def test_modalities_on_other_grids_are_brought_to_the_first(tmp_path: Path) -> N
     t1 = save(tmp_path / "t1.nii", place((50, 50, 50), OBLIQUE), OBLIQUE)
     settings = Preprocessing(("T1", "FLAIR"), normalization="none")
     case = preprocess(Case("a", "a", {"T1": t1, "FLAIR": flair}), settings)
-    assert case.notes == ("FLAIR lies on another grid than T1; resampled to it by its affine",)
+    (note,) = case.notes
+    assert (note.kind, note.volume) == (OTHER_GRID, "FLAIR")
     values, seen = values_of(case), ndimage.binary_erosion(case.image[1] != 0, iterations=3)
     assert case.geometry.input_shape == (50, 50, 50)
     assert seen.sum() > 1000
@@ -245,45 +255,35 @@ def test_images_that_do_not_overlap_are_refused(tmp_path: Path) -> None:
     }
     with pytest.raises(
         DataError,
-        match=r"t.nii: holds nothing but 0; expected T1 of the body part that FLAIR shows",
+        match=r"t\.nii.*T1.*FLAIR",
     ):
         preprocess(Case("a", "a", images), Preprocessing(("FLAIR", "T1")))
 
 
 @pytest.mark.parametrize("kind", ["label", "brain mask"])
 @pytest.mark.parametrize(
-    ("shift", "verdict"),
-    [
-        (0.005, None),
-        (0.5, "is up to half a voxel off that of FLAIR"),
-        (0.7, "0.7 voxels from those"),
-    ],
+    ("shift", "noted"), [(0.005, []), (0.5, [HALF_VOXEL]), (0.7, None)], ids=str
 )
-def test_rounding_is_fine_half_a_voxel_said_and_more_an_error(
-    tmp_path: Path, shift: float, verdict: str | None, kind: str
+def test_rounding_is_fine_half_a_voxel_noted_and_more_an_error(
+    tmp_path: Path, shift: float, noted: list[str] | None, kind: str
 ) -> None:
     moved = OBLIQUE.copy()
     moved[:3, 3] += shift * OBLIQUE[:3, 1]
     image = save(tmp_path / "image.nii", image_of(brain_of()), OBLIQUE)
     mask = save(tmp_path / "mask.nii", label_of(), moved)
-    case = Case(
-        "a",
-        "a",
-        {"FLAIR": image},
-        (mask,) if kind == "label" else (),
-        mask if kind != "label" else None,
-    )
-    if shift > 0.6:
-        with pytest.raises(
-            DataError,
-            match=f"mask.nii: its affine puts voxels up to {verdict} of FLAIR; expected {kind}",
-        ):
+    case = Case("a", "a", {"FLAIR": image})
+    if kind == "label":
+        case = replace(case, labels=(mask,))
+    else:
+        case = replace(case, brain_mask=mask)
+    if noted is None:
+        with pytest.raises(DataError, match=rf"mask\.nii.*0\.7 voxels.*FLAIR.*{kind}"):
             preprocess(case, FLAIR)
         return
     prepared = preprocess(case, FLAIR)
-    assert [note for note in prepared.notes if verdict is None or verdict not in note] == []
-    found = prepared.target[0] if kind == "label" else prepared.foreground
-    assert np.array_equal(found, label_of()[box_of(prepared)])
+    assert [note.kind for note in prepared.notes if note.volume == kind] == noted
+    mask_of_case = prepared.target[0] if kind == "label" else prepared.foreground
+    assert np.array_equal(mask_of_case, label_of()[box_of(prepared)])
 
 
 def test_a_flipped_label_is_an_error(tmp_path: Path) -> None:
@@ -291,9 +291,7 @@ def test_a_flipped_label_is_an_error(tmp_path: Path) -> None:
     flipped[0, 3] = SHAPE[0] - 1
     case = a_case(tmp_path)
     label = save(tmp_path / "label.nii", label_of(), flipped)
-    with pytest.raises(
-        DataError, match=r"label.nii: its affine puts voxels up to 23 voxels from those of FLAIR"
-    ):
+    with pytest.raises(DataError, match=r"label\.nii.*23 voxels.*FLAIR"):
         preprocess(Case("a", "a", case.images, (label,)), FLAIR)
 
 
@@ -336,7 +334,8 @@ def test_a_brain_mask_decides_and_lesions_outside_it_are_kept(tmp_path: Path) ->
     assert case.n_lesions == (3,)
     assert not case.image[:, ~case.foreground].any()
     assert values_of(case)[0][case.foreground].std() == pytest.approx(1, abs=1e-3)
-    assert case.notes == ("lesion voxels outside the brain (kept)",)
+    (note,) = case.notes
+    assert (note.kind, note.volume) == (OUTSIDE_BRAIN, "label")
 
 
 def test_robust_normalisation_is_moved_less_by_lesions(tmp_path: Path) -> None:
@@ -383,7 +382,7 @@ def test_a_case_without_label_can_be_prepared(tmp_path: Path) -> None:
     assert (case.target, case.components, case.n_lesions) == (None, None, ())
     assert (len(case.lesion_voxels), case.lesion_offsets.tolist()) == (0, [0])
     with pytest.raises(ValueError, match="a has no label"):
-        case.patch((0, 0, 0), (4, 4, 4))
+        case.labels((0, 0, 0), (4, 4, 4))
 
 
 def test_an_empty_label_is_a_case_without_lesions(tmp_path: Path) -> None:
@@ -391,7 +390,7 @@ def test_an_empty_label_is_a_case_without_lesions(tmp_path: Path) -> None:
     full = preprocess(a_case(tmp_path, label=label_of()), FLAIR)
     assert (empty.n_lesions, empty.lesion_offsets.tolist(), empty.target.max()) == ((0,), [0], 0)
     require_lesions([empty, full])
-    with pytest.raises(DataError, match="training set: no lesion in any of 2 cases"):
+    with pytest.raises(DataError, match=r"training set.*2 cases"):
         require_lesions([empty, empty])
 
 
@@ -409,13 +408,13 @@ def test_patches_are_boxes_padded_with_zero(tmp_path: Path) -> None:
         [(0, 0, 0), (3, 2, 1), (-5, 2, -30), (10, 12, 8), (39, 0, 0)], [(4, 5, 6), (32, 32, 32)]
     ):
         box = tuple(slice(40 + first, 40 + first + n) for first, n in zip(start, size, strict=True))
-        for found, whole in zip(case.patch(start, size), padded, strict=True):
+        for found, whole in zip(box_arrays(case, start, size), padded, strict=True):
             expected = np.zeros((1, *size))
             expected[tuple(map(slice, whole[(slice(None), *box)].shape))] = whole[
                 (slice(None), *box)
             ]
             assert np.array_equal(found, expected)
-    assert [array.dtype for array in case.patch((0, 0, 0), (2, 2, 2))] == [
+    assert [array.dtype for array in box_arrays(case, (0, 0, 0), (2, 2, 2))] == [
         np.float32,
         np.uint8,
         np.int32,
@@ -423,39 +422,25 @@ def test_patches_are_boxes_padded_with_zero(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "file", "value"),
     [
-        (
-            {"label": np.ones((5, 5, 5), np.uint8)},
-            r"a_label.nii.gz: has shape \(5, 5, 5\), FLAIR has",
-        ),
-        (
-            {"brain": np.ones((5, 5, 5), np.uint8)},
-            r"a_brain.nii.gz: has shape \(5, 5, 5\), FLAIR has",
-        ),
-        (
-            {"label": 2 * label_of()},
-            r"a_label.nii.gz: holds the label values 2 that no class names; expected {lesion: \[1\]}",
-        ),
-        ({"label": label_of() * 0.5}, "a_label.nii.gz: 252 voxels are no whole numbers"),
-        ({"images": {"FLAIR": np.zeros(SHAPE, np.float32)}}, "a_FLAIR.nii.gz: holds nothing but 0"),
-        (
-            {"images": {"FLAIR": np.full(SHAPE, np.nan, np.float32)}},
-            "a_FLAIR.nii.gz: 13440 voxels are NaN",
-        ),
-        (
-            {"images": {"FLAIR": brain_of().astype(np.float32)}},
-            "a_FLAIR.nii.gz: is 1 over most of the brain",
-        ),
-        ({"brain": np.zeros(SHAPE, np.uint8)}, "a_brain.nii.gz: holds no voxel above 0.5"),
-        ({"images": {"T1": image_of(brain_of())}}, "a: has no FLAIR; expected FLAIR"),
+        ({"label": np.ones((5, 5, 5), np.uint8)}, "a_label", r"\(5, 5, 5\)"),
+        ({"brain": np.ones((5, 5, 5), np.uint8)}, "a_brain", r"\(5, 5, 5\)"),
+        ({"label": 2 * label_of()}, "a_label", r" 2 .*{lesion: \[1\]}"),
+        ({"label": label_of() * 0.5}, "a_label", "252 voxels"),
+        ({"images": {"FLAIR": np.zeros(SHAPE, np.float32)}}, "a_FLAIR", " 0;"),
+        ({"images": {"FLAIR": np.full(SHAPE, np.nan, np.float32)}}, "a_FLAIR", "13440 .*NaN"),
+        ({"images": {"FLAIR": brain_of().astype(np.float32)}}, "a_FLAIR", " 1 .*contrast"),
+        ({"brain": np.zeros(SHAPE, np.uint8)}, "a_brain", "0.5"),
+        ({"images": {"T1": image_of(brain_of())}}, "a", "FLAIR"),
     ],
 )
 def test_files_that_do_not_fit_are_refused_in_one_line(
-    tmp_path: Path, change: dict, message: str
+    tmp_path: Path, change: dict, file: str, value: str
 ) -> None:
-    with pytest.raises(DataError, match=message) as error:
+    with pytest.raises(DataError, match=value) as error:
         preprocess(a_case(tmp_path, **change), FLAIR)
+    assert Path(error.value.where).name.removesuffix(".nii.gz") == file
     assert "\n" not in str(error.value)
 
 
@@ -471,7 +456,7 @@ def test_settings_survive_a_checkpoint() -> None:
 
 
 def test_a_spacing_that_makes_too_many_voxels_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data.spacing_mm: \(0.01, 0.01, 0.01\) makes"):
+    with pytest.raises(DataError, match=r"data\.spacing_mm.*0\.01"):
         preprocess(a_case(tmp_path), Preprocessing(("FLAIR",), spacing_mm=(0.01, 0.01, 0.01)))
 
 
@@ -488,7 +473,7 @@ def test_a_cached_case_is_the_case_and_is_prepared_once(
     assert cached.geometry.as_dict() == direct.geometry.as_dict()
     assert np.array_equal(cached.image_scale, direct.image_scale)
     assert np.array_equal(cached.foreground, direct.foreground)
-    monkeypatch.setattr(preprocessing, "_preprocess", None)
+    monkeypatch.setattr(pipeline, "preprocess_quietly", None)
     again = prepare(case, FLAIR, cache_dir=tmp_path / "cache")
     assert np.array_equal(again.image, cached.image)
     assert len(pickle.dumps(again)) < 3000
@@ -563,13 +548,13 @@ def test_two_processes_share_a_cache(tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
-    with pytest.raises(DataError, match="cache: cannot be written"):
+    with pytest.raises(DataError, match=r"cache.*cache_dir"):
         prepare(a_case(tmp_path), FLAIR, cache_dir=tmp_path / "cache")
 
 
 def test_an_unsafe_case_id_never_becomes_a_path(tmp_path: Path) -> None:
     case = a_case(tmp_path)
-    with pytest.raises(DataError, match=r"case_id '\.\./a'"):
+    with pytest.raises(DataError, match=r"case_id.*'\.\./a'"):
         prepare(Case("../a", "a", case.images), FLAIR, cache_dir=tmp_path / "cache")
 
 
@@ -596,24 +581,17 @@ class Deadly:
 def test_a_worker_that_dies_is_one_clear_line(tmp_path: Path) -> None:
     cases = [a_case(tmp_path, case_id=f"c{i}") for i in range(2)]
     cases[1].images["other"] = Deadly()
-    with pytest.raises(
-        DataError, match=r"preprocessing: a worker process died, out of memory .*; try n_workers=1"
-    ):
+    with pytest.raises(DataError, match=r"preprocessing.*n_workers=1"):
         prepare_all(cases, FLAIR, cache_dir=tmp_path / "cache", n_workers=2)
 
 
 def test_faults_of_all_cases_are_gathered_and_the_others_cached(tmp_path: Path) -> None:
     cases = [a_case(tmp_path, label=label_of() * (i + 1), case_id=f"c{i}") for i in range(3)]
     cases.append(Case("c3", "c3", {"FLAIR": tmp_path / "none.nii"}))
-    with pytest.raises(
-        DataError, match=r"c1_label.nii.gz: .* \(and 2 more: run scripts/check_data.py\)"
-    ) as error:
+    with pytest.raises(DataError, match=r"c1_label.*2 more") as error:
         prepare_all(cases, FLAIR, cache_dir=tmp_path / "cache", n_workers=1)
-    assert ["c1_label" in str(error.value.faults[0]), "c2_label" in str(error.value.faults[1])] == [
-        True,
-        True,
-    ]
-    assert "none.nii: No such file" in str(error.value.faults[2])
+    names = [Path(fault.where).name for fault in error.value.faults]
+    assert names == ["c1_label.nii.gz", "c2_label.nii.gz", "none.nii"]
     assert [path.name[:2] for path in (tmp_path / "cache").iterdir()] == ["c0"]
 
 
@@ -627,16 +605,17 @@ def test_oddities_are_said_once_for_the_cohort(
     ]
     with caplog.at_level(logging.WARNING, logger="tversky_seg"):
         prepare_all(cases, FLAIR, cache_dir=tmp_path / "cache", n_workers=1)
-    assert [record.message for record in caplog.records] == [
-        "lesion voxels outside the brain (kept) in 2 of 3 cases: c1, c2"
-    ]
+    (message,) = [record.message for record in caplog.records]
+    assert "outside the brain" in message
+    assert "2 of 3" in message
+    assert "c1, c2" in message
 
 
 def test_a_warm_cache_is_only_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = a_case(tmp_path, label=label_of())
     cases = [Case(f"c{i}", "a", case.images, case.labels) for i in range(16)]
     prepare_all(cases, FLAIR, cache_dir=tmp_path / "cache", n_workers=1)
-    monkeypatch.setattr(preprocessing, "_preprocess", None)
+    monkeypatch.setattr(pipeline, "preprocess_quietly", None)
     start = time.process_time()
     assert len(prepare_all(cases, FLAIR, cache_dir=tmp_path / "cache")) == 16
     assert time.process_time() - start < 0.3
@@ -647,7 +626,7 @@ def test_many_cases_need_few_open_files(tmp_path: Path) -> None:
     cases = [Case(f"c{i}", "a", case.images, case.labels) for i in range(80)]
     prepared = prepare_all(cases, FLAIR, cache_dir=tmp_path / "cache", n_workers=1)
     for each in prepared:
-        each.patch((0, 0, 0), (4, 4, 4))
+        box_arrays(each, (0, 0, 0), (4, 4, 4))
         assert len(each.lesion_voxels)
     descriptors = Path("/proc/self/fd")
     if descriptors.is_dir():
@@ -663,7 +642,7 @@ def test_the_common_spacing_is_that_of_most_cases_along_ras(tmp_path: Path) -> N
     cases = [a_case(tmp_path, affine=affine, case_id=f"c{i}") for i, affine in enumerate(affines)]
     assert common_spacing(cases[::-1]) == pytest.approx((1, 1, 3), abs=0.002)
     assert common_spacing(cases[2:]) == (1, 1, 1)
-    with pytest.raises(DataError, match=r"none.nii: no such file"):
+    with pytest.raises(DataError, match=r"none\.nii"):
         common_spacing([*cases, Case("x", "x", {"FLAIR": tmp_path / "none.nii"})])
 
 
@@ -728,28 +707,21 @@ def test_percentiles_and_window_map_to_zero_and_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "key", "value"),
     [
-        (
-            {"normalization": "window", "limits": (300, -300)},
-            r"data\.limits: \[300, -300\]; expected two numbers",
-        ),
-        (
-            {"normalization": "percentile", "limits": (0, 101)},
-            r"data\.limits: \[0, 101\].*in per cent",
-        ),
-        ({"limits": (0, 1)}, r"data\.limits: .* expected null, normalization zscore has none"),
-        (
-            {"rater": "mean"},
-            r"data\.rater: 'mean'; expected null, a number from 1 or one of consensus",
-        ),
-        ({"rater": 0}, r"data\.rater: 0; expected"),
-        ({"crop_values": (0,)}, r"data\.crop_values: \[0\]; expected"),
-        ({"crop_margin": -1}, r"data\.crop_margin: -1; expected"),
+        ({"normalization": "window", "limits": (300, -300)}, "limits", r"\[300, -300\]"),
+        ({"normalization": "percentile", "limits": (0, 101)}, "limits", r"\[0, 101\].*per cent"),
+        ({"limits": (0, 1)}, "limits", "null.*zscore"),
+        ({"rater": "mean"}, "rater", "'mean'.*consensus"),
+        ({"rater": 0}, "rater", "0"),
+        ({"crop_values": (0,)}, "crop_values", r"\[0\]"),
+        ({"crop_margin": -1}, "crop_margin", "-1"),
     ],
 )
-def test_settings_of_preprocessing_are_refused_with_the_value(settings: dict, message: str) -> None:
-    with pytest.raises(DataError, match=message):
+def test_settings_of_preprocessing_are_refused_with_the_value(
+    settings: dict, key: str, value: str
+) -> None:
+    with pytest.raises(DataError, match=rf"data\.{key}.*{value}"):
         Preprocessing(("FLAIR",), **settings)
 
 
@@ -785,7 +757,7 @@ def test_the_voxel_size_may_be_left_to_the_cases(tmp_path: Path) -> None:
     for asked, spacing_mm in given.items():
         dataset = Dataset(modalities=("FLAIR",), manifest=tmp_path, spacing_mm=asked)
         assert preprocessing_of(dataset, cases).spacing_mm == spacing_mm
-    with pytest.raises(DataError, match=r"data\.spacing_mm: mean; expected three positive numbers"):
+    with pytest.raises(DataError, match=r"data\.spacing_mm: mean"):
         Dataset(modalities=("FLAIR",), manifest=tmp_path, spacing_mm="mean")
 
 
@@ -825,12 +797,10 @@ def test_a_rater_is_chosen_by_number_or_by_majority(tmp_path: Path, consensus: b
     assert [n_voxels[rater] for rater in (1, 2, 3)] == [mask.sum() for mask in masks]
     assert n_voxels["majority"] == (np.sum(masks, axis=0) >= 2).sum()
     assert n_voxels[None] == (np.logical_and.reduce(masks).sum() if consensus else masks[0].sum())
-    with pytest.raises(
-        DataError, match=r"data\.rater: 4, but case a has labels of 3 single raters"
-    ):
+    with pytest.raises(DataError, match=r"data\.rater: 4.*case a.*3"):
         preprocess(case, Preprocessing(("FLAIR",), rater=4))
     if not consensus:
-        with pytest.raises(DataError, match=r"data\.rater: consensus, but .* no consensus"):
+        with pytest.raises(DataError, match=r"data\.rater: consensus.*case a"):
             preprocess(case, Preprocessing(("FLAIR",), rater="consensus"))
 
 
@@ -887,7 +857,7 @@ def _prepare_together(folder: str, barrier: "multiprocessing.synchronize.Barrier
     barrier.wait(60)
     prepared = prepare_all(cases, FLAIR, cache_dir=Path(folder) / "cache", n_workers=1)
     assert [case.n_lesions for case in prepared] == [(2,)] * n
-    assert all(case.patch((0, 0, 0), (4, 4, 4))[0].shape == (1, 4, 4, 4) for case in prepared)
+    assert all(case.intensities((0, 0, 0), (4, 4, 4)).shape == (1, 4, 4, 4) for case in prepared)
 
 
 def test_two_trainings_started_at_once_share_an_empty_cache(tmp_path: Path) -> None:

@@ -18,13 +18,13 @@ from tversky_seg.data.patches.samplers import (
     UniformSampler,
 )
 from tversky_seg.data.patches.sampling import Sampler, draw_patch
-from tversky_seg.data.preprocessing.modality import lesion_arrays
+from tversky_seg.data.preprocessing.labels import list_lesions
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 
 
 def a_case(target: np.ndarray, brain: np.ndarray | None = None) -> PreparedCase:
     """A case in memory, made from one class's mask (X, Y, Z)."""
-    arrays, n_lesions = lesion_arrays(target[None] > 0)
+    arrays, n_lesions = list_lesions(target[None] > 0)
     brain = np.ones(target.shape) if brain is None else brain
     return PreparedCase(
         case_id="a",
@@ -65,7 +65,7 @@ def test_a_one_voxel_lesion_is_drawn_as_often_as_one_of_a_thousand_voxels() -> N
 def test_lesions_of_all_classes_are_drawn_alike() -> None:
     nested = np.zeros((2, 30, 30, 30), bool)
     nested[0, 5:25, 5:25, 5:25] = nested[1, 10, 10, 10] = nested[1, 20, 20, 20] = True
-    arrays, n_lesions = lesion_arrays(nested)
+    arrays, n_lesions = list_lesions(nested)
     case = a_case(np.zeros((30, 30, 30), np.uint8))
     case = replace(case, n_lesions=n_lesions, arrays={**case.arrays, **arrays})
     _, starts = draws(LesionSampler(patch_size=1, lesion_probability=1, jitter=0), [case])
@@ -323,7 +323,7 @@ def test_on_real_masks_small_lesions_get_their_half_of_the_draws(real_data: Path
     ):
         mask = np.asarray(nib.load(file).dataobj) > 0.5
         box = tuple(slice(on.min(), on.max() + 1) for on in np.nonzero(mask))
-        arrays, n_lesions = lesion_arrays(mask[box][None])
+        arrays, n_lesions = list_lesions(mask[box][None])
         case = a_case(np.zeros((2, 2, 2), np.uint8))
         shape = mask[box].shape
         geometry = Geometry(shape, np.eye(4), shape, np.eye(4), (0, 0, 0), shape)

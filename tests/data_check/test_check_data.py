@@ -16,6 +16,7 @@ import yaml
 from helpers.cohorts import AFFINE, MODALITIES, add_case, make_cohort, save, scan, write_rows
 from helpers.command_line import ROOT, Outcome, call, train
 from tversky_seg.data.case import Case
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.patches.paper_samplers import Shirokikh2020Sampler
 from tversky_seg.data.patches.samplers import (
     ForegroundSampler,
@@ -23,7 +24,8 @@ from tversky_seg.data.patches.samplers import (
     SizeTemperedSampler,
     UniformSampler,
 )
-from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare_all, preprocess
+from tversky_seg.data.preprocessing.parallel import prepare_all
+from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess
 from tversky_seg.data_check.examine import Finding, examine, examine_cases
 from tversky_seg.data_check.memory import (
     GIB,
@@ -352,14 +354,16 @@ def test_mask_only_subjects_of_the_real_cohort_are_warnings(real_data, tmp_path)
     assert "3 of 49769 lesion voxels lie outside the brain" in outcome.stdout
 
 
-def test_a_fault_s_line_is_parted_into_where_what_and_remedy():
-    finding = Finding.of_fault("a.nii.gz: is empty; expected a NIfTI image; or two")
-    assert (finding.where, finding.found, finding.remedy) == (
+def test_a_finding_keeps_the_parts_of_a_fault():
+    fault = DataError("a.nii.gz", "is empty", "expected a NIfTI image; or two")
+    finding = Finding.of_fault(fault, case_id="c0")
+    assert (finding.where, finding.found, finding.remedy, finding.case_id) == (
         "a.nii.gz",
         "is empty",
         "expected a NIfTI image; or two",
+        "c0",
     )
-    assert str(finding) == "a.nii.gz: is empty; expected a NIfTI image; or two"
+    assert str(finding) == str(fault)
 
 
 def test_equal_coupons_take_n_times_the_harmonic_number():

@@ -10,7 +10,7 @@ from scipy.stats import entropy as scipy_entropy
 from helpers.networks import Constant, FirstChannel, Lopsided
 from helpers.oblique_cases import FLAIR, a_case
 from tversky_seg.data.nifti import read_volume
-from tversky_seg.data.preprocessing.pipeline import PreparedCase
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.inference.ensemble import Ensemble, Member, entropy
 from tversky_seg.inference.predict import predict_case, predict_cases, prepare_input
 from tversky_seg.inference.settings import Inference

@@ -9,7 +9,8 @@ import pytest
 from helpers.cohorts import AFFINE, save, scan
 from helpers.networks import FirstChannel
 from tversky_seg.data.case import Case
-from tversky_seg.data.preprocessing.pipeline import PreparedCase, Preprocessing, preprocess
+from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.inference.settings import Inference
 from tversky_seg.inference.sliding_window import predict_volume
 from tversky_seg.metrics import compute_metrics

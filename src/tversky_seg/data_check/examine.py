@@ -33,12 +33,9 @@ from tversky_seg.data.nifti import (
     read_volume,
     spacing_of,
 )
-from tversky_seg.data.preprocessing.pipeline import (
-    PreparedCase,
-    Preprocessing,
-    preprocess,
-    require_lesions,
-)
+from tversky_seg.data.preprocessing.note import OUTSIDE_BRAIN, Note
+from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess, require_lesions
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.report.pictures import picture_of
 from tversky_seg.runtime.progress import Reporter
 
@@ -72,10 +69,14 @@ class Finding:
     case_id: str | None = None
 
     @classmethod
-    def of_fault(cls, fault: str, *, case_id: str | None = None, level: str = "error") -> "Finding":
-        """From the one line of a `DataError`: `<where>: <found>; <remedy>`."""
-        where, _, rest = fault.partition(": ")
-        found, _, remedy = rest.partition("; ")
+    def of_fault(
+        cls, fault: DataError, *, case_id: str | None = None, level: str = "error"
+    ) -> "Finding":
+        """Make a finding of one fault of the data."""
+        where, found, remedy = fault.where, fault.found, fault.expected
+        if not found:  # the whole line stands in `where`
+            where, _, rest = where.partition(": ")
+            found, _, remedy = rest.partition("; ")
         return cls(level, where, found, remedy, case_id)
 
     def __str__(self) -> str:
@@ -183,19 +184,19 @@ def examine(case: Case, settings: Preprocessing, *, with_picture: bool = False) 
         try:
             prepared = preprocess(case, settings)
         except DataError as fault:
-            faults = list(dict.fromkeys([*map(str, fault.faults), *_other_faults(case, settings)]))
-            findings = [
-                *(Finding.of_fault(line, case_id=case.case_id) for line in faults),
-                *findings,
-            ]
+            faults = [*fault.faults, *_other_faults(case, settings)]
+            different = {str(each): each for each in faults}.values()
+            errors = [Finding.of_fault(each, case_id=case.case_id) for each in different]
+            findings = errors + findings
         else:
             report, about = _with_prepared(report, prepared, settings, with_picture=with_picture)
             findings += about
         for path in case.labels[1:]:
             rated = replace(case, labels=(path,), images=_first(case))
-            fault_line = _fault_of(rated, replace(settings, modalities=settings.modalities[:1]))
-            if fault_line and not any(finding.level == "error" for finding in findings):
-                findings.append(Finding.of_fault(fault_line, case_id=case.case_id, level="warning"))
+            rater_fault = _fault_of(rated, replace(settings, modalities=settings.modalities[:1]))
+            if rater_fault and not any(finding.level == "error" for finding in findings):
+                warning = Finding.of_fault(rater_fault, case_id=case.case_id, level="warning")
+                findings.append(warning)
     n_non_finite = sum(int(n[1]) for finding in findings if (n := _NON_FINITE.search(str(finding))))
     return replace(
         report,
@@ -211,7 +212,7 @@ def training_findings(prepared: Sequence[PreparedCase]) -> list[Finding]:
     try:
         require_lesions(prepared)
     except DataError as fault:
-        return [Finding.of_fault(str(line)) for line in fault.faults]
+        return [Finding.of_fault(each) for each in fault.faults]
     empty = [case.case_id for case in prepared if not any(case.n_lesions)]
     return (
         [
@@ -384,15 +385,13 @@ def _with_prepared(
     ]
 
 
-def _about_notes(report: CaseReport, notes: Sequence[str]) -> Iterator[Finding]:
-    """What preprocessing itself found odd."""
+def _about_notes(report: CaseReport, notes: Sequence[Note]) -> Iterator[Finding]:
+    """Report what preprocessing itself found odd."""
     for note in notes:
-        if "outside the brain" not in note:  # counted below
-            found, _, remedy = note.partition("; ")
+        # _about_lesions counts the voxels outside the brain.
+        if note.kind != OUTSIDE_BRAIN:
             path = _file_of(note, report.case)
-            yield Finding(
-                "warning", str(path), found, remedy or "taken as it is", report.case.case_id
-            )
+            yield Finding("warning", str(path), note.found, note.handling, report.case.case_id)
 
 
 def _about_lesions(report: CaseReport, *, n_outside: int) -> Iterator[Finding]:
@@ -435,7 +434,7 @@ def _about_lesions(report: CaseReport, *, n_outside: int) -> Iterator[Finding]:
         )
 
 
-def _other_faults(case: Case, settings: Preprocessing) -> Iterator[str]:
+def _other_faults(case: Case, settings: Preprocessing) -> Iterator[DataError]:
     """What preprocessing refuses besides the first: each file beside the first modality, or alone where that is bad."""
     first = settings.modalities[0]
     alone = replace(case, labels=(), brain_mask=None)
@@ -456,14 +455,14 @@ def _other_faults(case: Case, settings: Preprocessing) -> Iterator[str]:
                 if path is not None:
                     read(path)
             except DataError as fault:
-                yield str(fault)
+                yield fault
 
 
-def _fault_of(case: Case, settings: Preprocessing) -> str | None:
+def _fault_of(case: Case, settings: Preprocessing) -> DataError | None:
     try:
         preprocess(case, settings)
     except DataError as fault:
-        return str(fault)
+        return fault
     return None
 
 
@@ -471,15 +470,13 @@ def _first(case: Case) -> dict[str, Path]:
     return dict(list(case.images.items())[:1])
 
 
-def _file_of(note: str, case: Case) -> Path:
-    """The file that a note of preprocessing is about."""
-    if "of label" in note and case.label:
+def _file_of(note: Note, case: Case) -> Path | None:
+    """Return the file that a note of preprocessing is about."""
+    if note.volume == "label":
         return case.label
-    if "of brain mask" in note and case.brain_mask:
+    if note.volume == "brain mask":
         return case.brain_mask
-    words = re.findall(r"[\w.=+@-]+", note)
-    named = [case.images[word] for word in words if word in case.images]
-    return named[0] if named else next(iter(case.images.values()))
+    return case.images[note.volume]
 
 
 def _copies(reports: Sequence[CaseReport]) -> Iterator[Finding]:

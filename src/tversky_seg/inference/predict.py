@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.grids import Geometry
+from tversky_seg.data.grids import Geometry, to_input_grid
 from tversky_seg.data.nifti import PROBABILITY_SCALE
-from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess, to_input_grid
+from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.inference.case_records import CaseRecords, input_states
 from tversky_seg.inference.ensemble import Ensemble, Member

@@ -100,6 +100,6 @@ def _start_method() -> multiprocessing.context.BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     # The server imports once what every worker needs.
-    slow_imports = ["torch", "tversky_seg.data.preprocessing.pipeline"]
+    slow_imports = ["torch", "tversky_seg.data.preprocessing"]
     context.set_forkserver_preload([name for name in slow_imports if name in sys.modules])
     return context

@@ -1,0 +1,85 @@
+"""The two grids of a case: that of its first modality's file, and that of the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from tversky_seg.data.errors import DataError
+from tversky_seg.data.grids import Affine, Shape, resample
+from tversky_seg.data.nifti import Volume, affine_shift_voxels
+from tversky_seg.data.preprocessing.note import HALF_VOXEL, OTHER_GRID, Note
+
+FINE_SHIFT = 0.01  # voxels between two affines of one grid: rounding
+TOLERATED_SHIFT = 0.6  # voxels: some tools put a voxel's corner where others put its centre
+
+Box = tuple[slice, ...]
+"""A box of a volume (X, Y, Z), one slice for each axis."""
+
+
+@dataclass(frozen=True)
+class ReferenceGrid:
+    """The grid to which all volumes of a case are brought.
+
+    Attributes:
+        modality: First modality. The label shares the grid of its file, and predictions come
+            back on it.
+        input_shape: Voxels of that file.
+        input_affine: (4, 4) affine of that file.
+        shape: Voxels of the network's grid before the crop.
+        affine: (4, 4) affine of the network's grid.
+    """
+
+    modality: str
+    input_shape: Shape
+    input_affine: Affine
+    shape: Shape
+    affine: Affine
+
+    def resampled(self, volume: Volume, *, fill: float = 0) -> NDArray[Any]:
+        """Bring a volume to the network's grid; `fill` is the value beyond its field of view."""
+        return resample(volume.data, volume.affine, self.affine, self.shape, fill=fill)
+
+    def shift_of(self, volume: Volume) -> float:
+        """Return how far a volume's affine moves its voxels at most, in voxels."""
+        return affine_shift_voxels(self.input_affine, volume.affine, volume.shape)
+
+
+def align_image(volume: Volume, name: str, grid: ReferenceGrid, notes: list[Note]) -> Volume:
+    """Give an image the affine of the first modality if both share a grid; else keep its own."""
+    if volume.shape == grid.input_shape and grid.shift_of(volume) <= TOLERATED_SHIFT:
+        return _with_reference_affine(volume, name, grid, notes)
+    found = f"{name} lies on another grid than {grid.modality}"
+    notes.append(Note(OTHER_GRID, name, found, "resampled to it by its affine"))
+    return volume
+
+
+def align_mask(
+    volume: Volume, name: str, path: Path, grid: ReferenceGrid, notes: list[Note]
+) -> Volume:
+    """Give a label or brain mask the affine of the first modality.
+
+    Raises:
+        DataError: The mask lies on another grid.
+    """
+    expected = f"expected {name} on the grid of {grid.modality}"
+    if volume.shape != grid.input_shape:
+        found = f"has shape {volume.shape}, {grid.modality} has {grid.input_shape}"
+        raise DataError(path, found, expected)
+    shift = grid.shift_of(volume)
+    if shift > TOLERATED_SHIFT:
+        found = f"its affine puts voxels up to {shift:.3g} voxels from those of {grid.modality}"
+        raise DataError(path, found, expected)
+    return _with_reference_affine(volume, name, grid, notes)
+
+
+def _with_reference_affine(
+    volume: Volume, name: str, grid: ReferenceGrid, notes: list[Note]
+) -> Volume:
+    if grid.shift_of(volume) > FINE_SHIFT:
+        found = f"the affine of {name} is up to half a voxel off that of {grid.modality}"
+        notes.append(Note(HALF_VOXEL, name, found, "voxels taken to agree"))
+    return Volume(volume.data, grid.input_affine)
