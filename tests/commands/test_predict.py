@@ -151,6 +151,18 @@ def test_checkpoints_that_are_none_are_one_line(tmp_path: Path, images: Path) ->
     )
 
 
+def test_a_strangers_file_cannot_ask_for_more_memory_than_its_weights(
+    tmp_path: Path, images: Path
+) -> None:
+    path = a_checkpoint(tmp_path / "a.pt")
+    state = torch.load(path, weights_only=True)
+    state["config"]["model"]["width"] = 100_000
+    torch.save(state, path)
+    error = predict(path, images, tmp_path / "p").error
+    assert "a.pt" in error
+    assert "larger" in error
+
+
 # Settings
 
 

@@ -8,18 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tversky_seg.config.instantiate import build_network
 from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.inference.ensemble import Ensemble, Member
 from tversky_seg.inference.settings import Inference
 from tversky_seg.metrics.averages import unwrap_single
+from tversky_seg.runtime.allocation_limit import AllocationLimit, TooLarge
 from tversky_seg.runtime.checkpoints import CheckpointError, checksum, load_checkpoint
 
 logger = logging.getLogger("tversky_seg")
 
 REQUIRED_ENTRIES = {"config", "preprocessing", "inference", "threshold"}
+# Room for what a network makes besides its weights, such as buffers that are not saved.
+MEMORY_FACTOR = 4
+SPARE_BYTES = 2**26
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,15 +71,14 @@ def load_trained(path: Path | str, *, trust: Sequence[str] = ()) -> TrainedModel
     try:
         preprocessing = Preprocessing.from_dict(state["preprocessing"])
         inference = Inference(**state["inference"]).with_operating_point(state)
-        network = build_network(
-            config,
-            in_channels=len(preprocessing.modalities),
-            out_channels=len(preprocessing.classes),
-            trust=trust,
-        )
-        network.load_state_dict(state["model"])
+        network = _build_network(config, preprocessing, weights=state["model"], trust=trust)
         augmentation = config.get("augmentation") or {}
         dropout_probability = augmentation.get("dropout_probability") or 0
+    except TooLarge as error:
+        raise CheckpointError(
+            f"{path}: its settings describe a larger network than its weights; "
+            "expected a file of train.py"
+        ) from error
     except (TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path}: its parts do not fit each other; expected a file of train.py"
@@ -186,6 +189,26 @@ def find_checkpoints(names: str | Sequence[str]) -> list[Path]:
             ", ".join(in_training),
         )
     return paths
+
+
+def _build_network(
+    config: Mapping[str, Any],
+    preprocessing: Preprocessing,
+    *,
+    weights: Mapping[str, Tensor],
+    trust: Sequence[str],
+) -> nn.Module:
+    """Build a network with its weights; a file of kilobytes cannot make it take gigabytes."""
+    n_bytes = sum(tensor.nbytes for tensor in weights.values())
+    with AllocationLimit(MEMORY_FACTOR * n_bytes + SPARE_BYTES):
+        network = build_network(
+            config,
+            in_channels=len(preprocessing.modalities),
+            out_channels=len(preprocessing.classes),
+            trust=trust,
+        )
+    network.load_state_dict(weights)
+    return network
 
 
 def _is_same(one: Any, other: Any) -> bool:
