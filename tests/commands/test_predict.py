@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from helpers.cohorts import MODALITIES, add_case, make_cohort, write_rows
 from helpers.command_line import Outcome, call, train
 from tversky_seg.data.nifti import read_volume
 from tversky_seg.data.preprocessing.pipeline import Preprocessing
+from tversky_seg.inference.prediction_jobs import running_job
 from tversky_seg.inference.settings import Inference
 from tversky_seg.models import UNet3D
 from tversky_seg.runtime.checkpoints import checksum
@@ -96,7 +98,7 @@ def test_an_ensemble_is_the_mean_of_its_members_and_keeps_every_checksum(
     for name, form in forms.items():
         outcome = predict(form, images, tmp_path / name)
         assert outcome.status == 0, outcome.stderr
-        assert "threshold 0.45, smallest lesion 9.0 mm3" in outcome.stdout
+        assert "threshold 0.45, smallest lesion 9 mm3" in outcome.stdout
         np.testing.assert_allclose(probability_of(tmp_path / name), mean, atol=2e-5)
         assert settings_of(tmp_path / name)["checkpoint"] == [checksum(path) for path in paths]
         assert settings_of(tmp_path / name)["threshold"] == pytest.approx(0.45)
@@ -412,3 +414,67 @@ def test_a_stopped_prediction_resumes_from_its_records(
         tmp_path / "once" / "lesions.csv"
     ).read_text()
     assert [path.name for path in (tmp_path / "p").glob(".*")] == [".cases"]
+
+
+# Lines for the user
+
+
+def a_run(folder: Path, seed: int = 0, **settings: Any) -> Path:
+    """A finished run with settings of its own in its checkpoint."""
+    path = a_checkpoint(folder / "checkpoints" / "best.pt", seed)
+    state = torch.load(path, weights_only=True)
+    state["config"] |= {"seed": seed, "data": {"fold": seed}} | settings
+    torch.save(state, path)
+    (folder / "config.yaml").write_text("seed: 0")
+    (folder / "predictions").mkdir()
+    return folder
+
+
+def test_the_folder_of_a_sweep_is_the_ensemble_of_its_runs(tmp_path: Path, images: Path) -> None:
+    runs = [a_run(tmp_path / "sweep" / f"fold={seed}", seed) for seed in range(2)]
+    (tmp_path / "sweep" / "summary").mkdir()
+    outcome = predict(tmp_path / "sweep", images, tmp_path / "p")
+    assert outcome.status == 0, outcome.stderr
+    checksums = [checksum(run / "checkpoints" / "best.pt") for run in runs]
+    assert settings_of(tmp_path / "p")["checkpoint"] == checksums
+    assert "2 networks" in outcome.stdout
+    assert "differ" not in outcome.stdout, "seed and fold may differ"
+
+
+def test_a_folder_without_runs_is_one_line(tmp_path: Path, images: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "empty" in predict(tmp_path / "empty", images, tmp_path / "p").error
+
+
+def test_settings_in_which_networks_differ_are_named(tmp_path: Path, images: Path) -> None:
+    for seed, beta in enumerate((0.5, 0.7)):
+        a_run(tmp_path / "sweep" / f"beta={beta}", seed, loss={"beta": beta, "smooth": 1.0})
+    outcome = predict(tmp_path / "sweep", images, tmp_path / "p")
+    assert outcome.status == 0, outcome.stderr
+    line = next(line for line in outcome.stdout.splitlines() if "differ" in line)
+    assert "loss.beta" in line
+    assert "0.5, 0.7" in line
+    assert "loss.smooth" not in line
+
+
+def test_images_of_a_folder_that_are_passed_over_are_named(tmp_path: Path, images: Path) -> None:
+    shutil.copy(images / "a_FLAIR.nii.gz", images / "c-flair.nii.gz")
+    (images / "d").mkdir()
+    shutil.copy(images / "a_FLAIR.nii.gz", images / "d" / "flair.nii.gz")
+    outcome = predict(a_checkpoint(tmp_path / "a.pt"), images, tmp_path / "p")
+    assert outcome.status == 0, outcome.stderr
+    line = next(line for line in outcome.stdout.splitlines() if "c-flair.nii.gz" in line)
+    assert "2 images" in line
+    assert "d/flair.nii.gz" in line
+    outcome = predict(tmp_path / "a.pt", images, tmp_path / "p", "case_id=a")
+    assert "c-flair" not in outcome.stdout, "other cases were not asked for"
+
+
+def test_a_second_command_at_the_same_time_is_one_line(tmp_path: Path, images: Path) -> None:
+    path = a_checkpoint(tmp_path / "a.pt")
+    with running_job(tmp_path / "p", ["b"]):
+        error = predict(path, images, tmp_path / "p").error
+        assert "case b" in error
+        assert str(os.getpid()) in error
+        assert predict(path, images, tmp_path / "p", "case_id=a").status == 0
+    assert predict(path, images, tmp_path / "p").status == 0

@@ -241,7 +241,7 @@ def _pending_case_ids(cases: Sequence[Case], records: CaseRecords) -> set[str]:
             "predicting %d of %d cases again, since their input files have changed: %s",
             len(changed),
             len(cases),
-            _shorten(changed),
+            first_names(changed),
         )
     return pending
 
@@ -259,7 +259,7 @@ def _on_input_grid(volumes: Tensor, geometry: Geometry) -> Iterator[NDArray[np.f
         yield np.clip(resampled, 0, 1, out=resampled)
 
 
-def _shorten(names: Sequence[str], *, n: int = 5) -> str:
+def first_names(names: Sequence[str], *, n: int = 5) -> str:
     """Write out the first names and count the others: "a, b, c, d, e and 7 more"."""
     text = ", ".join(names[:n])
     if len(names) > n:

@@ -17,10 +17,12 @@ from tversky_seg.inference.settings import Inference
 from tversky_seg.metrics.averages import unwrap_single
 from tversky_seg.runtime.allocation_limit import AllocationLimit, TooLarge
 from tversky_seg.runtime.checkpoints import CheckpointError, checksum, load_checkpoint
+from tversky_seg.runtime.run_settings import flatten, is_free
 
 logger = logging.getLogger("tversky_seg")
 
 REQUIRED_ENTRIES = {"config", "preprocessing", "inference", "threshold"}
+EXPECTED_TO_DIFFER = ("seed", "data.fold")
 # Room for what a network makes besides its weights, such as buffers that are not saved.
 MEMORY_FACTOR = 4
 SPARE_BYTES = 2**26
@@ -114,6 +116,22 @@ def common_preprocessing(models: Sequence[TrainedModel]) -> Preprocessing:
     return first.preprocessing
 
 
+def differing_settings(models: Sequence[TrainedModel]) -> dict[str, list[Any]]:
+    """List the settings of the training in which models differ, with the values of each model.
+
+    Seed and fold are left out, in which the members of an ensemble should differ.
+    """
+    flat = [dict(flatten(dict(model.config))) for model in models]
+    keys = sorted({key for settings in flat for key in settings})
+    differing = {}
+    for key in keys:
+        values = [settings.get(key) for settings in flat]
+        is_expected = key in EXPECTED_TO_DIFFER or is_free(key)
+        if not is_expected and any(value != values[0] for value in values):
+            differing[key] = values
+    return differing
+
+
 def build_ensemble(
     models: Sequence[TrainedModel],
     *,
@@ -162,11 +180,12 @@ def build_ensemble(
 def find_checkpoints(names: str | Sequence[str]) -> list[Path]:
     """List the checkpoint files that a setting names, in its order.
 
-    A glob that matches run folders means these alone, so that `runs/cv/*` passes over the summary
+    The folder of a sweep means all its runs. A glob that matches run folders means these alone, so that `runs/cv/*` passes over the summary
     beside them. A run that is still in training is taken as it is, with a warning.
 
     Args:
-        names: Files, run folders (their best.pt), or globs of these; one or several.
+        names: Files, run folders (their best.pt), folders of runs, or globs of these; one or
+            several.
 
     Raises:
         CheckpointError: There is none, or a file is named twice.
@@ -225,6 +244,8 @@ def _mean(values: Sequence[float]) -> float:
 def _checkpoints_named(name: str) -> list[Path]:
     """List the files that one name stands for."""
     path = Path(name).expanduser()
+    if path.is_dir() and not _is_run(path):
+        return _checkpoints_of_sweep(path)
     is_glob = "*" in name or "?" in name
     if path.exists() or not is_glob:
         return [_checkpoint_of(path)]  # loading it tells if it is missing
@@ -239,6 +260,16 @@ def _checkpoints_named(name: str) -> list[Path]:
         )
     runs = [match for match in matches if _is_run(match)]
     return [_checkpoint_of(match) for match in runs or matches]
+
+
+def _checkpoints_of_sweep(folder: Path) -> list[Path]:
+    """List the best checkpoints of the runs in a folder."""
+    runs = [path for path in sorted(folder.iterdir()) if _is_run(path)]
+    if not runs:
+        raise CheckpointError(
+            f"checkpoint: {folder} holds no run; expected a file, a run folder, or a folder of runs"
+        )
+    return [_checkpoint_of(run) for run in runs]
 
 
 def _checkpoint_of(path: Path) -> Path:

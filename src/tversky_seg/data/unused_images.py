@@ -1,0 +1,30 @@
+"""Images of an input folder that belong to no case, so that none is passed over in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tversky_seg.data.case import Case
+from tversky_seg.data.nifti import NIFTI_ENDINGS, file_and_frame
+
+
+def unused_images(folder: Path, cases: Sequence[Case]) -> list[Path]:
+    """List the NIfTI files of a folder and its folders that no case uses, sorted.
+
+    Args:
+        folder: Folder of `<case_id>_<MODALITY>.nii.gz` or `<case_id>/<MODALITY>.nii.gz`.
+        cases: All cases that were made of it.
+    """
+    used = set()
+    for case in cases:
+        for path in (*case.images.values(), case.brain_mask):
+            if path is not None:
+                file, _ = file_and_frame(path)
+                used.add(file.absolute())
+    unused = []
+    for path in sorted([*folder.glob("*.nii*"), *folder.glob("*/*.nii*")]):
+        is_image = path.name.endswith(NIFTI_ENDINGS) and not path.name.startswith(".")
+        if is_image and path.absolute() not in used:
+            unused.append(path)
+    return unused
