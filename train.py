@@ -9,6 +9,7 @@ from rich.console import Console
 from torch import manual_seed
 
 from tversky_seg import config
+from tversky_seg.data.case import files_of
 from tversky_seg.data.dataset import with_modalities
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.patches.batches import PatchBatches
@@ -17,7 +18,7 @@ from tversky_seg.data.patches.sampling import patch_sides
 from tversky_seg.data.preprocessing.parallel import prepare_all
 from tversky_seg.data.preprocessing.pipeline import preprocessing_of
 from tversky_seg.data.preprocessing.prepared_case import one_case_per_rater
-from tversky_seg.data.split import files_of, split_dataset
+from tversky_seg.data.split import split_dataset
 from tversky_seg.data_check.examine import check_training
 from tversky_seg.inference.predict import predict_cases
 from tversky_seg.report.page import metrics_table

@@ -758,7 +758,7 @@ FAULTS: list[tuple[Callable[[Path, Rows], None], str]] = [
     (unnamed_value, "c0_label.nii.gz: holds the label values 7 that no class names; "),
     (fractions, "c0_label.nii.gz: "),
     (empty_cell, "line 2: empty cell for T1; "),
-    (twice, "case_id 'c0' stands twice; "),
+    (twice, "duplicate case_id 'c0'; "),
     (in_two_splits, "is in split test and train; "),
     (way_out, "case_id '../../c0'; "),
     (no_lesion, "training set: no lesion in any of "),

@@ -514,7 +514,7 @@ def test_a_manifest_is_written_that_lists_what_the_importer_finds(
     [
         (
             ["nowhere", "m.csv"],
-            "error: nowhere: no such folder; expected that of the data set as downloaded",
+            "error: nowhere: no such folder",
         ),
         (["nowhere"], "error: command line: the following arguments are required: MANIFEST.csv"),
         (["a", "b", "--part", "MNI"], "error: command line: unrecognized arguments"),

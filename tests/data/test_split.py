@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from helpers.cohorts import case_ids, case_without_files
 from tversky_seg.data import lesion_load as loads
 from tversky_seg.data.case import Case
 from tversky_seg.data.dataset import Dataset
@@ -83,16 +84,14 @@ def test_leave_one_out_goes_before_the_columns() -> None:
     with pytest.raises(DataError, match=r"data\.fold: 6; expected one of 0, 1, 2, 3, 4, 5"):
         split_cases(cases, folds="loso", fold=6)
     nowhere = [Case(c.case_id, c.subject_id, c.images, c.labels) for c in cases]
-    with pytest.raises(DataError, match="has no site; fill the column"):
+    with pytest.raises(DataError, match="site"):
         split_cases(nowhere, folds="site")
 
 
 def test_an_image_under_two_names_is_a_leak() -> None:
     cases = cohort(8)
     twin = Case("twin", "twin", cases[0].images, cases[0].labels)
-    with pytest.raises(
-        DataError, match=r"0_0\.nii: is an image of subject .* expected one subject_id for it"
-    ):
+    with pytest.raises(DataError, match=r"0_0\.nii: is an image of subject .*subject_id"):
         split_cases([*cases, twin], folds="loso", fold=0)
 
 
@@ -162,3 +161,110 @@ def test_the_split_of_a_run_is_stratified_and_saved(tmp_path: Path) -> None:
     plain = Dataset(manifest=tmp_path / "m.csv", modalities=("T1",), folds=3, stratify=False)
     cases = read_manifest(tmp_path / "m.csv")
     assert draw_split(plain, cases) == split_cases(cases, folds=3)
+
+
+def test_folds_hold_every_subject_out_once_and_never_part_a_subject() -> None:
+    cases = [case_without_files(i, subject=f"s{i // 2}") for i in range(22)]
+    tested = []
+    for fold in range(5):
+        split = split_cases(cases, folds=5, fold=fold)
+        subjects = [
+            {case.subject_id for case in part} for part in (split.train, split.val, split.test)
+        ]
+        assert sum(map(len, subjects)) == len(set.union(*subjects)) == 11
+        assert len(subjects[1]) == 2  # a fifth of the 8 or 9 that remain
+        tested += case_ids(split.test)
+    assert sorted(tested) == sorted(case_ids(cases))
+    assert split_cases(cases, folds=5) == split_cases(cases, folds=5, fold=0)
+    assert split_cases(cases, seed=1) != split_cases(cases)
+    assert case_ids(split_cases(cases[::-1]).test)[::-1] == case_ids(split_cases(cases).test)
+
+
+@pytest.mark.parametrize(("n_remaining", "n_val"), [(1, 0), (3, 0), (4, 1), (9, 2), (20, 4)])
+def test_validation_is_a_fifth_but_only_from_four_subjects_on(n_remaining: int, n_val: int) -> None:
+    cases = [
+        case_without_files(0, split="test"),
+        *(case_without_files(i, split="train") for i in range(1, n_remaining + 1)),
+    ]
+    split = split_cases(cases)
+    assert (len(split.train), len(split.val), case_ids(split.test)) == (
+        n_remaining - n_val,
+        n_val,
+        ["c0"],
+    )
+
+
+def test_no_validation_where_none_is_asked_for() -> None:
+    assert split_cases([case_without_files(i) for i in range(10)], val_fraction=0).val == ()
+
+
+def test_two_patients_train_one_and_test_the_other_whatever_the_number_of_folds() -> None:
+    cases = [case_without_files(7), case_without_files(19)]
+    tests = [split_cases(cases, folds=5, fold=fold).test for fold in (0, 1)]
+    assert sorted(case_ids([*tests[0], *tests[1]])) == ["c19", "c7"]
+    with pytest.raises(DataError, match=r"data\.fold: 2; expected one of 0, 1"):
+        split_cases(cases, fold=2)
+
+
+def test_the_split_column_is_kept_and_a_fold_column_used() -> None:
+    columns = ["train", "val", "test", "train", "test"]
+    split = split_cases([case_without_files(i, split=column) for i, column in enumerate(columns)])
+    assert (case_ids(split.train), case_ids(split.val), case_ids(split.test)) == (
+        ["c0", "c3"],
+        ["c1"],
+        ["c2", "c4"],
+    )
+    by_fold = [case_without_files(i, fold=i % 3 + 1) for i in range(9)]
+    assert case_ids(split_cases(by_fold).test) == ["c0", "c3", "c6"]
+    assert case_ids(split_cases(by_fold, fold=3).test) == ["c2", "c5", "c8"]
+    with pytest.raises(DataError, match=r"data\.fold: 0; expected one of 1, 2, 3"):
+        split_cases(by_fold, fold=0)
+
+
+def test_unlabelled_cases_are_only_ever_tested(caplog: pytest.LogCaptureFixture) -> None:
+    labelled = [case_without_files(i, fold=i) for i in range(3)]
+    split = split_cases(
+        [
+            *labelled,
+            case_without_files(3, label=False),
+            case_without_files(4, subject="s1", label=False),
+        ],
+        fold=0,
+    )
+    assert (case_ids(split.train), case_ids(split.test)) == (["c1", "c2"], ["c0", "c3"])
+    assert "c4" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("cases", "message"),
+    [
+        (
+            [case_without_files(0, label=False)],
+            "0 labelled subjects",
+        ),
+        ([case_without_files(0)], "1 labelled subject"),
+        (
+            [
+                case_without_files(0, split="test"),
+                case_without_files(1, label=False, split="train"),
+            ],
+            "among 2 cases",
+        ),
+        (
+            [case_without_files(0, split="train"), case_without_files(1)],
+            "case c1 has a label but no split",
+        ),
+        ([case_without_files(0, fold=0), case_without_files(1)], "case c1 has a label but no fold"),
+        (
+            [
+                case_without_files(0, split="train"),
+                case_without_files(1, subject="s0", split="test"),
+            ],
+            "subject 's0' is in split test and train",
+        ),
+        ([case_without_files(0), case_without_files(0)], "duplicate case_id 'c0'"),
+    ],
+)
+def test_splits_that_cannot_be_are_refused(cases: list[Case], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        split_cases(cases)

@@ -253,7 +253,7 @@ def test_faults_of_the_list_are_all_named_and_the_sound_cases_looked_at(tmp_path
     assert outcome.status == 1
     found = [row["found"] for row in found_in(tmp_path) if row["level"] == "error"]
     assert any("empty cell for T1" in text for text in found)
-    assert any("stands twice" in text for text in found)
+    assert any("duplicate case_id" in text for text in found)
     assert any("is in split test and train" in text for text in found)
     assert any(text == "no such file" for text in found)
     assert "3 cases looked at" in outcome.stdout

@@ -8,9 +8,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from tversky_seg.data.case import Case
+
 SHAPE = (24, 26, 22)
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 MODALITIES = ("FLAIR", "T1")
+HEADER = "case_id,subject_id,FLAIR,label"
 
 
 def scan(
@@ -53,7 +56,7 @@ def add_case(
 
 def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> Path:
     """Write a manifest."""
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
@@ -67,3 +70,30 @@ def make_cohort(folder: Path, *, n: int = 6, splits: Sequence[str] = (), **conte
     for row, split in zip(rows, splits, strict=False):
         row["split"] = split
     return write_rows(folder / "manifest.csv", rows)
+
+
+def touch(folder: Path, *names: str) -> None:
+    """Make empty files, and their folders."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def manifest_of_lines(folder: Path, *lines: str) -> Path:
+    """Write a manifest line by line."""
+    path = folder / "cases.csv"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def case_without_files(
+    i: int, *, subject: str | None = None, label: bool = True, **columns: Any
+) -> Case:
+    """Make case c<i> of subject s<i>, whose files do not exist."""
+    labels = (Path(f"{i}_label.nii"),) if label else ()
+    return Case(f"c{i}", subject or f"s{i}", {"FLAIR": Path(f"{i}.nii")}, labels, **columns)
+
+
+def case_ids(cases: Sequence[Case]) -> list[str]:
+    """List the ids of cases."""
+    return [case.case_id for case in cases]

@@ -1,1 +1,25 @@
-"""Data: cases and manifests, NIfTI files, preprocessing, patches, the synthetic cohort, public datasets."""
+"""Cohorts: cases, manifests, splits, and the NIfTI files behind them."""
+
+from tversky_seg.data.case import Case
+from tversky_seg.data.dataset import Dataset, find_cases
+from tversky_seg.data.errors import DataError
+from tversky_seg.data.inputs import find_inputs
+from tversky_seg.data.manifest import read_manifest, write_manifest
+from tversky_seg.data.nifti import Volume, read_label, read_volume, write_volume
+from tversky_seg.data.split import Split, split_cases
+
+__all__ = [
+    "Case",
+    "DataError",
+    "Dataset",
+    "Split",
+    "Volume",
+    "find_cases",
+    "find_inputs",
+    "read_label",
+    "read_manifest",
+    "read_volume",
+    "split_cases",
+    "write_manifest",
+    "write_volume",
+]

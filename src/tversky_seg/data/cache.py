@@ -1,4 +1,6 @@
-"""A cache of directories that are there whole or not at all, whoever writes them at the same time."""
+"""A cache of folders that are whole or absent, however many processes write them at once."""
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -15,14 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.nifti import file_and_frame
+from tversky_seg.data.image_files import file_and_frame
+from tversky_seg.runtime.files import new_folder, read_json, write_json
+
+MAX_ATTEMPTS = 10
 
 
 def fingerprint(settings: Mapping[str, Any], sources: Sequence[Path]) -> str:
-    """16 hex digits that change with any setting and with path, size or time of any source file.
+    """Return 16 hex digits that change with any setting, and with any source file.
+
+    Args:
+        settings: Plain values.
+        sources: Image files; path, size and time of each count, and the frame it names.
 
     Raises:
-        DataError: A source is not there.
+        DataError: A source is missing.
     """
     files = []
     for source in sources:
@@ -30,76 +39,98 @@ def fingerprint(settings: Mapping[str, Any], sources: Sequence[Path]) -> str:
         try:
             status = file.stat()
         except OSError as error:
-            raise DataError(source, f"{error.strerror or error}", "expected an image") from error
-        name = str(file.resolve()) if frame is None else f"{file.resolve()}@{frame}"
+            raise DataError(source, error.strerror or str(error), "expected an image") from error
+        name = str(file.resolve())
+        if frame is not None:
+            name += f"@{frame}"
         files.append([name, status.st_size, status.st_mtime_ns])
     return _digest(settings, files)
 
 
 def read_entry(entry: Path) -> dict[str, Any] | None:
-    """The facts stored with an entry; None where it is missing, incomplete or changed since it was written."""
+    """Return the facts stored with an entry; None if it is missing, incomplete or was changed."""
     try:
-        meta = json.loads((entry / "meta.json").read_bytes())
-        intact = meta["digest"] == _digest(meta["facts"], meta["files"])
-        intact = intact and all(_seal(entry / name) == seal for name, seal in meta["files"].items())
-        return dict(meta["facts"]) if intact else None
+        meta = read_json(entry / "meta.json")
+        if meta["digest"] != _digest(meta["facts"], meta["files"]):
+            return None
+        for name, seal in meta["files"].items():
+            if _seal(entry / name) != seal:
+                return None
+        return dict(meta["facts"])
+    # Whatever a damaged file holds in place of the expected dict is no entry.
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def write_entry(entry: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
-    """Store arrays (`<name>.npy`) and JSON facts as the directory `entry`; an intact one that is there stays.
+    """Store arrays (`<name>.npy`) and JSON facts as the folder `entry`.
+
+    An intact entry of another process stays; a damaged one makes room.
 
     Raises:
         DataError: The folder cannot be written.
     """
-    partial = entry.parent / f".{entry.name}.{uuid4().hex}"
     try:
-        partial.mkdir(parents=True)
-        for name, array in arrays.items():
-            np.save(partial / f"{name}.npy", array)
-        files = {f"{name}.npy": _seal(partial / f"{name}.npy", new=True) for name in arrays}
-        meta = {"files": files, "facts": facts, "digest": _digest(facts, files)}
-        (partial / "meta.json").write_text(json.dumps(meta))
-        _put_in_place(partial, entry)
+        for _ in range(MAX_ATTEMPTS):
+            if _try_to_write(entry, arrays, facts):
+                return
+        raise OSError(f"{entry} changes all the time")
     except OSError as error:
-        raise DataError(
-            entry.parent, f"cannot be written ({error.strerror or error})", "name another cache_dir"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        fault = f"cannot be written ({error.strerror or error})"
+        raise DataError(entry.parent, fault, "name another cache_dir") from error
+
+
+def _try_to_write(
+    entry: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]
+) -> bool:
+    """Write an entry and return True, or clear a damaged one out of its place and return False."""
+    try:
+        with new_folder(entry) as folder:
+            _fill(folder, arrays, facts)
+    except OSError:
+        if read_entry(entry) is not None:
+            return True  # another process was first, with the same arrays
+        if not entry.exists():
+            raise
+        _remove_damaged(entry)
+        return False
+    return True
+
+
+def _fill(folder: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+    files = {}
+    for name, array in arrays.items():
+        file = folder / f"{name}.npy"
+        np.save(file, array)
+        _set_even_second(file)
+        files[file.name] = _seal(file)
+    meta = {"files": files, "facts": facts, "digest": _digest(facts, files)}
+    write_json(folder / "meta.json", meta)
 
 
 def _digest(*values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _seal(path: Path, *, new: bool = False) -> list[int]:
-    """Size and time of a file: a file that was cut, or written to after the seal, shows another.
-
-    The time is set to an even second, which every file system keeps exactly and a later write hardly ever hits.
-    """
-    if new:
-        second = int(time.time()) // 2 * 2
-        os.utime(path, (second, second))
-    status = path.stat()
+def _seal(file: Path) -> list[int]:
+    """Return size and time of a file, which differ once it is cut or written to."""
+    status = file.stat()
     return [status.st_size, status.st_mtime_ns]
 
 
-def _put_in_place(partial: Path, entry: Path) -> None:
-    """Rename; whoever comes second keeps what the first put there, and a damaged entry makes room."""
-    for _ in range(10):
-        try:
-            partial.rename(entry)
-        except OSError:
-            if read_entry(entry) is not None:
-                return
-            if not entry.exists():
-                raise
-            damaged = partial.with_name(f"{partial.name}.damaged")
-            with suppress(FileNotFoundError):  # another process was first
-                entry.rename(damaged)
-            shutil.rmtree(damaged, ignore_errors=True)
-        else:
-            return
-    raise OSError(f"{entry} changes all the time")
+def _set_even_second(file: Path) -> None:
+    """Set the time of a file to an even second.
+
+    Every file system keeps it exactly, when copied too, and a later write hardly ever hits it.
+    """
+    second = int(time.time()) // 2 * 2
+    os.utime(file, (second, second))
+
+
+def _remove_damaged(entry: Path) -> None:
+    # Renamed first, so that of several processes one removes it and none sees a part.
+    aside = entry.with_name(f".{entry.name}.{uuid4().hex}.damaged")
+    with suppress(FileNotFoundError):  # another process was first
+        entry.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)

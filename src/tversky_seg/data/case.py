@@ -1,4 +1,6 @@
-"""One examination of one subject, and what must hold between the cases of a cohort."""
+"""One examination of one subject, and the rules that the cases of a cohort keep."""
+
+from __future__ import annotations
 
 import re
 from collections import defaultdict
@@ -8,26 +10,30 @@ from pathlib import Path
 from typing import Any
 
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.image_files import file_and_frame
 
 SPLITS = ("train", "val", "test")
+SAFE_CHARACTERS = "letters, digits and _ . = + @ -"
 _SAFE_NAME = re.compile(r"\w([\w .=+@-]{0,126}[\w=+@-])?")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One examination of one subject: its image files, and its label where someone drew one.
+    """One examination of one subject: its image files, and its labels if somebody drew any.
 
     Attributes:
-        case_id: Unique, and safe as part of a file name.
-        subject_id: Who was examined; splits never part the cases of one subject.
-        images: Modality name -> file, in the order of modalities of the cohort.
-        labels: The label to train on and judge by, then those of other raters; empty for a case that is predicted only.
-        consensus: Whether the first of several labels is what the raters agreed on, and not that of the first rater.
-        brain_mask: Where the brain (or organ) is; None: the voxels that are not background.
+        case_id: Unique name, safe as part of a file name.
+        subject_id: Subject examined; no split separates the cases of one subject.
+        images: Modality name -> file, in the cohort's order of modalities.
+        labels: Label to train on and to evaluate against, then those of other raters; empty for a
+            case that is only predicted.
+        brain_mask: Mask of the brain (or organ); None: the voxels that are not background.
         site: Hospital or scanner.
         session: Time point.
         split: "train", "val", "test" or None.
-        fold: Which fold holds this case out, or None.
+        fold: Number of the fold that holds this case out, or None.
+        consensus: Whether the first of several labels is the raters' consensus, and not the first
+            rater's own.
     """
 
     case_id: str
@@ -43,79 +49,122 @@ class Case:
 
     @property
     def label(self) -> Path | None:
-        """The label to train on and judge by, or None."""
+        """Label to train on and to evaluate against, or None."""
         return self.labels[0] if self.labels else None
 
     @property
     def raters(self) -> tuple[Path, ...]:
-        """The labels that one rater each drew, the first rater's first."""
+        """Labels that one rater each drew, the first rater's first."""
         return self.labels[1:] if self.consensus else self.labels
 
+    @property
+    def paths(self) -> list[Path]:
+        """Images, labels and brain mask, each as the manifest names it: perhaps with a frame."""
+        paths = [*self.images.values(), *self.labels]
+        if self.brain_mask is not None:
+            paths.append(self.brain_mask)
+        return paths
 
-def check_case_id(case_id: str, *, source: str = "data") -> None:
-    """Refuse a name that cannot be part of a file name: empty, with a slash, with a leading dot."""
-    _require(
-        is_safe_name(case_id),
-        f"{source}: case_id {case_id!r}; expected letters, digits and _ . = + @ -, since it becomes part of file names",
-    )
+
+def files_of(cases: Sequence[Case]) -> list[Path]:
+    """List the files of some cases, each once: images, labels and brain masks."""
+    files: dict[Path, None] = {}  # as an ordered set
+    for case in cases:
+        for path in case.paths:
+            file, _ = file_and_frame(path)
+            files[file] = None
+    return list(files)
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether a name can stand in a file name on any system: no separator, no leading dot, not empty."""
+    """Tell whether a name can stand in a file name on any system.
+
+    It has no separator, neither begins nor ends with a dot or space, and is not empty.
+    """
     return _SAFE_NAME.fullmatch(name) is not None
 
 
-def case_files(case: Case) -> list[Path]:
-    """List the files of a case: images, labels and brain mask."""
-    return [*case.images.values(), *case.labels, *([case.brain_mask] if case.brain_mask else [])]
+def check_case_id(case_id: str, *, source: str = "data") -> None:
+    """Check that a case id can become part of file names.
+
+    Args:
+        case_id: Name of a case.
+        source: File or folder that names it, for the error.
+
+    Raises:
+        DataError: It is empty, has a slash, or begins with a dot.
+    """
+    if not is_safe_name(case_id):
+        raise DataError(
+            source,
+            f"case_id {case_id!r}",
+            f"expected {SAFE_CHARACTERS}, since it becomes part of file names",
+            case_id=case_id,
+        )
 
 
 def check_cases(cases: Sequence[Case], *, source: str) -> None:
-    """Refuse names that are unsafe or taken, and subjects in two splits or folds."""
-    faults = faults_between_cases(cases, source=source)
+    """Check the names of cases, and that each subject is in one split and one fold.
+
+    Raises:
+        DataError: A name is unsafe or not unique, or a subject is in two splits or folds.
+    """
+    faults = case_faults(cases, source=source)
     if faults:
         raise DataError.gather(faults)
 
 
-def faults_between_cases(cases: Sequence[Case], *, source: str) -> list[DataError]:
-    """One for each name that is unsafe or taken, and each subject in two splits or folds."""
+def case_faults(cases: Sequence[Case], *, source: str) -> list[DataError]:
+    """List unsafe and duplicate case ids, and subjects in two splits or folds."""
     faults: list[DataError] = []
-    seen: dict[str, str] = {}
+    case_id_of: dict[str, str] = {}  # name of the file on a system that ignores upper case -> case
     for case in cases:
+        file_name = case.case_id.casefold()
+        earlier = case_id_of.get(file_name)
         try:
             check_case_id(case.case_id, source=source)
-            other = seen.get(case.case_id.casefold())
-            _require(other is None, f"{source}: case_id {case.case_id!r} stands twice"
-                     + (f" (as {other!r}, one file on some systems)" if other != case.case_id else "")
-                     + "; expected each case once")  # fmt: skip
+            if earlier is not None:
+                raise _duplicate(case.case_id, earlier, source=source)
         except DataError as fault:
             faults.append(fault)
-        seen.setdefault(case.case_id.casefold(), case.case_id)
+        case_id_of.setdefault(file_name, case.case_id)
     for column in ("split", "fold"):
         try:
-            value_of_subject(cases, column, source=source)
+            value_by_subject(cases, column, source=source)
         except DataError as fault:
             faults.append(fault)
     return faults
 
 
-def value_of_subject(
-    cases: Sequence[Case], column: str, *, source: str = "data"
-) -> dict[str, Any] | None:
-    """Subject -> its split or fold; None where no case has one."""
-    found: dict[str, set[Any]] = defaultdict(set)
+def value_by_subject(cases: Sequence[Case], column: str, *, source: str = "data") -> dict[str, Any]:
+    """Map each subject to its split or its fold; subjects without one are left out.
+
+    Args:
+        cases: Cases of any subjects.
+        column: "split" or "fold".
+        source: File or folder that lists the cases, for the error.
+
+    Raises:
+        DataError: Cases of one subject differ in it.
+    """
+    values_of: dict[str, set[Any]] = defaultdict(set)
     for case in cases:
-        if (value := getattr(case, column)) is not None:
-            found[case.subject_id].add(value)
-    faults = [
-        DataError(source, f"subject {subject!r} is in {column} {' and '.join(sorted(map(str, values)))}", 'expected all cases of a subject in one')
-        for subject, values in found.items() if len(values) > 1
-    ]  # fmt: skip
+        value = getattr(case, column)
+        if value is not None:
+            values_of[case.subject_id].add(value)
+    faults = []
+    for subject, values in values_of.items():
+        if len(values) > 1:
+            names = " and ".join(sorted(str(value) for value in values))
+            fault = f"subject {subject!r} is in {column} {names}"
+            faults.append(DataError(source, fault, "expected all cases of a subject in one"))
     if faults:
         raise DataError.gather(faults)
-    return {subject: values.pop() for subject, values in found.items()} or None
+    return {subject: values.pop() for subject, values in values_of.items()}
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise DataError(message)
+def _duplicate(case_id: str, earlier: str, *, source: str) -> DataError:
+    fault = f"duplicate case_id {case_id!r}"
+    if earlier != case_id:
+        fault += f" (the same file as {earlier!r} on some systems)"
+    return DataError(source, fault, "give each case its own", case_id=case_id)

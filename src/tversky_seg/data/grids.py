@@ -1,4 +1,9 @@
-"""From one voxel grid to another by their affines: exact where axes are only permuted, flipped and shifted."""
+"""Resampling of volumes from one voxel grid to another by their affines.
+
+Exact if axes are only permuted, flipped and shifted.
+"""
+
+from __future__ import annotations
 
 import itertools
 import math
@@ -16,9 +21,12 @@ Shape = tuple[int, int, int]
 Floats = NDArray[np.float32]
 Affine = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Box = tuple[slice, ...]
 
-SAME_SPACING = 0.01  # relative difference up to which two voxel sizes are taken as one
-SAME_PLACE = 0.01  # voxels
+SAME_SPACING = 0.01  # relative difference of two voxel sizes that count as one
+FINE_SHIFT = 0.01  # voxels between two affines of one grid: rounding in the files
+TOLERATED_SHIFT = 0.6  # voxels: conventions differ by half a voxel; reported, not corrected
+_MIN_SIGMA = 0.1  # voxels; a narrower Gaussian changes nothing
 _FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 
 
@@ -27,12 +35,12 @@ class Geometry:
     """The way from the file's voxels to the network's and back.
 
     Attributes:
-        input_shape: Of the file of the first modality.
+        input_shape: Shape of the file of the first modality.
         input_affine: (4, 4) of that file.
-        full_shape: Of the network grid before the crop.
-        full_affine: (4, 4) of it.
-        crop_start: First voxel of the crop in it.
-        shape: Of the crop: what the network sees.
+        full_shape: Shape of the network's grid before the crop.
+        full_affine: (4, 4) of that grid.
+        crop_start: First voxel of the crop in that grid.
+        shape: Shape of the crop, which the network sees.
     """
 
     input_shape: Shape
@@ -44,7 +52,7 @@ class Geometry:
 
     @property
     def network_affine(self) -> Affine:
-        """(4, 4) of the crop."""
+        """Affine (4, 4) of the crop."""
         return self.full_affine @ translation(self.crop_start)
 
     @property
@@ -53,30 +61,35 @@ class Geometry:
         return spacing_of(self.full_affine)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain lists, for JSON."""
+        """Convert to plain lists, for JSON."""
         return {name: np.asarray(value).tolist() for name, value in vars(self).items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Geometry":
-        """The inverse of `as_dict`."""
-        plain: dict[str, Any] = {
-            n: np.array(v) if n.endswith("affine") else tuple(v) for n, v in values.items()
-        }
-        return cls(**plain)
+    def from_dict(cls, values: Mapping[str, Any]) -> Geometry:
+        """Invert `as_dict`."""
+        fields: dict[str, Any] = {}
+        for name, value in values.items():
+            fields[name] = np.array(value) if name.endswith("affine") else tuple(value)
+        return cls(**fields)
 
 
 def network_grid(
     shape: Shape, affine: ArrayLike, *, spacing_mm: Sequence[float | None] | None
 ) -> tuple[Shape, Affine]:
-    """The grid that the network sees: axes most nearly along R, A, S, with the voxel size asked for.
+    """Lay out the grid that the network sees: axes most nearly along R, A, S, voxels as asked for.
 
-    Axes whose voxel size is within 1 % of the one asked for keep their voxels. A resampled axis covers the whole field
-    of view about the same centre. Obliqueness stays: only permutations and flips turn the axes.
+    An axis whose voxel size is within 1 % of the one asked for keeps its voxels. A resampled axis
+    covers the whole field of view about the same centre. Obliqueness stays: axes are only permuted
+    and flipped.
 
     Args:
-        shape: Of the file.
+        shape: Shape of the file.
         affine: (4, 4) of the file.
-        spacing_mm: Voxel size along R, A, S, None for an axis that keeps the file's own; None: all of them.
+        spacing_mm: Voxel size along R, A, S, None for an axis that keeps the file's own; None: all
+            axes keep it.
+
+    Returns:
+        Shape and affine (4, 4).
     """
     shape, affine = ras_grid(shape, affine)
     if spacing_mm is None:
@@ -85,7 +98,8 @@ def network_grid(
     wanted = [size if given is None else given for given, size in zip(spacing_mm, own, strict=True)]
     step = np.divide(wanted, own)  # file voxels per network voxel
     step[np.abs(step - 1) <= SAME_SPACING] = 1
-    n = np.maximum(1, np.ceil(np.divide(shape, step) - SAME_PLACE)).astype(int)
+    n = np.maximum(1, np.ceil(np.divide(shape, step) - FINE_SHIFT)).astype(int)
+    # In file voxels: both grids have their centre at the same place.
     first = (np.array(shape) - 1) / 2 - step * (n - 1) / 2
     return (int(n[0]), int(n[1]), int(n[2])), affine @ _homogeneous(np.diag(step), first)
 
@@ -99,40 +113,42 @@ def resample(
     order: int = 1,
     fill: float = 0,
 ) -> NDArray[Any]:
-    """The values of a volume at the voxels of another grid.
+    """Resample a volume to another grid.
 
-    Where every voxel falls on a voxel (within 0.01) the values are copied, and the type stays. Else they are
-    interpolated as float32, after a Gaussian that gives coarser voxels the blur of their size (Cardoso et al., MICCAI
-    2015: full width at half maximum of source and target voxel add in quadrature).
+    If every voxel falls on a voxel (within 0.01) the values are copied, and the type stays.
+    Otherwise they are interpolated as float32, after a Gaussian that gives coarser voxels the blur
+    of their size (Cardoso et al., MICCAI 2015: full width at half maximum of source and target
+    voxel add in quadrature).
 
     Args:
         data: (X, Y, Z).
         source_affine: (4, 4) of the data.
         affine: (4, 4) of the grid wanted.
-        shape: Of the grid wanted.
+        shape: Shape of the grid wanted.
         order: 1 linear, 0 nearest.
-        fill: Value beyond the field of view of the data (NaN allowed where values are interpolated).
+        fill: Value beyond the field of view of the data (NaN is allowed if values are
+            interpolated).
+
+    Returns:
+        An array of `shape`; a view of the data if it is only moved.
     """
-    matrix = np.linalg.solve(
-        np.asarray(source_affine, dtype=np.float64), np.asarray(affine, dtype=np.float64)
-    )
+    matrix = _target_to_source(source_affine, affine)
     data, matrix = _aligned(data, matrix)
     if _is_shift(matrix, shape):
         x, y, z = np.rint(matrix[:3, 3]).astype(int).tolist()
         return crop_or_pad(data, (x, y, z), shape, fill=fill)
-    padded = np.pad(data, 1, mode="edge").astype(
-        np.float32, copy=False
-    )  # outer voxels reach beyond their centres
-    sigma = np.sqrt(np.maximum(_steps(matrix) ** 2 - 1, 0)) / _FWHM_PER_SIGMA
-    if sigma.max() > 0.1:
+    # The outer voxels reach beyond their centres, by half a voxel.
+    padded = np.pad(data, 1, mode="edge").astype(np.float32, copy=False)
+    sigma = np.sqrt(np.maximum(_voxel_ratio(matrix) ** 2 - 1, 0)) / _FWHM_PER_SIGMA
+    if sigma.max() > _MIN_SIGMA:
         ndimage.gaussian_filter(padded, sigma, output=padded, mode="nearest", truncate=3.0)
-    linear, offset = matrix[:3, :3], matrix[:3, 3] + 1
-    if np.abs(linear - np.diag(np.diag(linear))).sum(axis=1) @ np.ones(3) * max(shape) < SAME_PLACE:
+    linear = matrix[:3, :3]
+    if _are_axes_separate(linear, shape):
         linear = np.diag(linear)  # scipy is faster along separate axes
     resampled: Floats = ndimage.affine_transform(
         padded,
         linear,
-        offset,
+        matrix[:3, 3] + 1,  # of the padding
         shape,
         np.float32,
         order=order,
@@ -144,29 +160,38 @@ def resample(
 
 
 def to_input_grid(volume: Floats, geometry: Geometry) -> Floats:
-    """Bring a volume (X, Y, Z) of the network's grid to the file's own, linearly; 0 outside the crop.
+    """Bring a volume (X, Y, Z) from the network's grid to the file's own, linearly.
 
-    Without resampling in between, the values are only moved, so this is exact.
+    It is 0 outside the crop. Without resampling the values are only moved, so this is exact.
     """
     return resample(volume, geometry.network_affine, geometry.input_affine, geometry.input_shape)
 
 
 def voxel_ratio(source_affine: ArrayLike, affine: ArrayLike) -> Affine:
     """Count voxels of the first grid per voxel of the second, along each axis of the first."""
-    return _steps(
-        np.linalg.solve(
-            np.asarray(source_affine, dtype=np.float64), np.asarray(affine, dtype=np.float64)
-        )
-    )
+    return _voxel_ratio(_target_to_source(source_affine, affine))
 
 
 def translation(voxels: ArrayLike) -> Affine:
-    """(4, 4): on the right of an affine it makes that of an array that starts at this voxel."""
+    """Make the matrix (4, 4) of a shift by voxels.
+
+    `affine @ translation(voxels)` is the affine of an array that starts at this voxel.
+    """
     return _homogeneous(np.eye(3), np.asarray(voxels))
 
 
 def crop_or_pad(data: NDArray[Any], start: Shape, shape: Shape, *, fill: float = 0) -> NDArray[Any]:
-    """The box of a volume (..., X, Y, Z) from voxel `start` on, `fill` where it overhangs."""
+    """Cut a box out of a volume, and fill it where it overhangs.
+
+    Args:
+        data: (..., X, Y, Z).
+        start: First voxel of the box, negative before the volume.
+        shape: Shape of the box.
+        fill: Value outside the volume.
+
+    Returns:
+        (..., *shape); a view if the box lies inside.
+    """
     source, target = intersect(start, shape, data.shape[-3:])
     channels = (slice(None),) * (data.ndim - 3)
     box = data[channels + source]
@@ -177,26 +202,50 @@ def crop_or_pad(data: NDArray[Any], start: Shape, shape: Shape, *, fill: float =
     return filled
 
 
-def intersect(
-    start: Shape, shape: Shape, available: Sequence[int]
-) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Where a box from voxel `start` on and a volume of the shape `available` meet: in the volume, and in the box."""
-    source, target = [], []
+def intersect(start: Shape, shape: Shape, available: Sequence[int]) -> tuple[Box, Box]:
+    """Intersect a box with a volume.
+
+        intersect((-1, 2, 0), (4, 4, 4), (9, 5, 9))
+        # of the volume [0:3, 2:5, 0:4], of the box [1:4, 0:3, 0:4]
+
+    Args:
+        start: First voxel of the box, in the volume.
+        shape: Shape of the box.
+        available: Shape of the volume.
+
+    Returns:
+        The intersection as slices of the volume, and as slices of the box.
+    """
+    in_volume = []
+    in_box = []
     for first, n, end in zip(start, shape, available, strict=True):
-        low, high = max(first, 0), max(min(first + n, end), max(first, 0))
-        source.append(slice(low, high))
-        target.append(slice(low - first, high - first))
-    return tuple(source), tuple(target)
+        low = max(first, 0)
+        high = max(min(first + n, end), low)
+        in_volume.append(slice(low, high))
+        in_box.append(slice(low - first, high - first))
+    return tuple(in_volume), tuple(in_box)
+
+
+def _target_to_source(source_affine: ArrayLike, affine: ArrayLike) -> Affine:
+    """Make the matrix (4, 4) from voxels of the target grid to voxels of the source."""
+    source = np.asarray(source_affine, dtype=np.float64)
+    target = np.asarray(affine, dtype=np.float64)
+    return np.asarray(np.linalg.solve(source, target))
 
 
 def _aligned(data: NDArray[Any], matrix: Affine) -> tuple[NDArray[Any], Affine]:
-    """A view of the data with axes that run along the target's, and the matrix from target voxels to its voxels."""
-    scaled = matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0)
+    """Permute and flip the axes of the data to run along the target's.
+
+    Returns:
+        A view of the data, and the matrix from target voxels to its voxels.
+    """
+    cosines = matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0)
     order = max(
         itertools.permutations(range(3)),
-        key=lambda p: math.prod(abs(scaled[p[j], j]) for j in range(3)),
+        key=lambda axes: math.prod(abs(cosines[axes[j], j]) for j in range(3)),
     )
-    data, matrix = data.transpose(order), matrix[[*order, 3]]
+    data = data.transpose(order)
+    matrix = matrix[[*order, 3]]
     for axis in range(3):
         if matrix[axis, axis] < 0:
             data = np.flip(data, axis)
@@ -206,18 +255,26 @@ def _aligned(data: NDArray[Any], matrix: Affine) -> tuple[NDArray[Any], Affine]:
 
 
 def _is_shift(matrix: Affine, shape: Shape) -> bool:
-    """Whether target voxels fall on source voxels, at most 0.01 voxel beside."""
+    """Tell whether target voxels fall on source voxels, within 0.01 voxel."""
+    # An affine map is farthest from a shift at a corner.
     corners = np.array([*itertools.product(*((0, n - 1) for n in shape))])
     exact = corners + np.rint(matrix[:3, 3])
-    return bool(np.abs(corners @ matrix[:3, :3].T + matrix[:3, 3] - exact).max() <= SAME_PLACE)
+    return bool(np.abs(corners @ matrix[:3, :3].T + matrix[:3, 3] - exact).max() <= FINE_SHIFT)
 
 
-def _steps(matrix: Affine) -> Affine:
-    """Source voxels per target voxel, along each source axis."""
+def _are_axes_separate(linear: Affine, shape: Shape) -> bool:
+    """Tell whether the parts of a matrix off its diagonal move no voxel by 0.01 voxel."""
+    off_diagonal = np.abs(linear - np.diag(np.diag(linear)))
+    return bool(off_diagonal.sum(axis=1) @ np.ones(3) * max(shape) < FINE_SHIFT)
+
+
+def _voxel_ratio(matrix: Affine) -> Affine:
+    """Count source voxels per target voxel, along each source axis."""
     return np.asarray(np.linalg.norm(matrix[:3, :3], axis=1), dtype=np.float64)
 
 
 def _homogeneous(linear: Affine, offset: Affine) -> Affine:
     matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = linear, offset
+    matrix[:3, :3] = linear
+    matrix[:3, 3] = offset
     return matrix

@@ -1,11 +1,10 @@
-"""How much lesion a case holds, so that folds can be drawn alike; counted once per label file and kept."""
+"""The lesion load of each case, for stratified folds; counted once per label file."""
 
-import json
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 
@@ -13,72 +12,94 @@ from tversky_seg.data.cache import fingerprint
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import read_label, spacing_of
+from tversky_seg.runtime.files import read_json, write_json
 from tversky_seg.runtime.progress import Reporter
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # of the store: raise it when the same label file gives other volumes
+
+VolumesByValue = dict[str, float]
+"""Label value, as text for JSON -> volume in mm3."""
 
 
 def lesion_loads(
     cases: Sequence[Case], classes: Mapping[str, Sequence[int]], *, cache_dir: Path
 ) -> dict[str, float]:
-    """Case id -> volume in mm3 of the class that is smallest in the cohort, of cases with a label.
+    """Measure the volume in mm3 of the class that is smallest in the cohort, per labelled case.
 
-    What was counted is kept in `cache_dir/label_volumes.json`, by path, size and time of the label file. A file that
-    cannot be read counts as 0 here: preprocessing names its fault.
+    The volumes are kept in `cache_dir/label_volumes.json`, by path, size and time of the label
+    file. A file that cannot be read counts as 0 here: preprocessing names its fault.
+
+    Args:
+        cases: The cohort; cases without label are skipped.
+        classes: Class name -> label values.
+        cache_dir: Folder of the store.
+
+    Returns:
+        Case id -> volume in mm3.
     """
     store = Path(cache_dir) / "label_volumes.json"
-    known = _read(store)
-    volumes: dict[str, dict[str, float]] = {}
+    volumes_by_file = _read_store(store)
+    volumes_by_case: dict[str, VolumesByValue] = {}
     labelled = [(case, case.label) for case in cases if case.label is not None]
     with Reporter("lesion loads", total=len(labelled)) as reporter:
         for case, label in labelled:
-            volumes[case.case_id] = _volumes(label, known)
+            volumes_by_case[case.case_id] = _volumes_of(label, volumes_by_file)
             reporter.advance(case.case_id)
-    _write(store, known)
-    loads = {
-        name: {
-            case_id: sum(found.get(str(value), 0.0) for value in values)
-            for case_id, found in volumes.items()
-        }
-        for name, values in classes.items()
-    }
-    return min(loads.values(), key=lambda load: math.fsum(load.values()) or math.inf)
+    _write_store(store, volumes_by_file)
+    loads = [_loads_of_class(values, volumes_by_case) for values in classes.values()]
+    return min(loads, key=_total_or_infinity)
 
 
-def _volumes(label: Path, known: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Label value -> mm3, from what is known or else the file."""
+def _loads_of_class(
+    values: Sequence[int], volumes_by_case: Mapping[str, VolumesByValue]
+) -> dict[str, float]:
+    loads = {}
+    for case_id, volumes in volumes_by_case.items():
+        loads[case_id] = sum(volumes.get(str(value), 0.0) for value in values)
+    return loads
+
+
+def _total_or_infinity(loads: Mapping[str, float]) -> float:
+    """Add up loads; a class that no case has is never the smallest."""
+    return math.fsum(loads.values()) or math.inf
+
+
+def _volumes_of(label: Path, volumes_by_file: dict[str, VolumesByValue]) -> VolumesByValue:
+    """Look the volumes of a label file up, or count and keep them."""
     try:
         key = fingerprint({"format": FORMAT_VERSION}, [label])
-        if key not in known:
-            volume = read_label(label)
-            values, counts = np.unique(volume.data[volume.data != 0], return_counts=True)
-            voxel_mm3 = math.prod(spacing_of(volume.affine))
-            sizes = zip(values.tolist(), counts.tolist(), strict=True)
-            known[key] = {str(value): round(count * voxel_mm3, 3) for value, count in sizes}
+        if key not in volumes_by_file:
+            volumes_by_file[key] = _count(label)
     except DataError:
         return {}
-    return known[key]
+    return volumes_by_file[key]
 
 
-def _read(store: Path) -> dict[str, dict[str, float]]:
+def _count(label: Path) -> VolumesByValue:
+    volume = read_label(label)
+    foreground = volume.data[volume.data != 0]
+    values, counts = np.unique(foreground, return_counts=True)
+    voxel_mm3 = math.prod(spacing_of(volume.affine))
+    volumes = {}
+    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        volumes[str(value)] = round(count * voxel_mm3, 3)
+    return volumes
+
+
+def _read_store(store: Path) -> dict[str, VolumesByValue]:
     try:
-        known = json.loads(store.read_bytes())
-    except (OSError, ValueError):
+        content = read_json(store)
+    except (OSError, ValueError):  # absent or damaged: everything is counted again
         return {}
-    return known if isinstance(known, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _write(store: Path, known: Mapping[str, Mapping[str, float]]) -> None:
-    """Whole or not at all; of two runs at once the last is kept, and the other's counts are counted again."""
-    partial = store.with_name(f".{store.name}.{uuid4().hex}")
+def _write_store(store: Path, volumes_by_file: Mapping[str, VolumesByValue]) -> None:
+    """Write the store; of two runs at once the last one's stays, and the rest is counted again."""
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(known))
-        partial.replace(store)
+        write_json(store, volumes_by_file)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        fault = (
-            f"{store.parent}: cannot be written ({error.strerror or error}); name another cache_dir"
-        )
-        raise DataError(fault) from error
+        reason = error.strerror or str(error)
+        fault = f"cannot be written ({reason})"
+        raise DataError(store.parent, fault, "name another cache_dir") from error

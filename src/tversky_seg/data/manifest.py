@@ -1,235 +1,315 @@
-"""The CSV that lists the cases of a cohort: read, inspected for the check of the data, and written."""
+"""The CSV that lists the cases of a cohort: read, inspected for the data check, written."""
+
+from __future__ import annotations
 
 import csv
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
-from tversky_seg.data.case import SPLITS, Case, case_files, check_cases, faults_between_cases
+from tversky_seg.data.case import SPLITS, Case, case_faults, check_cases
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.nifti import file_and_frame
+from tversky_seg.data.image_files import file_and_frame
+from tversky_seg.runtime.files import write_csv
 
-_RESERVED = ("case_id", "subject_id", "consensus", "brain_mask", "site", "session", "split", "fold")
-LABEL_COLUMN = re.compile(r"label(_[2-9]|_[1-9]\d+)?")
+_COLUMNS = (
+    "case_id",
+    "subject_id",
+    "consensus",
+    "brain_mask",
+    "site",
+    "session",
+    "split",
+    "fold",
+)
+_LABEL_COLUMN = re.compile(r"label(_[2-9]|_[1-9]\d+)?")  # label, label_2, label_3, …
+_DELIMITERS = ",;\t"  # spreadsheets write ; where the comma is the decimal sign
 
 
-def read_manifest(path: Path | str, *, modalities: Sequence[str] | None = None) -> list[Case]:
-    """The cases that a CSV lists, in its order.
+@dataclass(frozen=True)
+class _Row:
+    """A line of the CSV: its number, from 1, and its cells by column."""
 
-    Columns: `case_id, subject_id, <one per modality>, label[, label_2, …][, consensus][, brain_mask][, site]
-    [, session][, split | fold]`; file names are relative to the manifest's folder, `<file>@0` is the first frame of a
-    4D file. An empty label cell: predicted, not
-    judged. `consensus` is yes where `label` is what the raters agreed on, and the first rater's is `label_2`.
+    line: int
+    cells: dict[str, str]
+
+    def cell(self, column: str) -> str | None:
+        return self.cells.get(column) or None
+
+
+def read_manifest(
+    path: Path | str,
+    *,
+    modalities: Sequence[str] | None = None,
+    may_lack_modalities: bool = False,
+) -> list[Case]:
+    """Read the cases that a CSV lists, in its order.
+
+    Columns: `case_id, subject_id, <one per modality>, label[, label_2, …][, consensus]
+    [, brain_mask][, site][, session][, split | fold]`. File names are relative to the manifest's
+    folder; `<file>@0` is the first frame of a 4D file. With an empty label cell a case is
+    predicted, not evaluated. `consensus` is yes if `label` is the consensus of the raters; the
+    first rater's is then `label_2`.
 
     Args:
-        path: The CSV (comma, semicolon or tab).
-        modalities: Columns to read as images, in this order; None: every column that is none of the above; () none.
+        path: CSV (comma, semicolon or tab), UTF-8.
+        modalities: Columns to read as images, in this order; None: every column that is none of
+            the above; () none.
+        may_lack_modalities: Whether columns and cells of modalities may be missing.
 
     Raises:
-        DataError: The file cannot be read, holds no case, lacks a column, a cell or a file, names a case twice or by
-            a name that is unsafe in a path, or puts a subject in two splits or folds.
+        DataError: The file cannot be read, holds no case, lacks a column, a cell or a file, has a
+            duplicate or unsafe case_id, or puts a subject in two splits or folds.
     """
-    cases, faults = inspect_manifest(path, modalities=modalities)
+    cases, faults = inspect_manifest(
+        path, modalities=modalities, may_lack_modalities=may_lack_modalities
+    )
     if faults:
         raise DataError.gather(faults)
     return cases
 
 
 def inspect_manifest(
-    path: Path | str, *, modalities: Sequence[str] | None = None
+    path: Path | str,
+    *,
+    modalities: Sequence[str] | None = None,
+    may_lack_modalities: bool = False,
 ) -> tuple[list[Case], list[DataError]]:
-    """The cases of a CSV with which nothing is wrong, and every fault of its lines; for the check of the data.
+    """Read the sound cases of a CSV, and list every fault of the others, for the data check.
+
+    Args:
+        path: As in `read_manifest`.
+        modalities: As in `read_manifest`.
+        may_lack_modalities: As in `read_manifest`.
 
     Raises:
-        DataError: As `read_manifest`, where no line can be understood.
+        DataError: As `read_manifest`, if no line can be understood.
     """
     path = Path(path).expanduser()
-    columns, rows = _read_rows(path)
-    header = [name for name in columns if name]
-    names = (
-        tuple(modalities)
-        if modalities is not None
-        else tuple(n for n in header if not is_reserved(n))
-    )
-    _check_header(header, names, path=path)
-    _require(len(names) > 0 or modalities is not None, f"{path}: no column of images among {', '.join(header)}; "
-             "expected one per modality")  # fmt: skip
+    header, rows = _read_rows(path)
+    names = _modalities_to_read(header, modalities, path=path)
+    needed = () if may_lack_modalities else names
+    _check_header(header, needed, path=path)
     faults: list[DataError] = []
-    cases: dict[str, Case] = {}  # of cases of one name, the first
-    for number, row in rows:
+    cases: dict[str, Case] = {}  # the first case of each name
+    for row in rows:
         try:
-            case = _case_of(dict(zip(columns, row, strict=False)), names, path=path, number=number)
-            if case.case_id.casefold() in cases:
-                check_cases([cases[case.case_id.casefold()], case], source=str(path))
-            cases[case.case_id.casefold()] = case
+            case = _case_of(row, names, needed, path=path)
+            name = case.case_id.casefold()
+            if name in cases:
+                check_cases([cases[name], case], source=str(path))
+            cases[name] = case
         except DataError as fault:
             faults.append(fault)
-    faults += faults_between_cases([*cases.values()], source=str(path))
-    missing = [
-        (case, file)
-        for case in cases.values()
-        for file in case_files(case)
-        if not file_and_frame(file)[0].is_file()
-    ]
-    faults += [
-        DataError(file, "no such file", f"{path} names it for case {case.case_id}")
-        for case, file in missing
-    ]
-    incomplete = {case.case_id for case, _ in missing}
-    return [case for case in cases.values() if case.case_id not in incomplete], faults
+    faults += case_faults(list(cases.values()), source=str(path))
+    complete = []
+    for case in cases.values():
+        missing = _missing_file_faults(case, path)
+        faults += missing
+        if not missing:
+            complete.append(case)
+    return complete, faults
 
 
 def write_manifest(
     cases: Sequence[Case], path: Path | str, *, modalities: Sequence[str] | None = None
 ) -> None:
-    """Write cases as the CSV that `read_manifest` reads; the file appears whole or not at all.
+    """Write cases as the CSV that `read_manifest` reads; the file is whole or absent.
 
-    File names are relative where the file lies below the manifest's folder, else absolute.
+    File names are relative if the file lies below the manifest's folder, otherwise absolute.
 
     Args:
         cases: At least one.
-        path: The CSV to write; its folder is made.
+        path: CSV to write; its folder is made.
         modalities: Image columns; None: every modality that a case has.
     """
     path = Path(path)
     check_cases(cases, source=str(path))
-    names = (
-        tuple(modalities)
-        if modalities is not None
-        else tuple(dict.fromkeys(m for c in cases for m in c.images))
-    )
-    n_labels = max((len(case.labels) for case in cases), default=1)
-    rows = [
-        _row_of(case, names, n_labels=max(n_labels, 1), folder=path.parent.absolute())
-        for case in cases
-    ]
-    header = [
-        name for name in rows[0] if name in ("label", *names) or any(row[name] for row in rows)
-    ]
+    if modalities is None:
+        modalities = _modalities_of(cases)
+    n_labels = max([1, *(len(case.labels) for case in cases)])
+    folder = path.parent.absolute()
+    rows = [_cells_of(case, modalities, n_labels=n_labels, folder=folder) for case in cases]
+    always = {"case_id", "subject_id", "label", *modalities}
+    header = []
+    for column in rows[0]:
+        if column in always or any(row[column] for row in rows):
+            header.append(column)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid4().hex}")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, header, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
+    write_csv(path, header, ([row[column] for column in header] for row in rows))
 
 
 def is_reserved(column: str) -> bool:
-    """Tell whether a column of the manifest holds something other than images."""
-    return column in _RESERVED or LABEL_COLUMN.fullmatch(column) is not None
+    """Tell whether a column of a manifest holds something other than images."""
+    return column in _COLUMNS or _LABEL_COLUMN.fullmatch(column) is not None
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Header and rows of a CSV with their line numbers, cells stripped, empty rows dropped."""
+def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
+    """Read the names of the columns and the lines below, cells stripped, empty lines dropped."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin with a byte order mark
+        first_line = text.partition("\n")[0]
+        delimiter = max(_DELIMITERS, key=first_line.count)
         reader = csv.reader(text.splitlines(), delimiter=delimiter, strict=True)
-        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
+        lines = [(reader.line_num, row) for row in reader if any(row)]
     except OSError as error:
-        raise DataError(path, f"{error.strerror or error}", "expected a manifest CSV") from error
+        reason = error.strerror or str(error)
+        raise DataError(path, reason, "expected a manifest CSV") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(path, "is no CSV text", "expected a manifest CSV in UTF-8") from error
-    _require(
-        len(rows) > 1, f"{path}: lists no case; expected a header line and a line for each case"
-    )
-    header = rows[0][1]
-    for number, row in rows[1:]:
-        _require(
-            not any(row[len(header) :]),
-            f"{path} line {number}: {len(row)} cells; expected {len(header)}, one for each column",
-        )
-    return header, rows[1:]
+        raise DataError(path, "is not CSV text", "expected a manifest CSV in UTF-8") from error
+    if len(lines) < 2:
+        expected = "expected a header line and a line for each case"
+        raise DataError(path, "lists no case", expected)
+    columns = [cell.strip() for cell in lines[0][1]]
+    rows = []
+    for number, row in lines[1:]:
+        cells = [cell.strip() for cell in row]
+        if any(cells[len(columns) :]):
+            raise DataError(
+                f"{path} line {number}",
+                f"{len(cells)} cells",
+                f"expected {len(columns)}, one for each column",
+            )
+        rows.append(_Row(number, dict(zip(columns, cells, strict=False))))
+    return [column for column in columns if column], rows
+
+
+def _modalities_to_read(
+    header: Sequence[str], modalities: Sequence[str] | None, *, path: Path
+) -> tuple[str, ...]:
+    if modalities is not None:
+        return tuple(modalities)
+    names = tuple(column for column in header if not is_reserved(column))
+    if not names:
+        columns = ", ".join(header)
+        raise DataError(path, f"no column of images among {columns}", "expected one per modality")
+    return names
 
 
 def _check_header(header: Sequence[str], modalities: Sequence[str], *, path: Path) -> None:
-    twice = [name for name, count in Counter(header).items() if count > 1]
-    _require(not twice, f"{path}: column {', '.join(twice)} stands twice; expected each once")
+    duplicates = [name for name, count in Counter(header).items() if count > 1]
+    if duplicates:
+        raise DataError(path, f"duplicate column {', '.join(duplicates)}", "expected each once")
     for name in header:
         plain = name.lower().replace(" ", "_")
-        _require(
-            name == plain or not is_reserved(plain),
-            f"{path}: column {name!r}; write it as {plain!r}",
-        )
+        if name != plain and is_reserved(plain):
+            raise DataError(path, f"column {name!r}", f"write it as {plain!r}")
     missing = [name for name in ("case_id", "subject_id", *modalities) if name not in header]
-    _require(not missing, f"{path}: no column {', '.join(missing)} among {', '.join(header)}; add it"
-             + (" or name other data.modalities" if set(missing) & set(modalities) else ""))  # fmt: skip
+    if missing:
+        remedy = "add it"
+        if set(missing) & set(modalities):
+            remedy += " or name other data.modalities"
+        raise DataError(path, f"no column {', '.join(missing)} among {', '.join(header)}", remedy)
 
 
-def _case_of(row: Mapping[str, str], modalities: Sequence[str], *, path: Path, number: int) -> Case:
-    """The case of one line of a manifest, with absolute file names."""
-    where, folder = f"{path} line {number}", path.parent.absolute()
-    empty = [name for name in ("case_id", "subject_id", *modalities) if not row.get(name)]
-    _require(not empty, f"{where}: empty cell for {', '.join(empty)}; fill it, remove the line or name other "
-             "data.modalities")  # fmt: skip
-    files = {name: folder / Path(cell).expanduser() for name, cell in row.items() if cell}
-    labels = sorted(
-        (name for name in files if LABEL_COLUMN.fullmatch(name)), key=lambda n: int(n[6:] or 1)
-    )
-    _require(
-        not labels or labels[0] == "label",
-        f"{where}: {labels[:1]} without label; fill the label cell first",
-    )
-    split, fold, consensus = (
-        row.get("split") or None,
-        row.get("fold") or None,
-        row.get("consensus") or "no",
-    )
-    _require(consensus in ("yes", "no"), f"{where}: consensus {consensus!r}; expected yes or no")
-    _require(
-        split is None or split in SPLITS, f"{where}: split {split!r}; expected train, val or test"
-    )
-    _require(
-        fold is None or fold.isdecimal(), f"{where}: fold {fold!r}; expected a whole number from 0"
-    )
+def _case_of(row: _Row, modalities: Sequence[str], needed: Sequence[str], *, path: Path) -> Case:
+    """Make the case of one line, with absolute file names."""
+    source = f"{path} line {row.line}"
+    empty = [name for name in ("case_id", "subject_id", *needed) if not row.cell(name)]
+    if empty:
+        raise DataError(
+            source,
+            f"empty cell for {', '.join(empty)}",
+            "fill it, remove the line or name other data.modalities",
+        )
+    folder = path.parent.absolute()
+    files = {}
+    for column, cell in row.cells.items():
+        if cell:
+            files[column] = folder / Path(cell).expanduser()
     return Case(
-        case_id=row["case_id"],
-        subject_id=row["subject_id"],
-        images={name: files[name] for name in modalities},
-        labels=tuple(files[name] for name in labels),
+        case_id=row.cells["case_id"],
+        subject_id=row.cells["subject_id"],
+        images={name: files[name] for name in modalities if name in files},
+        labels=_labels_of(files, source=source),
         brain_mask=files.get("brain_mask"),
-        site=row.get("site") or None,
-        session=row.get("session") or None,
-        split=split,
-        fold=None if fold is None else int(fold),
-        consensus=consensus == "yes",
+        site=row.cell("site"),
+        session=row.cell("session"),
+        split=_split_of(row, source=source),
+        fold=_fold_of(row, source=source),
+        consensus=_consensus_of(row, source=source),
     )
 
 
-def _row_of(
+def _labels_of(files: Mapping[str, Path], *, source: str) -> tuple[Path, ...]:
+    """Order the labels by number: label, label_2, label_3 and so on."""
+    columns = [column for column in files if _LABEL_COLUMN.fullmatch(column)]
+    columns.sort(key=lambda column: int(column.removeprefix("label").lstrip("_") or 1))
+    if columns and columns[0] != "label":
+        raise DataError(source, f"{columns[0]} without label", "fill the label cell first")
+    return tuple(files[column] for column in columns)
+
+
+def _split_of(row: _Row, *, source: str) -> str | None:
+    split = row.cell("split")
+    if split is not None and split not in SPLITS:
+        raise DataError(source, f"split {split!r}", "expected train, val or test")
+    return split
+
+
+def _fold_of(row: _Row, *, source: str) -> int | None:
+    fold = row.cell("fold")
+    if fold is None:
+        return None
+    if not fold.isdecimal():
+        raise DataError(source, f"fold {fold!r}", "expected a whole number from 0")
+    return int(fold)
+
+
+def _consensus_of(row: _Row, *, source: str) -> bool:
+    consensus = row.cell("consensus") or "no"
+    if consensus not in ("yes", "no"):
+        raise DataError(source, f"consensus {consensus!r}", "expected yes or no")
+    return consensus == "yes"
+
+
+def _missing_file_faults(case: Case, manifest: Path) -> list[DataError]:
+    faults = []
+    for path in case.paths:
+        file, _ = file_and_frame(path)
+        if not file.is_file():
+            expected = f"{manifest} names it for case {case.case_id}"
+            faults.append(DataError(path, "no such file", expected, case_id=case.case_id))
+    return faults
+
+
+def _modalities_of(cases: Sequence[Case]) -> list[str]:
+    names: dict[str, None] = {}  # as an ordered set
+    for case in cases:
+        names.update(dict.fromkeys(case.images))
+    return list(names)
+
+
+def _cells_of(
     case: Case, modalities: Sequence[str], *, n_labels: int, folder: Path
 ) -> dict[str, str]:
-    """One line of a manifest, columns in their order."""
-    labels = dict(
-        zip(["label", *(f"label_{i}" for i in range(2, n_labels + 1))], case.labels, strict=False)
-    )
-    row = {"case_id": case.case_id, "subject_id": case.subject_id}
-    row |= {name: _written(case.images.get(name), folder) for name in modalities}
-    row |= {
-        name: _written(labels.get(name), folder)
-        for name in ["label", *(f"label_{i}" for i in range(2, n_labels + 1))]
-    }
-    row |= {"consensus": "yes" if case.consensus and len(case.labels) > 1 else ""}
-    row |= {
-        "brain_mask": _written(case.brain_mask, folder),
-        "site": case.site or "",
-        "session": case.session or "",
-    }
-    return row | {"split": case.split or "", "fold": "" if case.fold is None else str(case.fold)}
+    """Return the cells of one line by column, in the order of the columns."""
+    label_columns = ["label"]
+    for number in range(2, n_labels + 1):
+        label_columns.append(f"label_{number}")
+    labels = dict(zip(label_columns, case.labels, strict=False))
+    cells = {"case_id": case.case_id, "subject_id": case.subject_id}
+    for name in modalities:
+        cells[name] = _cell_of_file(case.images.get(name), folder)
+    for column in label_columns:
+        cells[column] = _cell_of_file(labels.get(column), folder)
+    # Of a single label it makes no difference who drew it.
+    is_consensus = case.consensus and len(case.labels) > 1
+    cells["consensus"] = "yes" if is_consensus else ""
+    cells["brain_mask"] = _cell_of_file(case.brain_mask, folder)
+    cells["site"] = case.site or ""
+    cells["session"] = case.session or ""
+    cells["split"] = case.split or ""
+    cells["fold"] = "" if case.fold is None else str(case.fold)
+    return cells
 
 
-def _written(file: Path | None, folder: Path) -> str:
+def _cell_of_file(file: Path | None, folder: Path) -> str:
     if file is None:
         return ""
     absolute = file.absolute()
-    return (
-        absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute
-    ).as_posix()
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise DataError(message)
+    if absolute.is_relative_to(folder):
+        absolute = absolute.relative_to(folder)
+    return absolute.as_posix()

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.image_files import file_and_frame
 from tversky_seg.data.nifti import (
     affine_shift_voxels,
     axis_codes,
-    file_and_frame,
     read_grid,
     read_label,
     read_volume,

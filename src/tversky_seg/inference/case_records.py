@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tversky_seg.data.case import Case
-from tversky_seg.data.nifti import file_and_frame
+from tversky_seg.data.image_files import file_and_frame
 from tversky_seg.inference.lesion_table import Row
 from tversky_seg.inference.output_errors import writing
 from tversky_seg.runtime.files import read_json, write_json

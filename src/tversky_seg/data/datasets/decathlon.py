@@ -8,7 +8,7 @@ from typing import Any
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.nifti import file_and_frame
+from tversky_seg.data.image_files import file_and_frame
 
 logger = logging.getLogger("tversky_seg")
 

@@ -18,15 +18,7 @@ from numpy.typing import NDArray
 
 from tversky_seg.data.cache import fingerprint, read_entry, write_entry
 from tversky_seg.data.case import Case, check_case_id
-from tversky_seg.data.dataset import (
-    Dataset,
-    check_classes,
-    check_crop,
-    check_limits,
-    check_modalities,
-    check_rater,
-    check_spacing,
-)
+from tversky_seg.data.dataset import Dataset
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import Bools, Geometry, Shape, network_grid
 from tversky_seg.data.nifti import MAX_VOXELS, read_grid
@@ -41,6 +33,7 @@ from tversky_seg.data.preprocessing.note import OUTSIDE_BRAIN, OUTSIDE_CROP, Not
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase, close_arrays, rater_array
 from tversky_seg.data.preprocessing.reference_grid import Box, ReferenceGrid
 from tversky_seg.data.preprocessing.spacing import common_spacing, median_spacing
+from tversky_seg.data.settings import check_spacing, set_checked
 from tversky_seg.metrics.masks import bounding_box
 
 logger = logging.getLogger("tversky_seg")
@@ -91,12 +84,8 @@ class Preprocessing:
     rater: int | str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "modalities", check_modalities(self.modalities))
-        object.__setattr__(self, "classes", check_classes(self.classes))
+        set_checked(self)
         object.__setattr__(self, "spacing_mm", check_spacing(self.spacing_mm))
-        object.__setattr__(self, "limits", check_limits(self.limits, self.normalization))
-        object.__setattr__(self, "crop_values", check_crop(self.crop_values, self.crop_margin))
-        object.__setattr__(self, "rater", check_rater(self.rater))
         if not self.modalities:
             raise DataError("data.modalities", "none", "expected at least one")
 

@@ -1,0 +1,90 @@
+"""Names and first bytes of image files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tversky_seg.data.errors import DataError
+
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+_FRAME = re.compile(r"(.+\.nii(?:\.gz)?)@(\d+)")
+_TEXT_BYTES = bytes([9, 10, 13, *range(32, 127)])  # tab, line ends, printable ASCII
+
+
+def file_and_frame(path: Path | str) -> tuple[Path, int | None]:
+    """Part a path from the frame it names: `scan.nii.gz@1` is the second 3D frame of a 4D file.
+
+    Returns:
+        The file, and the number of the frame from 0; None where no frame is named.
+    """
+    match = _FRAME.fullmatch(str(path))
+    if match is None:
+        return Path(path), None
+    return Path(match[1]), int(match[2])
+
+
+def is_nifti(path: Path) -> bool:
+    """Tell by its name whether a file is a NIfTI image."""
+    return path.name.endswith(NIFTI_ENDINGS)
+
+
+def image_stem(path: Path) -> str:
+    """Return the name of an image file without its ending and frame."""
+    file, _ = file_and_frame(path)
+    for ending in NIFTI_ENDINGS:
+        if file.name.endswith(ending):
+            return file.name.removesuffix(ending)
+    return file.stem
+
+
+def check_image_file(path: Path) -> int:
+    """Check that a file exists, and that it begins like an image.
+
+    Returns:
+        Size in bytes.
+
+    Raises:
+        DataError: The file is missing, empty, a folder, text, a web page or a Git LFS pointer.
+    """
+    size = _size_of(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(path, reason, "expected a readable NIfTI image") from error
+    _refuse_other_content(path, start)
+    return size
+
+
+def _size_of(path: Path) -> int:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        fault = (error.strerror or str(error)).lower()
+        if path.is_symlink():
+            fault = "a link to a file that is not here"
+        raise DataError(path, fault, "expected a NIfTI image") from error
+    if path.is_dir():
+        raise DataError(path, "is a folder", "expected a NIfTI image")
+    if size == 0:
+        raise DataError(path, "is empty", "expected a NIfTI image")
+    return size
+
+
+def _refuse_other_content(path: Path, start: bytes) -> None:
+    """Name what was saved under an image's name; failed downloads leave all of these."""
+    if start.startswith(b"version https://git-lfs"):
+        raise DataError(path, "is a Git LFS pointer, not the image", "fetch it by `git lfs pull`")
+    text = start.lower()
+    if b"<html" in text or text.lstrip().startswith(b"<!doctype"):
+        raise DataError(path, "is a web page, not an image", "download the file itself")
+    if not start.translate(None, _TEXT_BYTES):
+        raise DataError(path, "is text, not an image", "expected NIfTI")
+    if path.suffix == ".gz" and not start.startswith(b"\x1f\x8b"):
+        raise DataError(
+            path,
+            "is not gzipped, although it ends in .gz",
+            "rename it to .nii or download it again",
+        )

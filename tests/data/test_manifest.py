@@ -1,0 +1,138 @@
+"""The CSV of a cohort: what is read, what is written, and each fault in one line."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from helpers.cohorts import HEADER, manifest_of_lines, touch
+from tversky_seg.data.case import Case
+from tversky_seg.data.errors import DataError
+from tversky_seg.data.manifest import read_manifest, write_manifest
+
+FLAIR = ("FLAIR",)
+
+
+def test_a_manifest_is_read_with_paths_relative_to_itself(tmp_path: Path) -> None:
+    touch(tmp_path, "a/flair.nii", "a/t1.nii", "a/label.nii", "a/second.nii", "a/brain.nii")
+    path = manifest_of_lines(
+        tmp_path,
+        "case_id,subject_id,T1,FLAIR,label,label_2,brain_mask,site,session,split,fold",
+        "a,s1,a/t1.nii,a/flair.nii,a/label.nii,a/second.nii,a/brain.nii,Lyon,2,train,3",
+    )
+    (case,) = read_manifest(path, modalities=["FLAIR", "T1"])
+    folder = tmp_path / "a"
+    assert case == Case(
+        "a",
+        "s1",
+        {"FLAIR": folder / "flair.nii", "T1": folder / "t1.nii"},
+        (folder / "label.nii", folder / "second.nii"),
+        folder / "brain.nii",
+        "Lyon",
+        "2",
+        "train",
+        3,
+    )
+    assert list(case.images) == ["FLAIR", "T1"]
+    assert list(read_manifest(path)[0].images) == ["T1", "FLAIR"]
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff"], ids=["plain", "byte order mark"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_what_spreadsheets_write_is_read(tmp_path: Path, delimiter: str, start: str) -> None:
+    touch(tmp_path, "a.nii")
+    lines = ["case_id,subject_id,FLAIR,label,", ' a ,s1,"a.nii",,', ",,,,", ""]
+    path = manifest_of_lines(tmp_path, start + "\r\n".join(lines).replace(",", delimiter))
+    (case,) = read_manifest(path)
+    assert (case.case_id, case.label, list(case.images)) == ("a", None, ["FLAIR"])
+
+
+def test_a_manifest_that_was_written_reads_the_same(tmp_path: Path) -> None:
+    touch(tmp_path, "m/x/1.nii", "elsewhere/2.nii", "m/l.nii", "m/l2.nii")
+    inside, outside = tmp_path / "m" / "x" / "1.nii", tmp_path / "elsewhere" / "2.nii"
+    labels = (tmp_path / "m" / "l.nii", tmp_path / "m" / "l2.nii")
+    cases = [
+        Case("a", "s1", {"T1": inside}, labels, fold=0, site="A"),
+        Case("b", "s2", {"T1": outside}, (), brain_mask=inside, fold=1),
+    ]
+    write_manifest(cases, tmp_path / "m" / "cases.csv")
+    text = (tmp_path / "m" / "cases.csv").read_text()
+    assert text.splitlines()[0] == "case_id,subject_id,T1,label,label_2,brain_mask,site,fold"
+    assert ",x/1.nii," in text
+    assert str(outside) in text
+    assert read_manifest(tmp_path / "m" / "cases.csv") == cases
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [
+        "cases.csv",
+        "l.nii",
+        "l2.nii",
+        "x",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "cases.csv"),
+        ([HEADER], "cases.csv"),
+        (["case_id,FLAIR,label", "a,a.nii,"], "subject_id"),
+        (
+            ["case_id,subject_id,T1,label", "a,s,a.nii,"],
+            "FLAIR among case_id, subject_id, T1, label",
+        ),
+        (["case_id,subject_id,FLAIR,Label", "a,s,a.nii,"], "'label'"),
+        (["case_id,subject_id,FLAIR,FLAIR", "a,s,a.nii,a.nii"], "column FLAIR"),
+        ([HEADER, "a,s,,"], "line 2: empty cell for FLAIR"),
+        ([HEADER, "", ",s,a.nii,"], "line 3: empty cell for case_id"),
+        ([HEADER, "a,s,missing.nii,"], "missing.nii: no such file"),
+        ([HEADER, "a,s,a.nii,missing.nii"], "missing.nii: no such file"),
+        ([HEADER, "a,s,a.nii,", "a,s,a.nii,"], "duplicate case_id 'a'"),
+        (
+            [HEADER, "a,s,a.nii,", "A,s,a.nii,"],
+            "duplicate case_id 'A' (the same file as 'a'",
+        ),
+        ([HEADER, "../a,s,a.nii,"], "case_id '../a'"),
+        ([HEADER, "a/b,s,a.nii,"], "case_id 'a/b'"),
+        ([HEADER, ".a,s,a.nii,"], "case_id '.a'"),
+        ([HEADER, "a,s,a.nii,,extra"], "line 2: 5 cells"),
+        (
+            [HEADER + ",split", "a,s,a.nii,,training"],
+            "split 'training'",
+        ),
+        ([HEADER + ",fold", "a,s,a.nii,,-1"], "fold '-1'"),
+        (
+            [HEADER + ",split", "a,s,a.nii,,train", "b,s,a.nii,,test"],
+            "subject 's' is in split test and train",
+        ),
+        ([HEADER + ",fold", "a,s,a.nii,,0", "b,s,a.nii,,1"], "subject 's' is in fold 0 and 1"),
+        ([HEADER + ",label_2", "a,s,a.nii,,a.nii"], "line 2: label_2"),
+    ],
+)
+def test_faults_of_a_manifest_are_one_line(tmp_path: Path, lines: list[str], message: str) -> None:
+    touch(tmp_path, "a.nii")
+    path = manifest_of_lines(tmp_path, *lines)
+    with pytest.raises(DataError) as error:
+        read_manifest(path, modalities=FLAIR)
+    assert message in str(error.value)
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_several_faults_are_counted_and_kept(tmp_path: Path) -> None:
+    path = manifest_of_lines(tmp_path, HEADER, "a,s,1.nii,", "b,s,2.nii,", "c,s,,")
+    with pytest.raises(DataError, match="2 more") as error:
+        read_manifest(path, modalities=FLAIR)
+    assert len(error.value.faults) == 3
+    copy = pickle.loads(pickle.dumps(error.value))
+    assert list(map(str, copy.faults)) == list(map(str, error.value.faults))
+
+
+def test_files_that_are_no_csv_are_named(tmp_path: Path) -> None:
+    (tmp_path / "cases.xlsx").write_bytes(b"PK\x03\x04\xff\xfe\x00")
+    for path, message in [
+        (tmp_path / "cases.xlsx", "cases.xlsx"),
+        (tmp_path / "none.csv", "none.csv"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            read_manifest(path)
+    with pytest.raises(DataError, match=tmp_path.name):
+        read_manifest(tmp_path)
