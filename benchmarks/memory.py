@@ -99,7 +99,12 @@ def measure(n: int, *, steps: int, side: int, n_workers: int) -> list[dict[str, 
             "batch_size": 4,
         }
         trainer = Trainer(
-            network, TverskyLoss(), n_workers=n_workers, threads=1, device="cpu", **settings
+            model=network,
+            loss=TverskyLoss(),
+            n_workers=n_workers,
+            threads=1,
+            device="cpu",
+            **settings,
         )
         trainer.fit(batches, folder / "run", validate=validate)
     return found[:2]

@@ -30,13 +30,16 @@ def our_step(
 ) -> Callable[..., object]:
     """A step of Trainer."""
     trainer = Trainer(
-        NETWORKS[name](), TverskyLoss(), precision=precision, compile=compile, device=device
+        model=NETWORKS[name](),
+        loss=TverskyLoss(),
+        precision=precision,
+        compile=compile,
+        device=device,
     )
     if channels_last:
         trainer.model.to(memory_format=torch.channels_last_3d)
-    trainer.network = trainer.for_training(trainer.model)
     numbers = iter(range(1, trainer.max_steps))
-    return lambda image, target: trainer._step(next(numbers), {"image": image, "target": target})
+    return lambda image, target: trainer.train_step(next(numbers), {"image": image, "target": target})
 
 
 def peer_step(*, precision: str, compile: bool, device: str) -> Callable[..., object]:

@@ -94,10 +94,9 @@ def test_every_loss_and_weighting_trains(loss: str, weighting: str) -> None:
     parts = {key: build(cfg, key) for key in ("loss", "weighting", "optimizer", "schedule")}
     trainer = build(cfg, "trainer", model=model, **parts)
     for step in (1, 2):
-        trainer._step(step, Blobs()[step])
-    assert len(trainer.state.losses) == 2
-    assert all(map(math.isfinite, trainer.state.losses))
-    assert trainer.state.n_skipped == 0
+        result = trainer.train_step(step, Blobs()[step])
+        assert math.isfinite(result.loss)
+        assert not result.is_skipped
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
 
 
@@ -112,8 +111,8 @@ def test_every_optimizer_and_schedule_takes_a_step(optimizer: str, schedule: str
     trainer = build(
         cfg, "trainer", model=build(cfg, "model", in_channels=1, out_channels=1), **parts
     )
-    trainer._step(1, Blobs()[1])
-    rate = trainer.optimizer.param_groups[0]["lr"]
+    trainer.train_step(1, Blobs()[1])
+    rate = trainer.torch_optimizer.param_groups[0]["lr"]
     assert rate == pytest.approx(cfg.optimizer.lr * parts["schedule"](0, cfg.trainer.max_steps))
 
 

@@ -51,9 +51,8 @@ def a_trainer(**settings: Any) -> Trainer:
         "seed": 5,
     }
     adamw = partial(torch.optim.AdamW, lr=0.02)
-    return Trainer(
-        model, TverskyLoss(), **{"optimizer": adamw, "device": "cpu", **defaults, **settings}
-    )
+    parts = {"model": model, "loss": TverskyLoss(), "optimizer": adamw, "device": "cpu"}
+    return Trainer(**{**parts, **defaults, **settings})
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:

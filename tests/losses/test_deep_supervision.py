@@ -145,7 +145,7 @@ def test_a_training_with_heads_averages_recomputes_and_predicts(tmp_path: Path) 
     found, settings = [], {"max_steps": 3, "ema_decay": 0.5, "accumulate": 2, "device": "cpu"}
     for recompute in (False, True):
         network = a_network(in_channels=1, out_channels=1, deep_supervision=2)
-        best = Trainer(network, TverskyLoss(), recompute=recompute, **settings).fit(
+        best = Trainer(model=network, loss=TverskyLoss(), recompute=recompute, **settings).fit(
             Blobs(), tmp_path / str(recompute)
         )
         found.append(weights(best))

@@ -92,8 +92,8 @@ def train_in_process(
         "checkpoint_every": n_steps,
     }
     trainer = Trainer(
-        model,
-        TverskyLoss(),
+        model=model,
+        loss=TverskyLoss(),
         optimizer=optimizer,
         batch_size=6,
         accumulate=n_parts,
@@ -256,7 +256,7 @@ def test_processes_that_are_restarted_go_on_from_the_checkpoint(tmp_path: Path) 
     os.kill(int(children.split()[-1]), signal.SIGKILL)
     status, said = finish(process)
     assert status == 0, said
-    assert "going on from step" in said
+    assert "resuming at step" in said
     assert is_done(tmp_path)
 
 
@@ -306,7 +306,7 @@ def test_a_connection_that_is_lost_while_it_is_made_is_made_again(
             distributed._connect()
     else:
         distributed._connect()
-    assert tries == [distributed.CONNECT_WITHIN] * min(n_lost + 1, 3)
+    assert tries == [distributed.CONNECT_TIMEOUT] * min(n_lost + 1, 3)
     assert waits == [distributed.LONGEST_WAIT] * (n_lost < 3)
 
 

@@ -1,21 +1,19 @@
-"""Checkpoints: dicts of tensors and plain values, written beside and renamed, loaded without running code."""
+"""Checkpoints: dicts of tensors and plain values, whole or absent, loaded without running code."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import math
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from tversky_seg.runtime.files import replacing, sync
 
 logger = logging.getLogger("tversky_seg")
 
@@ -24,150 +22,149 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read or written; the message is one line that names the file."""
 
 
-@dataclass
-class State:
-    """How far a training has come, in plain values; each checkpoint holds them beside the weights."""
-
-    step: int = 0
-    best: float = -math.inf
-    threshold: float | dict[str, float] = 0.5
-    min_volume_mm3: float | dict[str, float] = 0.0
-    judged: int = 0  # the last step whose network was validated
-    n_without_gain: int = 0  # validations since the best
-    n_skipped: int = 0
-    n_skipped_in_a_row: int = 0
-    losses: list[float] = field(default_factory=list)  # since the last row of metrics.csv
-
-    @classmethod
-    def of_checkpoint(cls, kept: Mapping[str, Any]) -> State:
-        """The state when a checkpoint was written."""
-        return cls(**{name.name: kept[name.name] for name in fields(cls)})
-
-
-def save_checkpoint(path: Path, state: dict[str, Any], *, previous: Path | None = None) -> None:
+def save_checkpoint(path: Path, content: dict[str, Any], *, previous: Path | None = None) -> None:
     """Write a checkpoint so that a crash leaves either the old file or the new one, never a part.
 
     Args:
-        path: Where to write.
-        state: Tensors and plain values (int, float, str, bool, None, list, dict) only.
-        previous: Where the checkpoint that was there goes; None: it is replaced.
+        path: File to write. Its folder is made.
+        content: Tensors and plain values (int, float, str, bool, None, list, dict) only.
+        previous: File that the old checkpoint is renamed to. None: it is replaced.
 
     Raises:
-        CheckpointError: When the disk is full or read-only; the checkpoint that was there stays valid.
+        CheckpointError: The disk is full or read-only. The old checkpoint stays valid.
     """
-    scratch = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None and path.exists():
-            path.replace(previous)
-        scratch.replace(path)
-    except (OSError, RuntimeError) as fault:
-        cause = (
-            fault if isinstance(fault, OSError) else fault.__context__
-        )  # torch hides it behind a RuntimeError
-        if not isinstance(cause, OSError):
+        with replacing(path) as scratch:
+            # torch writes the file's name into it where it is given a path; the bytes of a
+            # checkpoint must not depend on that.
+            with scratch.open("wb") as file:
+                torch.save(content, file)
+            # The new file must be safe on disk before the old one loses its name.
+            sync(scratch)
+            if previous is not None and path.exists():
+                path.replace(previous)
+    except (OSError, RuntimeError) as error:
+        cause = _os_error_behind(error)
+        if cause is None:
             raise
-        message = f"{path}: cannot be written ({cause.strerror}); make room and run the same command again"
-        raise CheckpointError(message) from fault
-    finally:
-        with suppress(OSError):
-            scratch.unlink()
+        raise CheckpointError(
+            f"{path}: cannot be written ({cause.strerror}); "
+            "make room and run the same command again"
+        ) from error
 
 
 def load_checkpoint(path: Path, *, map_location: str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint; only tensors and plain values are unpickled, so a stranger's file runs no code.
+    """Read a checkpoint.
+
+    Only tensors and plain values are unpickled, so a stranger's file runs no code.
 
     Raises:
-        CheckpointError: When the file is missing, damaged, or holds anything else than tensors and plain values.
+        CheckpointError: The file is missing or damaged, or holds anything but tensors and plain
+            values.
     """
     if not path.is_file():
         raise CheckpointError(
             f"{path}: no such file; give a checkpoint such as <run>/checkpoints/best.pt"
         )
+    damaged = f"{path}: damaged, or not a checkpoint; restore it or train again"
     if not _is_whole(path):
-        raise CheckpointError(f"{path}: damaged or no checkpoint; restore it or train again")
+        raise CheckpointError(damaged)
     try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as fault:
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds more than tensors and plain values; not loaded"
-        ) from fault
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as fault:
-        raise CheckpointError(
-            f"{path}: damaged or no checkpoint; restore it or train again"
-        ) from fault
-    if not isinstance(state, dict) or "model" not in state:
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(damaged) from error
+    if not isinstance(content, dict) or "model" not in content:
         raise CheckpointError(f"{path}: has no entry 'model'; not a checkpoint of this framework")
-    return state
+    return content
 
 
 def load_newest(*paths: Path) -> dict[str, Any] | None:
-    """The first of these checkpoints that can be read, with a warning for each that is damaged; None without any file.
+    """Load the first readable checkpoint, with a warning for each damaged one before it.
+
+    Args:
+        paths: Files from the newest to the oldest; absent ones are passed over.
+
+    Returns:
+        The checkpoint, or None if no file exists.
 
     Raises:
         CheckpointError: There are files, and none can be read.
     """
-    fault = None
-    for path in filter(Path.exists, paths):
+    first_error = None
+    for path in paths:
+        if not path.exists():
+            continue
         try:
             return load_checkpoint(path)
         except CheckpointError as error:
             logger.warning("%s", error)
-            fault = fault or error
-    if fault:
-        raise fault
+            first_error = first_error or error
+    if first_error is not None:
+        raise first_error
     return None
 
 
 def warm_start(network: nn.Module, path: str | Path | None, *, is_strict: bool = True) -> None:
-    """Start from the weights of a checkpoint.
+    """Set the weights of a network to those of a checkpoint.
 
     Args:
-        network: Gets the weights, in place.
-        path: A checkpoint of this framework; None: the weights stay.
-        is_strict: All weights must be there with the same shapes; else what does not fit is left out and listed.
+        network: Network to change in place.
+        path: Checkpoint of this framework. None: the network stays as it is.
+        is_strict: Whether all weights must have the same names and shapes. If not, the others are
+            left out and listed.
 
     Raises:
-        CheckpointError: When the file cannot be used, all weights must fit and some do not, or none fits.
+        CheckpointError: The file cannot be used, some weights do not fit although all must, or
+            none fits.
     """
     if path is None:
         return
-    there, here = load_checkpoint(Path(path).expanduser())["model"], network.state_dict()
-    fitting = {name for name in here.keys() & there.keys() if here[name].shape == there[name].shape}
-    left_out = [
-        _misfit(name, here, there) for name in dict.fromkeys((*here, *there)) if name not in fitting
-    ]
-    if left_out and (is_strict or not fitting):
-        way = (
-            "expected the same network, or trainer.init_strict=false"
-            if fitting
-            else "expected weights of this network"
-        )
+    loaded = load_checkpoint(Path(path).expanduser())["model"]
+    own = network.state_dict()
+    fitting = {}
+    for name, tensor in loaded.items():
+        if name in own and own[name].shape == tensor.shape:
+            fitting[name] = tensor
+    names = dict.fromkeys((*own, *loaded))  # a set that keeps the order of the layers
+    misfits = [_describe_misfit(name, loaded, own) for name in names if name not in fitting]
+    if misfits and (is_strict or not fitting):
+        remedy = "expected weights of this network"
+        if fitting:
+            remedy = "expected the same network, or trainer.init_strict=false"
         raise CheckpointError(
-            f"{path}: {len(left_out)} of its weights do not fit, {left_out[0]}; {way}"
+            f"{path}: {len(misfits)} of its weights do not fit, {misfits[0]}; {remedy}"
         )
-    if left_out:
+    if misfits:
         logger.warning(
-            "%s: %d weights taken, %d left out: %s",
+            "%s: %d weights loaded, %d left out: %s",
             path,
             len(fitting),
-            len(left_out),
-            ", ".join(left_out),
+            len(misfits),
+            ", ".join(misfits),
         )
-    network.load_state_dict({name: there[name] for name in fitting}, strict=False)
+    network.load_state_dict(fitting, strict=False)
 
 
-def _misfit(name: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
-    shapes = [tuple(state[name].shape) if name in state else "none" for state in (there, here)]
-    return f"{name} ({shapes[0]} there, {shapes[1]} here)"
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _os_error_behind(error: OSError | RuntimeError) -> OSError | None:
+    """Return the fault of the disk, which torch hides behind a RuntimeError of its own."""
+    if isinstance(error, OSError):
+        return error
+    return error.__context__ if isinstance(error.__context__, OSError) else None
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether each part of the file has the checksum (CRC-32) that was written with it."""
+    """Compare each part of the file with the checksum (CRC-32) that was written with it."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -175,7 +172,10 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _describe_misfit(name: str, loaded: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    shape_in_file = _shape_of(name, loaded)
+    return f"{name} ({shape_in_file} in the file, {_shape_of(name, own)} in the network)"
+
+
+def _shape_of(name: str, weights: Mapping[str, Any]) -> str:
+    return str(tuple(weights[name].shape)) if name in weights else "none"

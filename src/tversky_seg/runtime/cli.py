@@ -1,4 +1,4 @@
-"""Arguments of the scripts that are no Hydra verbs."""
+"""Arguments of the scripts that need no Hydra."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import NoReturn
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says in one line what is wrong, as the verbs do."""
+    """An argument parser whose errors are one line, as those of the commands are."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the line and exit with status 2."""
+        """Print the error in one line and exit with status 2."""
         self.exit(2, f"error: {message}\n")

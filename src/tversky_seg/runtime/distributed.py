@@ -1,4 +1,4 @@
-"""Several processes that train one network: who they are, who writes, and how they share work (docs/cluster.md)."""
+"""Several processes that train one network: who writes, and how work is shared (docs/cluster.md)."""
 
 from __future__ import annotations
 
@@ -17,24 +17,27 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger("tversky_seg")
-LONGEST_WAIT = timedelta(
-    hours=6
-)  # for the first process to prepare the data; a process that ends is noticed at once
-CONNECT_WITHIN, N_TRIES = timedelta(seconds=60), 3
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 Item = TypeVar("Item")
+
+CONNECT_TIMEOUT = timedelta(seconds=60)
+N_TRIES = 3
+LONGEST_WAIT = timedelta(hours=6)
+"""Time that the first process may need to prepare the data. The end of a process is noticed at
+once."""
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class LostProcess(RuntimeError):
-    """Another process of the run has ended; what it said is the cause."""
+    """Another process of the run has ended; its own message tells the cause."""
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the other processes where torchrun started this one; alone, nothing happens.
+    """Join the other processes if torchrun started this one; do nothing in a single process.
 
     Raises:
-        LostProcess: Instead of what the network says when another process has ended.
+        LostProcess: Another process has ended; replaces what the network library says.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_torchelastic_launched():
         yield
@@ -42,79 +45,97 @@ def process_group() -> Iterator[None]:
     _connect()
     try:
         yield
-    except RuntimeError as fault:
-        if "gloo" in str(fault) or isinstance(fault, dist.DistBackendError | dist.DistNetworkError):
-            cause = "it lost another process"
-            raise LostProcess(
-                f"process {rank()}: {cause}; the line that one printed says why"
-            ) from fault
-        raise
+    except RuntimeError as error:
+        if not _is_lost_connection(error):
+            raise
+        raise LostProcess(
+            f"process {rank()}: it lost another process; the line that one printed says why"
+        ) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
 def _connect() -> None:
-    """Meet the others; each try has a minute, since gloo waits for an address that no longer answers.
+    """Meet the other processes, in several short tries.
 
-    After a restart torchrun's store still holds the addresses of the processes before: names in it count the restarts.
+    A try has a minute, because gloo waits for an address that no longer answers.
 
     Raises:
-        LostProcess: When no try brought all together.
+        LostProcess: No try brought all processes together.
     """
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    meeting_point, number, size = next(rendezvous("env://"))
+    meeting_point, process, n_processes = next(rendezvous("env://"))
+    # After a restart torchrun's store still holds the addresses of the processes before, so
+    # every restart and every try has names of its own in it.
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    for attempt in range(N_TRIES):
+    for attempt in range(1, N_TRIES + 1):
         store = PrefixStore(f"restart{restart}/try{attempt}", meeting_point)
-        store.set_timeout(CONNECT_WITHIN)
+        store.set_timeout(CONNECT_TIMEOUT)
         try:
             dist.init_process_group(
-                backend, store=store, rank=number, world_size=size, timeout=CONNECT_WITHIN
+                backend, store=store, rank=process, world_size=n_processes, timeout=CONNECT_TIMEOUT
             )
-        except RuntimeError as fault:
+        except RuntimeError as error:
             if dist.is_initialized():
                 dist.destroy_process_group()
-            cause = str(fault).splitlines()[0]
             logger.warning(
                 "process %d: try %d of %d to meet the others failed: %s",
-                number,
-                attempt + 1,
+                process,
+                attempt,
                 N_TRIES,
-                cause,
+                str(error).partition("\n")[0],
             )
             continue
-        dist.distributed_c10d._set_pg_timeout(LONGEST_WAIT)
+        _set_timeout(LONGEST_WAIT)
         return
     raise LostProcess(
-        f"process {number}: the {size} processes did not meet in {N_TRIES} tries; start the command again"
+        f"process {process}: the {n_processes} processes did not meet in {N_TRIES} tries; "
+        "run the same command again"
     )
 
 
+def _set_timeout(timeout: timedelta) -> None:
+    """Set the time that collectives may take from now on.
+
+    The one private interface of torch.distributed in use: `init_process_group` has a single timeout
+    for connecting and for all that follows.
+    """
+    dist.distributed_c10d._set_pg_timeout(timeout)
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Tell the end of another process from other errors; gloo has no exception of its own."""
+    if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
+        return True
+    return "gloo" in str(error)
+
+
 def rank() -> int:
-    """Number of this process, from 0."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    """Return the number of this process, from 0."""
+    return dist.get_rank() if _is_grouped() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """Return how many processes train together."""
+    return dist.get_world_size() if _is_grouped() else 1
 
 
 def is_first() -> bool:
-    """Whether this is the one process that writes and speaks."""
+    """Tell whether this is the one process that writes files and log lines."""
     return rank() == 0
 
 
 def wait_for_all() -> None:
     """Return when every process has come here."""
     if world_size() > 1:
-        dist.all_reduce(torch.zeros(1))  # a barrier through the host: it may take long
+        # A reduction on the host is a barrier, too, and one that NCCL's watchdog does not end.
+        dist.all_reduce(torch.zeros(1))
 
 
 @contextmanager
 def rank_zero_first() -> Iterator[None]:
-    """Let the first process do alone what the others then find done: data that are made, prepared, written."""
+    """Let the first process alone make what the others then find ready: data, caches, folders."""
     if not is_first():
         wait_for_all()
     yield
@@ -123,7 +144,7 @@ def rank_zero_first() -> Iterator[None]:
 
 
 def any_process(condition: bool) -> bool:
-    """Whether it holds in one of the processes; all of them get the same answer."""
+    """Tell whether a condition holds in any process; all of them get the same answer."""
     if world_size() == 1:
         return condition
     flag = torch.tensor([float(condition)])
@@ -132,73 +153,102 @@ def any_process(condition: bool) -> bool:
 
 
 def all_gather_list(items: Sequence[Item]) -> list[Item]:
-    """The items of all processes, in the order of the processes."""
+    """Join the lists of all processes, in the order of the processes."""
     if world_size() == 1:
         return list(items)
-    of_all: list[Any] = [None] * world_size()
-    dist.all_gather_object(of_all, list(items))
-    return [item for items_of_one in of_all for item in items_of_one]
+    lists: list[Any] = [None] * world_size()
+    dist.all_gather_object(lists, list(items))
+    joined = []
+    for items_of_process in lists:
+        joined.extend(items_of_process)
+    return joined
 
 
 def map_over_ranks(items: Sequence[Item], compute: Callable[[Item], Tensor]) -> Iterator[Tensor]:
-    """The results of all items in order, in every process, though each computes only every n-th of them.
+    """Yield the results of all items in order, in every process.
+
+    Each process computes every n-th result and broadcasts it: with two processes, the first
+    computes items 0, 2, 4 and the second items 1, 3, 5.
 
     Args:
-        items: The same in every process.
-        compute: Makes a tensor on the CPU from an item; its number of axes and type are those of every result.
+        items: The same items in every process.
+        compute: Function from an item to a tensor on the CPU. All results have the same number of
+            axes and the same type.
     """
     for first in range(0, len(items), world_size()):
-        together = items[first : first + world_size()]
-        mine = compute(together[rank()]) if rank() < len(together) else None
-        for source in range(len(together)):
-            yield _broadcast(mine if source == rank() else None, source=source)
+        round_of_items = items[first : first + world_size()]
+        own_result = None
+        if rank() < len(round_of_items):
+            own_result = compute(round_of_items[rank()])
+        for source in range(len(round_of_items)):
+            yield _broadcast(own_result, source=source)
 
 
-def _broadcast(result: Tensor | None, *, source: int) -> Tensor:
+def _broadcast(own_result: Tensor | None, *, source: int) -> Tensor:
+    """Return the result of the process `source`, in every process."""
     if world_size() == 1:
-        assert result is not None
-        return result
-    facts: list[Any] = [None if result is None else (tuple(result.shape), result.dtype)]
-    dist.broadcast_object_list(facts, src=source)
-    shape, dtype = facts[0]
-    result = torch.empty(shape, dtype=dtype) if result is None else result.contiguous()
+        assert own_result is not None
+        return own_result
+    is_source = rank() == source
+    # The receivers must know the shape before they can receive.
+    header: list[Any] = [None]
+    if is_source:
+        assert own_result is not None
+        header = [(tuple(own_result.shape), own_result.dtype)]
+    dist.broadcast_object_list(header, src=source)
+    if is_source:
+        assert own_result is not None
+        result = own_result.contiguous()
+    else:
+        shape, dtype = header[0]
+        result = torch.empty(shape, dtype=dtype)
     dist.broadcast(result, src=source)
     return result
 
 
 def run_sharded(work: Callable[[Sequence[Item]], Any], items: Sequence[Item]) -> Any:
-    """Work that leaves files and skips what is there: each process does its share, then the first goes over all.
+    """Run file-producing, resumable work in parallel.
+
+    Each process does its share; then the first one goes over all items, which finds the files of
+    the others ready and completes the list.
 
     Returns:
-        What `work` returns for all items, in the first process; elsewhere what it returns for its share.
+        The result of `work` for all items in the first process, for its share in the others.
     """
     if world_size() == 1:
         return work(items)
-    of_share = work(items[rank() :: world_size()])
+    result_of_share = work(items[rank() :: world_size()])
     wait_for_all()
-    return work(items) if is_first() else of_share
+    return work(items) if is_first() else result_of_share
 
 
 def wrap_ddp(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network as all processes train it together: gradients are averaged over them.
+    """Wrap a network so that all processes train it together: gradients are averaged over them.
 
-    Batch norm takes its statistics from the global batch on CUDA, and from each process's share on the CPU (one
-    warning): there the numbers depend on how many processes there are.
+    Batch norm takes its statistics from the global batch on CUDA. On the CPU it takes them from
+    each process's share, with one warning: there the numbers depend on the number of processes.
     """
     if world_size() == 1:
         return network
-    if any(isinstance(module, BATCH_NORMS) for module in network.modules()):
-        if device.type == "cuda":
+    has_batch_norm = any(isinstance(module, BATCH_NORMS) for module in network.modules())
+    if device.type == "cuda":
+        if has_batch_norm:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-        elif is_first():
-            logger.warning(
-                "batch norm sees each process's share of the batch alone on the CPU; norm=group sees no batch"
-            )
-    return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+        return DistributedDataParallel(network, device_ids=[device])
+    if has_batch_norm and is_first():
+        logger.warning(
+            "on the CPU batch norm sees each process's share of the batch alone; "
+            "norm=group does not depend on the batch"
+        )
+    return DistributedDataParallel(network)
 
 
 def no_sync_until_last(network: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
-    """Within, gradients of a part of the batch are kept in each process, unless it is the last part."""
+    """Exchange gradients between processes only after the last part of a batch."""
     if isinstance(network, DistributedDataParallel) and not is_last:
         return network.no_sync()
     return nullcontext()
+
+
+def _is_grouped() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
     scratch = _scratch_beside(path)
     try:
         yield scratch
-        _sync(scratch)
+        sync(scratch)
         scratch.replace(path)
         _sync_folder(path.parent)
     finally:
@@ -64,7 +64,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield scratch
         for file in scratch.rglob("*"):
             if file.is_file():
-                _sync(file)
+                sync(file)
         scratch.rename(path)
         _sync_folder(path.parent)
     finally:
@@ -113,17 +113,18 @@ def append_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
         os.fsync(file.fileno())
 
 
+def sync(file: Path) -> None:
+    """Return when the content of a file is on disk, so that a power cut cannot empty it."""
+    # Windows syncs only what is open for writing.
+    with file.open("rb+") as opened:
+        os.fsync(opened.fileno())
+
+
 def _scratch_beside(path: Path) -> Path:
     """Name a scratch path in the folder of `path`: short, and hidden from globs."""
     # The suffix stays, because nibabel chooses the format by it.
     suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
     return path.with_name(f"{SCRATCH_PREFIX}{secrets.token_hex(8)}{suffix}")
-
-
-def _sync(file: Path) -> None:
-    # Windows syncs only what is open for writing.
-    with file.open("rb+") as opened:
-        os.fsync(opened.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

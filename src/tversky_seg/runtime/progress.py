@@ -1,4 +1,4 @@
-"""Progress of long work: bars with a rate and the time left on a terminal, plain lines in a log."""
+"""Progress of long work: bars with the remaining time on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -20,30 +20,36 @@ from rich.progress import (
 logger = logging.getLogger("tversky_seg")
 console = Console(stderr=True)
 Item = TypeVar("Item")
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class Reporter:
-    """Shows how far `total` pieces of work have come; use as a context and call `advance` after each piece."""
+    """Show how many of `total` items are done.
+
+        with Reporter("predict", total=len(cases)) as reporter:
+            for case in cases:
+                ...
+                reporter.advance(case.case_id)
+
+    Args:
+        description: Name of the work, as "train".
+        total: Number of items.
+        done: Number of items that an earlier command has done.
+    """
 
     def __init__(self, description: str, *, total: int, done: int = 0) -> None:
-        self.description, self.total, self.done, self._first = description, total, done, done
-        self._start = self._last_line = time.monotonic()
+        self.description = description
+        self.total = total
+        self.done = done
+        self._done_before = done
+        self._start = time.monotonic()
+        self._last_line = self._start
         self._bar: Progress | None = None
 
     def __enter__(self) -> Reporter:
         if console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-            )
-            self._bar = Progress(*columns, console=console)
+            self._bar = _progress_bar()
             self._bar.add_task(
                 self.description, total=self.total, completed=self.done, rate="", note=""
             )
@@ -51,28 +57,38 @@ class Reporter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar:
+        if self._bar is not None:
             self._bar.stop()
-        elif self.done > self._first:
-            self._line("")
+        elif self.done > self._done_before:
+            self._log_line("")
 
     def advance(self, note: str = "") -> None:
-        """One more piece is done; `note` is shown beside the bar or in the line."""
+        """Count one more item as done; `note` follows in the line or next to the bar."""
         self.done += 1
-        if self._bar:
+        if self._bar is not None:
             task = self._bar.tasks[0]
-            self._bar.update(task.id, completed=self.done, rate=f"{self._rate():.2f}/s", note=note)
-        elif self.done < self.total and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
-            self._line(note)
+            rate = f"{self._rate():.2f}/s"
+            self._bar.update(task.id, completed=self.done, rate=rate, note=note)
+        elif self.done < self.total and self._is_line_due():
+            self._log_line(note)
+
+    def _is_line_due(self) -> bool:
+        return time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
 
     def _rate(self) -> float:
-        return (self.done - self._first) / max(time.monotonic() - self._start, 1e-9)
+        """Items a second, counted in this command alone."""
+        seconds = time.monotonic() - self._start
+        return (self.done - self._done_before) / max(seconds, 1e-9)
 
-    def _line(self, note: str) -> None:
+    def _log_line(self, note: str) -> None:
         self._last_line = time.monotonic()
-        left = (self.total - self.done) / max(self._rate(), 1e-9)
-        text = f"{self.description}: {self.done}/{self.total}, {self._rate():.2f}/s, {left:.0f} s left {note}"
-        logger.info("%s", text.rstrip())
+        parts = [f"{self.description}: {self.done}/{self.total}", f"{self._rate():.2f}/s"]
+        if self.done < self.total:
+            seconds_left = (self.total - self.done) / max(self._rate(), 1e-9)
+            parts.append(f"{format_duration(seconds_left)} left")
+        if note:
+            parts.append(note)
+        logger.info("%s", ", ".join(parts))
 
 
 def track(items: Iterable[Item], description: str, *, total: int) -> Iterator[Item]:
@@ -81,3 +97,27 @@ def track(items: Iterable[Item], description: str, *, total: int) -> Iterator[It
         for item in items:
             yield item
             reporter.advance()
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration for people: "40 s", "12 min", "16 h 33 min"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )

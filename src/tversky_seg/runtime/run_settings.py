@@ -7,37 +7,54 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-FREE_KEYS = ("output_dir", "data.cache_dir", "trainer.device", "trainer.n_workers", "trainer.threads",
-             "trainer.max_hours", "trainer.trackers", "trust")  # fmt: skip
+FREE_KEYS = (
+    "output_dir",
+    "data.cache_dir",
+    "trainer.device",
+    "trainer.n_workers",
+    "trainer.threads",
+    "trainer.max_hours",
+    "trainer.trackers",
+    "trust",
+)
+"""Settings that may change when a run is resumed, because they change no number."""
 
 
 def flatten(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each plain value with its dotted key."""
-    if isinstance(settings, dict) and settings:
-        for key, value in settings.items():
-            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
+    """Yield each plain value with its dotted key: ("loss.alpha", 0.3)."""
+    if not isinstance(settings, dict) or not settings:
         yield prefix, settings
+        return
+    for key, value in settings.items():
+        dotted = f"{prefix}.{key}" if prefix else str(key)
+        yield from flatten(value, dotted)
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """Eight hexadecimal digits of the settings that decide the numbers."""
-    deciding = {key: value for key, value in flatten(dict(settings)) if not is_free(key)}
+    """Return eight hexadecimal digits of the settings that decide the numbers of a run."""
+    deciding = _deciding_settings(settings)
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`key was …, now …` for each setting that decides the numbers and has changed."""
-    old, new = dict(flatten(dict(before))), dict(flatten(dict(now)))
-    changed = [
-        key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and not is_free(key)
-    ]
-    return [
-        f"{key} was {json.dumps(old.get(key), default=str)}, now {json.dumps(new.get(key), default=str)}"
-        for key in changed
-    ]
+    """List `key was …, now …` for each changed setting that decides the numbers of a run."""
+    old = _deciding_settings(before)
+    new = _deciding_settings(now)
+    changes = []
+    for key in sorted({*old, *new}):
+        if old.get(key) != new.get(key):
+            changes.append(f"{key} was {_as_json(old.get(key))}, now {_as_json(new.get(key))}")
+    return changes
 
 
 def is_free(key: str) -> bool:
-    """Whether a run may go on with another value of this key."""
+    """Tell whether a run may be resumed with another value of this key, or of one below it."""
     return any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
+
+
+def _deciding_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flatten(dict(settings)) if not is_free(key)}
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, default=str)

@@ -1,14 +1,14 @@
-"""What a run records, sent to MLflow or Weights & Biases as well: optional packages, imported where they are asked for.
+"""MLflow and Weights & Biases: optional packages that receive the numbers and pictures of a run.
 
-Each tracker belongs to one run directory: the id of its run lies in `<run>/trackers/`, a command that goes on sends to
-the same run, and what is there already is not sent again. Where a tracker stands is told by its own environment
-variables (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, WANDB_PROJECT, WANDB_MODE=offline).
+Each run directory has one run in each tracker. Its id is kept in `<run>/trackers/<name>.json`, so a
+resumed command sends to the same run, and no step twice. The server is set by the trackers' own
+environment variables (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, WANDB_PROJECT,
+WANDB_MODE=offline). The packages are imported only where they are asked for.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import time
 import uuid
@@ -19,16 +19,22 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
+from tversky_seg.runtime.files import read_json, write_json
 from tversky_seg.runtime.run_settings import flatten
 
 PACKAGES = {"mlflow": "mlflow", "wandb": "wandb"}
+DEFAULT_PROJECT = "tversky-seg"
+
+# Limits of MLflow's server.
+MLFLOW_PARAMS_PER_REQUEST = 100
+MLFLOW_PARAM_LENGTH = 500
 
 
 class Tracker(Protocol):
-    """Where numbers and pictures of a run go."""
+    """A receiver of the numbers and pictures of a run."""
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """Send numbers; those of a name whose step is there already are left out."""
+        """Send numbers, except those whose name and step were sent before."""
         ...
 
     def pictures(self, step: int, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
@@ -41,10 +47,10 @@ class Tracker(Protocol):
 
 
 def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, if each is a tracker whose package is installed.
+    """Check that each name is a tracker whose package is installed.
 
     Raises:
-        ValueError: naming the tracker, and what to install.
+        ValueError: With the name of the tracker, and what to install.
     """
     for name in names:
         if name not in PACKAGES:
@@ -57,115 +63,153 @@ def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def open_trackers(names: Sequence[str], output_dir: Path) -> list[Tracker]:
-    """The trackers of a run directory, going on where they were left."""
-    makers: dict[str, Any] = {"mlflow": MLflow, "wandb": WeightsAndBiases}
-    return [makers[name](output_dir) for name in check_trackers(names)]
+    """Open the trackers of a run directory, each in the run that an earlier command began."""
+    trackers: list[Tracker] = []
+    for name in check_trackers(names):
+        if name == "mlflow":
+            trackers.append(MLflow(output_dir))
+        else:
+            trackers.append(WeightsAndBiases(output_dir))
+    return trackers
 
 
 class MLflow:
-    """A run of MLflow; its server knows which steps are there."""
+    """A run of MLflow, whose server knows which steps it has."""
 
     def __init__(self, output_dir: Path) -> None:
         import mlflow
         from mlflow.entities import Metric, Param
 
-        self._client, self._metric = mlflow.MlflowClient(), Metric
-        note = _Note(output_dir, "mlflow")
+        self._client = mlflow.MlflowClient()
+        self._metric = Metric
+        self._param = Param
+        note = _TrackerNote(output_dir, "mlflow")
         if note.run_id is None:
-            name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "tversky-seg")
-            found = self._client.get_experiment_by_name(name)
-            experiment = found.experiment_id if found else self._client.create_experiment(name)
-            note.keep(
-                run_id=self._client.create_run(experiment, run_name=output_dir.name).info.run_id
-            )
-            settings = [
-                Param(key, str(value)[:500]) for key, value in _settings(output_dir).items()
-            ]
-            for first in range(0, len(settings), 100):  # as many as a request may hold
-                self._client.log_batch(note.run_id, params=settings[first : first + 100])
+            run = self._client.create_run(self._experiment_id(), run_name=output_dir.name)
+            note.save(run_id=run.info.run_id)
+            self._send_settings(run.info.run_id, _settings_of_run(output_dir))
         self.run_id = str(note.run_id)
         self._client.update_run(self.run_id, status="RUNNING")
-        names = self._client.get_run(self.run_id).data.metrics
-        self._last = {
-            n: max(m.step for m in self._client.get_metric_history(self.run_id, n)) for n in names
-        }
+        self._last_steps = self._read_last_steps()
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """Send in one request."""
-        now = int(time.time() * 1000)
-        new = {name: value for name, value in values.items() if step > self._last.get(name, -1)}
-        self._client.log_batch(
-            self.run_id, [self._metric(name, value, now, step) for name, value in new.items()]
-        )
-        self._last |= dict.fromkeys(new, step)
+        """Send new numbers in one request."""
+        now_ms = int(time.time() * 1000)
+        new = _values_after(self._last_steps, step, values)
+        metrics = [self._metric(name, value, now_ms, step) for name, value in new.items()]
+        self._client.log_batch(self.run_id, metrics)
+        self._last_steps |= dict.fromkeys(new, step)
 
     def pictures(self, step: int, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Send as files pictures/<name>/<step>.png."""
+        """Send files pictures/<name>/<step>.png."""
         for name, picture in values.items():
-            self._client.log_image(
-                self.run_id, picture, artifact_file=f"pictures/{name}/{step:07d}.png"
-            )
+            file = f"pictures/{name}/{step:07d}.png"
+            self._client.log_image(self.run_id, picture, artifact_file=file)
 
     def close(self) -> None:
-        """Mark the run as ended for now."""
+        """Mark the run as ended; a resumed command opens it again."""
         self._client.set_terminated(self.run_id)
+
+    def _experiment_id(self) -> str:
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", DEFAULT_PROJECT)
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            return str(self._client.create_experiment(name))
+        return str(experiment.experiment_id)
+
+    def _send_settings(self, run_id: str, settings: Mapping[str, Any]) -> None:
+        params = []
+        for key, value in settings.items():
+            params.append(self._param(key, str(value)[:MLFLOW_PARAM_LENGTH]))
+        for first in range(0, len(params), MLFLOW_PARAMS_PER_REQUEST):
+            batch = params[first : first + MLFLOW_PARAMS_PER_REQUEST]
+            self._client.log_batch(run_id, params=batch)
+
+    def _read_last_steps(self) -> dict[str, int]:
+        """Ask the server for the last step of each metric."""
+        last_steps = {}
+        for name in self._client.get_run(self.run_id).data.metrics:
+            history = self._client.get_metric_history(self.run_id, name)
+            last_steps[name] = max(metric.step for metric in history)
+        return last_steps
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases; which steps are there is noted beside, since offline nobody else knows."""
+    """A run of Weights & Biases.
+
+    Its sent steps are noted in the run directory, because offline no server knows them.
+    """
 
     def __init__(self, output_dir: Path) -> None:
         import wandb
 
-        self._note, self._picture = _Note(output_dir, "wandb"), wandb.Image
+        self._image = wandb.Image
+        self._note = _TrackerNote(output_dir, "wandb")
         if self._note.run_id is None:
-            self._note.keep(run_id=uuid.uuid4().hex[:12])
+            self._note.save(run_id=uuid.uuid4().hex[:12])
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "tversky-seg"),
+            project=os.environ.get("WANDB_PROJECT", DEFAULT_PROJECT),
             dir=str(self._note.path.parent),
             id=self._note.run_id,
             name=output_dir.name,
             resume="allow",
-            config=_settings(output_dir),
+            config=_settings_of_run(output_dir),
         )
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """Log, then note the step: a kill between the two sends one row of numbers again."""
-        new = {
-            name: value for name, value in values.items() if step > self._note.last.get(name, -1)
-        }
+        """Log, then note the step: a kill between the two sends one row again."""
+        new = _values_after(self._note.last_steps, step, values)
         if new:
             self._run.log(new, step=step)
-            self._note.keep(last=self._note.last | dict.fromkeys(new, step))
+            self._note.save(last_steps=self._note.last_steps | dict.fromkeys(new, step))
 
     def pictures(self, step: int, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Log as images."""
-        self._run.log({name: self._picture(picture) for name, picture in values.items()}, step=step)
+        """Log images."""
+        images = {name: self._image(picture) for name, picture in values.items()}
+        self._run.log(images, step=step)
 
     def close(self) -> None:
-        """Wait until all is sent, or written where offline."""
+        """Wait until everything is sent, or written if offline."""
         self._run.finish()
 
 
-class _Note:
-    """What is known of a tracker's run between commands, as <run>/trackers/<name>.json."""
+class _TrackerNote:
+    """What is known of a tracker's run between commands: <run>/trackers/<name>.json."""
 
     def __init__(self, output_dir: Path, name: str) -> None:
         self.path = output_dir / "trackers" / f"{name}.json"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = json.loads(self.path.read_text()) if self.path.exists() else {}
-        self.run_id: str | None = kept.get("run_id")
-        self.last: dict[str, int] = kept.get("last", {})
+        content = {}
+        if self.path.exists():
+            content = read_json(self.path)
+        self.run_id: str | None = content.get("run_id")
+        self.last_steps: dict[str, int] = content.get("last", {})
 
-    def keep(self, *, run_id: str | None = None, last: Mapping[str, int] | None = None) -> None:
-        """Write beside and rename."""
-        self.run_id, self.last = run_id or self.run_id, dict(last or self.last)
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text(json.dumps({"run_id": self.run_id, "last": self.last}))
-        scratch.replace(self.path)
+    def save(
+        self, *, run_id: str | None = None, last_steps: Mapping[str, int] | None = None
+    ) -> None:
+        """Change the given entries and write the file."""
+        if run_id is not None:
+            self.run_id = run_id
+        if last_steps is not None:
+            self.last_steps = dict(last_steps)
+        write_json(self.path, {"run_id": self.run_id, "last": self.last_steps})
 
 
-def _settings(output_dir: Path) -> dict[str, Any]:
-    """The settings of a run by dotted key; none where it has no config.yaml."""
+def _values_after(
+    last_steps: Mapping[str, int], step: int, values: Mapping[str, float]
+) -> dict[str, float]:
+    """Keep the values of names whose last sent step lies before `step`."""
+    new = {}
+    for name, value in values.items():
+        if step > last_steps.get(name, -1):
+            new[name] = value
+    return new
+
+
+def _settings_of_run(output_dir: Path) -> dict[str, Any]:
+    """Read the settings of a run by dotted key; none without a config.yaml."""
     path = output_dir / "config.yaml"
-    return dict(flatten(yaml.safe_load(path.read_text()))) if path.exists() else {}
+    if not path.exists():
+        return {}
+    return dict(flatten(yaml.safe_load(path.read_text(encoding="utf-8"))))

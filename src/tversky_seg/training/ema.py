@@ -1,4 +1,4 @@
-"""Which weights are judged: the last ones, or a running mean over the steps, smoother and often better."""
+"""Exponential moving average (EMA) of a network's weights."""
 
 from __future__ import annotations
 
@@ -11,47 +11,55 @@ from torch import nn
 
 
 class WeightAverage:
-    """Exponential moving average of a network's weights; buffers are those of the last step.
+    """Average a network's weights over the steps; the average is smoother and often better.
 
-    average <- d average + (1 - d) weights after each step, with d = min(decay, (1 + step) / (10 + step)), so that a
-    short training is not an average of its beginning.
+    average <- d average + (1 - d) weights after each step, with d = min(decay, (1 + step) / (10 +
+    step)), so that a short training is not an average of its beginning. Buffers, such as the
+    statistics of batch norm, are those of the last step.
 
     Args:
-        trained: The network in training.
-        decay: In [0, 1); 0.999 averages about the last thousand steps. None: no average, the network itself is judged.
+        model: Network in training.
+        decay: Decay in [0, 1); 0.999 averages about the last thousand steps. None: no average.
+
+    Attributes:
+        network: The average, to validate and predict with. Without a decay the model itself.
     """
 
-    def __init__(self, trained: nn.Module, *, decay: float | None) -> None:
+    def __init__(self, model: nn.Module, *, decay: float | None) -> None:
         if decay is not None and not 0 <= decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {decay}")
-        self.decay, self.trained = decay, trained
-        self.network = trained if decay is None else copy.deepcopy(trained).requires_grad_(False)
+        self.decay = decay
+        self.model = model
+        self.network = model
+        if decay is not None:
+            self.network = copy.deepcopy(model).requires_grad_(False)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after a step, counted from 1."""
+        """Add the weights after a step, counted from 1."""
         if self.decay is None:
             return
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        for mean, value in zip(self.network.parameters(), self.trained.parameters(), strict=True):
-            mean.lerp_(value, share)
-        for kept, buffer in zip(self.network.buffers(), self.trained.buffers(), strict=True):
-            kept.copy_(buffer)
+        pairs = zip(self.network.parameters(), self.model.parameters(), strict=True)
+        for average, weight in pairs:
+            average.lerp_(weight, share)
+        for own, buffer in zip(self.network.buffers(), self.model.buffers(), strict=True):
+            own.copy_(buffer)
 
-    def weights(self, *, is_judged: bool) -> dict[str, Any]:
-        """Entries of a checkpoint: as `model` the weights that were judged or those in training, the others beside."""
-        last = self.trained.state_dict()
+    def entries_to_predict(self) -> dict[str, Any]:
+        """Return the entries of best.pt: `model` is the network that was validated."""
         if self.decay is None:
-            return {"model": last}
-        mean = self.network.state_dict()
-        return (
-            {"model": mean, "model_last": last}
-            if is_judged
-            else {"model": last, "model_average": mean}
-        )
+            return {"model": self.model.state_dict()}
+        return {"model": self.network.state_dict(), "model_last": self.model.state_dict()}
 
-    def load_state(self, kept: Mapping[str, Any]) -> None:
-        """Take the weights of a checkpoint to go on from."""
-        self.trained.load_state_dict(kept["model"])
+    def entries_to_resume(self) -> dict[str, Any]:
+        """Return the entries of last.pt: `model` is the network in training."""
+        if self.decay is None:
+            return {"model": self.model.state_dict()}
+        return {"model": self.model.state_dict(), "model_average": self.network.state_dict()}
+
+    def load_state(self, checkpoint: Mapping[str, Any]) -> None:
+        """Load the weights of last.pt."""
+        self.model.load_state_dict(checkpoint["model"])
         if self.decay is not None:
-            self.network.load_state_dict(kept["model_average"])
+            self.network.load_state_dict(checkpoint["model_average"])

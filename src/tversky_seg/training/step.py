@@ -1,4 +1,4 @@
-"""One batch through a network and back, whole or in parts that fit into memory."""
+"""The forward and backward pass of one batch, whole or in parts that fit into memory."""
 
 from __future__ import annotations
 
@@ -12,35 +12,29 @@ from tversky_seg.runtime.devices import autocast
 from tversky_seg.runtime.distributed import all_gather_list, no_sync_until_last, world_size
 
 
-def check_positive(**numbers: float | None) -> None:
-    """Refuse numbers by name that are not above 0; None passes.
-
-    Raises:
-        ValueError: With the first.
-    """
-    for name, value in numbers.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be > 0, got {value}")
-
-
 def check_parts(n_parts: int, *, batch_size: int) -> None:
-    """Refuse a number of parts into which each process's share of the batch does not fall evenly.
+    """Check that every process can split its share of the batch into `n_parts` equal parts.
 
     Raises:
-        ValueError: With both numbers; or for a batch smaller than the number of processes.
+        ValueError: It cannot, or the batch has fewer patches than there are processes.
     """
-    if batch_size < world_size():
+    n_processes = world_size()
+    if batch_size < n_processes:
         raise ValueError(
-            f"batch_size must be at least the {world_size()} processes, got {batch_size}"
+            f"batch_size must be at least the {n_processes} processes, got {batch_size}"
         )
-    if n_parts < 1 or (n_parts > 1 and batch_size % (n_parts * world_size())):
-        per = f" for each of {world_size()} processes" if world_size() > 1 else ""
+    if n_parts == 1:
+        return
+    if n_parts < 1 or batch_size % (n_parts * n_processes) != 0:
+        of_each = ""
+        if n_processes > 1:
+            of_each = f" for each of {n_processes} processes"
         raise ValueError(
-            f"accumulate must divide batch_size={batch_size} evenly{per}, got {n_parts}"
+            f"accumulate must divide batch_size={batch_size} evenly{of_each}, got {n_parts}"
         )
 
 
-def loss_and_gradient(
+def forward_backward(
     network: nn.Module,
     loss: nn.Module,
     batch: Batch,
@@ -51,43 +45,55 @@ def loss_and_gradient(
     precision: str,
     n_parts: int = 1,
 ) -> float:
-    """Add the (scaled) gradient of a batch's loss to the parameters'.
+    """Add the gradient of a batch's loss, scaled by `scaler`, to that of the parameters.
 
     Args:
-        network: Images (B, C, X, Y, Z) -> logits (B, K, X, Y, Z).
+        network: Network from images (B, C, X, Y, Z) to logits (B, K, X, Y, Z).
         loss: `(logits, target, weight) -> scalar`.
-        batch: Patches; for weighting with their components.
-        weighting: Makes voxel weights from the components.
-        scaler: Of fp16.
-        device: Where to compute.
-        precision: Of the forward pass.
-        n_parts: The batch goes through in so many equal parts. Their losses are averaged, so that one which is a ratio
-            of counts (the Tversky family) is then one ratio for each part, not one for the batch.
+        batch: Patches, with their components where there is a weighting.
+        weighting: Function from components to voxel weights, both (B, K, X, Y, Z).
+        scaler: Scaler of the loss, which keeps small gradients above the range of fp16.
+        device: Device to compute on.
+        precision: Precision of the forward pass.
+        n_parts: Number of equal parts in which the batch goes through the network. The losses of
+            the parts are averaged, so that a loss which is a ratio of counts (the Tversky family)
+            becomes one ratio for each part, not one for the batch.
 
     Returns:
         The loss.
     """
-    whole = [batch.image, batch.target]
-    if weighting and batch.components is not None:
-        whole.append(batch.components)
-    parts = zip(*(tensor.chunk(n_parts) for tensor in whole), strict=True)
+    images = batch.image.chunk(n_parts)
+    targets = batch.target.chunk(n_parts)
     losses = []
-    for number, tensors in enumerate(parts, 1):
-        image, target, *components = (tensor.to(device, non_blocking=True) for tensor in tensors)
-        weight = weighting(components[0]) if weighting else None
-        with no_sync_until_last(network, is_last=number == n_parts):
+    for part in range(n_parts):
+        image = images[part].to(device, non_blocking=True)
+        target = targets[part].to(device, non_blocking=True)
+        weight = None
+        if weighting is not None and batch.components is not None:
+            components = batch.components.chunk(n_parts)[part]
+            weight = weighting(components.to(device, non_blocking=True))
+        with no_sync_until_last(network, is_last=part == n_parts - 1):
             with autocast(device, precision):
                 logits = network(image)
-            value = loss(logits, target, weight) / n_parts
-            scaler.scale(value).backward()
-        losses.append(value.detach())
+            # Losses stay outside autocast: sums of voxels overflow in fp16.
+            loss_of_part = loss(logits, target, weight) / n_parts
+            scaler.scale(loss_of_part).backward()
+        losses.append(loss_of_part.detach())
     return float(torch.stack(losses).sum().item())
 
 
-def no_finite_gradient(step: int, batch: Batch, *, n_in_a_row: int) -> FloatingPointError:
-    """What ends a training whose steps are all skipped: names the step and the patches of the global batch."""
-    mine = [f"{case} at {start}" for case, start in zip(batch.case_ids, batch.starts, strict=True)]
+def no_finite_gradient(
+    step: int, batch: Batch, *, n_in_a_row: int
+) -> FloatingPointError:
+    """Make the error that ends a training whose steps are all skipped.
+
+    It names the step and the patches of the global batch, from all processes.
+    """
+    patches = []
+    for case_id, start in zip(batch.case_ids, batch.starts, strict=True):
+        patches.append(f"{case_id} at {start}")
     return FloatingPointError(
-        f"step {step}: no finite gradient in {n_in_a_row} steps in a row (patches: {', '.join(all_gather_list(mine))}); "
+        f"step {step}: no finite gradient in {n_in_a_row} steps in a row "
+        f"(patches: {', '.join(all_gather_list(patches))}); "
         "lower optimizer.lr or use trainer.precision=fp32"
     )

@@ -1,17 +1,12 @@
-"""Training: steps, whole-volume validation, checkpoints. What varies is handed in."""
+"""The trainer: optimiser updates, whole-volume validation, checkpoints, resuming."""
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,155 +14,157 @@ from tversky_seg.data.patches.batches import Batch, PatchBatches
 from tversky_seg.data.patches.loader import load_batches
 from tversky_seg.losses.deep_supervision import with_deep_supervision
 from tversky_seg.models.recompute import recompute_blocks
-from tversky_seg.runtime.checkpoints import State, load_newest, save_checkpoint, warm_start
-from tversky_seg.runtime.devices import autocast, for_training, pick_device, to_device, use_threads
-from tversky_seg.runtime.distributed import any_process, is_first, rank, wait_for_all, wrap_ddp
-from tversky_seg.runtime.preemption import Preempted, allow_signals, defer_signals, reason_to_stop
-from tversky_seg.runtime.progress import Reporter
-from tversky_seg.runtime.recorder import Recorder, SilentRecorder, Stopwatch, open_recorder
+from tversky_seg.runtime.checkpoints import warm_start
+from tversky_seg.runtime.devices import (
+    autocast,
+    pick_device,
+    to_device,
+    use_deterministic_algorithms,
+    use_threads,
+)
+from tversky_seg.runtime.distributed import rank, wrap_ddp
+from tversky_seg.runtime.preemption import Preempted, defer_signals
 from tversky_seg.runtime.trackers import check_trackers
 from tversky_seg.training.ema import WeightAverage
-from tversky_seg.training.step import (
-    check_parts,
-    check_positive,
-    loss_and_gradient,
-    no_finite_gradient,
-)
+from tversky_seg.training.run import TrainingRun
+from tversky_seg.training.schedules import constant
+from tversky_seg.training.step import check_parts, forward_backward
 from tversky_seg.training.validation import Validation
 
-logger = logging.getLogger("tversky_seg")
+
+@dataclass(frozen=True)
+class StepResult:
+    """Outcome of one optimiser update."""
+
+    loss: float
+    is_skipped: bool
+    """The gradient was not finite, so the weights stayed as they were."""
 
 
+@dataclass(kw_only=True, eq=False)
 class Trainer:
-    """Trains a network for a number of steps and keeps two checkpoints: the last, and the best on validation.
+    """Trains a network and keeps two checkpoints: the last, and the best on validation.
 
-    Step k sees batch k and a torch RNG seeded by (seed, k) alone, so a run that was stopped goes on, bit for bit, as
-    if it had not been. Under torchrun, processes share each batch and the validation cases.
+    Step k sees batch k and a torch RNG seeded by (seed, k) alone, so a run that was stopped resumes
+    bit for bit as if it had not been. Under torchrun, the processes share each batch and the
+    validation cases.
 
-    Args:
-        model: Network from images (B, C, X, Y, Z) to logits (B, K, X, Y, Z).
-        loss: `(logits, target, weight) -> scalar`.
-        optimizer: Makes the optimizer from the parameters.
-        schedule: `(step, max_steps) -> factor` on the learning rate.
-        weighting: Makes voxel weights from lesion components (B, K, X, Y, Z), or None.
-        max_steps: Optimiser updates in all.
-        batch_size: Patches in the global batch; whoever makes the batches reads it here.
-        accumulate: Equal parts in which a batch goes through the network, to fit into memory.
-        validate_every: Steps between validations; the last step always validates.
-        checkpoint_every: Steps between checkpoints; the last step always writes one.
-        log_every: Steps that a row of metrics.csv averages.
-        monitor: The validation measure whose highest value makes a checkpoint the best.
-        patience: So many validations in a row without a new best end the training; None: never.
-        max_hours: After so many hours since the command began the run stops; the same command goes on. None: never.
-        init_from: A checkpoint whose weights to start from.
-        init_strict: Whether all weights must fit; else those that do not are left out and listed.
-        ema_decay: Judge and keep the moving average of the weights with this decay, such as 0.999; None: the weights.
-        clip_norm: Largest norm of the whole gradient.
-        max_skipped: A step without a finite gradient is skipped; after so many in a row the run stops.
-        device: `auto`, `cpu` or `cuda`.
-        precision: `fp32`, `bf16` or `fp16` for the forward pass; weights and losses stay float32.
-        compile: Have torch compile the network for training.
-        recompute: Keep only the inputs of the network's blocks for backward: less memory, about a third slower.
-        deterministic: Ask for deterministic algorithms on CUDA as well; on the CPU they always are.
-        n_workers: Loader processes; 0 loads in this one. The batches are the same for any number.
-        threads: CPU threads; None leaves OMP_NUM_THREADS in force.
-        trackers: Of `mlflow` and `wandb`; what is recorded is sent there as well.
-        seed: Seed of everything random in a step.
+        trainer = Trainer(model=UNet3D(in_channels=1, out_channels=1), loss=TverskyLoss())
+        best = trainer.fit(batches, Path("runs/first"))
+
+    Raises:
+        ValueError: A setting is out of range; with its name and value, before any data are read.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: nn.Module,
-        *,
-        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
-        schedule: Callable[[int, int], float] = lambda step, max_steps: 1.0,
-        weighting: Callable[[Tensor], Tensor] | None = None,
-        max_steps: int = 20000,
-        batch_size: int = 2,
-        accumulate: int = 1,
-        validate_every: int = 1000,
-        checkpoint_every: int = 500,
-        log_every: int = 10,
-        monitor: str = "dice",
-        patience: int | None = None,
-        max_hours: float | None = None,
-        init_from: Path | None = None,
-        init_strict: bool = True,
-        ema_decay: float | None = None,
-        clip_norm: float = 1.0,
-        max_skipped: int = 20,
-        device: str = "auto",
-        precision: str = "fp32",
-        compile: bool = False,
-        recompute: bool = False,
-        deterministic: bool = False,
-        n_workers: int = 0,
-        threads: int | None = None,
-        trackers: Sequence[str] | None = None,
-        seed: int = 0,
-    ) -> None:
-        counts = (
-            "max_steps",
-            "batch_size",
-            "validate_every",
-            "checkpoint_every",
-            "log_every",
-            "max_skipped",
-        )
-        for name, least in {
-            **dict.fromkeys((*counts, "patience"), 1),
-            "n_workers": 0,
-            "seed": 0,
-        }.items():
-            if (value := locals()[name]) is not None and value < least:
-                raise ValueError(f"{name} must be >= {least}, got {value}")
-        check_positive(clip_norm=clip_norm, max_hours=max_hours)
-        check_parts(accumulate, batch_size=batch_size)
-        use_threads(threads)
-        self.device = pick_device(device)
-        autocast(
-            self.device, precision
-        )  # refuses another precision, and the schedule its arguments,
-        schedule(0, max_steps)  # before any data are read
-        warm_start(model, init_from, is_strict=init_strict)
-        self.model, self.loss = (
-            to_device(model, self.device),
-            with_deep_supervision(loss).to(self.device),
-        )
-        self.average = WeightAverage(self.model, decay=ema_decay)
-        self.recompute = recompute
-        self.for_training = partial(for_training, compile=compile, deterministic=deterministic)
-        self.optimizer, self.schedule, self.clip_norm = (
-            optimizer(model.parameters()),
-            schedule,
-            clip_norm,
-        )
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        how = dict[str, Any](
-            precision=precision, n_parts=accumulate, weighting=weighting, scaler=self.scaler
-        )
-        self.gradient: Callable[..., float] = partial(loss_and_gradient, device=self.device, **how)
-        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.max_steps, self.batch_size, self.seed, self.n_workers = (
-            max_steps,
-            batch_size,
-            seed,
-            n_workers,
-        )
-        self.validate_every, self.checkpoint_every, self.log_every = (
-            validate_every,
-            checkpoint_every,
-            log_every,
-        )
-        self.monitor, self.patience, self.max_hours, self.max_skipped = (
-            monitor,
-            patience,
-            max_hours,
-            max_skipped,
-        )
-        self.network, self.state = self.model, State()
-        self.trackers = check_trackers(trackers or ())
+    model: nn.Module
+    """Network from images (B, C, X, Y, Z) to logits (B, K, X, Y, Z)."""
+
+    loss: nn.Module
+    """`(logits, target, weight) -> scalar`."""
+
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
+    """Makes the optimizer from the parameters."""
+
+    schedule: Callable[[int, int], float] = constant
+    """`(step, max_steps) -> factor` on the learning rate."""
+
+    weighting: Callable[[Tensor], Tensor] | None = None
+    """Makes voxel weights from lesion components (B, K, X, Y, Z)."""
+
+    max_steps: int = 20_000
+    """Optimiser updates in all."""
+
+    batch_size: int = 2
+    """Patches in the global batch. The maker of the batches reads it here."""
+
+    accumulate: int = 1
+    """Equal parts in which a batch goes through the network, to fit into memory."""
+
+    validate_every: int = 1000
+    """Steps between validations. The last step always validates."""
+
+    checkpoint_every: int = 500
+    """Steps between checkpoints. The last step always writes one."""
+
+    log_every: int = 10
+    """Steps that a row of metrics.csv averages."""
+
+    monitor: str = "dice"
+    """Validation metric whose highest value makes a checkpoint the best."""
+
+    patience: int | None = None
+    """Validations in a row without a new best that end the training. None: never."""
+
+    max_hours: float | None = None
+    """Hours since the command began after which the run stops, to be resumed. None: no limit."""
+
+    init_from: Path | None = None
+    """Checkpoint whose weights to start from."""
+
+    init_strict: bool = True
+    """Whether all of these weights must fit. If not, the others are left out and listed."""
+
+    ema_decay: float | None = None
+    """Decay of a moving average of the weights, such as 0.999, which is then validated and kept.
+    None: the weights themselves are."""
+
+    clip_norm: float = 1.0
+    """Largest norm of the whole gradient."""
+
+    max_skipped: int = 20
+    """Steps in a row that may be skipped for want of a finite gradient; so many end the run."""
+
+    device: str = "auto"
+    """`auto`, `cpu` or `cuda`."""
+
+    precision: str = "fp32"
+    """`fp32`, `bf16` or `fp16` in the forward pass; weights and losses stay float32."""
+
+    compile: bool = False
+    """Compile the network with torch."""
+
+    recompute: bool = False
+    """Keep only the inputs of the network's blocks for the backward pass: less memory, about a
+    third slower."""
+
+    deterministic: bool = False
+    """Use deterministic algorithms on CUDA, too; on the CPU they always are."""
+
+    n_workers: int = 0
+    """Loader processes; 0 loads in this one. The batches are the same for any number."""
+
+    threads: int | None = None
+    """CPU threads. None leaves OMP_NUM_THREADS in force."""
+
+    trackers: Sequence[str] | None = None
+    """`mlflow` and `wandb` receive the numbers of metrics.csv as well."""
+
+    seed: int = 0
+    """Seed of everything random in a step."""
+
+    def __post_init__(self) -> None:
+        """Check the settings and build everything that can refuse one."""
+        self._check_ranges()
+        check_trackers(self.trackers or ())
+        use_threads(self.threads)
+        self.torch_device = pick_device(self.device)
+        autocast(self.torch_device, self.precision)
+        self.schedule(0, self.max_steps)
+        warm_start(self.model, self.init_from, is_strict=self.init_strict)
+
+        # The network has three names:
+        #   model            the bare network, whose state dict checkpoints hold;
+        #   network          the same weights as a step runs them: compiled, shared by processes;
+        #   average.network  the network to validate and predict with: the moving average, or the
+        #                    model itself where ema_decay is None.
+        to_device(self.model, self.torch_device)
+        self.network = self.model
+        self.average = WeightAverage(self.model, decay=self.ema_decay)
+
+        self.loss = with_deep_supervision(self.loss).to(self.torch_device)
+        self.torch_optimizer = self.optimizer(self.model.parameters())
+        self.base_rates = [group["lr"] for group in self.torch_optimizer.param_groups]
+        self.scaler = torch.amp.GradScaler(self.torch_device.type, enabled=self.precision == "fp16")
 
     def fit(
         self,
@@ -180,167 +177,139 @@ class Trainer:
         """Train to `max_steps`, from the last checkpoint in `output_dir` if there is one.
 
         Args:
-            batches: Batch k, a pure function of (seed, k).
-            output_dir: Gets checkpoints/, metrics.csv, timings.csv and tensorboard/.
-            validate: Judges the network on whole volumes; without it the best checkpoint is the last.
+            batches: Batches by step; batch k is a pure function of (seed, k).
+            output_dir: Run directory, for checkpoints/, metrics.csv, timings.csv and tensorboard/.
+            validate: Function that validates a network on whole volumes. Without it the best
+                checkpoint is the last.
             keep: Plain values to keep in each checkpoint (config, preprocessing).
 
         Returns:
             The file of the best checkpoint.
 
         Raises:
-            FloatingPointError: After `max_skipped` steps in a row without a finite gradient.
-            Preempted: A signal came or `max_hours` are over; a checkpoint is written, and the same call goes on.
+            FloatingPointError: `max_skipped` steps in a row had no finite gradient.
+            Preempted: A signal came, or `max_hours` are over. A checkpoint is written, and the same
+                call resumes from it.
         """
-        last, previous, best = (
-            output_dir / "checkpoints" / f"{name}.pt" for name in ("last", "previous", "best")
-        )
-        self.keep = dict(keep or {})
-        self._resume(last, previous)
-        state, watch = self.state, Stopwatch()
-        is_pending = bool(
-            validate and state.judged < state.step and self._is_due(self.validate_every)
-        )
-        if self._is_over() and best.exists() and not is_pending:
-            return best
-        if not validate:
-            logger.info("no validation cases: the best checkpoint is the last, the threshold 0.5")
-        if self.recompute:
-            recompute_blocks(self.model)
-        self.network = wrap_ddp(self.for_training(self.model), self.device)
-        loading: dict[str, Any] = {"n_workers": self.n_workers, "device": self.device}
-        loader = load_batches(batches, start=state.step, stop=self.max_steps, **loading)
-        recording = closing(open_recorder(output_dir, from_step=state.step, trackers=self.trackers))
-        shown = Reporter("train", total=self.max_steps, done=state.step)
-        with recording as recorder, shown as progress, defer_signals():
+        run = TrainingRun(self, output_dir, validate=validate, keep=keep or {})
+        run.resume()
+        if run.is_complete():
+            return run.best
+        self.network = self._prepare_network()
+        with run.recording(), defer_signals():
             try:
-                if is_pending and validate:
-                    self._judge(validate, recorder, best)
-                    self._save(last, previous=previous)
-                for step, batch in enumerate(loader, state.step + 1):
-                    watch.lap("data_wait_s")
-                    self._step(step, batch)
-                    watch.lap("step_s")
-                    progress.advance(f"loss {np.mean(state.losses):.3f}")
-                    is_to_validate = self._is_due(self.validate_every)
-                    if (
-                        is_to_validate
-                        or self._is_due(self.checkpoint_every)
-                        or self._is_due(self.log_every)
-                    ):
-                        self._write_row(recorder, watch)
-                    if any_process((reason := reason_to_stop(self.max_hours)) is not None):
-                        raise Preempted(reason or "another process was stopped")
-                    if validate and is_to_validate:
-                        self._judge(validate, recorder, best)
-                        watch.lap("validation_s")
-                    if self._is_due(self.checkpoint_every) or self._is_over():
-                        self._save(last, previous=previous)
-                        watch.lap("checkpoint_s")
-                    if self._is_over():
-                        break
+                self._train(run, batches)
             except Preempted as stop:
-                self._save(last, previous=previous)
-                raise Preempted(
-                    f"{stop} after step {state.step} of {self.max_steps}, checkpoint written"
-                ) from None
-        if not validate:
-            self._save(best, is_judged=True)
-        wait_for_all()
-        return best
+                run.save_last()
+                progress = f"after step {run.state.step} of {self.max_steps}"
+                raise Preempted(f"{stop} {progress}, checkpoint written") from None
+        run.finish()
+        return run.best
 
-    def _step(self, step: int, batch: Batch) -> None:
-        """One update, from the batch and a random stream that depend on the step alone."""
+    def _train(self, run: TrainingRun, batches: PatchBatches) -> None:
+        """Take the remaining steps of a run."""
+        remaining_batches = load_batches(
+            batches,
+            start=run.state.step,
+            stop=self.max_steps,
+            n_workers=self.n_workers,
+            device=self.torch_device,
+        )
+        run.repeat_interrupted_validation()
+        for step, batch in enumerate(remaining_batches, run.state.step + 1):
+            run.stopwatch.lap("data_wait_s")
+            result = self.train_step(step, batch)
+            run.count_step(step, result, batch)
+            run.log_if_due()
+            run.stop_if_asked()
+            run.validate_if_due()
+            run.save_if_due()
+            if run.is_over():
+                break
+
+    def train_step(self, step: int, batch: Batch) -> StepResult:
+        """Make one update, from the batch and a random stream that depend on the step alone.
+
+        Args:
+            step: Number of the update, from 1.
+            batch: Patches, with their components where there is a weighting.
+        """
         torch.manual_seed(self.seed * 1_000_003 + step + 2**40 * rank())
-        for group, base_rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = base_rate * self.schedule(step - 1, self.max_steps)
+        factor = self.schedule(step - 1, self.max_steps)
+        for group, base_rate in zip(
+            self.torch_optimizer.param_groups, self.base_rates, strict=True
+        ):
+            group["lr"] = base_rate * factor
+
         self.model.train()
-        self.optimizer.zero_grad()
-        self.state.losses.append(self.gradient(self.network, self.loss, batch))
-        self.scaler.unscale_(self.optimizer)
+        self.torch_optimizer.zero_grad()
+        loss = forward_backward(
+            self.network,
+            self.loss,
+            batch,
+            weighting=self.weighting,
+            scaler=self.scaler,
+            device=self.torch_device,
+            precision=self.precision,
+            n_parts=self.accumulate,
+        )
+        self.scaler.unscale_(self.torch_optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        is_finite, state = bool(torch.isfinite(norm)), self.state
-        state.n_skipped += not is_finite
-        state.n_skipped_in_a_row = 0 if is_finite else state.n_skipped_in_a_row + 1
-        if state.n_skipped_in_a_row >= self.max_skipped:
-            raise no_finite_gradient(step, batch, n_in_a_row=state.n_skipped_in_a_row)
+        is_finite = bool(torch.isfinite(norm))
         if is_finite:
-            self.scaler.step(self.optimizer)
+            self.scaler.step(self.torch_optimizer)
         self.scaler.update()
         self.average.update(step)
-        state.step = step
+        return StepResult(loss, is_skipped=not is_finite)
 
-    def _judge(
-        self,
-        validate: Callable[[nn.Module], Validation],
-        recorder: Recorder | SilentRecorder,
-        best: Path,
-    ) -> None:
-        """Judge the network on whole volumes, keep what was chosen there, and the network if it is the best so far."""
-        state = self.state
-        with allow_signals():
-            found = validate(self.average.network)
-        if self.monitor not in found.measures:
-            raise ValueError(
-                f"monitor: {self.monitor} is not measured; choose one of {', '.join(found.measures)}"
-            )
-        recorder.metrics(
-            state.step, {f"val_{name}": value for name, value in found.measures.items()}
-        )
-        recorder.pictures(state.step, found.pictures)
-        state.threshold, state.min_volume_mm3, state.judged = (
-            found.threshold,
-            found.min_volume_mm3,
-            state.step,
-        )
-        value, chosen = (
-            found.measures[self.monitor],
-            f"threshold {found.threshold}, from {found.min_volume_mm3} mm3",
-        )
-        logger.info("step %d: validation %s %.4f, %s", state.step, self.monitor, value, chosen)
-        is_best = value > state.best or state.best == -math.inf
-        state.n_without_gain = 0 if value > state.best else state.n_without_gain + 1
-        state.best = value if value > state.best else state.best
-        if is_best:
-            self._save(best, is_judged=True)
-
-    def _is_due(self, every: int) -> bool:
-        return self.state.step % every == 0 or self.state.step == self.max_steps
-
-    def _is_over(self) -> bool:
-        return self.state.step == self.max_steps or self.state.n_without_gain >= (
-            self.patience or math.inf
-        )
-
-    def _write_row(self, recorder: Recorder | SilentRecorder, watch: Stopwatch) -> None:
-        state, rate = self.state, self.optimizer.param_groups[0]["lr"]
-        row = {
-            "loss": float(np.mean(state.losses)),
-            "learning_rate": rate,
-            "skipped": state.n_skipped,
-        }
-        recorder.metrics(state.step, row)
-        recorder.timings(state.step, watch.read(n_steps=len(state.losses)))
-        state.losses.clear()
-
-    def _save(self, path: Path, *, previous: Path | None = None, is_judged: bool = False) -> None:
-        """Write a checkpoint; of the network that was judged, or to go on from."""
-        parts = {
-            "optimizer": self.optimizer.state_dict(),
+    def entries_to_resume(self) -> dict[str, Any]:
+        """Return optimizer, schedule and loss scale as entries of a checkpoint."""
+        return {
+            "optimizer": self.torch_optimizer.state_dict(),
             "schedule": {"base_rates": self.base_rates},
+            "scaler": self.scaler.state_dict(),
         }
-        parts |= {"scaler": self.scaler.state_dict(), **asdict(self.state), **self.keep}
-        if is_first():
-            save_checkpoint(
-                path, {**self.average.weights(is_judged=is_judged), **parts}, previous=previous
-            )
 
-    def _resume(self, *checkpoints: Path) -> None:
-        """Go back to where the newest readable checkpoint was written; stay at the start without one."""
-        if (kept := load_newest(*checkpoints)) is None:
-            return
-        self.average.load_state(kept)
-        self.optimizer.load_state_dict(kept["optimizer"])
-        self.scaler.load_state_dict(kept["scaler"])
-        self.state = State.of_checkpoint(kept)
-        logger.info("going on from step %d of %d", self.state.step, self.max_steps)
+    def load_state(self, checkpoint: Mapping[str, Any]) -> None:
+        """Load weights, optimizer and loss scale of last.pt."""
+        self.average.load_state(checkpoint)
+        self.torch_optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scaler.load_state_dict(checkpoint["scaler"])
+
+    def _prepare_network(self) -> nn.Module:
+        """Give the model the properties that only training needs; its weights stay shared."""
+        if self.deterministic:
+            use_deterministic_algorithms()
+        if self.recompute:
+            recompute_blocks(self.model)
+        network = torch.compile(self.model) if self.compile else self.model
+        return wrap_ddp(network, self.torch_device)  # type: ignore[arg-type]
+
+    def _check_ranges(self) -> None:
+        """Refuse numbers out of range.
+
+        Raises:
+            ValueError: With the name and the value of the first.
+        """
+        for name in (
+            "max_steps",
+            "batch_size",
+            "validate_every",
+            "checkpoint_every",
+            "log_every",
+            "max_skipped",
+            "patience",
+        ):
+            self._check_at_least(1, name)
+        self._check_at_least(0, "n_workers")
+        self._check_at_least(0, "seed")
+        if not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be > 0, got {self.clip_norm}")
+        if self.max_hours is not None and not self.max_hours > 0:
+            raise ValueError(f"max_hours must be > 0, got {self.max_hours}")
+        check_parts(self.accumulate, batch_size=self.batch_size)
+
+    def _check_at_least(self, smallest: int, name: str) -> None:
+        value = getattr(self, name)
+        if value is not None and value < smallest:
+            raise ValueError(f"{name} must be >= {smallest}, got {value}")

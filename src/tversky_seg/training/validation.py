@@ -1,4 +1,4 @@
-"""Judging a network while it trains: whole volumes, the published measures, threshold and smallest lesion."""
+"""Validation on whole volumes: threshold and minimum lesion size, and the published metrics."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.inference.operating_point import OperatingPoint, ScoredCase, choose_operating_point
 from tversky_seg.inference.settings import Inference
 from tversky_seg.inference.sliding_window import predict_by_windows
+from tversky_seg.metrics.averages import unwrap_single
 from tversky_seg.metrics.case_metrics import mean_metrics, measure_case
 from tversky_seg.metrics.lesion_rule import LesionRule
 from tversky_seg.metrics.lesions import remove_small_lesions
@@ -31,6 +32,7 @@ MONITORED = (
     "lesion_tpr",
     "lesion_f1",
 )
+"""Metrics that can choose the best checkpoint: those of which more is better."""
 
 
 @dataclass(frozen=True)
@@ -38,26 +40,30 @@ class Validation:
     """Result of a validation on whole volumes."""
 
     measures: Mapping[str, float]
+    """Mean metrics by name, with several classes also as "liver/dice"."""
+
     threshold: float | dict[str, float] = 0.5
+    """Chosen probability from which a voxel is lesion, or one for each class."""
+
     pictures: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    """Slices (height, width, 3) uint8, by caption."""
+
     min_volume_mm3: float | dict[str, float] = 0.0
+    """Chosen minimum lesion size, or one for each class."""
 
 
 def check_monitor(monitor: str, *, classes: Sequence[str]) -> None:
-    """Refuse a measure that validation does not give, or of which more is worse.
+    """Check that validation measures `monitor`, and that more of it is better.
 
     Raises:
-        ValueError: naming those that can be monitored.
+        ValueError: Otherwise, with the names that can be monitored.
     """
-    by_class = (
-        [f"{name}/{measure}" for name in classes for measure in MONITORED]
-        if len(classes) > 1
-        else []
-    )
-    if monitor not in (*MONITORED, *by_class):
-        raise ValueError(
-            f"trainer.monitor: {monitor}; expected one of {', '.join((*MONITORED, *by_class))}"
-        )
+    choices = list(MONITORED)
+    if len(classes) > 1:
+        for name in classes:
+            choices.extend(f"{name}/{measure}" for measure in MONITORED)
+    if monitor not in choices:
+        raise ValueError(f"trainer.monitor: {monitor}; expected one of {', '.join(choices)}")
 
 
 def validate(
@@ -68,57 +74,51 @@ def validate(
     inference: Inference,
     precision: str = "fp32",
 ) -> Validation:
-    """Predict the validation cases, choose threshold and smallest lesion on them, and measure with these.
+    """Predict the validation cases, choose threshold and minimum lesion size, and measure with them.
 
     Args:
-        network: In training; it is put back as it was.
-        cases: Prepared and labelled, at least one.
+        network: Network in training; each module's mode is restored.
+        cases: Prepared and labelled cases, at least one.
         classes: Names of the network's outputs.
-        inference: Windows and views, as in the final prediction; its goal, and what it leaves to be chosen.
-        precision: As in training.
+        inference: Windows and views, as in the final prediction; the goal of the choice, and the
+            values that are set and not chosen.
+        precision: Precision of the forward pass, as in training.
 
     Returns:
-        Mean measures (docs/metrics.md) on the grid that the network sees, threshold and smallest lesion, and a slice of
-        the first case with reference and prediction outlined.
+        Mean metrics (docs/metrics.md) on the grid that the network sees, threshold and minimum
+        lesion size, and a slice of the first case with reference and prediction outlined.
     """
-    probabilities = map_over_ranks(
-        cases, lambda case: _probability(network, case, inference, precision)
-    )
-    scored = [
-        _score(case, probability) for case, probability in zip(cases, probabilities, strict=True)
-    ]
-    points = {
-        name: _choose([of_case[k] for of_case in scored], name, inference)
-        for k, name in enumerate(classes)
-    }
-    masks = [
-        [_mask(of_class, point) for of_class, point in zip(case, points.values(), strict=True)]
-        for case in scored
-    ]
-    by_class = {
-        name: mean_metrics(
-            [_measures(case[k], mask[k]) for case, mask in zip(scored, masks, strict=True)]
-        )
-        for k, name in enumerate(classes)
-    }
-    measures = mean_metrics(list(by_class.values()))
-    if len(classes) > 1:
-        measures |= {
-            f"{name}/{measure}": value
-            for name in classes
-            for measure, value in by_class[name].items()
-        }
+
+    def predict(case: PreparedCase) -> Tensor:
+        return _predict_probability(network, case, inference, precision)
+
+    scored: list[list[ScoredCase]] = []  # by case, then by class
+    for case, probability in zip(cases, map_over_ranks(cases, predict), strict=True):
+        scored.append(_score(case, probability))
+
+    points: dict[str, OperatingPoint] = {}
+    measures_of: dict[str, dict[str, float]] = {}
+    masks_of_first_case = []
+    for index, name in enumerate(classes):
+        scored_class = [case[index] for case in scored]
+        points[name] = _choose_point(scored_class, name, inference)
+        masks = [_mask(case, points[name]) for case in scored_class]
+        pairs = zip(scored_class, masks, strict=True)
+        measures_of[name] = mean_metrics([_measure(case, mask) for case, mask in pairs])
+        masks_of_first_case.append(masks[0])
+
     return Validation(
-        measures,
-        threshold=_one({name: point.threshold for name, point in points.items()}),
-        min_volume_mm3=_one({name: point.min_volume_mm3 for name, point in points.items()}),
-        pictures=_pictures(cases[0], np.stack(masks[0])),
+        _with_class_names(measures_of),
+        threshold=unwrap_single({name: point.threshold for name, point in points.items()}),
+        min_volume_mm3=unwrap_single({name: points[name].min_volume_mm3 for name in points}),
+        pictures=_pictures(cases[0], np.stack(masks_of_first_case)),
     )
 
 
-def _probability(
+def _predict_probability(
     network: nn.Module, case: PreparedCase, inference: Inference, precision: str
 ) -> Tensor:
+    """Predict (K, X, Y, Z) probabilities on the grid that the network sees."""
     return predict_by_windows(
         network,
         case.image,
@@ -130,18 +130,22 @@ def _probability(
 
 
 def _score(case: PreparedCase, probability: Tensor) -> list[ScoredCase]:
-    """The prediction of a case beside its reference, class by class: 3 bytes a voxel."""
+    """Put each class's prediction next to its reference, in 3 bytes a voxel."""
     assert case.target is not None
-    return [
-        ScoredCase(to_levels(of_class), np.asarray(target) > 0, case.spacing_mm)
-        for of_class, target in zip(probability.numpy(), case.target, strict=True)
-    ]
+    scored = []
+    for predicted, target in zip(probability.numpy(), case.target, strict=True):
+        scored.append(ScoredCase(to_levels(predicted), np.asarray(target) > 0, case.spacing_mm))
+    return scored
 
 
-def _choose(cases: Sequence[ScoredCase], name: str, inference: Inference) -> OperatingPoint:
-    """What is set stays; the rest is chosen for the goal."""
-    threshold = None if inference.threshold is None else inference.threshold_of(name)
-    min_volume_mm3 = None if inference.min_volume_mm3 is None else inference.min_volume_of(name)
+def _choose_point(cases: Sequence[ScoredCase], name: str, inference: Inference) -> OperatingPoint:
+    """Choose for the goal what `inference` leaves open."""
+    threshold = None
+    if inference.threshold is not None:
+        threshold = inference.threshold_of(name)
+    min_volume_mm3 = None
+    if inference.min_volume_mm3 is not None:
+        min_volume_mm3 = inference.min_volume_of(name)
     return choose_operating_point(
         cases, goal=inference.goal, threshold=threshold, min_volume_mm3=min_volume_mm3
     )
@@ -154,25 +158,34 @@ def _mask(case: ScoredCase, point: OperatingPoint) -> Mask:
     )
 
 
-def _measures(case: ScoredCase, mask: Mask) -> dict[str, float]:
-    """The published measures but the distances."""
-    found, _ = measure_case(
+def _measure(case: ScoredCase, mask: Mask) -> dict[str, float]:
+    """Compute the published metrics, without surface distances, which take longest."""
+    case_metrics, _ = measure_case(
         mask, case.reference, spacing_mm=case.spacing_mm, rule=LesionRule(), with_distances=False
     )
     histogram = levels_histogram(case.levels, case.reference)
-    return found.metrics() | {"pr_auc": histogram.average_precision()}
+    return case_metrics.metrics() | {"pr_auc": histogram.average_precision()}
+
+
+def _with_class_names(measures_of: Mapping[str, dict[str, float]]) -> dict[str, float]:
+    """Average over classes, and add each class's own metrics as "liver/dice" if there are several."""
+    measures = mean_metrics(list(measures_of.values()))
+    if len(measures_of) == 1:
+        return measures
+    for name, own_measures in measures_of.items():
+        for measure, value in own_measures.items():
+            measures[f"{name}/{measure}"] = value
+    return measures
 
 
 def _pictures(case: PreparedCase, mask: Mask) -> dict[str, np.ndarray[Any, Any]]:
+    """Draw slices of a case, named "<case>/<reason>", as "c1/most missed"."""
     slices = slice_pictures(
         case.image[0], mask, np.asarray(case.target) > 0, spacing_mm=case.spacing_mm
     )
-    return {
-        f"{case.case_id}/{caption.split(':')[-1].strip()}": picture
-        for caption, picture in slices.items()
-    }
-
-
-def _one(by_class: dict[str, float]) -> float | dict[str, float]:
-    """The value itself where there is one class."""
-    return by_class if len(by_class) > 1 else next(iter(by_class.values()))
+    pictures = {}
+    for caption, picture in slices.items():
+        # "slice 41: most missed" becomes "c1/most missed": one series of pictures in TensorBoard.
+        reason = caption.split(":")[-1].strip()
+        pictures[f"{case.case_id}/{reason}"] = picture
+    return pictures

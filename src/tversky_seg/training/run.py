@@ -1,0 +1,291 @@
+"""One call of `Trainer.fit`: its checkpoints and records, and how far the training has come."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from tversky_seg.data.patches.batches import Batch
+from tversky_seg.runtime.checkpoints import load_newest, save_checkpoint
+from tversky_seg.runtime.distributed import any_process, is_first, wait_for_all
+from tversky_seg.runtime.preemption import Preempted, allow_signals, reason_to_stop
+from tversky_seg.runtime.progress import Reporter
+from tversky_seg.runtime.recorder import Recorder, SilentRecorder, Stopwatch, open_recorder
+from tversky_seg.training.step import no_finite_gradient
+from tversky_seg.training.validation import Validation
+
+if TYPE_CHECKING:
+    from tversky_seg.training.trainer import StepResult, Trainer
+
+logger = logging.getLogger("tversky_seg")
+
+
+@dataclass
+class TrainingState:
+    """Progress of a training, in plain values. Each field is an entry of a checkpoint."""
+
+    step: int = 0
+    """Updates done."""
+
+    best: float = -math.inf
+    """Highest value of the monitored metric."""
+
+    threshold: float | dict[str, float] = 0.5
+    """Threshold chosen at the last validation."""
+
+    min_volume_mm3: float | dict[str, float] = 0.0
+    """Minimum lesion size chosen at the last validation."""
+
+    judged: int = 0
+    """Step of the last validation."""
+
+    n_without_gain: int = 0
+    """Validations since the best one."""
+
+    n_skipped: int = 0
+    """Skipped steps in all."""
+
+    n_skipped_in_a_row: int = 0
+    """Skipped steps up to now without one in between that was not."""
+
+    losses: list[float] = field(default_factory=list)
+    """Losses since the last row of metrics.csv."""
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Mapping[str, Any]) -> TrainingState:
+        """Return the state when a checkpoint was written."""
+        return cls(**{entry.name: checkpoint[entry.name] for entry in fields(cls)})
+
+
+class TrainingRun:
+    """Logs, validates, saves and stops when the settings of a trainer say so.
+
+    Args:
+        trainer: Settings, network and optimizer.
+        output_dir: Run directory.
+        validate: Function that validates a network, or None.
+        keep: Plain values to keep in each checkpoint.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        output_dir: Path,
+        *,
+        validate: Callable[[nn.Module], Validation] | None,
+        keep: Mapping[str, Any],
+    ) -> None:
+        self.trainer = trainer
+        self.output_dir = output_dir
+        self.validate = validate
+        self.keep = keep
+        self.last = output_dir / "checkpoints" / "last.pt"
+        self.previous = output_dir / "checkpoints" / "previous.pt"
+        self.best = output_dir / "checkpoints" / "best.pt"
+        self.state = TrainingState()
+        self.stopwatch = Stopwatch()
+        self.recorder: Recorder | SilentRecorder = SilentRecorder()
+        self.progress = Reporter("train", total=trainer.max_steps)
+
+    def resume(self) -> None:
+        """Return to the newest readable checkpoint; stay at the start without one."""
+        checkpoint = load_newest(self.last, self.previous)
+        if checkpoint is None:
+            return
+        self.trainer.load_state(checkpoint)
+        self.state = TrainingState.from_checkpoint(checkpoint)
+        if not self.is_complete():
+            logger.info("resuming at step %d of %d", self.state.step, self.trainer.max_steps)
+
+    def is_complete(self) -> bool:
+        """Tell whether nothing is left to do: all steps, validations and best.pt are there."""
+        return self.is_over() and self.best.exists() and not self._was_validation_interrupted()
+
+    def is_over(self) -> bool:
+        """Tell whether the last step is done, or patience is exhausted."""
+        if self.state.step == self.trainer.max_steps:
+            return True
+        patience = self.trainer.patience
+        return patience is not None and self.state.n_without_gain >= patience
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Open metrics.csv, timings.csv, TensorBoard and trackers, and show progress."""
+        if self.validate is None:
+            logger.info("no validation cases: using the last checkpoint and threshold 0.5")
+        recorder = open_recorder(
+            self.output_dir, from_step=self.state.step, trackers=self.trainer.trackers or ()
+        )
+        progress = Reporter("train", total=self.trainer.max_steps, done=self.state.step)
+        with closing(recorder) as self.recorder, progress as self.progress:
+            yield
+
+    def repeat_interrupted_validation(self) -> None:
+        """Validate now if the run was stopped between a step and the validation due after it."""
+        if self._was_validation_interrupted():
+            self._validate()
+            self.save_last()
+
+    def count_step(self, step: int, result: StepResult, batch: Batch) -> None:
+        """Count a step that is done.
+
+        Raises:
+            FloatingPointError: This and the steps before it were skipped, `max_skipped` in a row.
+        """
+        state = self.state
+        state.losses.append(result.loss)
+        if result.is_skipped:
+            state.n_skipped += 1
+            state.n_skipped_in_a_row += 1
+        else:
+            state.n_skipped_in_a_row = 0
+        if state.n_skipped_in_a_row >= self.trainer.max_skipped:
+            raise no_finite_gradient(step, batch, n_in_a_row=state.n_skipped_in_a_row)
+        state.step = step
+        self.stopwatch.lap("step_s")
+        self.progress.advance(f"loss {np.mean(state.losses):.3f}")
+
+    def log_if_due(self) -> None:
+        """Write a row of metrics.csv; before a validation and a checkpoint one is always due."""
+        trainer = self.trainer
+        for every in (trainer.log_every, trainer.validate_every, trainer.checkpoint_every):
+            if self._is_due(every):
+                self._write_row()
+                return
+
+    def stop_if_asked(self) -> None:
+        """Raise Preempted if a signal came to any process, or the hours are over.
+
+        The processes must agree, because a step needs all of them.
+        """
+        reason = reason_to_stop(self.trainer.max_hours)
+        if any_process(reason is not None):
+            raise Preempted(reason or "another process was stopped")
+
+    def validate_if_due(self) -> None:
+        """Validate, and write best.pt if the network is the best so far."""
+        if self.validate is not None and self._is_due(self.trainer.validate_every):
+            self._validate()
+            self.stopwatch.lap("validation_s")
+
+    def save_if_due(self) -> None:
+        """Write last.pt."""
+        if self._is_due(self.trainer.checkpoint_every) or self.is_over():
+            self.save_last()
+            self.stopwatch.lap("checkpoint_s")
+
+    def save_last(self) -> None:
+        """Write last.pt to resume from, and keep the one before as previous.pt."""
+        self._save(self.last, self.trainer.average.entries_to_resume(), previous=self.previous)
+
+    def finish(self) -> None:
+        """Make the last network the best one if nothing else has, and wait for all processes."""
+        if self.validate is None:
+            self._save_best()
+        wait_for_all()
+
+    def _validate(self) -> None:
+        assert self.validate is not None
+        state = self.state
+        # A validation is repeated as a whole, so a signal need not wait for its end.
+        with allow_signals():
+            validation = self.validate(self.trainer.average.network)
+        value = self._monitored_value(validation)
+        self.recorder.metrics(
+            state.step, {f"val_{name}": number for name, number in validation.measures.items()}
+        )
+        self.recorder.pictures(state.step, validation.pictures)
+        state.threshold = validation.threshold
+        state.min_volume_mm3 = validation.min_volume_mm3
+        state.judged = state.step
+        logger.info(
+            "step %d: validation %s (%s)",
+            state.step,
+            f"{_name_on_screen(self.trainer.monitor)} {value:.3f}",
+            describe_operating_point(validation),
+        )
+        # An undefined value (NaN) is never higher than another; before the first defined one
+        # each network is the best so far.
+        is_best = value > state.best or state.best == -math.inf
+        if value > state.best:
+            state.best = value
+            state.n_without_gain = 0
+        else:
+            state.n_without_gain += 1
+        if is_best:
+            self._save_best()
+
+    def _monitored_value(self, validation: Validation) -> float:
+        monitor = self.trainer.monitor
+        if monitor not in validation.measures:
+            raise ValueError(
+                f"monitor: {monitor} is not measured; "
+                f"choose one of {', '.join(validation.measures)}"
+            )
+        return validation.measures[monitor]
+
+    def _was_validation_interrupted(self) -> bool:
+        if self.validate is None or self.state.judged == self.state.step:
+            return False
+        return self._is_due(self.trainer.validate_every)
+
+    def _is_due(self, every: int) -> bool:
+        return self.state.step % every == 0 or self.state.step == self.trainer.max_steps
+
+    def _write_row(self) -> None:
+        state = self.state
+        row = {
+            "loss": float(np.mean(state.losses)),
+            "learning_rate": self.trainer.torch_optimizer.param_groups[0]["lr"],
+            "skipped": state.n_skipped,
+        }
+        self.recorder.metrics(state.step, row)
+        self.recorder.timings(state.step, self.stopwatch.read(n_steps=len(state.losses)))
+        state.losses.clear()
+
+    def _save_best(self) -> None:
+        self._save(self.best, self.trainer.average.entries_to_predict())
+
+    def _save(self, path: Path, weights: dict[str, Any], *, previous: Path | None = None) -> None:
+        if not is_first():
+            return
+        content = {
+            **weights,
+            **self.trainer.entries_to_resume(),
+            **asdict(self.state),
+            **self.keep,
+        }
+        save_checkpoint(path, content, previous=previous)
+
+
+def describe_operating_point(validation: Validation) -> str:
+    """Describe what a validation chose: "threshold 0.869, no minimum size"."""
+    threshold = _format_by_class(validation.threshold, "{:.3f}")
+    size = _format_by_class(validation.min_volume_mm3, "{:g} mm³")
+    if not _has_minimum_size(validation):
+        return f"threshold {threshold}, no minimum size"
+    return f"threshold {threshold}, minimum size {size}"
+
+
+def _has_minimum_size(validation: Validation) -> bool:
+    if isinstance(validation.min_volume_mm3, dict):
+        return any(validation.min_volume_mm3.values())
+    return validation.min_volume_mm3 > 0
+
+
+def _format_by_class(value: float | dict[str, float], form: str) -> str:
+    if not isinstance(value, dict):
+        return form.format(value)
+    return ", ".join(f"{form.format(number)} for {name}" for name, number in value.items())
+
+
+def _name_on_screen(measure: str) -> str:
+    return "Dice" if measure == "dice" else measure
