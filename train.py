@@ -1,4 +1,7 @@
-"""Train a network, predict the test cases, judge the predictions. `python train.py --help` says what can be set."""
+"""Train a network, predict the test cases and evaluate the predictions.
+
+`python train.py --help` lists the settings.
+"""
 
 from dataclasses import asdict, replace
 from functools import partial
@@ -31,53 +34,59 @@ from tversky_seg.training.validation import check_monitor, validate
 
 @config.command("train")
 def train(cfg: DictConfig) -> int:
-    """Build every part, then train, predict and judge; what an earlier call has done is kept."""
-    data, sampler, augmentation, inference = (
-        config.build(cfg, key) for key in ("data", "sampler", "augmentation", "inference")
+    """Train, predict and evaluate; a stage that an earlier command finished is not repeated."""
+    # Build every part from its group in configs/, before any data are read.
+    data = with_modalities(config.build(cfg, "data"))
+    sampler = config.build(cfg, "sampler")
+    augmentation = config.build(cfg, "augmentation")
+    n_channels = len(data.modalities)
+    classes = tuple(data.classes)
+    manual_seed(cfg.seed)  # of the initial weights
+    model = config.build(cfg, "model", in_channels=n_channels, out_channels=len(classes))
+    loss = config.build(cfg, "loss")
+    weighting = config.build(cfg, "weighting")
+    optimizer = config.build(cfg, "optimizer")
+    schedule = config.build(cfg, "schedule")
+    trainer = config.build(
+        cfg,
+        "trainer",
+        model=model,
+        loss=loss,
+        weighting=weighting,
+        optimizer=optimizer,
+        schedule=schedule,
+        seed=cfg.seed,
     )
-    loss, weighting, optimizer, schedule, evaluate = (
-        config.build(cfg, key)
-        for key in ("loss", "weighting", "optimizer", "schedule", "evaluation")
-    )
-    data = with_modalities(data)
+    inference = config.build(cfg, "inference")
     inference = replace(inference, patch_size=inference.patch_size or sampler.patch_size)
-    manual_seed(cfg.seed)
-    model = config.build(
-        cfg, "model", in_channels=len(data.modalities), out_channels=len(data.classes)
-    )
-    parts = {"loss": loss, "weighting": weighting, "optimizer": optimizer, "schedule": schedule}
-    trainer = config.build(cfg, "trainer", model=model, seed=cfg.seed, **parts)
-    check_monitor(trainer.monitor, classes=tuple(data.classes))
-    patch = (trainer.batch_size, len(data.modalities), *patch_sides(sampler.patch_size))
-    config.check_network(model, patch, n_classes=len(data.classes))
+    evaluate = config.build(cfg, "evaluation")
+    check_monitor(trainer.monitor, classes=classes)
+    batch_shape = (trainer.batch_size, n_channels, *patch_sides(sampler.patch_size))
+    config.check_network(model, batch_shape, n_classes=len(classes))
 
+    # Open the run directory and prepare the data. Of several processes the first works alone;
+    # the others then find everything in the cache.
     with rank_zero_first():
         output_dir = config.open_run(cfg)
-        if (output_dir / "evaluation" / "metrics.json").exists():
-            return show(
-                read_json(output_dir / "evaluation" / "metrics.json"),
-                f"{output_dir}, finished before",
-            )
-        split = split_dataset(
-            data, output_dir / "manifest.csv", is_started=(output_dir / "checkpoints").exists()
-        )
-        cases = [
-            *split.train,
-            *split.val,
-            *split.test,
-        ]  # the test cases too: a fault in them is better known before
+        metrics_file = output_dir / "evaluation" / "metrics.json"
+        if metrics_file.exists():
+            return show(read_json(metrics_file), f"{output_dir}, finished before")
+        has_started = (output_dir / "checkpoints").exists()
+        split = split_dataset(data, output_dir / "manifest.csv", is_started=has_started)
+        # The test cases are prepared as well: their faults had better be known before training.
+        cases = [*split.train, *split.val, *split.test]
         preprocessing = preprocessing_of(data, cases)
         prepared = prepare_all(cases, preprocessing, cache_dir=data.cache_dir)
         record_environment(output_dir / "environment.json", data=files_of(cases))
-    training, validation = (
-        prepared[: len(split.train)],
-        prepared[len(split.train) : -len(split.test) or None],
-    )
-    check_training(training)
-    log_draw_shares(sampler, training)
+    n_training = len(split.train)
+    training_cases = prepared[:n_training]
+    validation_cases = prepared[n_training : n_training + len(split.val)]
+    check_training(training_cases)
+    log_draw_shares(sampler, training_cases)
 
+    # Train. The checkpoints hold what predict.py needs besides the weights.
     batches = PatchBatches(
-        one_case_per_rater(training),
+        one_case_per_rater(training_cases),
         sampler,
         augmentation,
         batch_size=trainer.batch_size,
@@ -86,39 +95,55 @@ def train(cfg: DictConfig) -> int:
         rank=rank(),
         world_size=world_size(),
     )
-    judge = partial(validate, cases=validation, classes=tuple(data.classes), inference=inference)
-    keep = {
-        "config": config.plain(cfg),
-        "preprocessing": preprocessing.as_dict(),
-        "inference": asdict(inference),
-    }
-    best = trainer.fit(batches, output_dir, validate=judge if validation else None, keep=keep)
-
-    checkpoint = load_checkpoint(best)
-    model.load_state_dict(checkpoint["model"])
-    inference = inference.with_operating_point(checkpoint)
-    predictions = output_dir / "predictions"
-    settings = {"inference": inference, "checksum": checksum(best)}
-    faults = run_sharded(
-        lambda cases: predict_cases(model, cases, preprocessing, predictions, **settings),
-        split.test,
+    validate_network = partial(
+        validate,
+        cases=validation_cases,
+        classes=classes,
+        inference=inference,
+        precision=trainer.precision,
     )
+    best_file = trainer.fit(
+        batches,
+        output_dir,
+        validate=validate_network if validation_cases else None,
+        keep={
+            "config": config.plain(cfg),
+            "preprocessing": preprocessing.as_dict(),
+            "inference": asdict(inference),
+        },
+    )
+
+    # Predict the test cases with the best network, at the operating point chosen on validation.
+    best = load_checkpoint(best_file)
+    model.load_state_dict(best["model"])
+    predict = partial(
+        predict_cases,
+        model,
+        preprocessing=preprocessing,
+        output_dir=output_dir / "predictions",
+        inference=inference.with_operating_point(best),
+        checksum=checksum(best_file),
+        precision=trainer.precision,
+    )
+    faults = run_sharded(predict, split.test)
     if not is_first():
         return 0
-    if len(faults) == len(split.test) > 0:
+    if split.test and len(faults) == len(split.test):
         raise DataError.gather(map(DataError, faults.values()))
+
+    # Evaluate the saved files, so that evaluate.py gives the same numbers.
     if not any(case.labels for case in split.test):
-        config.logger.info("no test case has a label: nothing to judge in %s", output_dir)
+        config.logger.info("no test case has a label: nothing to evaluate in %s", output_dir)
         return 1 if faults else 0
-    metrics = evaluate(predictions, split.test, output_dir=output_dir / "evaluation")
+    metrics = evaluate(output_dir / "predictions", split.test, output_dir=metrics_file.parent)
     return show(metrics, str(output_dir))
 
 
 def show(metrics: dict[str, Any], title: str) -> int:
-    """Print the table; the exit status says whether all cases could be judged."""
+    """Print the table of metrics; return exit status 1 if some cases could not be evaluated."""
     console = Console(quiet=not is_first())
     console.print(metrics_table(metrics))
-    console.print(title, soft_wrap=True)  # a path to copy stays in one piece
+    console.print(title, soft_wrap=True)  # a path stays in one piece, to copy
     return 1 if metrics.get("faults") else 0
 
 

@@ -38,8 +38,12 @@ def our_step(
     )
     if channels_last:
         trainer.model.to(memory_format=torch.channels_last_3d)
+    if compile:
+        trainer.network = torch.compile(trainer.model)
     numbers = iter(range(1, trainer.max_steps))
-    return lambda image, target: trainer.train_step(next(numbers), {"image": image, "target": target})
+    return lambda image, target: trainer.train_step(
+        next(numbers), {"image": image, "target": target}
+    )
 
 
 def peer_step(*, precision: str, compile: bool, device: str) -> Callable[..., object]:

@@ -333,7 +333,7 @@ def test_a_scheduler_stops_a_run_with_status_75_and_it_goes_on_to_the_same_bits(
         outcome = train(finished.manifest, tmp_path / "run")
     assert (outcome.status, outcome.stderr) == (
         75,
-        f"stopped: {said}; run the same command again to go on\n",
+        f"stopped: {said}; run the same command again to resume\n",
     )
     assert not (tmp_path / "run" / "evaluation" / "metrics.json").exists()
     assert train(finished.manifest, tmp_path / "run").status == 0

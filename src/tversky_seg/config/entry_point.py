@@ -91,7 +91,7 @@ class Command:
             return INTERRUPTED
         except Preempted as stop:
             if _is_first_process():
-                print(f"stopped: {stop}; run the same command again to go on", file=sys.stderr)
+                print(f"stopped: {stop}; run the same command again to resume", file=sys.stderr)
             return EXIT_PREEMPTED
         except Exception as fault:
             if self.wants_traceback:
