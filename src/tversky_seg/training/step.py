@@ -82,9 +82,7 @@ def forward_backward(
     return float(torch.stack(losses).sum().item())
 
 
-def no_finite_gradient(
-    step: int, batch: Batch, *, n_in_a_row: int
-) -> FloatingPointError:
+def no_finite_gradient(step: int, batch: Batch, *, n_in_a_row: int) -> FloatingPointError:
     """Make the error that ends a training whose steps are all skipped.
 
     It names the step and the patches of the global batch, from all processes.
