@@ -1,4 +1,4 @@
-"""Augmentation of training patches: mirror images, turns, deformations, and the differences between scanners."""
+"""Augmentation of training patches: mirroring, turns, deformations, differences of scanners."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -90,7 +90,8 @@ class Augmentation:
         growth_probability: Probability of growth, for all lesions of a patch together.
 
     Raises:
-        ValueError: A probability outside [0, 1], a strength out of its range, an axis not in 0, 1, 2.
+        ValueError: A probability outside [0, 1], a strength out of its range, an axis not in 0, 1,
+            2.
     """
 
     flip_axes: Sequence[int] = (0, 1, 2)
@@ -164,8 +165,8 @@ class Augmentation:
     ) -> Change:
         """Draw all that is random about one patch, on the host, noise included.
 
-        The order of the draws, here and below, is part of the promise that a seed gives the same batches: a new change
-        is drawn after all others, and only where its probability is above 0.
+        The order of the draws, here and below, is part of the promise that a seed gives the same
+        batches: a new change is drawn after all others, and only where its probability is above 0.
 
         Args:
             rng: Source of all randomness.
@@ -208,6 +209,7 @@ class Augmentation:
                 quarter_turns.append(((a, b), n_quarters))
                 if self.at_most_one_turn:
                     break
+        # Drawn first, applied last: the order of old runs.
         turn = Turn()
         for axis in self.flip_axes:
             if rng.random() < self.flip_probability:
@@ -219,11 +221,12 @@ class Augmentation:
     def _draw_deformation(
         self, rng: np.random.Generator, size: Sequence[int], spacing_mm: NDArray[np.float64]
     ) -> Deformation | None:
-        """Draw the smooth map from the patch to the volume, without the turn; None: nothing was drawn."""
+        """Draw the smooth map from patch to volume, without the turn; None: nothing was drawn."""
         forward = np.eye(3)  # from the volume to the patch, in mm
         if _is_drawn(self.tilt_probability, rng):
             degrees = rng.uniform(-self.tilt_degrees, self.tilt_degrees, 3)
             forward = _rotation(np.radians(degrees))
+        # Each further change is applied before those drawn so far.
         if _is_drawn(self.shear_probability, rng):
             sheared = np.eye(3)
             sheared[np.triu_indices(3, 1)] = rng.uniform(-self.shear, self.shear, 3)
@@ -236,12 +239,15 @@ class Augmentation:
         displacement = None
         if _is_drawn(self.elastic_probability, rng):
             strength_mm = rng.uniform(0, self.elastic_mm)
+            # as `spline_basis` has them: a spline reaches two knots to either side
             n_knots = ((np.array(size) - 1) / knot_distance).astype(int) + 4
             displacement_mm = rng.uniform(-strength_mm, strength_mm, (3, *n_knots))
             displacement = displacement_mm / spacing_mm[:, None, None, None]
         if displacement is None and (forward == np.eye(3)).all():
             return None
-        backward = np.linalg.inv(forward) * spacing_mm / spacing_mm[:, None]  # in voxels
+        # Each voxel of the patch is looked up in the volume, so the map is inverted; and from mm
+        # to voxels of either side.
+        backward = np.linalg.inv(forward) * spacing_mm / spacing_mm[:, None]
         return Deformation(backward, displacement, knot_distance.tolist())
 
     def _draw_intensities(
@@ -252,7 +258,7 @@ class Augmentation:
         if _is_drawn(self.bias_field_probability, rng):
             coefficients = rng.uniform(-self.bias_field, self.bias_field, (4, 4, 4))
             degree = np.indices(coefficients.shape).sum(axis=0)
-            is_used = (degree > 0) & (degree <= 3)
+            is_used = (degree > 0) & (degree <= 3)  # degree 0 would be a change of scale
             change = replace(change, bias_field=coefficients * is_used)
         if _is_drawn(self.blur_probability, rng):
             sigma = rng.uniform(0, self.blur_mm) / spacing_mm
@@ -294,7 +300,7 @@ def _check_range(name: str, value: float) -> None:
 
 
 def _is_drawn(probability: float, rng: np.random.Generator) -> bool:
-    """Draw whether a change happens; without a draw where it cannot, so that runs without it stay the same."""
+    """Draw whether a change happens; at probability 0 nothing is drawn, so old runs stay equal."""
     return probability > 0 and rng.random() < probability
 
 

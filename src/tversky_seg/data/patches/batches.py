@@ -16,6 +16,7 @@ from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import Shape
 from tversky_seg.data.patches.change import Change
 from tversky_seg.data.patches.sampling import Aim, Sampler, draw_patch, patch_sides
+from tversky_seg.data.patches.spatial import as_shape
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 
 Value = TypeVar("Value")
@@ -42,7 +43,8 @@ class Sample:
 
     Attributes:
         image: (C, x, y, z) float32; with a pending change the larger box that the change needs.
-        labels: (K, x, y, z) of the same box: the target, or its components where they are asked for.
+        labels: (K, x, y, z) of the same box: the target, or its components where they are asked
+            for.
         change: Drawn augmentation that is still to be applied; None: the patch is finished.
         offset: First voxel of the box, counted from the first voxel of the patch.
         case_id: Name of the case.
@@ -76,7 +78,8 @@ class Batch:
     Attributes:
         image: (B, C, X, Y, Z) float32.
         target: (B, K, X, Y, Z) float32, 0 or 1.
-        components: (B, K, X, Y, Z) int32 labels of the connected components; None where not asked for.
+        components: (B, K, X, Y, Z) int32 labels of the connected components; None where not asked
+            for.
         case_ids: Names of the B cases.
         starts: First voxel [x, y, z] of each of the B patches in its case.
     """
@@ -97,13 +100,13 @@ class Batch:
 
 
 def map_tensors(value: Value, function: Callable[[Tensor], Tensor]) -> Value:
-    """Copy a value, with `function` applied to each tensor in it: in dataclasses and tuples, however deep."""
+    """Copy a value with `function` applied to its tensors, inside dataclasses and tuples too."""
     changed: Any = value
     if isinstance(value, Tensor):
         changed = function(value)
     elif isinstance(value, tuple):
         changed = tuple(map_tensors(part, function) for part in value)
-    elif is_dataclass(value) and not isinstance(value, type):
+    elif is_dataclass(value) and not isinstance(value, type):  # is_dataclass takes classes too
         parts: dict[str, Any] = {}
         for field in fields(value):
             parts[field.name] = map_tensors(getattr(value, field.name), function)
@@ -116,7 +119,8 @@ def stack_samples(samples: Sequence[Sample], *, with_components: bool) -> Batch:
 
     Args:
         samples: Samples without pending augmentation, at least one.
-        with_components: Whether their labels are components; the target is then where these are not 0.
+        with_components: Whether their labels are components; the target is then where these are not
+            0.
     """
     image = _stack([sample.image for sample in samples])
     labels = _stack([sample.labels for sample in samples])
@@ -137,10 +141,13 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class PatchBatches(Dataset[Batch]):
-    """All batches of a training, by step: `batches[k]` draws sample i from the generator keyed (seed, k, i).
+    """All batches of a training, by step.
 
-    No state is kept, so a resumed run gets the batches of an uninterrupted one, and any number of loader workers or
-    processes gives the same global batch. Process `rank` of `world_size` computes a contiguous share of it.
+    Sample i of `batches[k]` is drawn from a generator of its own, keyed (seed, k, i).
+
+    No state is kept, so a resumed run gets the batches of an uninterrupted one, and any number of
+    loader workers or processes gives the same global batch. Process `rank` of `world_size` computes
+    a contiguous share of it.
 
     Args:
         cases: Prepared training cases.
@@ -184,11 +191,12 @@ class PatchBatches(Dataset[Batch]):
             DataError: A file of a case could not be read; names case and step.
             RuntimeError: Anything else that went wrong in a sample, likewise.
         """
+        # Each sample is augmented before the next is read, so that memory holds one large box.
         samples = [self._sample(step, number, is_deferred=False) for number in self._numbers]
         return stack_samples(samples, with_components=self.with_components)
 
     def samples(self, step: int) -> list[Sample]:
-        """Read and draw the samples of `batches[step]`, but leave their augmentation to be applied on a GPU.
+        """Draw and read the samples of `batches[step]`, and leave their augmentation to a GPU.
 
         Raises:
             DataError, RuntimeError: As `batches[step]`.
@@ -205,7 +213,7 @@ class PatchBatches(Dataset[Batch]):
 
     @property
     def _numbers(self) -> range:
-        """Numbers of this process's samples in the global batch."""
+        """Numbers of this process's samples in the global batch: 0, 1 and 2, 3, 4 of five."""
         first = self.rank * self.batch_size // self.world_size
         end = (self.rank + 1) * self.batch_size // self.world_size
         return range(first, end)
@@ -220,7 +228,7 @@ class PatchBatches(Dataset[Batch]):
     def _sample(self, step: int, number: int, *, is_deferred: bool) -> Sample:
         """Draw and read one sample, and apply its augmentation unless that is deferred."""
         rng = self._rng(step, number)
-        case_id = "the sampler"
+        case_id = "the sampler"  # at fault until a case is drawn
         try:
             aim, start = self._draw(step, number, rng)
             case = self.cases[aim.case_index]
@@ -228,7 +236,7 @@ class PatchBatches(Dataset[Batch]):
             sample = self._read(case, start, rng)
             if is_deferred:
                 return sample
-            with _one_thread():
+            with _one_thread():  # in the training process as in a worker
                 return sample.augment(torch.device("cpu"))
         except Exception as error:
             fault = f"{type(error).__name__} at step {step}, sample {number}: {error}"
@@ -248,12 +256,11 @@ class PatchBatches(Dataset[Batch]):
             first, size = change.box(start, case.geometry.shape)
         image = case.intensities(first, size)
         labels = case.labels(first, size, components=self.with_components)
-        x, y, z = (int(a - b) for a, b in zip(first, start, strict=True))
         return Sample(
             image=torch.from_numpy(image),
-            labels=torch.from_numpy(labels.copy()),  # labels may be a view of a read-only file
+            labels=torch.from_numpy(labels.copy()),  # may be a view of a read-only file
             change=change,
-            offset=(x, y, z),
+            offset=as_shape(np.subtract(first, start)),
             case_id=case.case_id,
             start=start,
         )
@@ -261,7 +268,7 @@ class PatchBatches(Dataset[Batch]):
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute the same bits as in a loader worker, which has one thread."""
+    """Compute on one thread, as loader workers do: another number gives other roundings."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

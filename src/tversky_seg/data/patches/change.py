@@ -35,7 +35,7 @@ class Change:
     spacing_mm: tuple[float, ...]
 
     def box(self, start: Shape, shape: Shape) -> tuple[Shape, Shape]:
-        """Find the part of a volume that the patch at `start` comes from: its first voxel and its size.
+        """Find the part of a volume that a patch comes from: its first voxel and its size.
 
         It is larger or smaller than the patch, as the deformation needs it.
         """
@@ -49,8 +49,8 @@ class Change:
         """Compute the changed patch, on the device of the image.
 
         Args:
-            image: (C, x, y, z) float32, the part of the volume that `box` gives, 0 outside the brain. It may be
-                changed in place.
+            image: (C, x, y, z) float32, the part of the volume that `box` gives, 0 outside the
+                brain. It may be changed in place.
             labels: (K, x, y, z) integers of the same part.
             offset: First voxel of that part, counted from the first voxel of the patch.
 
@@ -66,23 +66,24 @@ class Change:
             labels = resample_nearest(labels, places)
         if self.growth_mm:
             image, labels = grow(image, labels, reach_mm=self.growth_mm, spacing_mm=self.spacing_mm)
+        # last, so that noise and blur are those of the patch, not resampled ones
         self._change_intensities(image)
         return image, labels
 
     def _change_intensities(self, image: Tensor) -> None:
         """Change the intensities in place; the background stays 0."""
         if any(change.is_any for change in self.channels):
-            brain = _brain(image)
+            brain = _brain(image)  # before a channel changes: it may shift values to 0
             for channel, change in zip(image, self.channels, strict=True):
                 if change.is_any:
-                    change.apply(channel)
+                    change.apply(channel)  # in place: channel is a view of the image
                     channel *= brain
         for number in self.dropped:
             image[number] = 0
 
 
 def _brain(image: Tensor) -> Tensor:
-    """Compute the brain mask (X, Y, Z) float32: 1 where any channel of (C, X, Y, Z) differs from 0."""
+    """Compute the brain (X, Y, Z) float32: 1 where any channel of (C, X, Y, Z) is not 0."""
     largest = image[0].abs()
     for channel in image[1:]:
         torch.maximum(largest, channel.abs(), out=largest)

@@ -21,12 +21,12 @@ class DrawShares:
     Attributes:
         n_lesions: Number of lesions in all cases and classes.
         limits: (3,) sizes in voxels between the quartiles of the lesions; NaN without lesions.
-        shares: (4,) share of the lesion patches that target each quartile, the smallest lesions first; NaN where no
-            patch targets a lesion.
+        shares: (4,) share of the lesion patches that target each quartile, the smallest lesions
+            first; NaN where no patch targets a lesion.
         lesion_share: Share of all patches that target a lesion.
-        off_centre: Median and 90th percentile of the distance between the drawn lesion voxel and the centre of its
-            patch, along the axis where it is largest, as a share of half the side: 0 is the centre, 1 the border. NaN
-            where no patch targets a lesion.
+        off_centre: Median and 90th percentile of the distance between the drawn lesion voxel and
+            the centre of its patch, along the axis where it is largest, as a share of half the
+            side: 0 is the centre, 1 the border. NaN where no patch targets a lesion.
     """
 
     n_lesions: int
@@ -54,11 +54,12 @@ def draw_shares(
     off_centre = []
     half = np.array(patch_sides(sampler.patch_size)) / 2
     for number in range(n_draws):
-        rng = np.random.default_rng([seed, number])
+        rng = np.random.default_rng([seed, number])  # one for each patch, as in a training
         aim, start = draw_patch(sampler, cases, rng, patch_number=number)
-        if aim.lesion is None:
+        if aim.lesion is None:  # a patch of the brain, or from anywhere
             continue
         counts[quartiles[aim.case_index][aim.lesion]] += 1
+        # a voxel's middle: in a patch of 8, whose centre is at 4, voxel 4 lies at 4.5
         middle_of_voxel = np.subtract(aim.voxel, start) + 0.5
         off_centre.append(np.abs(middle_of_voxel / half - 1).max())
 
@@ -83,8 +84,8 @@ def draw_shares(
 def _quartiles(sizes: Sequence[NDArray[np.int_]]) -> list[NDArray[np.int_]]:
     """Find the size quartile (0 smallest to 3) of each lesion among the lesions of all cases.
 
-    Lesions of equal size are ranked in their order, so that each quartile holds a quarter of the lesions: sizes
-    [1, 1, 1, 9] have the quartiles [0, 1, 2, 3].
+    Lesions of equal size are ranked in their order, so that each quartile holds a quarter of the
+    lesions: sizes [1, 1, 1, 9] have the quartiles [0, 1, 2, 3].
     """
     pooled = np.concatenate(sizes)
     ranks = np.empty(len(pooled), dtype=int)

@@ -17,7 +17,7 @@ N_RANKS = 65536  # a rank of noise is 16 bits
 
 @dataclass(frozen=True, eq=False)
 class IntensityChange:
-    """Drawn changes of one channel, in the order in which they are applied; None where none was drawn.
+    """Drawn changes of one channel, in the order in which they are applied; None: not drawn.
 
     Attributes:
         bias_field: (n, n, n) coefficients, see `multiply_bias_field`.
@@ -77,7 +77,9 @@ class IntensityChange:
 
 
 def multiply_bias_field(channel: Tensor, coefficients: NDArray[np.float64]) -> None:
-    """Multiply the values, counted from the smallest, by exp of a sum of Legendre polynomials over [-1, 1]^3.
+    """Multiply a channel by a smooth field, so that its smallest value stays.
+
+    The field is exp of a sum of Legendre polynomials over [-1, 1]^3.
 
     Args:
         channel: (X, Y, Z).
@@ -86,16 +88,22 @@ def multiply_bias_field(channel: Tensor, coefficients: NDArray[np.float64]) -> N
     degree = len(coefficients) - 1
     bases = []
     for n_voxels in channel.shape:
-        basis = np.polynomial.legendre.legvander(np.linspace(-1, 1, n_voxels), degree)
+        places = np.linspace(-1, 1, n_voxels)
+        basis = np.polynomial.legendre.legvander(places, degree)
         bases.append(basis.astype(np.float32))
     on_device = copy_to_device(coefficients.astype(np.float32), channel.device)
     field = separable(on_device, bases).exp_()
     low = channel.amin()
-    channel.sub_(low).mul_(field).add_(low)
+    channel -= low
+    channel *= field
+    channel += low
 
 
 def blur(channel: Tensor, sigma: Sequence[float]) -> None:
-    """Smooth by a Gaussian with a standard deviation in voxels along each axis; no weight lies outside the patch."""
+    """Smooth by a Gaussian, with a standard deviation in voxels along each axis.
+
+    No weight lies outside the patch.
+    """
     matrices = [_gaussian(*axis) for axis in zip(channel.shape, sigma, strict=True)]
     channel.copy_(separable(channel, matrices))
 
@@ -105,44 +113,60 @@ def _gaussian(n: int, sigma: float) -> Matrix:
     distance = np.subtract.outer(np.arange(n), np.arange(n))
     is_near = np.abs(distance) <= np.ceil(4 * sigma)
     weights = np.exp(-0.5 * (distance / max(sigma, 1e-3)) ** 2) * is_near
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
+    # next to the border the remaining weights make up for those outside
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.asarray(weights, dtype=np.float32)
 
 
 def lower_resolution(channel: Tensor, factor: float) -> None:
-    """Average over voxels `factor` times as long along each axis, then interpolate back linearly."""
+    """Average over voxels `factor` times as long along each axis, then interpolate linearly."""
     channel.copy_(separable(channel, [_coarse_and_back(n, factor) for n in channel.shape]))
 
 
 def _coarse_and_back(n: int, factor: float) -> Matrix:
-    """Compute the (n, n) matrix that averages over longer voxels along one axis and interpolates back."""
+    """Compute the (n, n) matrix of `lower_resolution` along one axis."""
     n_coarse = max(1, round(n / factor))
     edges = np.arange(n_coarse + 1) * n / n_coarse
     fine = np.arange(n)
     # overlap of each coarse voxel with each fine one, in fine voxels
-    overlap = np.minimum(edges[1:, None], fine + 1) - np.maximum(edges[:-1, None], fine)
-    means = np.maximum(overlap, 0) * n_coarse / n
+    first = np.maximum(edges[:-1, None], fine)
+    end = np.minimum(edges[1:, None], fine + 1)
+    overlap = np.maximum(end - first, 0)
+    means = overlap * n_coarse / n
+    # centre of each fine voxel, counted in coarse voxels; constant beyond the outer centres
     places = np.clip((fine + 0.5) * n_coarse / n - 0.5, 0, n_coarse - 1)
-    interpolation = np.maximum(1 - np.abs(places[:, None] - np.arange(n_coarse)), 0)
+    distance = np.abs(places[:, None] - np.arange(n_coarse))
+    interpolation = np.maximum(1 - distance, 0)
     return np.asarray(interpolation @ means, dtype=np.float32)
 
 
 def apply_gamma(channel: Tensor, exponent: float) -> None:
     """Map t to t^exponent, where t goes from 0 at the smallest to 1 at the largest value."""
     low, high = channel.aminmax()
-    width = (high - low).clamp_min(1e-20)
+    width = (high - low).clamp_min(1e-20)  # of a constant channel, too
     # width (v / width)^g = exp(g log v + (1 - g) log width), in a third of the time of pow
-    channel.sub_(low).log_().mul_(exponent).add_((1 - exponent) * width.log()).exp_().add_(low)
+    channel.sub_(low).log_()
+    channel *= exponent
+    channel += (1 - exponent) * width.log()
+    channel.exp_().add_(low)
 
 
 def apply_s_curve(channel: Tensor, strength: float) -> None:
-    """Map t to t + c t (1 - t) (1 - 2 t), t from 0 at the smallest to 1 at the largest value, c = strength in [-1, 1]."""
+    """Map t to t + c t (1 - t) (1 - 2 t), where c in [-1, 1] is the strength.
+
+    t goes from 0 at the smallest to 1 at the largest value.
+    """
     low, high = channel.aminmax()
     width = (high - low).clamp_min(1e-20)
-    channel.sub_(low).mul_(1 / width)
-    # t + c t (1 - t) (1 - 2 t) = t ((2 c t - 3 c) t + 1 + c)
-    curve = (channel * (2 * strength * width)).sub_(3 * strength * width)
-    curve = curve.mul_(channel).add_((1 + strength) * width)
-    channel.mul_(curve).add_(low)
+    channel -= low
+    channel *= 1 / width
+    # t + c t (1 - t) (1 - 2 t) = t ((2 c t - 3 c) t + 1 + c), all of it times the width
+    curve = channel * (2 * strength * width)
+    curve -= 3 * strength * width
+    curve *= channel
+    curve += (1 + strength) * width
+    channel *= curve
+    channel += low
 
 
 def add_noise(channel: Tensor, ranks: Tensor, *, sd: float) -> None:
@@ -150,9 +174,11 @@ def add_noise(channel: Tensor, ranks: Tensor, *, sd: float) -> None:
 
     Args:
         channel: (X, Y, Z).
-        ranks: (X, Y, Z) uint16, uniform in 0 to 65535: the place of each draw in the sorted normal distribution.
+        ranks: (X, Y, Z) uint16, uniform in 0 to 65535: the place of each draw in the sorted normal
+            distribution.
         sd: Standard deviation.
     """
+    # a look-up is faster than the inverse of the distribution, and the same on every device
     table = _normal_quantiles(channel.device) * sd
     index = ranks.to(channel.device, non_blocking=True).to(torch.int32)
     channel += table.index_select(0, index.flatten()).view(channel.shape)
@@ -160,6 +186,6 @@ def add_noise(channel: Tensor, ranks: Tensor, *, sd: float) -> None:
 
 @cache
 def _normal_quantiles(device: torch.device) -> Tensor:
-    """Compute the (65536,) quantiles of the standard normal distribution at the middles of equal shares, once."""
+    """Compute 65536 quantiles of the standard normal distribution, once for each device."""
     quantiles = ndtri((np.arange(N_RANKS) + 0.5) / N_RANKS).astype(np.float32)
     return torch.from_numpy(quantiles).to(device)

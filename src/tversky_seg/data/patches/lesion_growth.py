@@ -1,4 +1,4 @@
-"""Larger lesions than the training cases have: those of a patch grow, in the image and in the labels."""
+"""Lesion growth: the lesions of a patch are made larger, in the image and in the labels."""
 
 import math
 from collections.abc import Sequence
@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-TEXTURE = (
-    0.4  # share of the tissue's own contrast that shows through a lesion that has grown over it
-)
-SMALL_MM3 = 2000.0  # of lesion in a patch; with more it shows large lesions as it is
-EDGE_MM = 2.0  # over which the new border fades
+# Share of the contrast of the tissue that shows through a lesion that has grown over it.
+TEXTURE = 0.4
+# Volume of lesion in a patch above which it stays as it is: it shows large lesions already.
+SMALL_MM3 = 2000.0
+# Width over which the new border fades.
+EDGE_MM = 2.0
 
 
 def grow(
@@ -21,38 +22,48 @@ def grow(
 ) -> tuple[Tensor, Tensor]:
     """Let every lesion of a patch grow into the brain around it.
 
-    Where a lesion grows, each channel goes to the mean of the patch's lesions, and some of the texture that was there
-    stays; labels become those of the nearest lesion voxel. So a network that has only small lesions to learn from does
-    not learn that what is large is no lesion (the aim of LesionMix, Basaran et al. 2023; growing this way is our own).
+    Where a lesion grows, each channel goes to the mean of the patch's lesions, and some of the
+    texture of the tissue stays; labels become those of the nearest lesion voxel. So a network that
+    is trained on small lesions alone does not learn that a large bright region is no lesion (the
+    aim of LesionMix, Basaran et al. 2023; this way of growing is our own).
 
     Args:
         image: (C, x, y, z), 0 outside the brain.
         labels: (K, x, y, z) integers, 0 where there is no lesion.
-        reach_mm: How far.
+        reach_mm: Distance by which lesions grow.
         spacing_mm: Voxel size.
 
     Returns:
-        Both anew; as they came where there is no lesion, more than `SMALL_MM3` of it, or nothing around it.
+        Changed copies of both. Without lesion, with more than `SMALL_MM3` of it, or with no brain
+        around it, both as they came.
     """
     lesion = (labels > 0).any(dim=0).cpu().numpy()
     brain = (image != 0).any(dim=0).cpu().numpy() | lesion
-    if not 0 < lesion.sum() * math.prod(spacing_mm) <= SMALL_MM3:
+    lesion_mm3 = lesion.sum() * math.prod(spacing_mm)
+    if not 0 < lesion_mm3 <= SMALL_MM3:
         return image, labels
-    distance, nearest = ndimage.distance_transform_edt(
+    distance_mm, nearest_voxel = ndimage.distance_transform_edt(
         ~lesion, sampling=spacing_mm, return_indices=True
     )
-    ring = brain & (distance > 1) & (distance < 4)
+    ring = brain & (distance_mm > 1) & (distance_mm < 4)
     if not ring.any():
         return image, labels
-    fade = np.clip((reach_mm - distance) / EDGE_MM + 0.5, 0, 1) * (brain & ~lesion)
+
+    # 1 inside the grown lesion, 0 outside; 0.5 at reach_mm
+    fade = np.clip((reach_mm - distance_mm) / EDGE_MM + 0.5, 0, 1) * (brain & ~lesion)
     share = torch.from_numpy(fade).to(image)
-    level, around = (_mean_inside(image, mask) for mask in (lesion, ring))
-    filled = level + TEXTURE * (image - around)
-    x, y, z = torch.from_numpy(nearest.astype(np.int64)).to(labels.device)
-    is_new = torch.from_numpy((distance <= reach_mm) & brain).to(labels.device)
-    return image + share * (filled - image), torch.where(is_new, labels[:, x, y, z], labels)
+    of_lesion = _mean_inside(image, lesion)
+    of_tissue = _mean_inside(image, ring)
+    filled = of_lesion + TEXTURE * (image - of_tissue)
+    grown_image = image + share * (filled - image)
+
+    x, y, z = torch.from_numpy(nearest_voxel.astype(np.int64)).to(labels.device)
+    is_grown = torch.from_numpy((distance_mm <= reach_mm) & brain).to(labels.device)
+    grown_labels = torch.where(is_grown, labels[:, x, y, z], labels)
+    return grown_image, grown_labels
 
 
 def _mean_inside(image: Tensor, mask: NDArray[np.bool_]) -> Tensor:
-    """(C, 1, 1, 1)."""
-    return image[:, torch.from_numpy(mask).to(image.device)].mean(dim=1)[:, None, None, None]
+    """Average each channel over a mask: (C, 1, 1, 1)."""
+    inside = image[:, torch.from_numpy(mask).to(image.device)]
+    return inside.mean(dim=1)[:, None, None, None]

@@ -150,7 +150,7 @@ def _share_memory(outcome: _Outcome) -> None:
 
 
 def _next_outcome(iterator: Iterator[_Outcome], workers: Sequence[BaseProcess]) -> _Outcome:
-    """Wait for the next outcome for `STUCK_AFTER_S`, and look every `LOOK_EVERY_S` for dead workers."""
+    """Wait for the next outcome for `STUCK_AFTER_S`; look for dead workers every `LOOK_EVERY_S`."""
     for _ in range(STUCK_AFTER_S // LOOK_EVERY_S - 1):
         try:
             return next(iterator)
@@ -235,7 +235,7 @@ def _leave_signals_to_the_trainer(_: int) -> None:
 
 @contextmanager
 def _no_handler_of_dead_children() -> Iterator[None]:
-    """Keep torch from raising for a dead worker in the middle of a step, where its case is not known."""
+    """Keep torch from raising for a dead worker inside a step, where its case is not known."""
     number = getattr(signal, "SIGCHLD", None)  # Windows has none
     before = signal.getsignal(number) if number else None
     try:

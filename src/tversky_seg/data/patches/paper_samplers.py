@@ -26,14 +26,16 @@ MAX_ATTEMPTS = 50  # of Hashemi2018Sampler, for one patch
 
 @dataclass(frozen=True)
 class Hashemi2018Sampler:
-    """Draw patches that hold lesion voxels in their central half, as arXiv:1803.11078 (released code).
+    """Draw patches with lesion voxels in their central half, as arXiv:1803.11078 (released code).
 
-    A case is drawn uniformly among those with at least `min_case_voxels` lesion voxels, then one of its lesion voxels
-    uniformly. This voxel lies off the centre of the patch by -20 to 19 voxels along each axis; the patch is pushed back
-    into the volume. It is drawn again while the cube of half its sides in its middle holds fewer lesion voxels than
-    asked for, at most 50 times; then the patch with most is taken. So lesions at the border of the volume come in
-    patches drawn for other lesions, or where no patch holds enough. Both limits are lower after the first patches of a
-    training. (In the released code, subjects take turns.) Without any lesion, patches are drawn from the brain.
+    A case is drawn uniformly among those with at least `min_case_voxels` lesion voxels, then one of
+    its lesion voxels uniformly. This voxel lies off the centre of the patch by -20 to 19 voxels
+    along each axis; the patch is pushed back into the volume. It is drawn again while the cube of
+    half its sides in its middle holds fewer lesion voxels than asked for, at most 50 times; then
+    the patch with most is taken. So lesions at the border of the volume come in patches drawn for
+    other lesions, or where no patch holds enough. Both limits are lower after the first patches of
+    a training. (In the released code, subjects take turns.) Without any lesion, patches are drawn
+    from the brain.
 
     Args:
         patch_size: Sides of a patch in voxels, one number or three.
@@ -73,22 +75,23 @@ class Hashemi2018Sampler:
 
         index = indices[rng.integers(len(indices))]
         case = cases[index]
-        lesion_coordinates = np.stack(
-            np.unravel_index(case.lesion_voxels, case.geometry.shape), axis=1
-        )
+        coordinates = np.unravel_index(case.lesion_voxels, case.geometry.shape)
+        lesion_coordinates = np.stack(coordinates, axis=1)
         attempts: list[tuple[int, Aim]] = []
         for _ in range(MAX_ATTEMPTS):
             lesion, voxel = draw_lesion_voxel(case, rng)
             start = self._place(voxel, case.geometry.shape, rng)
+            # counted where the patch lies in the end, pushed back into the volume
             n_voxels = self._count_in_middle(lesion_coordinates, start)
             attempts.append((n_voxels, Aim(index, voxel, lesion, start=start)))
             if n_voxels >= min_voxels:
                 break
+        # the first of the best, where several hold the same number
         _, best = max(attempts, key=lambda attempt: attempt[0])
         return best
 
     def _place(self, voxel: Sequence[int], shape: Shape, rng: np.random.Generator) -> Shape:
-        """Draw the first voxel of a patch whose centre lies off a voxel by at most `jitter_voxels`."""
+        """Draw the first voxel of a patch, centred at most `jitter_voxels` off a voxel."""
         off_centre = rng.integers(-self.jitter_voxels, max(self.jitter_voxels, 1), 3)
         centre = np.add(voxel, off_centre).tolist()
         return place_patch(centre, shape, patch_sides(self.patch_size), rng, jitter=0)
@@ -104,11 +107,12 @@ class Hashemi2018Sampler:
 
 @dataclass(frozen=True)
 class Shirokikh2020Sampler:
-    """Draw cases by their number of lesions, and half the patches on a lesion, as arXiv:2007.10033 (released code).
+    """Draw cases by their number of lesions, as arXiv:2007.10033 (released code).
 
-    A case is drawn in proportion to its number of lesions, so that a case without lesions never comes. Then, with
-    `lesion_probability`, a lesion is drawn uniformly and one of its voxels uniformly, which lies in the centre of the
-    patch. Otherwise the patch lies uniformly where it fits. Without any lesion, patches are drawn from the brain.
+    A case is drawn in proportion to its number of lesions, so that a case without lesions never
+    comes. Then, with `lesion_probability`, a lesion is drawn uniformly and one of its voxels
+    uniformly, which lies in the centre of the patch. Otherwise the patch lies uniformly where it
+    fits. Without any lesion, patches are drawn from the brain.
 
     Args:
         patch_size: Sides of a patch in voxels, one number or three.
@@ -129,11 +133,12 @@ class Shirokikh2020Sampler:
     def aim(
         self, cases: Sequence[PreparedCase], rng: np.random.Generator, *, patch_number: int = 0
     ) -> Aim:
-        """Draw a case by its number of lesions, then a voxel of a lesion or a place where the patch fits."""
+        """Draw a case by its number of lesions, then a lesion or a place where the patch fits."""
         n_lesions = np.array([sum(case.n_lesions) for case in cases], dtype=float)
         if not n_lesions.any():
             return aim_at_brain(cases, rng)
-        index = int(rng.choice(len(cases), p=n_lesions / n_lesions.sum()))
+        probability = n_lesions / n_lesions.sum()
+        index = int(rng.choice(len(cases), p=probability))
         case = cases[index]
         if rng.random() >= self.lesion_probability:
             return Aim(index, draw_fitting_centre(case, patch_sides(self.patch_size), rng))

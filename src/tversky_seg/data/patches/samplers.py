@@ -19,6 +19,7 @@ from tversky_seg.data.patches.sampling import (
     draw_voxel_of_lesion,
     patch_sides,
 )
+from tversky_seg.data.patches.spatial import as_shape
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 
 
@@ -26,19 +27,21 @@ from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 class LesionSampler:
     """Draw a patch around a random voxel of a random lesion, or around a random voxel of the brain.
 
-    With probability `lesion_probability`: a case uniformly among those with lesions, one of its lesions uniformly (of
-    all classes together), one voxel of it uniformly. Otherwise: a case uniformly among all, a voxel of its brain
-    uniformly. Drawing voxels instead of lesions would give the smallest half of MS lesions 5 % of the patches.
-    Without any lesion in any case every patch is a brain patch.
+    With probability `lesion_probability`: a case uniformly among those with lesions, one of its
+    lesions uniformly (of all classes together), one voxel of it uniformly. Otherwise: a case
+    uniformly among all, a voxel of its brain uniformly. Drawing voxels instead of lesions would
+    give the smallest half of MS lesions 5 % of the patches. Without any lesion in any case every
+    patch is a brain patch.
 
-    The voxel then lies uniformly in the central `jitter` share of the patch's sides, so that the network cannot learn
-    where in a patch lesions lie; next to the border the patch is pushed back into the volume. A volume smaller than
-    the patch lies inside it.
+    The voxel then lies uniformly in the central `jitter` share of the patch's sides, so that the
+    network cannot learn where in a patch lesions lie; next to the border the patch is pushed back
+    into the volume. A volume smaller than the patch lies inside it.
 
     Args:
         patch_size: Sides of a patch in voxels, one number or three.
         lesion_probability: Share of patches drawn from lesions, in [0, 1].
-        jitter: Share of each side in which the drawn voxel may lie, in [0, 1]: 0 puts it in the centre, 1 anywhere.
+        jitter: Share of each side in which the drawn voxel may lie, in [0, 1]: 0 puts it in the
+            centre, 1 anywhere.
 
     Raises:
         ValueError: A side below 1, or a share outside [0, 1].
@@ -71,7 +74,7 @@ class LesionSampler:
 
 @dataclass(frozen=True)
 class SizeTemperedSampler:
-    """Draw as `LesionSampler`, but a lesion in proportion to its number of voxels to the power `power`.
+    """Draw as `LesionSampler`, but a lesion in proportion to its number of voxels ^ `power`.
 
     Args:
         patch_size: Sides of a patch in voxels, one number or three.
@@ -107,22 +110,24 @@ class SizeTemperedSampler:
         case = cases[index]
         n_voxels = np.diff(case.lesion_offsets)
         weights = n_voxels.astype(float) ** self.power
-        lesion = int(rng.choice(len(weights), p=weights / weights.sum()))
+        probability = weights / weights.sum()
+        lesion = int(rng.choice(len(weights), p=probability))
         voxel = draw_voxel_of_lesion(lesion, case, rng)
         return Aim(index, voxel, lesion, jitter=self.jitter)
 
 
 @dataclass(frozen=True)
 class ForegroundSampler:
-    """Draw as other tools do: a case uniformly, then one of its lesion voxels uniformly, in the centre of the patch.
+    """Draw as other tools do: a case uniformly, then one of its lesion voxels uniformly.
 
-    So lesions are drawn in proportion to their volume. Otherwise, and in a case without lesion, the patch lies
-    uniformly where it fits.
+    The voxel lies in the centre of the patch. So lesions are drawn in proportion to their volume.
+    Otherwise, and in a case without lesion, the patch lies uniformly where it fits.
 
     Args:
         patch_size: Sides of a patch in voxels, one number or three.
         lesion_probability: Share of patches drawn from lesion voxels, in [0, 1].
-        jitter: Share of each side in which the drawn voxel may lie, as in `LesionSampler`; 0 is the centre.
+        jitter: Share of each side in which the drawn voxel may lie, as in `LesionSampler`; 0 is the
+            centre.
 
     Raises:
         ValueError: A side below 1, or a share outside [0, 1].
@@ -178,9 +183,10 @@ class UniformSampler:
 
 @dataclass(frozen=True)
 class GridSampler:
-    """Take all patches of a regular grid over every case, each once a round, in an order that is drawn per round.
+    """Take all patches of a regular grid over every case, once a round, in a random order.
 
-    Patches are spaced as evenly as possible and cover each volume, overlapping by at least `overlap` of their sides.
+    Patches are spaced as evenly as possible and cover each volume, overlapping by at least
+    `overlap` of their sides.
 
     Args:
         patch_size: Sides of a patch in voxels, one number or three.
@@ -207,8 +213,9 @@ class GridSampler:
         n_patches = [math.prod(map(len, grid)) for grid in grids]
         ends = np.cumsum(n_patches)
         n_in_round = int(ends[-1])
-        in_round, place = divmod(patch_number, n_in_round)
-        order = np.random.default_rng(in_round).permutation(n_in_round)
+        # The order is keyed by the round: a resumed run draws it again, without a state.
+        number_of_round, place = divmod(patch_number, n_in_round)
+        order = np.random.default_rng(number_of_round).permutation(n_in_round)
 
         # Patches are numbered case by case: with 6 and 4 patches, ends = [6, 10], and number 7 is
         # patch 1 of case 1.
@@ -217,11 +224,10 @@ class GridSampler:
         number_in_case = number - int(ends[index] - n_patches[index])
         along_x, along_y, along_z = grids[index]
         grid_shape = (len(along_x), len(along_y), len(along_z))
-        x, y, z = np.unravel_index(number_in_case, grid_shape)
-        start = (along_x[x], along_y[y], along_z[z])
+        i, j, k = np.unravel_index(number_in_case, grid_shape)
+        start = (along_x[i], along_y[j], along_z[k])
         half = np.array(patch_sides(self.patch_size)) // 2
-        centre_x, centre_y, centre_z = (start + half).tolist()
-        return Aim(index, (centre_x, centre_y, centre_z), start=start)
+        return Aim(index, as_shape(start + half), start=start)
 
     def _starts(self, shape: Shape) -> list[list[int]]:
         """Compute the first voxels of the patches along each axis."""

@@ -1,7 +1,8 @@
 """Sampling of training patches: what a sampler is, and the draws that samplers share.
 
-A sampler is a frozen dataclass with a `patch_size` and one method, `aim`: it draws a case and a voxel that the patch is
-cut for. `draw_patch` then places the patch around this voxel, in the same way for all samplers.
+A sampler is a frozen dataclass with a `patch_size` and one method, `aim`: it draws a case and a
+voxel that the patch is cut for. `draw_patch` then places the patch around this voxel, in the same
+way for all samplers.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from tversky_seg.data.grids import Shape
+from tversky_seg.data.patches.spatial import as_shape
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 
 PatchSize = int | tuple[int, int, int]
@@ -24,8 +26,10 @@ class Aim:
     Attributes:
         case_index: Index of the case.
         voxel: Voxel that the patch is cut for.
-        lesion: Index of the lesion that the voxel was drawn from; None: the patch targets no lesion.
-        jitter: Share of the patch's sides in which the voxel may lie, in [0, 1]: 0 the centre, 1 anywhere.
+        lesion: Index of the lesion that the voxel was drawn from; None: the patch targets no
+            lesion.
+        jitter: Share of the patch's sides in which the voxel may lie, in [0, 1]: 0 the centre, 1
+            anywhere.
         start: First voxel of the patch, where the sampler places the patch itself; else None.
     """
 
@@ -73,9 +77,9 @@ def draw_patch(
         patch_number: Number of the patch in the training, from 0.
 
     Returns:
-        The aim of the sampler, and the first voxel of the patch in the case `aim.case_index`. Next to the border the
-        patch is pushed back into the volume. A volume smaller than the patch lies inside it: the first voxel is then
-        negative.
+        The aim of the sampler, and the first voxel of the patch in the case `aim.case_index`. Next
+        to the border the patch is pushed back into the volume. A volume smaller than the patch lies
+        inside it: the first voxel is then negative.
 
     Raises:
         ValueError: Without cases.
@@ -102,13 +106,16 @@ def place_patch(
         rng: Source of all randomness. It is drawn from without jitter, too: old runs did so.
         jitter: Share of the sides, in [0, 1].
     """
-    place_in_patch = 0.5 + jitter * (rng.random(3) - 0.5)  # in [0, 1) of each side
-    start = np.asarray(voxel) - np.floor(place_in_patch * np.array(sides)).astype(int)
+    # Place of the voxel in the patch: a share of each side, in [0, 1), then in voxels.
+    share = 0.5 + jitter * (rng.random(3) - 0.5)
+    voxel_in_patch = np.floor(share * np.array(sides)).astype(int)
+    start = np.asarray(voxel) - voxel_in_patch
     # Where the volume is smaller than the patch, room is negative: the patch then starts between
     # room and 0, so that the volume lies inside it.
     room = np.subtract(shape, sides)
-    x, y, z = np.clip(start, np.minimum(room, 0), np.maximum(room, 0)).tolist()
-    return x, y, z
+    lowest = np.minimum(room, 0)
+    highest = np.maximum(room, 0)
+    return as_shape(np.clip(start, lowest, highest))
 
 
 def patch_sides(patch_size: PatchSize) -> Shape:
@@ -151,7 +158,8 @@ def draw_case_with_lesions(cases: Sequence[PreparedCase], rng: np.random.Generat
 def draw_voxel_of_lesion(lesion: int, case: PreparedCase, rng: np.random.Generator) -> Voxel:
     """Draw a voxel of one lesion uniformly."""
     first, end = case.lesion_offsets[lesion : lesion + 2]
-    return _position(case.lesion_voxels[rng.integers(first, end)], case)
+    number = rng.integers(first, end)
+    return _position(case.lesion_voxels[number], case)
 
 
 def draw_lesion_voxel(case: PreparedCase, rng: np.random.Generator) -> tuple[int, Voxel]:
@@ -164,11 +172,11 @@ def draw_lesion_voxel(case: PreparedCase, rng: np.random.Generator) -> tuple[int
 
 
 def draw_fitting_centre(case: PreparedCase, sides: Shape, rng: np.random.Generator) -> Voxel:
-    """Draw the centre of a patch uniformly among those that fit; the middle of an axis too short for it."""
+    """Draw the centre of a patch uniformly where it fits; the middle of an axis that is short."""
     room = np.subtract(case.geometry.shape, sides)
-    start = np.where(room > 0, rng.integers(np.maximum(room, 0) + 1), room // 2)
-    x, y, z = (start + np.array(sides) // 2).tolist()
-    return x, y, z
+    random_start = rng.integers(np.maximum(room, 0) + 1)
+    start = np.where(room > 0, random_start, room // 2)
+    return as_shape(start + np.array(sides) // 2)
 
 
 def aim_at_brain(
@@ -179,14 +187,13 @@ def aim_at_brain(
     case = cases[index]
     n_voxels = len(case.foreground_voxels)
     if n_voxels:
-        voxel = _position(case.foreground_voxels[rng.integers(n_voxels)], case)
+        number = rng.integers(n_voxels)
+        voxel = _position(case.foreground_voxels[number], case)
     else:  # a blank scan still gives a patch
-        x, y, z = rng.integers(case.geometry.shape).tolist()
-        voxel = (x, y, z)
+        voxel = as_shape(rng.integers(case.geometry.shape))
     return Aim(index, voxel, jitter=jitter)
 
 
 def _position(linear_index: np.int32, case: PreparedCase) -> Voxel:
     """Convert a linear index (C order) into a voxel."""
-    x, y, z = np.unravel_index(int(linear_index), case.geometry.shape)
-    return int(x), int(y), int(z)
+    return as_shape(np.unravel_index(int(linear_index), case.geometry.shape))

@@ -1,7 +1,8 @@
-"""Patches moved in space, on any device: mirrored and turned by whole voxels, or resampled once by a smooth map."""
+"""Patches moved in space, on any device: turned by whole voxels, or resampled by a smooth map."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,24 +55,28 @@ class Turn:
         return matrix
 
     def apply(self, values: Tensor) -> Tensor:
-        """Turn the last three of four axes; the same tensor where nothing turns, else a contiguous copy."""
+        """Turn the last three of four axes: a contiguous copy, without a turn the tensor itself."""
         if self == Turn():
             return values
-        moved = values.permute(0, *(axis + 1 for axis in self.axes))
-        backwards = [j + 1 for j in range(3) if self.mirrored[j]]
-        if backwards:
-            moved = moved.flip(backwards)
+        # + 1: the channels stay the first axis
+        x, y, z = self.axes
+        moved = values.permute(0, x + 1, y + 1, z + 1)
+        backwards = np.flatnonzero(self.mirrored) + 1
+        if len(backwards):
+            moved = moved.flip(backwards.tolist())
         return moved.contiguous()
 
 
 @dataclass(frozen=True, eq=False)
 class Deformation:
-    """Smooth map of a patch: a voxel comes from centre + matrix (voxel - centre + displacement(voxel)).
+    """Smooth map of a patch.
+
+    A voxel comes from centre + matrix (voxel - centre + displacement(voxel)).
 
     Attributes:
         matrix: (3, 3) in voxels, about the centre of the patch.
-        displacement: (3, nx, ny, nz) coefficients, in voxels, of the `spline_basis`; the largest of them bounds the
-            displacement. None: the map is linear.
+        displacement: (3, nx, ny, nz) coefficients, in voxels, of the `spline_basis`; the largest of
+            them bounds the displacement. None: the map is linear.
         knot_distance: Distance of the spline's knots along each axis, in voxels.
     """
 
@@ -90,11 +95,16 @@ class Deformation:
         half = (np.array(size) - 1) / 2
         reach = half
         if self.displacement is not None:
+            # a B-spline nowhere exceeds its largest coefficient
             reach = half + np.abs(self.displacement).max(axis=(1, 2, 3))
         reach = np.abs(self.matrix) @ reach
         centre = start + half
-        low = np.clip(np.floor(centre - reach), 0, np.subtract(shape, 1)).astype(int)
-        high = np.clip(np.ceil(centre + reach) + 1, low + 1, shape).astype(int)
+        first = np.floor(centre - reach)
+        end = np.ceil(centre + reach) + 1
+        # at least one voxel, even where all of the patch lies outside
+        last_voxel = np.array(shape) - 1
+        low = np.clip(first, 0, last_voxel).astype(int)
+        high = np.clip(end, low + 1, shape).astype(int)
         return as_shape(low), as_shape(high - low)
 
     def coordinates(
@@ -114,27 +124,39 @@ class Deformation:
         Returns:
             (3, X, Y, Z) float32 voxel coordinates in the box.
         """
+        x = _offsets_from_centre(size[0], device)[:, None]
+        y = _offsets_from_centre(size[1], device)
+        z = _offsets_from_centre(size[2], device)
         centre = (np.array(size) - 1) / 2
-        x, y, z = (
-            torch.arange(n, dtype=torch.float32, device=device) - middle
-            for n, middle in zip(size, centre, strict=True)
-        )
         centre_in_box = (centre - offset).tolist()
         places = torch.empty((3, *size), device=device)
-        for axis, (by_x, by_y, by_z) in enumerate(self.matrix.tolist()):
-            in_plane = (by_x * x + centre_in_box[axis])[:, None] + by_y * y
+        for axis, row in enumerate(self.matrix.tolist()):
+            by_x, by_y, by_z = row
+            # (X, Y) first: one pass over the whole patch for each axis, and no copy of it
+            in_plane = (by_x * x + centre_in_box[axis]) + by_y * y
             torch.add(in_plane[:, :, None], by_z * z, out=places[axis])
         if self.displacement is not None:
-            bases = [spline_basis(*axis) for axis in zip(size, self.knot_distance, strict=True)]
-            in_volume = np.tensordot(self.matrix, self.displacement, 1).astype(np.float32)
-            places += separable(copy_to_device(in_volume, places.device), bases)
+            # matrix (offset + displacement) = matrix offset + matrix displacement
+            displacement = np.tensordot(self.matrix, self.displacement, 1)
+            coefficients = copy_to_device(displacement.astype(np.float32), places.device)
+            bases = []
+            for n_voxels, distance in zip(size, self.knot_distance, strict=True):
+                bases.append(spline_basis(n_voxels, distance))
+            places += separable(coefficients, bases)
         return places
+
+
+def _offsets_from_centre(n_voxels: int, device: torch.device | None) -> Tensor:
+    """Compute the offset of each voxel of an axis from the centre of the patch."""
+    index = torch.arange(n_voxels, dtype=torch.float32, device=device)
+    return index - (n_voxels - 1) / 2
 
 
 def copy_to_device(values: NDArray[np.float32], device: torch.device) -> Tensor:
     """Make a tensor of an array, on a device.
 
-    A copy from ordinary memory to a GPU waits for all work that is queued there; one from page-locked memory does not.
+    A copy from ordinary memory to a GPU waits for all work that is queued there; one from
+    page-locked memory does not.
     """
     tensor = torch.from_numpy(values)
     if device.type == "cuda":
@@ -154,20 +176,28 @@ def separable(values: Tensor, matrices: Sequence[Matrix]) -> Tensor:
     Returns:
         (..., X, Y, Z).
     """
-    along_x, along_y, along_z = (copy_to_device(matrix, values.device) for matrix in matrices)
-    values = along_y @ (values @ along_z.T)
-    product = torch.matmul(along_x, values.flatten(-2))
-    return product.reshape(*values.shape[:-3], len(along_x), *values.shape[-2:])
+    device = values.device
+    for_x, for_y, for_z = matrices
+    values = values @ copy_to_device(for_z, device).T
+    values = copy_to_device(for_y, device) @ values
+    # y and z as one axis make the last product a plain product of matrices
+    product = copy_to_device(for_x, device) @ values.flatten(-2)
+    return product.reshape(*values.shape[:-3], len(for_x), *values.shape[-2:])
 
 
 def spline_basis(n_voxels: int, knot_distance: float) -> Matrix:
-    """Evaluate cubic B-splines with knots `knot_distance` voxels apart: (n_voxels, n); each row sums to 1."""
+    """Evaluate the cubic B-splines with knots `knot_distance` voxels apart.
+
+    Returns:
+        (n_voxels, n) values of the n splines that reach the axis; each row sums to 1.
+    """
     places = np.arange(n_voxels) / knot_distance
     knots = np.arange(-1, int(places[-1]) + 3)
     x = np.abs(places[:, None] - knots)
     inner = 2 / 3 - x**2 + x**3 / 2
     outer = np.maximum(2 - x, 0) ** 3 / 6
-    return np.where(x < 1, inner, outer).astype(np.float32)
+    values = np.where(x < 1, inner, outer)
+    return values.astype(np.float32)
 
 
 def resample_linear(image: Tensor, places: Tensor) -> Tensor:
@@ -186,7 +216,7 @@ def resample_linear(image: Tensor, places: Tensor) -> Tensor:
 
 
 def resample_nearest(labels: Tensor, places: Tensor) -> Tensor:
-    """Take the labels (K, x, y, z), of any integer type, of the nearest voxels: (K, *size), 0 outside."""
+    """Take the labels (K, x, y, z), integers, of the nearest voxels: (K, *size), 0 outside."""
     if not labels.any():
         return labels.new_zeros((len(labels), *places.shape[1:]))
     # One voxel of background on each side takes all places outside: clamped to it, they give 0.
@@ -196,11 +226,11 @@ def resample_nearest(labels: Tensor, places: Tensor) -> Tensor:
         # + 1 for the padding and + 0.5 to round, as the conversion to integers cuts off.
         index = (places[axis] + 1.5).clamp_(0, n - 0.5).to(torch.int32)
         linear_index.mul_(n).add_(index)
-    picked = [label.flatten().index_select(0, linear_index.flatten()) for label in padded]
-    return torch.stack(picked).reshape(len(labels), *linear_index.shape)
+    picked = padded.flatten(1).index_select(1, linear_index.flatten())
+    return picked.reshape(len(labels), *linear_index.shape)
 
 
-def as_shape(numbers: Sequence[int] | NDArray[np.int_]) -> Shape:
+def as_shape(numbers: Sequence[Any] | NDArray[Any]) -> Shape:
     """Convert three numbers to a tuple of int."""
     x, y, z = (int(n) for n in numbers)
     return x, y, z
