@@ -22,8 +22,9 @@ from sklearn.mixture import GaussianMixture
 from tversky_seg.data.case import Case
 from tversky_seg.data.datasets.lesjak2017 import find_lesjak2017
 from tversky_seg.data.nifti import read_label, read_volume
-from tversky_seg.data.phantom.cohort import MODALITIES, make_phantom
+from tversky_seg.data.phantom.cohort import make_phantom
 from tversky_seg.data.phantom.lesions import QUANTILES
+from tversky_seg.data.phantom.subject import MODALITIES
 
 DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
@@ -224,14 +225,14 @@ def _five(values: Sequence[float]) -> str:
 
 
 def print_constants(patients: Sequence[Patient], *, spacing_mm: int) -> None:
-    """LESION_SIZES of data/phantom_lesions.py for one spacing."""
+    """Print LESION_SIZES of data/phantom/lesions.py for one spacing."""
     sizes = sorted((lesion_sizes(p) for p in patients), key=np.sum)
     others = np.quantile(np.concatenate([s[2:] for s in sizes]), QUANTILES)
     print(f"{spacing_mm} mm")
-    print("count  ", [len(s) for s in sizes])
-    print("largest", [int(s[0]) for s in sizes])
-    print("second ", [int(s[1]) for s in sizes])
-    print("others ", [round(float(n)) for n in others])
+    print("count  ", *(len(s) for s in sizes))
+    print("largest", *(int(s[0]) for s in sizes))
+    print("second ", *(int(s[1]) for s in sizes))
+    print("others ", *(round(float(n)) for n in others))
 
 
 def draw_slices(real: Sequence[Patient], made: Sequence[Patient], *, path: Path) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tversky_seg.data.patches.change import Change
 from tversky_seg.data.patches.intensity import N_RANKS, IntensityChange
 from tversky_seg.data.patches.spatial import Deformation, Turn, as_shape
+from tversky_seg.data.rotation import rotation_about_axis
 
 # A cubic B-spline displacement that is smaller than this share of the distance of its knots does
 # not fold (Choi & Lee 2000).
@@ -308,10 +309,5 @@ def _rotation(radians: NDArray[np.float64]) -> NDArray[np.float64]:
     """Compute the (3, 3) rotation about the first axis, then the second, then the third."""
     matrix = np.eye(3)
     for axis, angle in enumerate(radians):
-        a, b = PLANES[axis]
-        about_axis = np.eye(3)
-        about_axis[[a, b], [a, b]] = np.cos(angle)
-        about_axis[a, b] = -np.sin(angle)
-        about_axis[b, a] = np.sin(angle)
-        matrix = about_axis @ matrix
+        matrix = rotation_about_axis(axis, angle) @ matrix
     return matrix

@@ -1,11 +1,16 @@
 """Anatomies of synthetic subjects: the MNI152 atlas that nilearn carries, deformed at random."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+
+from tversky_seg.data.rotation import rotation_about_axis
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -16,7 +21,8 @@ class Anatomy:
     """Tissue maps of the atlas at 1 mm, cut to the brain; axes R, A, S.
 
     Attributes:
-        tissue: (3, X, Y, Z) shares of grey matter, white matter and cerebrospinal fluid (CSF), in [0, 1].
+        tissue: (3, X, Y, Z) shares of grey matter, white matter and cerebrospinal fluid (CSF),
+            in [0, 1].
         ventricle_mm: (X, Y, Z) distance to the lateral ventricles, 0 inside.
         centre_mm: (3,) MNI coordinate of the array's centre.
     """
@@ -28,47 +34,60 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Head:
-    """A subject's anatomy before lesions and intensities, on the subject's grid."""
+    """Anatomy of a subject before lesions and intensities, on the subject's grid.
 
-    tissue: Array  # (3, X, Y, Z) grey matter, white matter, CSF
+    Attributes:
+        tissue: (3, X, Y, Z) shares of grey matter, white matter and CSF.
+        ventricle_mm: (X, Y, Z) distance to the lateral ventricles.
+        spacing_mm: Voxel size.
+    """
+
+    tissue: Array
     ventricle_mm: Array
     spacing_mm: float
 
 
+@cache
 def load_anatomy() -> Anatomy:
-    """The MNI152 (2009a, symmetric) tissue maps of the installed nilearn package; nothing is downloaded."""
+    """Load the MNI152 (2009a, symmetric) tissue maps of the installed nilearn package.
+
+    Nothing is downloaded. Each process loads them once.
+    """
     from nilearn import datasets
 
-    maps = [
-        datasets.load_mni152_gm_template(resolution=1),
-        datasets.load_mni152_wm_template(resolution=1),
-    ]
+    grey_image = datasets.load_mni152_gm_template(resolution=1)
+    white_image = datasets.load_mni152_wm_template(resolution=1)
     brain = datasets.load_mni152_brain_mask(resolution=1).get_fdata() > 0.5
     box = ndimage.find_objects(brain.astype(np.uint8))[0]
     brain = brain[box]
-    grey, white = (np.asarray(image.get_fdata(dtype=np.float32))[box] for image in maps)
-    tissue = np.stack([grey, white, np.clip(brain - grey - white, 0, 1)]).astype(np.float32)
-    centre = np.array([axis.start for axis in box]) + (np.array(brain.shape) - 1) / 2
+    grey = np.asarray(grey_image.get_fdata(dtype=np.float32))[box]
+    white = np.asarray(white_image.get_fdata(dtype=np.float32))[box]
+    csf = np.clip(brain - grey - white, 0, 1)
+    tissue = np.stack([grey, white, csf]).astype(np.float32)
+    first_voxel = np.array([side.start for side in box])
+    centre = first_voxel + (np.array(brain.shape) - 1) / 2
     return Anatomy(
         tissue=tissue,
         ventricle_mm=_distance_to_ventricles(tissue[2] > 0.5),
-        centre_mm=maps[0].affine[:3, :3] @ centre + maps[0].affine[:3, 3],
+        centre_mm=grey_image.affine[:3, :3] @ centre + grey_image.affine[:3, 3],
     )
 
 
 def draw_head(anatomy: Anatomy, *, spacing_mm: float, rng: np.random.Generator) -> Head:
-    """Deform the atlas: size, pose, a smooth random field, wider ventricles; then sharpen what averaging blurred."""
+    """Deform the atlas: size, pose, a smooth random field, wider ventricles.
+
+    Afterwards the tissue is sharpened, because the atlas is a blurred average of brains.
+    """
+    # The order of the draws is part of the seed's meaning.
     size = np.array(anatomy.ventricle_mm.shape)
     shape = tuple(int(n) for n in np.ceil((size + 2) / spacing_mm))
     scale = rng.uniform(0.82, 0.92) * np.exp(rng.normal(0, 0.02, 3))
     turn = _rotation(rng.normal(0, 0.05, 3)) / scale
     grid = np.indices(shape, dtype=np.float32)
-    position = (grid - ((np.array(shape) - 1) / 2)[:, None, None, None]) * spacing_mm
-    position = np.einsum("ij,jxyz->ixyz", turn.astype(np.float32), position)
-    position += (
-        np.stack([smooth_noise(shape, rng, sigma_mm=18, spacing_mm=spacing_mm) for _ in range(3)])
-        * 2.5
-    )
+    offset_mm = (grid - ((np.array(shape) - 1) / 2)[:, None, None, None]) * spacing_mm
+    position = np.einsum("ij,jxyz->ixyz", turn.astype(np.float32), offset_mm)
+    waves = [smooth_noise(shape, rng, sigma_mm=18, spacing_mm=spacing_mm) for _ in range(3)]
+    position += np.stack(waves) * 2.5
     position += ((size - 1) / 2)[:, None, None, None].astype(np.float32)
     distance = _sample(anatomy.ventricle_mm, position)
     inward = np.stack(np.gradient(ndimage.gaussian_filter(distance, 2 / spacing_mm), spacing_mm))
@@ -80,7 +99,10 @@ def draw_head(anatomy: Anatomy, *, spacing_mm: float, rng: np.random.Generator) 
 def smooth_noise(
     shape: Sequence[int], rng: np.random.Generator, *, sigma_mm: float, spacing_mm: float
 ) -> Array:
-    """Smooth Gaussian noise, mean about 0 and standard deviation 1, drawn on a grid as coarse as it may be."""
+    """Draw smooth Gaussian noise of mean about 0 and standard deviation 1.
+
+    It is drawn and smoothed on the coarsest grid that carries this sigma, then interpolated.
+    """
     sigma = sigma_mm / spacing_mm
     step = max(1, int(sigma / 1.5))
     field = rng.standard_normal([n // step + 2 for n in shape], dtype=np.float32)
@@ -90,42 +112,51 @@ def smooth_noise(
 
 
 def upsample(field: Array, step: int, *, shape: Sequence[int]) -> Array:
-    """Linear interpolation to a grid `step` times as fine, cut to `shape`."""
+    """Interpolate linearly to a grid `step` times as fine, and cut it to `shape`."""
     for axis in range(3):
         field = ndimage.uniform_filter1d(np.repeat(field, step, axis=axis), step, axis=axis)
     return np.asarray(field[tuple(slice(n) for n in shape)])
 
 
 def _distance_to_ventricles(csf: Mask) -> Array:
-    """Distance in voxels to the second largest connected part of the CSF; the largest is around the brain."""
+    """Compute the distance in voxels to the ventricles: the second largest part of the CSF.
+
+    The largest part lies around the brain.
+    """
     parts, _ = ndimage.label(csf)
-    outside = parts != 1 + np.argsort(np.bincount(parts.ravel())[1:])[-2]
-    distance = 2 * ndimage.distance_transform_edt(outside[::2, ::2, ::2]).astype(np.float32)
-    return np.where(outside, upsample(distance, 2, shape=csf.shape), np.float32(0))
+    sizes = np.bincount(parts.ravel())[1:]
+    ventricles = 1 + np.argsort(sizes)[-2]
+    outside = parts != ventricles
+    # On every second voxel, because the exact transform of the whole grid takes seconds.
+    coarse = 2 * ndimage.distance_transform_edt(outside[::2, ::2, ::2]).astype(np.float32)
+    return np.where(outside, upsample(coarse, 2, shape=csf.shape), np.float32(0))
 
 
-def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rotation about the three axes in turn, angles in radians."""
-    product = np.eye(3)
-    for axis, angle in enumerate(angles):
-        i, j = [k for k in range(3) if k != axis]
-        turn = np.eye(3)
-        turn[[i, j], [i, j]] = np.cos(angle)
-        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
-        product = product @ turn
-    return product
+def _rotation(radians: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Compute the rotation (3, 3) that turns about the third axis first, the first axis last."""
+    about_x, about_y, about_z = (
+        rotation_about_axis(axis, angle) for axis, angle in enumerate(radians)
+    )
+    return about_x @ about_y @ about_z
 
 
 def _sample(volume: Array, position: Array, *, outside: float | None = None) -> Array:
-    """Linear interpolation at (3, …) voxel positions; beyond the edge `outside`, or the nearest value."""
-    mode, value = ("nearest", 0.0) if outside is None else ("constant", outside)
+    """Interpolate linearly at voxel positions (3, …).
+
+    Args:
+        volume: (X, Y, Z).
+        position: (3, …) voxel coordinates.
+        outside: Value beyond the edge; None: the nearest value.
+    """
+    mode = "nearest" if outside is None else "constant"
+    fill = 0.0 if outside is None else outside
     return np.asarray(
-        ndimage.map_coordinates(volume, position, order=1, mode=mode, cval=value, output=np.float32)
+        ndimage.map_coordinates(volume, position, order=1, mode=mode, cval=fill, output=np.float32)
     )
 
 
 def _sharpen(tissue: Array, power: float = 2.0) -> Array:
     """Push (3, …) tissue shares, and the share that is none of them, towards 0 and 1."""
     powered = np.clip(tissue, 0, 1) ** power
-    none = np.clip(1 - tissue.sum(0), 0, 1) ** power
-    return np.asarray(powered / (powered.sum(0) + none))
+    rest = np.clip(1 - tissue.sum(0), 0, 1) ** power
+    return np.asarray(powered / (powered.sum(0) + rest))
