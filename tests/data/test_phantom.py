@@ -1,4 +1,5 @@
 import json
+import shutil
 import socket
 from pathlib import Path
 
@@ -259,3 +260,18 @@ def test_root_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"file.*data.root"):
         make_phantom(tmp_path / "file", n_train=1, n_test=0, spacing_mm=6.0, n_workers=1)
+
+
+def test_a_folder_with_other_files_gets_no_cohort(tmp_path: Path) -> None:
+    (tmp_path / "sub-01_T1.nii.gz").touch()
+    with pytest.raises(DataError, match=r"sub-01_T1\.nii\.gz.*data=") as error:
+        make_phantom(tmp_path, n_train=1, n_test=0, spacing_mm=6.0, n_workers=1)
+    assert error.value.where == f"data.root={tmp_path}"
+    assert [path.name for path in tmp_path.iterdir()] == ["sub-01_T1.nii.gz"]
+
+
+def test_a_folder_of_cohorts_gets_another(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "cohorts")
+    (tmp_path / "cohorts" / ".DS_Store").touch()
+    make_phantom(tmp_path / "cohorts", n_train=1, n_test=0, spacing_mm=6.0, n_workers=1)
+    assert len(list((tmp_path / "cohorts").glob("ms_*"))) == 2

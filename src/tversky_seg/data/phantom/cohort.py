@@ -106,11 +106,12 @@ def make_phantom(
             takes longer than their start.
 
     Raises:
-        DataError: A number is out of range, or `root` cannot be written.
+        DataError: A number is out of range, `root` holds other files, or cannot be written.
     """
     settings = CohortSettings(n_train, n_test, spacing_mm, seed)
     cohort = Path(root) / settings.folder_name
     if not cohort.is_dir():
+        _refuse_other_files(Path(root))
         try:
             _make_cohort(cohort, settings, n_workers=n_workers)
         except OSError as error:
@@ -133,6 +134,24 @@ def _check_number(
     if high == math.inf:
         expected = f"expected {low} or more"
     raise DataError(f"data.importer.{name}", str(value), expected)
+
+
+def _refuse_other_files(root: Path) -> None:
+    """Refuse a folder that holds anything but synthetic cohorts: probably the user's own data.
+
+    `data.root=my_scans` without `data=` asks for the synthetic cohort, which is the default.
+    """
+    if not root.is_dir():
+        return
+    for path in sorted(root.iterdir()):
+        is_hidden = path.name.startswith(".")
+        if not is_hidden and not (path / SETTINGS_FILE).is_file():
+            raise DataError(
+                f"data.root={root}",
+                f"holds {path.name}, but data=phantom makes a synthetic cohort there",
+                "add data=NAME to use your data (data=manifest, msseg2016, bids, …), "
+                "or name an empty folder",
+            )
 
 
 def _make_cohort(cohort: Path, settings: CohortSettings, *, n_workers: int | None) -> None:
