@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tversky_seg.data.case import Case
-from tversky_seg.data.nifti import NIFTI_ENDINGS, file_and_frame
+from tversky_seg.data.image_files import NIFTI_ENDINGS, file_and_frame
 
 
 def unused_images(folder: Path, cases: Sequence[Case]) -> list[Path]:
