@@ -12,7 +12,7 @@ from scipy import ndimage, stats
 from scipy.interpolate import BSpline
 from torch.nn import functional
 
-from tversky_seg.data.patches import intensity as intensities
+from tversky_seg.data.patches import intensity
 from tversky_seg.data.patches.augmentation import Augmentation
 
 GEOMETRY_ONLY = {
@@ -25,7 +25,7 @@ INTENSITIES_ONLY = {"flip_axes": (), "rotation_axes": ()}
 def a_patch(
     shape: tuple[int, int, int] = (12, 12, 12), seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Noise in a ball with 0 around; target and components are functions of the image, to be held against it."""
+    """Noise in a ball with 0 around; target and components are functions of the image."""
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, side) for side in shape), indexing="ij"))
     ball = (grid**2).sum(axis=0) < 0.9
@@ -177,7 +177,7 @@ def test_noise_has_at_most_the_standard_deviation_asked_for() -> None:
 def test_noise_is_normally_distributed() -> None:
     channel = torch.zeros(64, 64, 64)
     ranks = np.random.default_rng(0).integers(0, 65536, channel.shape, dtype=np.uint16)
-    intensities.add_noise(channel, torch.from_numpy(ranks), sd=2.0)
+    intensity.add_noise(channel, torch.from_numpy(ranks), sd=2.0)
     values = channel.flatten().double().numpy()
     assert stats.kstest(values / 2, "norm").statistic < 0.005
     assert values.std() == pytest.approx(2, rel=0.01)
@@ -263,7 +263,7 @@ DEFORMING = {
 
 
 def smooth_volume(shape: tuple[int, int, int] = (70, 64, 60)) -> tuple[np.ndarray, np.ndarray]:
-    """An image (1, X, Y, Z) and labels in it (1, X, Y, Z), as large as a patch and all it may need around."""
+    """An image and labels in it, (1, X, Y, Z), as large as a patch and its surroundings."""
     rng = np.random.default_rng(3)
     image = ndimage.gaussian_filter(rng.standard_normal(shape), 3).astype(np.float32)[None]
     return image / image.std(), ndimage.label(image[0] > image.std())[0][None].astype(np.int32)
@@ -329,20 +329,20 @@ def a_channel(shape: tuple[int, int, int] = (24, 20, 22)) -> torch.Tensor:
 def test_blur_is_monais_gaussian_away_from_the_border() -> None:
     channel = a_channel()
     expected = GaussianSmooth((0.8, 0.8, 0.8), approx="sampled")(channel[None])[0]
-    intensities.blur(channel, (0.8, 0.8, 0.8))
+    intensity.blur(channel, (0.8, 0.8, 0.8))
     inside = (slice(5, -5),) * 3
     torch.testing.assert_close(
         channel[inside], torch.as_tensor(expected)[inside], atol=5e-3, rtol=0
     )
     constant = torch.full((9, 9, 9), 3.0)
-    intensities.blur(constant, (2.0, 1.0, 0.0))
+    intensity.blur(constant, (2.0, 1.0, 0.0))
     torch.testing.assert_close(constant, torch.full((9, 9, 9), 3.0))
 
 
 def test_blur_is_scipys_gaussian_away_from_the_border() -> None:
     channel = a_channel()
     expected = ndimage.gaussian_filter(channel.numpy(), (1.0, 0.5, 0.0), truncate=4)
-    intensities.blur(channel, (1.0, 0.5, 0.0))
+    intensity.blur(channel, (1.0, 0.5, 0.0))
     inside = (slice(5, -5),) * 3
     np.testing.assert_allclose(channel[inside], expected[inside], atol=1e-5)
 
@@ -355,14 +355,14 @@ def test_the_bias_field_is_monais() -> None:
     coefficients = np.zeros((4, 4, 4))
     coefficients[np.add.outer(np.add.outer(range(4), range(4)), range(4)) <= 3] = monai._coeff
     channel = image[0].clone()
-    intensities.multiply_bias_field(channel, coefficients)
+    intensity.multiply_bias_field(channel, coefficients)
     torch.testing.assert_close(channel, torch.as_tensor(expected), atol=1e-4, rtol=1e-4)
 
 
 def test_gamma_is_monais() -> None:
     channel = a_channel()
     expected = AdjustContrast(1.7)(channel[None])[0]
-    intensities.apply_gamma(channel, 1.7)
+    intensity.apply_gamma(channel, 1.7)
     torch.testing.assert_close(channel, torch.as_tensor(expected), atol=1e-4, rtol=1e-4)
 
 
@@ -370,10 +370,10 @@ def test_low_resolution_is_torchs_area_mean_and_trilinear_interpolation() -> Non
     channel = a_channel()
     coarse = functional.interpolate(channel[None, None], size=(12, 10, 11), mode="area")
     expected = functional.interpolate(coarse, size=channel.shape, mode="trilinear")[0, 0]
-    intensities.lower_resolution(channel, 2.0)
+    intensity.lower_resolution(channel, 2.0)
     torch.testing.assert_close(channel, expected, atol=1e-5, rtol=1e-5)
     same = a_channel()
-    intensities.lower_resolution(same, 1.0)
+    intensity.lower_resolution(same, 1.0)
     torch.testing.assert_close(same, a_channel())
 
 
