@@ -1,4 +1,4 @@
-"""Segment cases with a trained network or several. `python predict.py --help` lists the settings."""
+"""Segment cases with one trained network or several: `python predict.py --help`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

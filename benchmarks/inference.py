@@ -1,4 +1,6 @@
-"""Whole-volume prediction beside MONAI's sliding_window_inference, interleaved, on a real case with the default U-Net.
+"""Whole-volume prediction next to MONAI's sliding_window_inference, on a real case.
+
+The network is the default U-Net; the two are timed in turn.
 
     python benchmarks/inference.py --root <open_ms_data>
 
@@ -64,7 +66,7 @@ def load(root: Path, patient: str) -> PreparedCase:
 
 
 def on_full_grid(prepared: PreparedCase, image: torch.Tensor) -> torch.Tensor:
-    """The cropped image back in the volume that the file holds, on the network's axes."""
+    """Put the cropped image back into the volume of the file, on the network's axes."""
     full = torch.zeros(len(image), *prepared.geometry.full_shape)
     box = [
         slice(a, a + n)
@@ -95,7 +97,7 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def fastest_batch(predict: Callable[[int], Any], sizes: tuple[int, ...] = (1, 2, 4)) -> int:
-    """The window batch that takes least time."""
+    """Choose the window batch that takes least time."""
     return min(sizes, key=lambda size: seconds(lambda: predict(size)))
 
 
@@ -132,6 +134,8 @@ def compare(
         times["network"].append(network.seconds)
         times["monai"].append(seconds(lambda: monai(theirs, image, side, theirs_batch)))
     best = {name: min(values) for name, values in times.items()}
+    to_monai = [ours / monai for ours, monai in zip(times["ours"], times["monai"], strict=True)]
+    beyond = [ours / alone - 1 for ours, alone in zip(times["ours"], times["network"], strict=True)]
     return {
         "volume": "as the file" if whole_file else "brain-cropped",
         "window": side,
@@ -139,15 +143,16 @@ def compare(
         "batch ours/MONAI": f"{ours_batch}/{theirs_batch}",
         "ours s": f"{best['ours']:.2f}",
         "MONAI s": f"{best['monai']:.2f}",
-        "ours/MONAI": f"{median(o / m for o, m in zip(times['ours'], times['monai'], strict=True)):.3f}",
-        "beyond the network": f"{median(o / n - 1 for o, n in zip(times['ours'], times['network'], strict=True)):.1%}",
+        "ours/MONAI": f"{median(to_monai):.3f}",
+        "beyond the network": f"{median(beyond):.1%}",
     }
 
 
 def largest_difference(prepared: PreparedCase, side: int) -> float:
-    """Between ours and MONAI's probability with MONAI's own weights, on the brain-cropped volume.
+    """Compare with MONAI's probability, with MONAI's window weights, on the brain-cropped volume.
 
-    Both networks are laid out alike: convolutions of another layout round differently, by 1e-4 in an untrained network.
+    Both networks are laid out alike: convolutions of another layout round differently, by 1e-4 in
+    an untrained network.
     """
     network = to_device(
         UNet3D(in_channels=len(MODALITIES), out_channels=1).eval(), torch.device("cpu")
@@ -163,7 +168,11 @@ def largest_difference(prepared: PreparedCase, side: int) -> float:
 
 
 def memory_beside_the_network() -> float:
-    """Peak memory of a prediction by a network without any, as a multiple of the output volume; call it first."""
+    """Measure the peak memory of a prediction by a network without any; call it first.
+
+    Returns:
+        Memory as a multiple of the output volume.
+    """
     image = torch.zeros(1, 400, 400, 400)
 
     class Nothing(torch.nn.Module):
@@ -222,9 +231,8 @@ def main() -> None:
         row = compare(prepared, side, whole_file=volume == "file", **asked)
         print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     for side in arguments.sides:
-        print(
-            f"largest difference to MONAI with its weights, window {side}: {largest_difference(prepared, side):.1e}"
-        )
+        difference = largest_difference(prepared, side)
+        print(f"largest difference to MONAI with its weights, window {side}: {difference:.1e}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""predict.py with several checkpoints, views, BIDS folders, missing modalities; checkpoints are made, not trained."""
+"""predict.py with several checkpoints, views, BIDS folders and missing modalities.
+
+The checkpoints are written here, without training.
+"""
 
 import csv
 import json

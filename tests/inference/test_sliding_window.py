@@ -291,10 +291,12 @@ class Nothing(torch.nn.Module):
 
 def peak_of(n_members, n, **settings):
     geometry = Geometry((n, n, n), np.eye(4), (n, n, n), np.eye(4), (0, 0, 0), (n, n, n))
-    arrays = {"image": np.ones((1, n, n, n), np.int16), "foreground_voxels": np.arange(n**3, dtype=np.int32)}
+    image, foreground = np.ones((1, n, n, n), np.int16), np.arange(n**3, dtype=np.int32)
+    arrays = {"image": image, "foreground_voxels": foreground}
     case = PreparedCase("a", "a", geometry, np.ones(1, np.float32), arrays=arrays)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    Ensemble([Member(Nothing(), SlidingWindow(48, overlap=0.0))] * n_members, **settings).predict(case)
+    member = Member(Nothing(), SlidingWindow(48, overlap=0.0))
+    Ensemble([member] * n_members, **settings).predict(case)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (4 * n**3)
 
 peak_of(1, 40)

@@ -103,6 +103,7 @@ class CaseRecords:
 
 def input_states(case: Case) -> dict[str, FileState]:
     """List path, size and time of the files that a prediction reads; missing ones have no state."""
+    # The label is not read, so it may change.
     named = dict(case.images)
     if case.brain_mask is not None:
         named["brain_mask"] = case.brain_mask
@@ -117,6 +118,7 @@ def input_states(case: Case) -> dict[str, FileState]:
 
 
 def _read(path: Path) -> CaseRecord | None:
+    # What cannot be read counts as missing: the case is then predicted again.
     try:
         record = CaseRecord(**read_json(path))
     except (OSError, ValueError, TypeError):

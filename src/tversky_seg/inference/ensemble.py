@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,6 +41,7 @@ class Member:
 
     def vote(self, probability: Tensor) -> Tensor:
         """Vote on each voxel and class, (K, X, Y, Z) bool."""
+        # One threshold for all classes is spread over them.
         return probability >= torch.tensor(self.threshold).view(-1, 1, 1, 1)
 
 
@@ -137,23 +138,31 @@ class Ensemble:
         count_type = torch.uint8 if len(self.members) < 256 else torch.int32
         votes = self.members[0].vote(probability).to(count_type)
         for member in self.members[1:]:
+            # The same volume again, emptied.
             case.predict(member, into=probability.zero_())
             votes += member.vote(probability)
         return probability.copy_(votes).div_(len(self.members))
 
     def _mean_and_disagreement(self, case: _CaseOnDevice) -> tuple[Tensor, Tensor]:
-        mean, mean_entropy = torch.zeros(1), torch.zeros(1)
-        parts = [(member, view) for member in self.members for view in member.view_names]
-        for number, (member, view) in enumerate(parts):
-            share = 1 / (len(self.members) * len(member.view_names))
-            one_view = replace(member, windows=replace(member.windows, tta=[view]))
+        mean = torch.zeros(())
+        mean_entropy = torch.zeros(())
+        for share, one_view in self._shares_of_views():
             probability = case.predict(one_view)
-            if number == 0:
+            # Only the first prediction tells the number of classes.
+            if mean.ndim == 0:
                 mean = torch.zeros_like(probability)
                 mean_entropy = torch.zeros_like(probability)
             mean_entropy.add_(entropy(probability), alpha=share)
             mean.add_(probability, alpha=share)
+        # Rounding may bring a difference of nearly 0 below it.
         return mean, entropy(mean).sub_(mean_entropy).clamp_(0, 1)
+
+    def _shares_of_views(self) -> Iterator[tuple[float, Member]]:
+        """Yield each view of each member as a member of its own, with its share of the mean."""
+        for member in self.members:
+            share = 1 / (len(self.members) * len(member.view_names))
+            for view in member.view_names:
+                yield share, replace(member, windows=replace(member.windows, tta=[view]))
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,10 +39,12 @@ def number_lesions(
         np.ascontiguousarray(mask), connectivity=26, return_N=True
     )
     n_voxels = np.bincount(components[components > 0], minlength=n + 1)[1:]
+    # Stable: lesions of equal size keep the order of their first voxels.
     order = np.argsort(-n_voxels, kind="stable")
     # A lesion of exactly this size stays; the voxel size has the error of float32.
     is_large = n_voxels[order] * math.prod(spacing_of(affine)) >= min_volume_mm3 * (1 - 1e-6)
     order = order[is_large]
+    # From component to number; 0 for the background and for what is too small.
     numbers = np.zeros(n + 1, dtype=np.uint32)
     numbers[order + 1] = np.arange(1, len(order) + 1)
     lesions: NDArray[np.uint32] = numbers[components]
@@ -83,6 +85,7 @@ def lesion_rows(
     centres = np.stack([_sums(number, axis) for axis in voxels.T]) / n_voxels
     centres_mm = np.transpose(centres) @ affine[:3, :3].T + affine[:3, 3]
     mean_probability = _sums(number, probability[tuple(voxels.T)]) / n_voxels
+    # Index 0 is the background, which no voxel of a lesion has.
     nearest_mm = np.full(len(n_voxels) + 1, np.inf)
     if brain is not None:
         np.minimum.at(nearest_mm, number, distance_to_edge(voxels, brain, spacing_mm=spacing_mm))
@@ -117,8 +120,10 @@ def distance_to_edge(
         brain: (X, Y, Z).
         spacing_mm: Three voxel sizes.
     """
+    # One voxel around, since beyond the field of view is outside.
     padded = np.pad(brain, 1)
     shell = _shell_around(padded)
+    # Without any brain, all voxels are outside.
     if not shell.any():
         return np.zeros(len(voxels))
     if len(voxels) > MANY_VOXELS:
@@ -157,10 +162,11 @@ def write_lesion_table(
     """
     columns = _columns(n_classes)
     all_lesions = {**_read_table(path, columns), **lesions}
-    order = [case_id for case_id in all_lesions if case_id not in set(case_ids)]
-    order += case_ids
+    # A case without lesions has no row, but replaces those of an earlier prediction.
+    others = all_lesions.keys() - set(case_ids)
+    order = [case_id for case_id in all_lesions if case_id in others]
     rows = []
-    for case_id in order:
+    for case_id in [*order, *case_ids]:
         for row in all_lesions.get(case_id, ()):
             rows.append([row.get(column) for column in columns])
     with writing(path):

@@ -130,8 +130,10 @@ def choose_operating_point(
         ValueError: `goal` is unknown.
     """
     check_goal(goal)
+    # What the user has set is the only candidate.
     sizes = SIZES_MM3 if min_volume_mm3 is None else (min_volume_mm3,)
     thresholds = _candidate_thresholds(cases, goal) if threshold is None else [threshold]
+    # Without lesions there is nothing to choose by.
     if not any(case.reference.any() for case in cases):
         if len(thresholds) > 1:
             return OperatingPoint(0.5, sizes[0])
@@ -139,6 +141,7 @@ def choose_operating_point(
     candidates = []
     for each_threshold in thresholds:
         predicted = [_predicted_lesions(case, each_threshold) for case in cases]
+        # Sizes only remove components, so these are found once for each threshold.
         for size in sizes:
             score = _mean_score(predicted, size, goal)
             candidates.append(_Candidate(OperatingPoint(each_threshold, size), score))
@@ -170,6 +173,7 @@ def _target_recall(goal: str) -> float:
 def _candidate_thresholds(cases: Sequence[ScoredCase], goal: str) -> list[float]:
     """List thresholds to compare, each halfway between two levels of a saved probability."""
     if goal.startswith("lesion"):
+        # 0.05, 0.10, … as levels of the saved 16-bit probability.
         levels = np.arange(1, N_THRESHOLDS + 1) / (N_THRESHOLDS + 1) * (N_LEVELS - 1)
         return [_threshold_below(round(level)) for level in levels]
     histograms = [levels_histogram(case.levels, case.reference) for case in cases]
@@ -198,6 +202,7 @@ def _threshold_of_recall(histograms: Sequence[ScoreHistogram], target: float) ->
     if not recalls:
         return 0.5
     reaches_target = np.mean(recalls, axis=0) >= target * (1 - 1e-9)
+    # Recall falls from level to level, so the last level that reaches the target is the highest.
     level = int(np.flatnonzero(reaches_target).max(initial=0))
     return _threshold_below(max(level, 1))
 
@@ -205,9 +210,11 @@ def _threshold_of_recall(histograms: Sequence[ScoreHistogram], target: float) ->
 def _predicted_lesions(case: ScoredCase, threshold: float) -> _PredictedLesions:
     predicted, n_predicted = label_lesions(case.levels >= threshold * (N_LEVELS - 1))
     lesions, n_lesions = label_lesions(case.reference)
+    # Any order of voxels will do for counts; that of memory needs no copy.
     n_voxels = np.bincount(predicted.ravel(order="K"), minlength=n_predicted + 1)[1:]
     voxel_mm3 = float(np.prod(case.spacing_mm))
     volume_mm3 = np.asarray(n_voxels * voxel_mm3, dtype=np.float64)
+    # Voxels where a predicted lesion meets one of the reference: the pairs that touch.
     is_hit = (predicted > 0) & case.reference
     n_true = np.bincount(predicted[is_hit], minlength=n_predicted + 1)[1:]
     largest = np.full(n_lesions, -1.0)
@@ -240,6 +247,7 @@ def _voxel_score(case: _PredictedLesions, size_mm3: float, *, b: float) -> _Scor
 def _lesion_score(case: _PredictedLesions, size_mm3: float) -> _Score:
     """Compute F1 and recall of the lesions; without lesion F1 is 1 if nothing is predicted."""
     is_large = _reaches(case.volume_mm3, size_mm3)
+    # A reference lesion counts as detected if the largest lesion that touches it is not removed.
     # At size 0 the -1 of an untouched lesion must still be too small.
     is_detected = _reaches(case.largest_touching_mm3, max(size_mm3, 0.0))
     counts = LesionCounts(

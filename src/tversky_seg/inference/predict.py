@@ -120,6 +120,7 @@ def predict_cases(
     records = CaseRecords(output_dir)
     case_ids = [case.case_id for case in cases]
     with running_job(output_dir, case_ids):
+        # Jobs of other cases may write into the same folder, so shared files change under a lock.
         with exclusive(output_dir):
             if not claim_folder(output_dir, settings):
                 records.discard_all()  # nothing says how these predictions were made
@@ -151,6 +152,7 @@ def prepare_input(case: Case, preprocessing: Preprocessing) -> PreparedCase:
     prepared = preprocess(unlabelled, replace(preprocessing, modalities=present))
     if present == preprocessing.modalities:
         return prepared
+    # As with channel dropout in training: zeros where a modality is missing.
     channels = [preprocessing.modalities.index(name) for name in present]
     n_channels = len(preprocessing.modalities)
     image = np.zeros((n_channels, *prepared.image.shape[1:]), prepared.image.dtype)
@@ -177,6 +179,7 @@ class _Predictor:
 
     def predict(self, case: Case, records: CaseRecords) -> None:
         """Write the files of a case, and its record when they are complete."""
+        # Before they are read: a file that changes meanwhile is then predicted again.
         inputs = input_states(case)
         prepared = prepare_input(case, self.preprocessing)
         geometry = prepared.geometry
@@ -192,8 +195,8 @@ class _Predictor:
             _on_input_grid(probability, geometry),
             geometry.input_affine,
             classes=self.classes,
-            threshold={name: self.inference.threshold_of(name) for name in self.classes},
-            min_volume_mm3={name: self.inference.min_volume_of(name) for name in self.classes},
+            threshold=self.inference.thresholds(self.classes),
+            min_volume_mm3=self.inference.min_volumes_mm3(self.classes),
             uncertainty=uncertainty_maps,
             brain=_brain_on_input_grid(prepared),
         )
@@ -217,7 +220,9 @@ def _predict_pending(
             if case.case_id in pending:
                 try:
                     predictor.predict(case, records)
-                except Exception as error:
+                except (
+                    Exception
+                ) as error:  # of any kind, so that one case cannot stop a night's work
                     faults[case.case_id] = _describe_fault(case, error)
                     logger.debug("%s", faults[case.case_id], exc_info=True)
                     note += " failed"
@@ -283,12 +288,13 @@ def _folder_settings(
     checksums: str | list[str] = [member.checksum for member in ensemble.members]
     if len(ensemble.members) == 1:
         checksums = ensemble.members[0].checksum
+    # Device and precision are left out: a job may resume on another machine.
     return {
         "checkpoint": checksums,
         "classes": {name: list(values) for name, values in preprocessing.classes.items()},
         "background_values": list(preprocessing.crop_values) or None,
-        "threshold": unwrap_single({name: inference.threshold_of(name) for name in classes}),
-        "min_volume_mm3": unwrap_single({name: inference.min_volume_of(name) for name in classes}),
+        "threshold": unwrap_single(inference.thresholds(classes)),
+        "min_volume_mm3": unwrap_single(inference.min_volumes_mm3(classes)),
         "probability_scale": PROBABILITY_SCALE,
         "window": inference.window,
         "spline_order": inference.spline_order if inference.window == "bspline" else None,

@@ -38,6 +38,7 @@ def prediction_files(
     """Name the files of a case, by class; a single class does not appear in the file names."""
     files = {}
     for name in classes:
+        # c1_mask.nii.gz, or c1_liver_mask.nii.gz and c1_tumour_mask.nii.gz
         stem = f"{case_id}_{name}" if len(classes) > 1 else case_id
         files[name] = PredictionFiles(
             probability=folder / f"{stem}{PROBABILITY_ENDING}",
@@ -128,6 +129,7 @@ def claim_folder(output_dir: Path, settings: Mapping[str, Any]) -> bool:
         raise DataError(
             path, f"holds no settings of a prediction ({error})", "name another output_dir"
         ) from error
+    # A folder holds predictions of one kind, or nobody knows how a mask was made.
     if differing:
         before = ", ".join(f"{key}={saved.get(key)}" for key in differing)
         now = ", ".join(f"{key}={settings[key]}" for key in differing)

@@ -52,9 +52,11 @@ def running_job(output_dir: Path, case_ids: Sequence[str]) -> Iterator[None]:
             jobs = _running_jobs(folder)
             for job in jobs:
                 _refuse_same_cases(output_dir, job, case_ids)
+            # The scratch files of a job that runs are its own.
             if not jobs:
                 _remove_scratch_files(output_dir)
                 _remove_scratch_files(folder)
+            # Still under the lock, so that of two equal jobs the second sees the first.
             job = folder / f"job-{secrets.token_hex(8)}.lock"
             with writing(job):
                 stack.enter_context(lock_file(job, content={"case_ids": list(case_ids)}))
@@ -74,11 +76,11 @@ def _running_jobs(folder: Path) -> list[Path]:
 
 def _refuse_same_cases(output_dir: Path, job: Path, case_ids: Sequence[str]) -> None:
     case_ids_of_job = read_lock(job).get("case_ids", [])
-    shared = [case_id for case_id in case_ids if case_id in set(case_ids_of_job)]
+    shared = set(case_ids).intersection(case_ids_of_job)
     if shared:
         raise DataError(
             output_dir,
-            f"{owner_of(job)} is predicting case {shared[0]} there",
+            f"{owner_of(job)} is predicting case {min(shared)} there",
             "wait until it has ended (at most two minutes after a crash), "
             "or name another output_dir",
         )

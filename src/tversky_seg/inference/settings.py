@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,6 +75,14 @@ class Inference:
         """Return the smallest lesion of a class in mm3; 0 if none was chosen."""
         return _value_of(class_name, self.min_volume_mm3, default=0.0)
 
+    def thresholds(self, class_names: Iterable[str]) -> dict[str, float]:
+        """Return the threshold of each class."""
+        return {name: self.threshold_of(name) for name in class_names}
+
+    def min_volumes_mm3(self, class_names: Iterable[str]) -> dict[str, float]:
+        """Return the smallest lesion of each class in mm3."""
+        return {name: self.min_volume_of(name) for name in class_names}
+
     def with_operating_point(self, chosen: Mapping[str, Any]) -> Inference:
         """Fill in threshold and smallest lesion as validation chose them, if they are not set.
 
@@ -111,6 +119,7 @@ def _values(setting: float | Mapping[str, float] | None) -> list[float]:
 def _value_of(
     class_name: str, setting: float | Mapping[str, float] | None, *, default: float
 ) -> float:
+    # One value for all classes, or one for each; a class that is not listed takes the default.
     value = setting.get(class_name) if isinstance(setting, Mapping) else setting
     if value is None:
         return default

@@ -184,6 +184,7 @@ def predict_by_windows(
     """
     volume = _as_volume(image)
     device = _device_of(network) if device is None else torch.device(device)
+    # Prepared cases are kept as int16: half of float32.
     if image_scale is None:
         scale = torch.ones(len(volume))
     else:
@@ -192,6 +193,7 @@ def predict_by_windows(
         to_device(network, device), scale.view(-1, 1, 1, 1), device, precision
     )
     with _evaluating(network):
+        # A sum can be extended in place only on the same grid: without padding, in known windows.
         if windows.is_whole:
             probability = _predict_whole(on_device, volume, windows, foreground)
         elif into is None or _is_smaller_than(volume, windows.sides):
@@ -235,6 +237,7 @@ def _predict_whole(
             if not is_out_of_memory(error) or max(x, y, z) < SMALLEST_HALVED:
                 raise
         # Here and not above, since the error keeps the tensors of the failed attempt alive.
+        # Rounded up, so that two windows cover the side.
         x, y, z = (x + 1) // 2, (y + 1) // 2, (z + 1) // 2
         logger.warning("out of memory for the whole volume: using windows of %d x %d x %d", x, y, z)
 
@@ -256,12 +259,13 @@ def _predict_padded(
         corners = _with_foreground(corners, foreground, sides, shape, n_before=n_before)
     grid = windows.grid(corners, sides)
     probability = fuse(network, volume, grid, batch_size=windows.batch_size)
+    # Without the padding, and free of the padded volume's memory.
     x, y, z = (slice(start, start + n) for start, n in zip(n_before, shape, strict=True))
     return probability[:, x, y, z].contiguous()
 
 
 def _padding(shape: Sequence[int], sides: Sides) -> tuple[Sides, list[int]]:
-    """Compute how many voxels go before each axis, and all padding in the order of torch's `pad`."""
+    """Compute the padding before each axis, and all of it in the order of torch's `pad`."""
     n_before: list[int] = []
     padding: list[int] = []
     for n, side in zip(shape, sides, strict=True):
@@ -296,6 +300,7 @@ def _corners(shape: Sequence[int], sides: Sides, overlap: float) -> list[Sides]:
     """
     starts = []
     for n, side in zip(shape, sides, strict=True):
+        # Rounded down, so that the overlap is at least what was asked for.
         step = max(int(side * (1 - overlap)), 1)
         last = n - side
         starts.append([*range(0, last, step), last])
@@ -326,6 +331,7 @@ def _with_foreground(
         )
     chosen = []
     for corner in corners:
+        # The window's box in the volume without padding, where it may begin before the first voxel.
         box = []
         for start, n_padded, side in zip(corner, n_before, sides, strict=True):
             box.append(slice(max(start - n_padded, 0), start - n_padded + side))

@@ -121,13 +121,15 @@ def differing_settings(models: Sequence[TrainedModel]) -> dict[str, list[Any]]:
 
     Seed and fold are left out, in which the members of an ensemble should differ.
     """
-    flat = [dict(flatten(dict(model.config))) for model in models]
-    keys = sorted({key for settings in flat for key in settings})
+    # Keys with a dot, as on the command line: {"loss": {"beta": 0.7}} -> {"loss.beta": 0.7}.
+    configs = [dict(flatten(dict(model.config))) for model in models]
+    keys = set().union(*configs)
     differing = {}
-    for key in keys:
-        values = [settings.get(key) for settings in flat]
+    for key in sorted(keys):
+        values = [config.get(key) for config in configs]
         is_expected = key in EXPECTED_TO_DIFFER or is_free(key)
-        if not is_expected and any(value != values[0] for value in values):
+        # By comparison and not by a set, since values may be lists.
+        if not is_expected and values != values[:1] * len(values):
             differing[key] = values
     return differing
 
@@ -154,21 +156,14 @@ def build_ensemble(
     classes = tuple(models[0].preprocessing.classes)
     members = []
     for model in models:
-        members.append(
-            Member(
-                model.network,
-                replace(model.inference, **overrides).windows,
-                model.checksum,
-                [model.inference.threshold_of(name) for name in classes],
-            )
-        )
-    threshold = {}
-    min_volume_mm3 = {}
-    for name in classes:
-        threshold[name] = _mean([model.inference.threshold_of(name) for model in models])
-        if combine == "vote":
-            threshold[name] = 0.5
-        min_volume_mm3[name] = _mean([model.inference.min_volume_of(name) for model in models])
+        windows = replace(model.inference, **overrides).windows
+        own_thresholds = tuple(model.inference.thresholds(classes).values())
+        members.append(Member(model.network, windows, model.checksum, own_thresholds))
+    threshold = _mean_by_class([model.inference.thresholds(classes) for model in models])
+    if combine == "vote":
+        # The probability is now the share of votes: half of them are enough.
+        threshold = dict.fromkeys(classes, 0.5)
+    min_volume_mm3 = _mean_by_class([model.inference.min_volumes_mm3(classes) for model in models])
     inference = replace(
         models[0].inference,
         threshold=unwrap_single(threshold),
@@ -180,8 +175,9 @@ def build_ensemble(
 def find_checkpoints(names: str | Sequence[str]) -> list[Path]:
     """List the checkpoint files that a setting names, in its order.
 
-    The folder of a sweep means all its runs. A glob that matches run folders means these alone, so that `runs/cv/*` passes over the summary
-    beside them. A run that is still in training is taken as it is, with a warning.
+    The folder of a sweep means all its runs. A glob that matches run folders means these alone, so
+    that `runs/cv/*` passes over the summary next to them. A run that is still in training is taken
+    as it is, with a warning.
 
     Args:
         names: Files, run folders (their best.pt), folders of runs, or globs of these; one or
@@ -237,8 +233,13 @@ def _is_same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _mean_by_class(settings: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average over the models, class by class."""
+    means = {}
+    for name in settings[0]:
+        values = [of_model[name] for of_model in settings]
+        means[name] = sum(values) / len(values)
+    return means
 
 
 def _checkpoints_named(name: str) -> list[Path]:
@@ -249,6 +250,7 @@ def _checkpoints_named(name: str) -> list[Path]:
     is_glob = "*" in name or "?" in name
     if path.exists() or not is_glob:
         return [_checkpoint_of(path)]  # loading it tells if it is missing
+    # pathlib globs relative patterns only.
     if path.anchor:
         root = Path(path.anchor)
         matches = sorted(root.glob(str(path.relative_to(root))))
@@ -258,6 +260,7 @@ def _checkpoints_named(name: str) -> list[Path]:
         raise CheckpointError(
             f"checkpoint: no file matches {name}; expected as runs/*/checkpoints/best.pt"
         )
+    # In `runs/cv/*` the runs count, not the summary next to them; `*.pt` names no run at all.
     runs = [match for match in matches if _is_run(match)]
     return [_checkpoint_of(match) for match in runs or matches]
 
@@ -285,6 +288,7 @@ def _is_run(path: Path) -> bool:
 
 def _is_in_training(path: Path) -> bool:
     """Tell whether the run of a checkpoint has not come to its prediction, which ends training."""
+    # <run>/checkpoints/best.pt
     run = path.absolute().parents[1]
     if not path.is_file() or not (run / "config.yaml").is_file():
         return False

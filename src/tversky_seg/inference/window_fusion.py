@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class WindowGrid:
     def passes(self) -> list[tuple[Box, View]]:
         """List the passes through the network; the views of a window follow each other."""
         boxes = [_box(corner, self.weights.shape) for corner in self.corners]
-        return [(box, view) for box in boxes for view in self.views]
+        return list(itertools.product(boxes, self.views))
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +67,7 @@ class WindowNetwork:
         Raises:
             ValueError: The network changes the sides of the window.
         """
+        # On the window's device: a volume that moved to the host is scaled there.
         mirrored = []
         for window, view in zip(windows, views, strict=True):
             mirrored.append(_mirror(window.float() * self.scale.to(window.device), view))
@@ -77,6 +79,7 @@ class WindowNetwork:
                 f"the network made {tuple(logits.shape)} of {tuple(batch.shape)}; "
                 "expected equal sides"
             )
+        # In float32 whatever the network computes in, so that sums and thresholds are exact.
         probability = logits.float().sigmoid()
         return [
             _mirror(of_window, view) for of_window, view in zip(probability, views, strict=True)
@@ -111,6 +114,7 @@ def fuse(
     """
     fusion = _Fusion(network, volume, grid, batch_size=batch_size, into=into, share=share)
     total = fusion.run()
+    # The sum of all voxels is NaN if one is, and needs no second volume.
     if not torch.isfinite(total.sum()):
         raise ValueError("the network gave NaN; expected finite logits")
     return total.clamp_(0, 1).cpu()
@@ -196,6 +200,7 @@ class _Fusion:
         windows = [self.volume[:, *box] for box, _ in batch]
         views = [view for _, view in batch]
         probabilities = self.network.probabilities(windows, views)
+        # Only now is the number of classes known.
         if self.total is None:
             n_classes = len(probabilities[0])
             shape = self.volume.shape[1:]
@@ -211,6 +216,7 @@ class _Fusion:
         assert self.total is not None
         if not self.is_added_to:
             return self.weights
+        # The views of a window follow each other and share a factor.
         if box != self.factor_box:
             sums = _sum_of_weights(box, self.corners, self.weights)
             factor = self.weights * (self.share / self.n_views) / sums
@@ -226,6 +232,7 @@ class _Fusion:
             sums = torch.zeros_like(slab[0])
             for corner in self.corners:
                 _add_weights(sums, self.weights, corner, first_plane=self.n_normalised)
+            # Where no window was added, 0 divided by the smallest number stays 0.
             sums.mul_(self.n_views).clamp_(min=torch.finfo(torch.float32).tiny)
             slab /= sums
             self.n_normalised += SLAB
@@ -235,6 +242,7 @@ def _add_weights(sums: Tensor, weights: Tensor, corner: Sides, *, first_plane: i
     """Add a window's weights to a slab (n, Y, Z) that begins at a plane."""
     x, y, z = corner
     depth, height, width = weights.shape
+    # The planes that window and slab have in common.
     low = max(x, first_plane)
     high = min(x + depth, first_plane + len(sums))
     if low < high:
@@ -260,6 +268,7 @@ def _sum_of_weights(box: Box, corners: Sequence[Sides], weights: Tensor) -> Tens
 def _mirror(window: Tensor, view: View) -> Tensor:
     if not view:
         return window
+    # Axis 0 of a window is its channel.
     return window.flip([axis + 1 for axis in view])
 
 

@@ -79,6 +79,7 @@ def _weights_of(window: Window, sides: Sequence[int], spline_order: int) -> Any:
         along = [np.asarray(window(side), dtype=np.float64) for side in sides]
     else:
         return window
+    # The weight of a voxel is the product of its weights along the three axes.
     x, y, z = along
     return x[:, None, None] * y[:, None] * z
 
