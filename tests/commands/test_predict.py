@@ -262,7 +262,7 @@ def test_a_run_chooses_for_its_goal_keeps_its_views_and_predict_follows(tmp_path
     chosen = {name: state[name] for name in ("threshold", "min_volume_mm3")}
     assert (state["inference"]["goal"], state["inference"]["tta"]) == ("recall=0.9", ["none", "xy"])
     assert state["inference"]["threshold"] is None, "left to be chosen"
-    assert str(state["threshold"]) in outcome.stdout
+    assert f"{state['threshold']:.3f}" in outcome.stdout
     said = settings_of(tmp_path / "run" / "predictions")
     assert {name: said[name] for name in chosen} == chosen
     assert predict(tmp_path / "run", manifest, tmp_path / "p", "case_id=c4").status == 0
