@@ -19,10 +19,10 @@ def scores(seed, n=4000):
 @pytest.mark.parametrize("n_bins", [5, 10, 15])
 def test_bins_equal_scikit_learn(n_bins):
     probability, reference = scores(0)
-    found = calibrate(score_histogram(probability, reference), n_bins=n_bins)
+    calibration = calibrate(score_histogram(probability, reference), n_bins=n_bins)
     share, mean = calibration_curve(reference, probability, n_bins=n_bins)
-    np.testing.assert_allclose(found.lesion_share, share)
-    np.testing.assert_allclose(found.mean_probability, mean)
+    np.testing.assert_allclose(calibration.lesion_share, share)
+    np.testing.assert_allclose(calibration.mean_probability, mean)
 
 
 @pytest.mark.parametrize("n_bins", [1, 7, 10])
@@ -30,21 +30,19 @@ def test_error_equals_brute_force(n_bins):
     probability, reference = scores(1)
     expected = 0.0
     for k in range(n_bins):
-        inside = (probability > k / n_bins) & (probability <= (k + 1) / n_bins) | (
-            (k == 0) & (probability == 0)
-        )
+        inside = (probability > k / n_bins) & (probability <= (k + 1) / n_bins)
+        if k == 0:
+            inside |= probability == 0
         if inside.any():
             expected += inside.mean() * abs(probability[inside].mean() - reference[inside].mean())
-    assert expected_calibration_error(probability, reference, n_bins=n_bins) == pytest.approx(
-        expected, abs=1e-12
-    )
+    error = expected_calibration_error(probability, reference, n_bins=n_bins)
+    assert error == pytest.approx(expected, abs=1e-12)
 
 
 def test_error_worked_by_hand():
     # (0.0, 0.1]: mean 0.1, none lesion; (0.7, 0.8]: mean 0.8, one of two.
-    assert expected_calibration_error([0.1, 0.1, 0.8, 0.8], [0, 0, 1, 0]) == pytest.approx(
-        0.5 * 0.1 + 0.5 * 0.3, abs=1e-5
-    )
+    error = expected_calibration_error([0.1, 0.1, 0.8, 0.8], [0, 0, 1, 0])
+    assert error == pytest.approx(0.5 * 0.1 + 0.5 * 0.3, abs=1e-5)
 
 
 def test_probabilities_that_mean_what_they_say_have_no_error():
@@ -55,7 +53,7 @@ def test_probabilities_that_mean_what_they_say_have_no_error():
     assert expected_calibration_error(1.0 - reference, reference) == 1
 
 
-def test_only_voxels_inside_the_mask_are_judged_and_none_have_no_error():
+def test_only_voxels_inside_the_mask_count_and_none_have_no_error():
     probability, reference = scores(2)
     inside = np.arange(len(probability)) % 3 == 0
     expected = expected_calibration_error(probability[inside], reference[inside])

@@ -66,7 +66,7 @@ def test_average_recall_is_the_mean_of_501_points_that_holds_its_last_value():
     assert average_recall(curve) == pytest.approx(by_hand.mean())
 
 
-def test_all_lesions_found_and_none_false_is_an_average_recall_of_one():
+def test_all_lesions_detected_and_none_false_is_an_average_recall_of_one():
     _, reference = case(0)
     assert average_recall(score_lesions(reference.astype(float), reference).curve()) == 1
 

@@ -1,4 +1,4 @@
-"""Numbers that other projects published for given masks. Each case names its source in oracles.json."""
+"""Numbers published by other projects for given masks; oracles.json names the source of each."""
 
 import json
 
@@ -37,25 +37,21 @@ def test_measures_of_the_tiny_lesion_masks(real_data, oracles, connectivity):
     prediction, reference = (np.asarray(file.dataobj) for file in files)
     overlap = overlap_counts(prediction, reference)
     lesions = lesion_counts(prediction, reference, spacing_mm=(1, 1, 1), connectivity=connectivity)
-    found = [
-        overlap.dice,
-        overlap.jaccard,
-        overlap.precision,
-        overlap.sensitivity,
-        lesions.tpr,
-        lesions.fpr,
-    ]
-    assert found == pytest.approx(
-        [expected[name] for name in ("dsc", "jaccard", "ppv", "tpr", "ltpr", "lfdr")]
-    )
+    assert overlap.dice == pytest.approx(expected["dsc"])
+    assert overlap.jaccard == pytest.approx(expected["jaccard"])
+    assert overlap.precision == pytest.approx(expected["ppv"])
+    assert overlap.sensitivity == pytest.approx(expected["tpr"])
+    assert lesions.tpr == pytest.approx(expected["ltpr"])
+    assert lesions.fpr == pytest.approx(expected["lfdr"])
     assert abs(overlap.volume_difference) == pytest.approx(expected["avd"])
-    terms = {
-        "dice": overlap.dice,
-        "precision": overlap.precision,
-        "lesion_fpr": lesions.fpr,
-        "lesion_tpr": lesions.tpr,
-    }
-    assert isbi_score(**terms, correlation=0) / 0.75 == pytest.approx(expected["isbi15_score"])
+    score = isbi_score(
+        dice=overlap.dice,
+        precision=overlap.precision,
+        lesion_fpr=lesions.fpr,
+        lesion_tpr=lesions.tpr,
+        correlation=0,
+    )
+    assert score / 0.75 == pytest.approx(expected["isbi15_score"])
 
 
 def test_voxel_counts_of_nested_squares(oracles):
@@ -67,33 +63,33 @@ def test_voxel_counts_of_nested_squares(oracles):
         assert [getattr(counts, name) for name in ("tp", "fp", "fn", "tn")] == [
             expected[k][i] for k in ("tp", "fp", "fn", "tn")
         ]
-        found = surface_distances(prediction, reference, spacing_mm=(1, 1))
-        distances = oracles["metrics_reloaded"]["sn2.10_distances"]
-        assert found.assd_mm == pytest.approx(distances["ASSD"][i], abs=0.006)
-        assert found.hd_mm == pytest.approx(distances["HD"][i], abs=0.005)
-        assert found.surface_dice == pytest.approx(distances["NSD_tau1"][i], abs=0.0005)
+        distances = surface_distances(prediction, reference, spacing_mm=(1, 1))
+        published = oracles["metrics_reloaded"]["sn2.10_distances"]
+        assert distances.assd_mm == pytest.approx(published["ASSD"][i], abs=0.006)
+        assert distances.hd_mm == pytest.approx(published["HD"][i], abs=0.005)
+        assert distances.surface_dice == pytest.approx(published["NSD_tau1"][i], abs=0.0005)
 
 
 def test_distances_of_a_square_with_a_cross(oracles):
     expected = oracles["metrics_reloaded"]["fig10"]
     reference = draw((11, 11), np.s_[3:8, 3:8])
     prediction = reference | draw((11, 11), np.s_[5, 1:10], np.s_[1:10, 5])
-    found = surface_distances(prediction, reference, spacing_mm=(1, 1))
-    assert found.assd_mm == pytest.approx(expected["ASSD"], abs=0.005)
-    assert found.surface_dice == pytest.approx(expected["NSD_tau1"], abs=0.005)
-    assert (
-        surface_distances(prediction, reference, spacing_mm=(1, 1), tolerance_mm=2).surface_dice
-        == 1
-    )
+    distances = surface_distances(prediction, reference, spacing_mm=(1, 1))
+    assert distances.assd_mm == pytest.approx(expected["ASSD"], abs=0.005)
+    assert distances.surface_dice == pytest.approx(expected["NSD_tau1"], abs=0.005)
+    wide = surface_distances(prediction, reference, spacing_mm=(1, 1), tolerance_mm=2)
+    assert wide.surface_dice == 1
     assert overlap_counts(prediction, reference).dice == pytest.approx(expected["DSC"], abs=0.0005)
 
 
 def test_hd95_is_the_larger_directed_percentile_not_the_pooled_one(oracles):
     prediction = draw((14, 14), np.s_[9:12, 9:12])
     reference = prediction | draw((14, 14), np.s_[1, 1])
-    found = surface_distances(prediction, reference, spacing_mm=(1, 1))
-    assert found.hd95_mm == pytest.approx(oracles["metrics_reloaded"]["fig5c"]["HD95"], abs=0.005)
-    assert found.hd_mm == pytest.approx(oracles["metrics_reloaded"]["fig5c"]["HD"], abs=0.005)
+    distances = surface_distances(prediction, reference, spacing_mm=(1, 1))
+    assert distances.hd95_mm == pytest.approx(
+        oracles["metrics_reloaded"]["fig5c"]["HD95"], abs=0.005
+    )
+    assert distances.hd_mm == pytest.approx(oracles["metrics_reloaded"]["fig5c"]["HD"], abs=0.005)
 
 
 def test_f1_of_voxels(oracles):

@@ -56,9 +56,9 @@ def test_rates_with_an_empty_denominator_are_nan():
     assert (missed.dice, missed.sensitivity) == (0, 0)
     assert math.isnan(missed.precision)
     assert math.isnan(missed.specificity)
-    invented = overlap_counts(something, nothing)
-    assert (invented.dice, invented.precision, invented.specificity) == (0, 0, 0)
-    assert math.isnan(invented.sensitivity)
+    false_positive = overlap_counts(something, nothing)
+    assert (false_positive.dice, false_positive.precision, false_positive.specificity) == (0, 0, 0)
+    assert math.isnan(false_positive.sensitivity)
 
 
 def test_counts_take_bool_integer_float_and_torch(masks):
@@ -97,18 +97,16 @@ def test_f_weights_are_those_of_the_paper():
 
 @pytest.mark.parametrize("b", [-1.0, math.nan, math.inf])
 def test_f_refuses_a_b_that_is_negative_or_not_finite(b):
-    with pytest.raises(ValueError, match="b must be >= 0"):
+    with pytest.raises(ValueError, match="b="):
         f_weights(b)
 
 
 def test_masks_of_different_shape_and_probabilities_are_refused():
-    with pytest.raises(ValueError, match=r"one shape, got \(2,\) and \(3,\)"):
+    with pytest.raises(ValueError, match=r"\(2,\) and \(3,\)"):
         overlap_counts(np.zeros(2), np.zeros(3))
-    with pytest.raises(
-        ValueError, match=r"prediction must be a mask of 0 and 1, got the value 0\.4"
-    ):
+    with pytest.raises(ValueError, match=r"prediction.*0\.4"):
         overlap_counts(np.array([0.4, 1.0]), np.zeros(2))
-    with pytest.raises(ValueError, match="reference must be a mask of 0 and 1, got the value 2"):
+    with pytest.raises(ValueError, match=r"reference.*2"):
         overlap_counts(np.zeros(2), np.array([2, 1]))
 
 
@@ -138,16 +136,12 @@ def test_mcc_of_a_whole_brain_does_not_overflow():
 
 def test_jaccard_mcc_and_volume_difference_of_empty_masks():
     nothing, something = np.zeros(4), np.array([0, 1, 0, 0])
-    both_empty, missed, invented = (
-        overlap_counts(*pair)
-        for pair in ((nothing, nothing), (nothing, something), (something, nothing))
-    )
-    assert (missed.jaccard, invented.jaccard, missed.volume_difference) == (0, 0, -1)
-    undefined = (
-        both_empty.jaccard,
-        both_empty.mcc,
-        missed.mcc,
-        invented.mcc,
-        invented.volume_difference,
-    )
-    assert all(math.isnan(rate) for rate in undefined)
+    both_empty = overlap_counts(nothing, nothing)
+    missed = overlap_counts(nothing, something)
+    false_positive = overlap_counts(something, nothing)
+    assert (missed.jaccard, false_positive.jaccard, missed.volume_difference) == (0, 0, -1)
+    assert math.isnan(both_empty.jaccard)
+    assert math.isnan(both_empty.mcc)
+    assert math.isnan(missed.mcc)
+    assert math.isnan(false_positive.mcc)
+    assert math.isnan(false_positive.volume_difference)

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from tversky_seg.metrics.masks import FloatArray
 
 VOLUME_EDGES_MM3 = (0.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, math.inf)
 
@@ -25,7 +27,8 @@ class BlandAltman:
     @property
     def limits(self) -> tuple[float, float]:
         """95 % limits of agreement, bias -+ 1.96 sd."""
-        return self.bias - 1.96 * self.sd, self.bias + 1.96 * self.sd
+        half_width = 1.96 * self.sd
+        return self.bias - half_width, self.bias + half_width
 
 
 def bland_altman(predicted: ArrayLike, reference: ArrayLike) -> BlandAltman:
@@ -40,6 +43,7 @@ def bland_altman(predicted: ArrayLike, reference: ArrayLike) -> BlandAltman:
     """
     x, y = _check_pairs(predicted, reference)
     difference = x - y
+    # numpy warns of means of nothing; here too few cases are a normal result.
     bias = math.nan
     sd = math.nan
     if len(difference):
@@ -68,11 +72,14 @@ def volume_correlation(predicted: ArrayLike, reference: ArrayLike) -> float:
         return math.nan
     x = x - x.mean()
     y = y - y.mean()
-    spread = math.sqrt(float((x * x).sum()) * float((y * y).sum()))
+    x_squares = float((x * x).sum())
+    y_squares = float((y * y).sum())
+    spread = math.sqrt(x_squares * y_squares)
     if not spread > 0:
         return math.nan
     correlation = float((x * y).sum()) / spread
-    return min(1.0, max(-1.0, correlation))  # rounding may lead past 1
+    # Rounding may lead past 1.
+    return min(1.0, max(-1.0, correlation))
 
 
 def isbi_score(
@@ -81,10 +88,11 @@ def isbi_score(
     """Compute the score of the ISBI 2015 challenge (Carass et al. 2017), in [0, 1].
 
     dice/8 + precision/8 + (1 - lesion_fpr)/4 + lesion_tpr/4 + correlation/4, of means over the
-    scans of a rater; NaN where a term is. The scale of the website, on which human raters have 90,
+    scans of a rater; NaN if one of them is. The scale of the website, on which human raters have 90,
     is not published.
     """
-    return dice / 8 + precision / 8 + (1 - lesion_fpr) / 4 + lesion_tpr / 4 + correlation / 4
+    of_voxels = dice / 8 + precision / 8
+    return of_voxels + (1 - lesion_fpr) / 4 + lesion_tpr / 4 + correlation / 4
 
 
 @dataclass(frozen=True)
@@ -122,13 +130,15 @@ def recall_by_volume(
     if not (np.diff(edges_mm3) > 0).all():
         raise ValueError(f"edges_mm3 must rise, got {tuple(edges_mm3)}")
     # Spacing comes from float32 affines: a lesion of 2.9999999 mm3 lies on the edge of 3 mm3.
+    # With edges 0, 3 and 10, volumes 1, 3 and 9.9 go into bins 0, 1 and 1.
     lowered_edges = np.array(edges_mm3) * (1 - 1e-6)
     bins = np.searchsorted(lowered_edges, volumes, side="right") - 1
     counts: list[VolumeBin] = []
     for k, (low, high) in enumerate(itertools.pairwise(edges_mm3)):
         is_inside = bins == k
         n_detected = int(is_detected[is_inside].sum())
-        counts.append(VolumeBin(low, high, int(is_inside.sum()), n_detected))
+        n_lesions = int(is_inside.sum())
+        counts.append(VolumeBin(low, high, n_lesions, n_detected))
     return counts
 
 
@@ -144,13 +154,12 @@ def quartile_edges(volume_mm3: ArrayLike) -> list[float]:
     volumes = np.asarray(volume_mm3, np.float64)
     if not volumes.size:
         return []
-    quartiles = np.unique(np.quantile(volumes, (0, 0.25, 0.5, 0.75)))
-    return [*quartiles.tolist(), math.inf]
+    # Equal quartiles become one edge: lesions of one volume are never parted.
+    quartiles = np.quantile(volumes, (0, 0.25, 0.5, 0.75))
+    return [*np.unique(quartiles).tolist(), math.inf]
 
 
-def _check_pairs(
-    predicted: ArrayLike, reference: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _check_pairs(predicted: ArrayLike, reference: ArrayLike) -> tuple[FloatArray, FloatArray]:
     x = np.asarray(predicted, np.float64)
     y = np.asarray(reference, np.float64)
     if x.shape != y.shape or x.ndim != 1:

@@ -11,9 +11,10 @@ Value = TypeVar("Value")
 
 
 def mean_of_defined(values: Iterable[float]) -> float:
-    """Mean of the values that are not NaN; NaN if none is."""
+    """Average the values that are not NaN; NaN if there is none."""
     array = np.fromiter(values, dtype=np.float64)
     defined = array[~np.isnan(array)]
+    # numpy would warn of the mean of an empty array.
     if not defined.size:
         return float("nan")
     return float(defined.mean())

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from tversky_seg.metrics.masks import FloatArray, IntArray
 from tversky_seg.metrics.score_histogram import N_LEVELS, ScoreHistogram, score_histogram
 
 
@@ -18,13 +19,13 @@ class Calibration:
     Bin k holds edges[k] < probability <= edges[k + 1]; probability 0 lies in the first bin.
     """
 
-    edges: NDArray[np.float64]
+    edges: FloatArray
     """(n + 1,) from 0 to 1."""
-    n_voxels: NDArray[np.int64]
+    n_voxels: IntArray
     """(n,) voxels in each bin."""
-    mean_probability: NDArray[np.float64]
+    mean_probability: FloatArray
     """(n,) mean over the voxels of each bin; NaN in an empty bin."""
-    lesion_share: NDArray[np.float64]
+    lesion_share: FloatArray
     """(n,) share of the voxels of each bin that are lesion; NaN in an empty bin."""
 
     @property
@@ -36,8 +37,10 @@ class Calibration:
         """
         if not self.n_voxels.sum():
             return math.nan
+        # The gap of an empty bin is NaN, and counts 0 times.
         gap = np.nan_to_num(np.abs(self.mean_probability - self.lesion_share))
-        return float((self.n_voxels * gap).sum() / self.n_voxels.sum())
+        total = (self.n_voxels * gap).sum()
+        return float(total / self.n_voxels.sum())
 
 
 def calibrate(histogram: ScoreHistogram, *, n_bins: int = 10) -> Calibration:
@@ -52,10 +55,11 @@ def calibrate(histogram: ScoreHistogram, *, n_bins: int = 10) -> Calibration:
     """
     if not 1 <= n_bins < N_LEVELS:
         raise ValueError(f"n_bins must lie in [1, {N_LEVELS}), got {n_bins}")
-    # Bins are closed above: of ten, level 6553 (0.09999) belongs to bin 0 and 6554 to bin 1. The
-    # number of the bin is the quotient rounded up (Python rounds -(-a // b) up), minus one.
+    # Bins are closed above: of ten, level 6553 (0.09999) belongs to bin 0 and 6554 to bin 1. So the
+    # quotient is rounded up, which is -(-a // b), and probability 0 is moved into bin 0.
     levels = np.arange(N_LEVELS)
-    bins = np.maximum(-(-levels * n_bins // (N_LEVELS - 1)) - 1, 0)
+    rounded_up = -(-levels * n_bins // (N_LEVELS - 1))
+    bins = np.maximum(rounded_up - 1, 0)
     probabilities = levels / (N_LEVELS - 1)
     n_voxels = np.bincount(bins, histogram.n_voxels, n_bins)
     n_positive = np.bincount(bins, histogram.n_positive, n_bins)

@@ -23,6 +23,7 @@ from tversky_seg.metrics.ranking import ranking_areas
 from tversky_seg.metrics.score_histogram import ScoreHistogram, levels_histogram, to_levels
 from tversky_seg.metrics.surface import SurfaceDistances, surface_distances
 
+# Names and order are those of metrics.json and cases.csv.
 METRICS = (
     "dice",
     "sensitivity",
@@ -41,6 +42,7 @@ METRICS = (
     "n_reference_lesions",
     "n_predicted_lesions",
 )
+# Under "further" in metrics.json.
 FURTHER_METRICS = (
     "jaccard",
     "mcc",
@@ -193,6 +195,7 @@ def compute_metrics(
     """
     scores = as_array(prediction)
     true = as_mask(reference, name="reference")
+    # Numbers of type float are probabilities, even if all are 0 or 1; others are a mask.
     is_probability = np.issubdtype(scores.dtype, np.inexact)
     if is_probability:
         levels = to_levels(scores)  # refuses values outside [0, 1]
@@ -202,11 +205,12 @@ def compute_metrics(
     mask = remove_small_lesions(mask, spacing_mm=spacing_mm, min_volume_mm3=min_volume_mm3)
     case, _ = measure_case(mask, true, spacing_mm=spacing_mm, rule=rule, tolerance_mm=tolerance_mm)
     if is_probability:
-        pr_auc, area = ranking_areas(scores, true)
+        # Ranking is that of all voxels, whatever the threshold and the smallest lesion.
+        pr_auc, roc_auc = ranking_areas(scores, true)
         calibration_error = math.nan
         if further:
             calibration_error = calibrate(levels_histogram(levels, true)).error
-        case = replace(case, ranking=Ranking(pr_auc, area, calibration_error))
+        case = replace(case, ranking=Ranking(pr_auc, roc_auc, calibration_error))
     if further:
         return case.metrics() | case.further_metrics()
     return case.metrics()
@@ -281,7 +285,9 @@ def mean_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         Mean by name; NaN where no case defines the metric.
     """
     values = np.array([list(row.values()) for row in rows], dtype=np.float64)
+    # np.nanmean would warn of metrics that no case defines.
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        means = np.where(defined, values, 0).sum(axis=0) / defined.sum(axis=0)
+        total = np.where(defined, values, 0).sum(axis=0)
+        means = total / defined.sum(axis=0)
     return dict(zip(rows[0], means.tolist(), strict=True))

@@ -9,7 +9,7 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.metrics.masks import Mask
+from tversky_seg.metrics.masks import BoolArray, FloatArray, IntArray, Mask
 
 CONNECTIVITIES = (6, 18, 26)
 
@@ -27,18 +27,18 @@ class Components:
     """Order in which the mask is raveled."""
     labels: NDArray[np.unsignedinteger[Any]]
     """(mask.size,) number of the lesion at each position, 1..n; 0 in the background."""
-    positions: NDArray[np.int64]
+    positions: IntArray
     """(v,) position of each lesion voxel."""
-    rows: NDArray[np.int64]
+    rows: IntArray
     """(v,) row of the lesion to which each of these voxels belongs, 0..n-1."""
-    n_voxels: NDArray[np.int64]
+    n_voxels: IntArray
     """(n,) size of each lesion."""
 
     def __len__(self) -> int:
         """Number of lesions."""
         return len(self.n_voxels)
 
-    def select(self, is_selected: NDArray[np.bool_]) -> Components:
+    def select(self, is_selected: BoolArray) -> Components:
         """Drop the lesions that are not selected, and renumber the others.
 
         Args:
@@ -47,8 +47,9 @@ class Components:
         if is_selected.all():
             return self
         # With lesions 1 and 3 of three selected, new_numbers is [0, 1, 0, 2].
+        n_selected = np.count_nonzero(is_selected)
         new_numbers = np.zeros(len(self) + 1, self.labels.dtype)
-        new_numbers[1:][is_selected] = np.arange(1, np.count_nonzero(is_selected) + 1)
+        new_numbers[1:][is_selected] = np.arange(1, n_selected + 1)
         numbers = new_numbers[self.rows + 1]
         labels = self.labels.copy()
         labels[self.positions] = numbers
@@ -62,20 +63,22 @@ class Components:
             n_voxels=self.n_voxels[is_selected],
         )
 
-    def centres(self) -> NDArray[np.float64]:
+    def centres(self) -> FloatArray:
         """Compute the (n, ndim) centres of mass, in voxels from the first voxel of the mask."""
         centres = np.zeros((len(self), len(self.shape)))
         if not len(self):
             return centres
         coordinates = np.unravel_index(self.positions, self.shape, order=self.order)
         for axis, coordinate in enumerate(coordinates):
-            centres[:, axis] = np.bincount(self.rows, coordinate, len(self)) / self.n_voxels
+            total = np.bincount(self.rows, coordinate, len(self))
+            centres[:, axis] = total / self.n_voxels
         return centres
 
-    def highest_scores(self, scores: NDArray[Any]) -> NDArray[np.float64]:
+    def highest_scores(self, scores: NDArray[Any]) -> FloatArray:
         """Find the (n,) highest score inside each lesion; `scores` has the shape of the mask."""
         highest = np.full(len(self), -np.inf)
-        np.maximum.at(highest, self.rows, scores.ravel(order=self.order)[self.positions])
+        scores_inside = scores.ravel(order=self.order)[self.positions]
+        np.maximum.at(highest, self.rows, scores_inside)
         return highest
 
     def to_mask(self) -> Mask:

@@ -1,16 +1,17 @@
-"""Free-response ROC: lesion recall against false positives per case, as the score threshold falls."""
+"""Free-response ROC: lesion recall against false lesions per case, as the threshold falls."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from tversky_seg.metrics.lesions import LesionMatch
+from tversky_seg.metrics.masks import FloatArray, IntArray
 
 MOST_FALSE = 5.0
 """False lesions per case up to which recall is averaged (arXiv 2007.10033)."""
@@ -21,11 +22,11 @@ LUNA_POINTS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 class FrocCurve(NamedTuple):
     """Lesion recall and false lesions per case at each score, by rising score."""
 
-    thresholds: NDArray[np.float64]
+    thresholds: FloatArray
     """(n,) distinct scores of detected and false lesions; a lesion counts from its score down."""
-    recall: NDArray[np.float64]
+    recall: FloatArray
     """(n,) detected reference lesions over all of them; NaN without any."""
-    false_lesions_per_case: NDArray[np.float64]
+    false_lesions_per_case: FloatArray
     """(n,) predicted lesions without any overlap, over the number of cases."""
 
 
@@ -33,11 +34,11 @@ class FrocCurve(NamedTuple):
 class LesionScores:
     """Scores of the detected and the false lesions, of one case or of several."""
 
-    detected: NDArray[np.float64]
+    detected: FloatArray
     """(n_detected,) score of each reference lesion that a predicted one overlaps."""
-    false: NDArray[np.float64]
+    false: FloatArray
     """(n_false,) score of each predicted lesion that overlaps no reference lesion."""
-    dice: NDArray[np.float64]
+    dice: FloatArray
     """(n_detected,) object Dice: highest Dice of each detected lesion with a predicted one."""
     n_reference: int
     n_cases: int
@@ -55,11 +56,16 @@ class LesionScores:
             The curve, see `FrocCurve`; without points if no lesion is predicted.
         """
         thresholds = np.unique(np.concatenate([self.detected, self.false]))
-        n_cases = self.n_cases_with_lesions if only_cases_with_lesions else self.n_cases
+        n_cases = self.n_cases
+        if only_cases_with_lesions:
+            n_cases = self.n_cases_with_lesions
+        n_detected = _count_reaching(self.detected, thresholds)
+        n_false = _count_reaching(self.false, thresholds)
+        # Division by NaN leaves a rate without a denominator undefined.
         return FrocCurve(
             thresholds=thresholds,
-            recall=_count_reaching(self.detected, thresholds) / (self.n_reference or math.nan),
-            false_lesions_per_case=_count_reaching(self.false, thresholds) / (n_cases or math.nan),
+            recall=n_detected / (self.n_reference or math.nan),
+            false_lesions_per_case=n_false / (n_cases or math.nan),
         )
 
 
@@ -76,23 +82,23 @@ def lesion_scores(match: LesionMatch) -> LesionScores:
     assert match.highest_score is not None
     best, dice = match.best_dice()
     is_detected = best >= 0
+    n_lesions = len(match.reference) + len(match.predicted)
     return LesionScores(
         detected=match.highest_score[best[is_detected]],
         false=match.highest_score[match.is_false_positive],
         dice=dice[is_detected],
         n_reference=len(match.reference),
         n_cases=1,
-        n_cases_with_lesions=int(len(match.reference) + len(match.predicted) > 0),
+        n_cases_with_lesions=int(n_lesions > 0),
     )
 
 
 def pool_lesion_scores(cases: Sequence[LesionScores]) -> LesionScores:
     """Pool the scores of several cases."""
-    no_score = np.zeros(0)
     return LesionScores(
-        detected=np.concatenate([no_score, *(case.detected for case in cases)]),
-        false=np.concatenate([no_score, *(case.false for case in cases)]),
-        dice=np.concatenate([no_score, *(case.dice for case in cases)]),
+        detected=_join(case.detected for case in cases),
+        false=_join(case.false for case in cases),
+        dice=_join(case.dice for case in cases),
         n_reference=sum(case.n_reference for case in cases),
         n_cases=sum(case.n_cases for case in cases),
         n_cases_with_lesions=sum(case.n_cases_with_lesions for case in cases),
@@ -114,10 +120,11 @@ def average_recall(
     Returns:
         Mean recall in [0, 1]; NaN without reference lesions, 0 if nothing is predicted.
     """
-    return float(recall_at(curve, np.linspace(0, most_false, n_points)).mean())
+    points = np.linspace(0, most_false, n_points)
+    return float(recall_at(curve, points).mean())
 
 
-def recall_at(curve: FrocCurve, false_lesions_per_case: ArrayLike) -> NDArray[np.float64]:
+def recall_at(curve: FrocCurve, false_lesions_per_case: ArrayLike) -> FloatArray:
     """Interpolate the recall at given numbers of false lesions per case.
 
     Args:
@@ -128,14 +135,18 @@ def recall_at(curve: FrocCurve, false_lesions_per_case: ArrayLike) -> NDArray[np
         (n,) recall in [0, 1]; 0 for a curve without points, NaN without reference lesions.
     """
     # The curve runs by rising score, so from many false lesions to few.
-    x = np.append(0.0, curve.false_lesions_per_case[::-1])
+    false = np.append(0.0, curve.false_lesions_per_case[::-1])
     recall = np.append(0.0, curve.recall[::-1])
-    return np.asarray(np.interp(np.asarray(false_lesions_per_case, np.float64), x, recall))
+    points = np.asarray(false_lesions_per_case, np.float64)
+    return np.asarray(np.interp(points, false, recall))
 
 
-def _count_reaching(
-    scores: NDArray[np.float64], thresholds: NDArray[np.float64]
-) -> NDArray[np.int64]:
+def _join(scores: Iterable[FloatArray]) -> FloatArray:
+    # The empty array makes no cases at all an array, too.
+    return np.concatenate([np.zeros(0), *scores])
+
+
+def _count_reaching(scores: FloatArray, thresholds: FloatArray) -> IntArray:
     """Count the scores that reach each threshold."""
     n_lower = np.searchsorted(np.sort(scores), thresholds)
     return len(scores) - n_lower

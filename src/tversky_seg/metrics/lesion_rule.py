@@ -9,10 +9,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from tversky_seg.metrics.components import CONNECTIVITIES
 from tversky_seg.metrics.lesions import LesionCounts, LesionMatch, Lesions, match_lesions
+from tversky_seg.metrics.masks import BoolArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -124,22 +125,20 @@ def count_lesions(match: LesionMatch, rule: LesionRule) -> LesionCounts:
     )
 
 
-def detected_lesions(match: LesionMatch, rule: LesionRule) -> NDArray[np.bool_]:
+def detected_lesions(match: LesionMatch, rule: LesionRule) -> BoolArray:
     """Tell which reference lesions were detected, (n_reference,)."""
     pairs = match.pairs[:, [1, 0, 2]]
     return _pass_test(match.reference, match.predicted, pairs, rule)
 
 
-def matched_lesions(match: LesionMatch, rule: LesionRule) -> NDArray[np.bool_]:
+def matched_lesions(match: LesionMatch, rule: LesionRule) -> BoolArray:
     """Tell which predicted lesions are true positives, (n_predicted,)."""
     if rule.both_ways:
         return _pass_test(match.predicted, match.reference, match.pairs, rule)
     return ~match.is_false_positive
 
 
-def _pass_test(
-    lesions: Lesions, others: Lesions, pairs: NDArray[np.int64], rule: LesionRule
-) -> NDArray[np.bool_]:
+def _pass_test(lesions: Lesions, others: Lesions, pairs: IntArray, rule: LesionRule) -> BoolArray:
     """Tell which lesions are covered enough by others that do not lie outside too much.
 
     Args:
@@ -151,7 +150,7 @@ def _pass_test(
     Returns:
         (n,) bool, a value for each of `lesions`.
     """
-    passes: NDArray[np.bool_] = lesions.overlap > rule.min_overlap
+    passes: BoolArray = lesions.overlap > rule.min_overlap
     if rule.max_outside == 1:
         return passes
     # Pairs go lesion by lesion, the largest overlap first. For two lesions, three others that
@@ -162,7 +161,8 @@ def _pass_test(
     #   n_before   0  6  9  0      voxels in common of the earlier pairs of the same lesion
     #   n_total   10 10 10  4      voxels in common of all its pairs
     #   is_tested  y  y  n  y      n_before < 0.65 * n_total
-    order = np.lexsort((pairs[:, 1], -pairs[:, 2], pairs[:, 0]))
+    lesion, other, n_shared = pairs.T
+    order = np.lexsort((other, -n_shared, lesion))
     lesion, other, n_shared = pairs[order].T
     n_total = np.bincount(lesion, n_shared, len(lesions))[lesion]
     n_before = np.cumsum(n_shared) - n_shared  # 0 6 9 10: over the lesions before it, too

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +12,9 @@ from scipy import sparse
 
 from tversky_seg.metrics.components import Components, find_components
 from tversky_seg.metrics.masks import (
+    BoolArray,
+    FloatArray,
+    IntArray,
     Mask,
     as_array,
     as_mask,
@@ -84,13 +87,13 @@ class LesionCounts:
 class Lesions:
     """The lesions of one mask, one row each."""
 
-    volume_mm3: NDArray[np.float64]
+    volume_mm3: FloatArray
     """(n,) size."""
-    centre: NDArray[np.float64]
+    centre: FloatArray
     """(n, ndim) centre of mass in voxel coordinates; an affine takes it to mm."""
-    overlap: NDArray[np.float64]
+    overlap: FloatArray
     """(n,) share of the lesion, in [0, 1], that the other mask covers."""
-    n_voxels: NDArray[np.int64]
+    n_voxels: IntArray
     """(n,) size in voxels."""
 
     def __len__(self) -> int:
@@ -104,13 +107,13 @@ class LesionMatch:
 
     predicted: Lesions
     reference: Lesions
-    pairs: NDArray[np.int64]
+    pairs: IntArray
     """(m, 3) row of `predicted`, row of `reference`, voxels in common: every pair with any.
 
     [[0, 2, 14], [1, 0, 3]]: the first predicted lesion shares 14 voxels with the third reference
     lesion, the second one 3 voxels with the first. Sorted by the first, then the second column.
     """
-    highest_score: NDArray[np.float64] | None = None
+    highest_score: FloatArray | None = None
     """(n_predicted,) highest score inside each predicted lesion; None without scores."""
 
     @property
@@ -124,12 +127,13 @@ class LesionMatch:
         return _n_repeated(self.pairs[:, 0])
 
     @property
-    def is_false_positive(self) -> NDArray[np.bool_]:
+    def is_false_positive(self) -> BoolArray:
         """(n_predicted,) whether each predicted lesion overlaps no reference lesion at all."""
-        is_apart: NDArray[np.bool_] = self.predicted.overlap == 0
+        # Shares are counts over counts: without a voxel in common they are 0 exactly.
+        is_apart: BoolArray = self.predicted.overlap == 0
         return is_apart
 
-    def best_dice(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def best_dice(self) -> tuple[IntArray, FloatArray]:
         """Find the predicted lesion of highest Dice for each reference lesion (arXiv 2007.10033).
 
         Of equal Dice the one with the larger overlap is taken, then the one with the lower row.
@@ -139,7 +143,9 @@ class LesionMatch:
             (n_reference,) that Dice, the object Dice, NaN for such a lesion.
         """
         i, j, n_shared = self.pairs.T
-        dice = 2 * n_shared / (self.predicted.n_voxels[i] + self.reference.n_voxels[j])
+        n_predicted = self.predicted.n_voxels[i]
+        n_reference = self.reference.n_voxels[j]
+        dice = 2 * n_shared / (n_predicted + n_reference)
         best = np.full(len(self.reference), -1)
         best_dice = np.full(len(self.reference), math.nan)
         # The best pair of each reference lesion comes last, and overwrites those before it.
@@ -180,37 +186,28 @@ def match_lesions(
     spacing = check_spacing(spacing_mm, ndim=predicted_mask.ndim)
     voxel_mm3 = float(spacing.prod())
     _check_volume(min_volume_mm3)
-    # Lesions fill little of a volume: everything below happens inside the box that holds them.
+    least_mm3 = _lowest_volume(min_volume_mm3, strictly_larger=strictly_larger)
+    # Lesions fill little of a volume: all that follows happens inside the box that holds them.
     box = bounding_box(predicted_mask | reference_mask)
     corner = np.array([side.start for side in box])
     order = memory_order(predicted_mask)
 
-    predicted = _large_components(
-        predicted_mask[box],
-        connectivity=connectivity,
-        order=order,
-        voxel_mm3=voxel_mm3,
-        min_volume_mm3=min_volume_mm3,
-        strictly_larger=strictly_larger,
-    )
-    true = _large_components(
-        reference_mask[box],
-        connectivity=connectivity,
-        order=order,
-        voxel_mm3=voxel_mm3,
-        min_volume_mm3=min_volume_mm3,
-        strictly_larger=strictly_larger,
-    )
+    predicted = find_components(predicted_mask[box], connectivity=connectivity, order=order)
+    predicted = predicted.select(predicted.n_voxels * voxel_mm3 >= least_mm3)
+    true = find_components(reference_mask[box], connectivity=connectivity, order=order)
+    true = true.select(true.n_voxels * voxel_mm3 >= least_mm3)
 
     pairs = _shared_voxels(predicted, true)
-    n_covered_of_predicted = np.bincount(pairs[:, 0], pairs[:, 2], len(predicted))
-    n_covered_of_true = np.bincount(pairs[:, 1], pairs[:, 2], len(true))
+    # Voxels of each lesion that the other mask covers.
+    i, j, n_shared = pairs.T
+    predicted_covered = np.bincount(i, n_shared, len(predicted))
+    true_covered = np.bincount(j, n_shared, len(true))
     highest_score = None
     if scores is not None:
         highest_score = predicted.highest_scores(as_array(scores)[box])
     return LesionMatch(
-        predicted=_table(predicted, n_covered_of_predicted, voxel_mm3=voxel_mm3, corner=corner),
-        reference=_table(true, n_covered_of_true, voxel_mm3=voxel_mm3, corner=corner),
+        predicted=_table(predicted, predicted_covered, voxel_mm3=voxel_mm3, corner=corner),
+        reference=_table(true, true_covered, voxel_mm3=voxel_mm3, corner=corner),
         pairs=pairs,
         highest_score=highest_score,
     )
@@ -237,38 +234,24 @@ def remove_small_lesions(
     voxel_mm3 = float(check_spacing(spacing_mm, ndim=mask.ndim).prod())
     _check_volume(min_volume_mm3)
     if min_volume_mm3 <= voxel_mm3:
-        return mask
+        return mask  # every lesion has a voxel, at least
     box = bounding_box(mask)
-    components = _large_components(
-        mask[box],
-        connectivity=connectivity,
-        order=memory_order(mask),
-        voxel_mm3=voxel_mm3,
-        min_volume_mm3=min_volume_mm3,
-    )
+    components = find_components(mask[box], connectivity=connectivity, order=memory_order(mask))
+    large = components.select(components.n_voxels * voxel_mm3 >= _lowest_volume(min_volume_mm3))
     remaining = np.zeros_like(mask)
-    remaining[box] = components.to_mask()
+    remaining[box] = large.to_mask()
     return remaining
 
 
-def _large_components(
-    mask: Mask,
-    *,
-    connectivity: int,
-    order: Literal["C", "F"],
-    voxel_mm3: float,
-    min_volume_mm3: float,
-    strictly_larger: bool = False,
-) -> Components:
-    """Find the lesions that reach the smallest volume, or exceed it if `strictly_larger`."""
-    components = find_components(mask, connectivity=connectivity, order=order)
+def _lowest_volume(min_volume_mm3: float, *, strictly_larger: bool = False) -> float:
+    """Compute the volume that a lesion must reach, with a margin for rounding."""
     # Spacing comes from float32 affines, so volumes that differ by less than 1e-6 are equal:
     # three voxels of 0.9 x 0.7 x 0.1 mm may read as 0.18900001 mm3.
     margin = 1 + 1e-6 if strictly_larger else 1 - 1e-6
-    return components.select(components.n_voxels * voxel_mm3 >= min_volume_mm3 * margin)
+    return min_volume_mm3 * margin
 
 
-def _shared_voxels(predicted: Components, true: Components) -> NDArray[np.int64]:
+def _shared_voxels(predicted: Components, true: Components) -> IntArray:
     """Count the voxels that each predicted lesion shares with each reference lesion.
 
     Returns:
@@ -292,7 +275,7 @@ def _table(
     n_covered: NDArray[Any],
     *,
     voxel_mm3: float,
-    corner: NDArray[np.int64],
+    corner: IntArray,
 ) -> Lesions:
     """Describe each lesion; `corner` is the first voxel of the box in which they were found."""
     return Lesions(
@@ -303,7 +286,7 @@ def _table(
     )
 
 
-def _n_repeated(rows: NDArray[np.int64]) -> int:
+def _n_repeated(rows: IntArray) -> int:
     """Count the rows that occur more than once."""
     _, n_times = np.unique(rows, return_counts=True)
     return int(np.count_nonzero(n_times > 1))

@@ -1,4 +1,4 @@
-"""Masks as arrays: the checks that all metrics share, and where a mask lies."""
+"""Masks as arrays: checks that all metrics share, the bounding box and the order in memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 Mask = NDArray[np.bool_]
+"""Voxels of a volume, True in lesions."""
+BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 
 def as_mask(values: ArrayLike, *, name: str = "mask") -> Mask:
@@ -25,6 +29,7 @@ def as_mask(values: ArrayLike, *, name: str = "mask") -> Mask:
     if array.dtype == np.bool_:
         return array
     mask: Mask = array == 1
+    # Values other than 0 and 1, and NaN, are neither equal to 1 nor to 0.
     others = array[mask != (array != 0)]
     if others.size:
         raise ValueError(
@@ -62,8 +67,8 @@ def bounding_box(mask: Mask) -> tuple[slice, ...]:
         One slice per axis; empty slices for an empty mask.
     """
     box = [slice(None)] * mask.ndim
-    # From the slowest axis to the fastest: the axis along which memory runs is the dearest to look
-    # along, and comes last, when the others are already cropped.
+    # From the slowest axis to the fastest: the axis along which memory runs takes longest to search,
+    # so it comes last, when the others are already cropped.
     strides = [abs(stride) for stride in mask.strides]
     slowest_first = np.argsort(strides, kind="stable")[::-1].tolist()
     for axis in slowest_first:
@@ -82,7 +87,7 @@ def memory_order(mask: Mask) -> Literal["C", "F"]:
     return "C"
 
 
-def check_spacing(spacing_mm: ArrayLike, *, ndim: int) -> NDArray[np.float64]:
+def check_spacing(spacing_mm: ArrayLike, *, ndim: int) -> FloatArray:
     """Check the size of a voxel in mm, one positive number per axis.
 
     Returns:
@@ -92,6 +97,7 @@ def check_spacing(spacing_mm: ArrayLike, *, ndim: int) -> NDArray[np.float64]:
         ValueError: Another number of axes, or a size that is not positive and finite.
     """
     spacing = np.asarray(spacing_mm, dtype=np.float64)
-    if spacing.shape != (ndim,) or not (np.isfinite(spacing) & (spacing > 0)).all():
+    is_size = np.isfinite(spacing) & (spacing > 0)
+    if spacing.shape != (ndim,) or not is_size.all():
         raise ValueError(f"spacing_mm must be {ndim} positive numbers, got {spacing_mm!r}")
     return spacing

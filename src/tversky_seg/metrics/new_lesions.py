@@ -30,6 +30,7 @@ def new_lesions(
         ValueError: Shapes that differ, or other values than 0 and 1.
     """
     before, after = as_masks(baseline, follow_up)
+    # With lesions 1 and 2, of which 2 overlaps the baseline, is_new is [False, True, False].
     numbers, n_lesions = label_lesions(after, connectivity=rule.connectivity)
     is_new = np.ones(n_lesions + 1, bool)
     is_new[np.unique(numbers[before])] = False

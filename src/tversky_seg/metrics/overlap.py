@@ -1,7 +1,7 @@
 """Overlap of a prediction with its reference: counts first, rates from counts.
 
-`tversky_index` is the one rate that losses and reports share. Precision, sensitivity, Dice and every
-F measure are settings of it.
+`tversky_index` is the one rate that losses and reports share. Precision, sensitivity, Dice and
+every F measure are settings of it.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ def tversky_index(
         smooth: Voxels added to numerator and denominator.
 
     Returns:
-        The index in [0, 1]; NaN where the denominator is 0 (reference and prediction are both empty,
-        and smooth = 0).
+        The index in [0, 1]; NaN where the denominator is 0, which is when reference and prediction
+        are both empty and smooth is 0.
     """
     denominator = tp + alpha * fp + beta * fn + smooth
+    # For tensors 0 / 0 is NaN already; for numbers Python would raise an error.
     if not isinstance(denominator, Tensor) and not denominator:
         return math.nan
     return (tp + smooth) / denominator
@@ -56,7 +57,9 @@ def f_weights(b: float) -> tuple[float, float]:
     """
     if not 0 <= b < math.inf:
         raise ValueError(f"b must be >= 0 and finite, got b={b}")
-    return 1 / (1 + b * b), b * b / (1 + b * b)
+    alpha = 1 / (1 + b * b)
+    beta = b * b / (1 + b * b)
+    return alpha, beta
 
 
 @dataclass(frozen=True)
@@ -79,23 +82,24 @@ class OverlapCounts:
 
     @property
     def sensitivity(self) -> float:
-        """Share of the reference that is predicted, tp / (tp + fn); NaN where the reference is empty."""
-        return tversky_index(float(self.tp), float(self.fp), float(self.fn), alpha=0, beta=1)
+        """Share of the reference that is predicted, tp / (tp + fn); NaN without reference."""
+        return self._index(alpha=0, beta=1)
 
     @property
     def specificity(self) -> float:
         """Share of the background that is not predicted, tn / (tn + fp); NaN without background."""
+        # Background takes the place of lesion: its true positives are tn, its misses fp.
         return tversky_index(float(self.tn), float(self.fp), 0.0, alpha=1, beta=0)
 
     @property
     def precision(self) -> float:
-        """Share of the prediction that is right, tp / (tp + fp); NaN where the prediction is empty."""
-        return tversky_index(float(self.tp), float(self.fp), float(self.fn), alpha=1, beta=0)
+        """Share of the prediction that is right, tp / (tp + fp); NaN without prediction."""
+        return self._index(alpha=1, beta=0)
 
     @property
     def jaccard(self) -> float:
         """Jaccard index tp / (tp + fp + fn); NaN where both masks are empty."""
-        return tversky_index(float(self.tp), float(self.fp), float(self.fn), alpha=1, beta=1)
+        return self._index(alpha=1, beta=1)
 
     @property
     def mcc(self) -> float:
@@ -103,12 +107,14 @@ class OverlapCounts:
 
         (tp tn - fp fn) / sqrt((tp + fp) (tp + fn) (tn + fp) (tn + fn)): Matthews 1975.
         """
-        spread = (
-            (self.tp + self.fp) * (self.tp + self.fn) * (self.tn + self.fp) * (self.tn + self.fn)
-        )
+        # Counts are Python integers: this product of a whole brain does not fit into 64 bits.
+        lesion = (self.tp + self.fp) * (self.tp + self.fn)
+        background = (self.tn + self.fp) * (self.tn + self.fn)
+        spread = lesion * background
         if not spread:
             return math.nan
-        return (self.tp * self.tn - self.fp * self.fn) / math.sqrt(spread)
+        covariance = self.tp * self.tn - self.fp * self.fn
+        return covariance / math.sqrt(spread)
 
     @property
     def volume_difference(self) -> float:
@@ -116,9 +122,10 @@ class OverlapCounts:
 
         Above 0 too much is predicted; NaN where the reference is empty.
         """
-        if not self.tp + self.fn:
+        n_reference = self.tp + self.fn
+        if not n_reference:
             return math.nan
-        return (self.fp - self.fn) / (self.tp + self.fn)
+        return (self.fp - self.fn) / n_reference
 
     def f(self, b: float) -> float:
         """Compute the F measure, (1+b^2) tp / ((1+b^2) tp + b^2 fn + fp); b = 2 is F2.
@@ -126,13 +133,22 @@ class OverlapCounts:
         NaN where both masks are empty.
         """
         alpha, beta = f_weights(b)
-        return tversky_index(float(self.tp), float(self.fp), float(self.fn), alpha=alpha, beta=beta)
+        return self._index(alpha=alpha, beta=beta)
 
     def __add__(self, other: OverlapCounts) -> OverlapCounts:
         """Add the counts of another case."""
         return OverlapCounts(
-            self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn
+            tp=self.tp + other.tp,
+            fp=self.fp + other.fp,
+            fn=self.fn + other.fn,
+            tn=self.tn + other.tn,
         )
+
+    def _index(self, *, alpha: float, beta: float) -> float:
+        tp = float(self.tp)
+        fp = float(self.fp)
+        fn = float(self.fn)
+        return tversky_index(tp, fp, fn, alpha=alpha, beta=beta)
 
 
 def overlap_counts(prediction: ArrayLike, reference: ArrayLike) -> OverlapCounts:
@@ -150,6 +166,10 @@ def overlap_counts(prediction: ArrayLike, reference: ArrayLike) -> OverlapCounts
     """
     predicted, true = as_masks(prediction, reference)
     tp = int(np.count_nonzero(predicted & true))
-    fp = int(np.count_nonzero(predicted)) - tp
-    fn = int(np.count_nonzero(true)) - tp
-    return OverlapCounts(tp=tp, fp=fp, fn=fn, tn=true.size - tp - fp - fn)
+    n_predicted = int(np.count_nonzero(predicted))
+    n_reference = int(np.count_nonzero(true))
+    fp = n_predicted - tp
+    fn = n_reference - tp
+    # Counting three masks and subtracting is faster than forming the four intersections.
+    tn = true.size - tp - fp - fn
+    return OverlapCounts(tp=tp, fp=fp, fn=fn, tn=tn)

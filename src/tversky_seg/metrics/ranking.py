@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tversky_seg.metrics.masks import Mask, as_array, as_mask
+from tversky_seg.metrics.masks import FloatArray, IntArray, Mask, as_array, as_mask
 
 
 class PrecisionRecallCurve(NamedTuple):
@@ -20,9 +20,9 @@ class PrecisionRecallCurve(NamedTuple):
     In the order of scikit-learn.
     """
 
-    precision: NDArray[np.float64]
+    precision: FloatArray
     """(n + 1,) in [0, 1]; the last is 1 by convention and belongs to no threshold."""
-    recall: NDArray[np.float64]
+    recall: FloatArray
     """(n + 1,) in [0, 1], falling; the last is 0. NaN before it without lesion voxels."""
     thresholds: NDArray[Any]
     """(n,) the distinct scores, rising."""
@@ -45,8 +45,10 @@ def precision_recall_curve(
         ValueError: Shapes that differ, NaN scores, or a reference of other values than 0 and 1.
     """
     scores, positive = flat_scores(probability, reference, mask)
+    # Tied scores are one level, and so one threshold.
     levels, n_voxels = np.unique(scores, return_counts=True)
-    n_positive = np.bincount(np.searchsorted(levels, scores[positive]), minlength=len(levels))
+    level_of_positive = np.searchsorted(levels, scores[positive])
+    n_positive = np.bincount(level_of_positive, minlength=len(levels))
     return curve_of_counts(levels, n_voxels=n_voxels, n_positive=n_positive)
 
 
@@ -106,7 +108,15 @@ def ranking_areas(
     levels, n_positive = np.unique(scores[positive], return_counts=True)
     if not levels.size:
         return math.nan, math.nan
-    # Sorting is the cost here: voxels below the lowest lesion voxel change neither area.
+    # Example: scores 0.9 0.8 0.8 0.3, of which the first two are lesion.
+    #
+    #   levels            0.8  0.9    distinct scores of lesion voxels
+    #   n_positive         1    1     lesion voxels at each
+    #   n_positive_above   2    1     lesion voxels at each or above
+    #   n_above            3    1     all voxels at each or above
+    #   precision         2/3   1     so that the area is their mean, 5/6
+    #
+    # Voxels below the lowest lesion voxel change neither area; most are, and need no sorting.
     rivals = np.sort(scores[scores >= levels[0]])
     n_above = rivals.size - np.searchsorted(rivals, levels)
     n_strictly_above = rivals.size - np.searchsorted(rivals, levels, side="right")
@@ -159,18 +169,18 @@ def flat_scores(
     return scores.ravel(), positive.ravel()
 
 
-def counts_from_above(counts: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+def counts_from_above(counts: NDArray[np.integer[Any]]) -> IntArray:
     """Sum the counts at each level and all higher ones: [1, 0, 2] becomes [3, 2, 2]."""
-    total: NDArray[np.int64] = counts[::-1].cumsum(dtype=np.int64)[::-1]
+    total: IntArray = counts[::-1].cumsum(dtype=np.int64)[::-1]
     return total
 
 
 def roc_area_of_counts(
-    n_positive: NDArray[np.int64],
+    n_positive: IntArray,
     *,
-    n_level: NDArray[np.int64],
-    n_above: NDArray[np.int64],
-    n_positive_above: NDArray[np.int64],
+    n_level: IntArray,
+    n_above: IntArray,
+    n_positive_above: IntArray,
     n_voxels: int,
 ) -> float:
     """Compute the share of (lesion, other) pairs of voxels that are in their right order.
@@ -189,9 +199,12 @@ def roc_area_of_counts(
     n_other = n_voxels - n_lesion
     if not n_lesion or not n_other:
         return math.nan
+    # A lesion voxel at some level is in wrong order with the others above, in half of it with those
+    # at the same level.
     n_other_higher = (n_above - n_level) - (n_positive_above - n_positive)
     n_other_tied = n_level - n_positive
-    n_wrong = float((n_positive * (n_other_higher + n_other_tied / 2)).sum())
+    n_wrong_of_each = n_other_higher + n_other_tied / 2
+    n_wrong = float((n_positive * n_wrong_of_each).sum())
     return 1 - n_wrong / (n_lesion * n_other)
 
 

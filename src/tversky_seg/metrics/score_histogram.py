@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tversky_seg.metrics.masks import Mask, as_array
+from tversky_seg.metrics.masks import FloatArray, IntArray, Mask, as_array
 from tversky_seg.metrics.ranking import (
     PrecisionRecallCurve,
     counts_from_above,
@@ -31,14 +31,17 @@ GOALS = {"dice": 1.0, "f2": 2.0}
 class ScoreHistogram:
     """Numbers of voxels and of lesion voxels at each probability 0, 1/65535, ..., 1."""
 
-    n_voxels: NDArray[np.int64]
+    n_voxels: IntArray
     """(65536,) all evaluated voxels."""
-    n_positive: NDArray[np.int64]
+    n_positive: IntArray
     """(65536,) those of the reference."""
 
     def __add__(self, other: ScoreHistogram) -> ScoreHistogram:
         """Add the voxels of another histogram."""
-        return ScoreHistogram(self.n_voxels + other.n_voxels, self.n_positive + other.n_positive)
+        return ScoreHistogram(
+            n_voxels=self.n_voxels + other.n_voxels,
+            n_positive=self.n_positive + other.n_positive,
+        )
 
     def average_precision(self) -> float:
         """Compute the area under the precision-recall curve; NaN without lesion voxels.
@@ -51,7 +54,9 @@ class ScoreHistogram:
         tp = counts_from_above(self.n_positive)[levels]
         n_predicted = counts_from_above(self.n_voxels)[levels]
         precision = tp / n_predicted
-        return float((self.n_positive[levels] * precision).sum() / self.n_positive.sum())
+        # The mean of the precision over lesion voxels: each level counts once for each of its own.
+        total = (self.n_positive[levels] * precision).sum()
+        return float(total / self.n_positive.sum())
 
     def roc_auc(self) -> float:
         """Compute the area under the ROC curve; NaN where all voxels are lesion or none is.
@@ -77,13 +82,15 @@ class ScoreHistogram:
                 `precision_recall_curve` does.
         """
         levels = np.flatnonzero(self.n_voxels if every_level else self.n_positive)
-        # Voxels between two of the levels belong to the lower one.
+        # A level counts the voxels up to the next one that is given, so that none is lost.
         n_above = np.append(counts_from_above(self.n_voxels)[levels], 0)
         return curve_of_counts(
-            levels / (N_LEVELS - 1), n_voxels=-np.diff(n_above), n_positive=self.n_positive[levels]
+            levels / (N_LEVELS - 1),
+            n_voxels=-np.diff(n_above),
+            n_positive=self.n_positive[levels],
         )
 
-    def at_or_above(self, thresholds: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def at_or_above(self, thresholds: ArrayLike) -> tuple[IntArray, IntArray]:
         """Count lesion voxels, and all voxels, of `probability >= threshold`.
 
         Args:
@@ -93,9 +100,11 @@ class ScoreHistogram:
             (n,) lesion voxels and (n,) all voxels.
         """
         levels = level_of(thresholds)
-        return counts_from_above(self.n_positive)[levels], counts_from_above(self.n_voxels)[levels]
+        n_positive = counts_from_above(self.n_positive)[levels]
+        n_voxels = counts_from_above(self.n_voxels)[levels]
+        return n_positive, n_voxels
 
-    def f(self, b: float) -> NDArray[np.float64]:
+    def f(self, b: float) -> FloatArray:
         """Compute F_b of the mask `probability >= k/65535` for each level k.
 
         (1+b^2) TP / (TP + FP + b^2 (TP + FN)); b = 1 is Dice (arXiv 1803.11078).
@@ -105,9 +114,10 @@ class ScoreHistogram:
         """
         tp = counts_from_above(self.n_positive)
         n_predicted = counts_from_above(self.n_voxels)
+        numerator = (1 + b**2) * tp
         denominator = n_predicted + b**2 * self.n_positive.sum()
         scores = np.full(N_LEVELS, math.nan)
-        np.divide((1 + b**2) * tp, denominator, out=scores, where=denominator > 0)
+        np.divide(numerator, denominator, out=scores, where=denominator > 0)
         return scores
 
 
@@ -151,16 +161,20 @@ def to_levels(probability: ArrayLike) -> NDArray[np.uint16]:
         ValueError: Values outside [0, 1] or NaN; rounding errors up to 1e-6 are tolerated.
     """
     values = as_array(probability)
+    # Half precision holds no more than 2,048 levels exactly.
     values = values.astype(np.result_type(values, np.float32), copy=False)
-    if values.size and not (values.min() >= -1e-6 and values.max() <= 1 + 1e-6):
-        lowest = f"{values.min():g}"
-        raise ValueError(f"probability must lie in [0, 1], got {lowest} to {values.max():g}")
+    if values.size:
+        lowest = values.min()
+        highest = values.max()
+        # Not with "or": NaN fails every comparison, and must be refused.
+        if not (lowest >= -1e-6 and highest <= 1 + 1e-6):
+            raise ValueError(f"probability must lie in [0, 1], got {lowest:g} to {highest:g}")
     rounded = np.rint(values * (N_LEVELS - 1)).clip(0, N_LEVELS - 1)
     levels: NDArray[np.uint16] = rounded.astype(np.uint16)
     return levels
 
 
-def level_of(thresholds: ArrayLike) -> NDArray[np.int64]:
+def level_of(thresholds: ArrayLike) -> IntArray:
     """Find the lowest level whose probability reaches each threshold in [0, 1]."""
     # 3 * 0.2 is 0.6000000000000001, which must still be reached by level 39321, 0.6.
     exact = np.asarray(thresholds, np.float64) * (N_LEVELS - 1)
@@ -186,7 +200,7 @@ def choose_threshold(histograms: Iterable[ScoreHistogram], goal: str = "dice") -
     """
     if goal not in GOALS:
         raise ValueError(f"goal must be one of {', '.join(GOALS)}, got {goal}")
-    scores: list[NDArray[np.float64]] = []
+    scores: list[FloatArray] = []
     for histogram in histograms:
         if histogram.n_positive.any():
             scores.append(histogram.f(GOALS[goal])[1:])  # level 0 would predict every voxel
@@ -194,6 +208,7 @@ def choose_threshold(histograms: Iterable[ScoreHistogram], goal: str = "dice") -
         return 0.5
     total = np.sum(scores, axis=0)
     # Sums of many cases differ by rounding where their Dice is equal.
-    best = 1 + np.flatnonzero(total >= total.max() * (1 - 1e-12))
+    is_best = total >= total.max() * (1 - 1e-12)
+    best = 1 + np.flatnonzero(is_best)
     level = best[np.abs(best - N_LEVELS / 2).argmin()]
     return float((level - 0.5) / (N_LEVELS - 1))

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from tversky_seg.metrics.masks import Mask, as_masks, bounding_box, check_spacing, memory_order
+from tversky_seg.metrics.masks import (
+    FloatArray,
+    Mask,
+    as_masks,
+    bounding_box,
+    check_spacing,
+    memory_order,
+)
 
 
 @dataclass(frozen=True)
@@ -62,32 +70,36 @@ def surface_distances(
         return SurfaceDistances(math.nan, math.nan, surface_dice=0.0)
 
     box = bounding_box(predicted | true)
-    # NIfTI files hold their voxels in Fortran order: transposed, they are read as they lie.
-    if memory_order(predicted) == "F":
-        predicted_points = _surface_points(predicted[box].T, spacing[::-1])
-        true_points = _surface_points(true[box].T, spacing[::-1])
-    else:
-        predicted_points = _surface_points(predicted[box], spacing)
-        true_points = _surface_points(true[box], spacing)
+    order = memory_order(predicted)
+    predicted_points = _surface_points(predicted[box], spacing, order=order)
+    true_points = _surface_points(true[box], spacing, order=order)
+    # Surfaces are sparse in their box: a tree of their voxels is faster than a distance transform.
     to_true, _ = KDTree(true_points).query(predicted_points)
     to_predicted, _ = KDTree(predicted_points).query(true_points)
     distances = np.concatenate([to_true, to_predicted])
+    directed_95th = (np.percentile(to_true, 95), np.percentile(to_predicted, 95))
     # Spacing comes from float32 affines: 1 mm may read as 1.0000001 mm, and is within 1 mm.
-    is_within = distances <= tolerance_mm * (1 + 1e-6)
+    n_within = np.count_nonzero(distances <= tolerance_mm * (1 + 1e-6))
     return SurfaceDistances(
         assd_mm=float(distances.mean()),
-        hd95_mm=float(max(np.percentile(to_true, 95), np.percentile(to_predicted, 95))),
+        hd95_mm=float(max(directed_95th)),
         hd_mm=float(distances.max()),
-        surface_dice=np.count_nonzero(is_within) / distances.size,
+        surface_dice=n_within / distances.size,
     )
 
 
 def surface(mask: Mask) -> Mask:
     """Find the voxels with a face neighbour outside the mask, or outside the volume."""
+    # The structuring element of scipy's default holds the face neighbours, and no others.
     is_surface: Mask = mask & ~ndimage.binary_erosion(mask)
     return is_surface
 
 
-def _surface_points(mask: Mask, spacing_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+def _surface_points(mask: Mask, spacing_mm: FloatArray, *, order: Literal["C", "F"]) -> FloatArray:
     """List the voxels of the surface, (n, ndim), in mm."""
-    return np.argwhere(surface(mask)) * spacing_mm
+    if order == "C":
+        points = np.argwhere(surface(mask))
+    else:
+        # NIfTI files hold their voxels in Fortran order: transposed, they are read as they lie.
+        points = np.argwhere(surface(mask.T))[:, ::-1]
+    return points * spacing_mm
