@@ -1,12 +1,13 @@
-"""All measures of one case, exact PR-AUC and lesion matching, beside MONAI, scikit-learn and scipy.
+"""Time and memory of all metrics of one case, next to MONAI, scikit-learn and scipy.
 
-    python benchmarks/evaluation.py --data <open_ms_data> [--repeats 5] [--output docs/benchmarks/evaluation.md]
+    python benchmarks/evaluation.py --data <open_ms_data> [--repeats 5] [--output <page.md>]
 
-Reference: the lesions of patient19 of the Ljubljana MS data (182 x 218 x 182 voxels, 98 lesions, 49,769 mm3).
-Prediction: a probability map made of it by blurring, noise and a shift, saved at 65,536 levels, zero outside the
-brain. Without `--data` both are drawn, with about as many lesions. One thread; ours and the peer
-take turns, so that a busy machine slows each alike; times are medians. "Peak" is the memory that a run claims at its
-highest beside its input.
+Reference: the lesions of patient19 of the Ljubljana MS data (182 x 218 x 182 voxels, 98 lesions,
+49,769 mm3). Prediction: a probability map made of it by blurring, noise and a shift, saved at
+65,536 levels, zero outside the brain. Without `--data` both are drawn, with about as many lesions.
+Times are medians of the CPU time of one thread; ours and the peer take turns, so that a busy
+machine slows each alike. "Peak" is the largest amount of memory that a run allocates in addition to
+its input.
 """
 
 import argparse
@@ -14,16 +15,14 @@ import datetime
 import platform
 import time
 import tracemalloc
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import monai
 import numpy as np
-import scipy
-import sklearn
 import torch
 from monai.metrics import (
     compute_average_surface_distance,
@@ -35,68 +34,80 @@ from scipy import ndimage
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from tversky_seg.metrics import compute_metrics
+from tversky_seg.metrics import average_precision, compute_metrics, surface_distances
 from tversky_seg.metrics.lesions import match_lesions
-from tversky_seg.metrics.ranking import average_precision
-from tversky_seg.metrics.surface import surface_distances
 
-SHAPE, SPACING = (182, 218, 182), (1.0, 1.0, 1.0)
+SHAPE = (182, 218, 182)
+SPACING_MM = (1.0, 1.0, 1.0)
+LARGEST_DIFFERENCE = 1e-4
+PACKAGES = ("monai", "scikit-learn", "scipy", "numpy", "connected-components-3d")
 
-
-def draw_reference(n_lesions: int = 100) -> np.ndarray:
-    """Balls of 1 to 10 voxels radius inside an ellipsoid."""
-    rng = np.random.default_rng(0)
-    mask = np.zeros(SHAPE, bool, order="F")
-    grid = np.ogrid[tuple(slice(n) for n in SHAPE)]
-    for radius in np.geomspace(0.8, 10, n_lesions):
-        centre = np.array(SHAPE) * rng.uniform(0.3, 0.7, 3)
-        box = tuple(slice(int(c - 11), int(c + 12)) for c in centre)
-        near = [
-            axis[tuple(s if axis.shape[k] > 1 else slice(None) for k, s in enumerate(box))]
-            for axis in grid
-        ]
-        mask[box] |= sum((axis - c) ** 2 for axis, c in zip(near, centre, strict=True)) <= radius**2
-    return mask
+Job = Callable[[], object]
 
 
-def read_reference(data: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Lesions and brain of patient19."""
+# Data
+
+
+def read_case(data: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read the lesions and the brain of patient19."""
     import nibabel
 
     folder = data / "cross_sectional" / "MNI" / "patient19"
-    lesions, flair = (next(folder.glob(f"*{name}*.nii.gz")) for name in ("GOLD_STANDARD", "FLAIR"))
-    return tuple(np.asarray(nibabel.load(path).dataobj) != 0 for path in (lesions, flair))
+    masks = []
+    for name in ("GOLD_STANDARD", "FLAIR"):
+        path = next(folder.glob(f"*{name}*.nii.gz"))
+        masks.append(np.asarray(nibabel.load(path).dataobj) != 0)
+    lesions, brain = masks
+    return lesions, brain
+
+
+def draw_case(n_lesions: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    """Draw balls of 1 to 10 voxels radius as lesions, and a box as brain."""
+    rng = np.random.default_rng(0)
+    lesions = np.zeros(SHAPE, bool, order="F")
+    for radius in np.geomspace(0.8, 10, n_lesions):
+        centre = np.array(SHAPE) * rng.uniform(0.3, 0.7, 3)
+        corner = (centre - 11).astype(int)
+        box = tuple(slice(start, start + 23) for start in corner)
+        offsets = np.indices((23, 23, 23)) - (centre - corner)[:, None, None, None]
+        lesions[box] |= (offsets**2).sum(axis=0) <= radius**2
+    brain = np.zeros(SHAPE, bool, order="F")
+    brain[20:-20, 20:-20, 20:-20] = True
+    return lesions, brain
 
 
 def draw_probability(reference: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """A map that finds most of the lesions, misses some and invents others."""
-    noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=reference.shape), 1.2)
-    lesion = ndimage.gaussian_filter(np.roll(reference, 1, axis=0).astype(np.float32), 0.8)
+    """Draw a map that detects most lesions, misses some and has some false positives."""
+    rng = np.random.default_rng(0)
+    noise = ndimage.gaussian_filter(rng.normal(size=reference.shape), 1.2)
+    shifted = np.roll(reference, 1, axis=0).astype(np.float32)
+    lesion = ndimage.gaussian_filter(shifted, 0.8)
     probability = brain / (1 + np.exp(7 - 12 * lesion - 2.2 * noise / noise.std()))
-    levels = np.asarray(
-        np.rint(probability * 65535), dtype=np.uint16, order="F"
-    )  # as a NIfTI file holds it
+    # As a NIfTI file holds it, in its order and at its levels.
+    levels = np.asarray(np.rint(probability * 65535), dtype=np.uint16, order="F")
     return levels * np.float32(1 / 65535)
 
 
-def peer_measures(probability: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """The numbers of `compute_metrics(..., further=True)` from MONAI, scikit-learn and scipy."""
+# The peers
+
+
+def peer_metrics(probability: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Compute the numbers of `compute_metrics(..., further=True)` with the peers."""
     mask = probability >= 0.5
-    pair = [torch.from_numpy(m)[None, None] for m in (mask, reference)]
-    tp, fp, tn, fn = (
-        get_confusion_matrix(*(m.to(torch.uint8) for m in pair), include_background=True)[0, 0]
-        .double()
-        .tolist()
-    )
-    spacing = {"include_background": True, "spacing": SPACING}
-    there, back = (
-        float(compute_average_surface_distance(*two, **spacing)) for two in (pair, pair[::-1])
-    )  # directed means
-    n_there, n_back = (np.count_nonzero(m & ~ndimage.binary_erosion(m)) for m in (mask, reference))
-    share, mean = calibration_curve(
-        reference.ravel(order="K"), probability.ravel(order="K"), n_bins=10
-    )
-    n_bin = np.histogram(probability, bins=np.linspace(0, 1, 11))[0]
+    metrics = peer_voxels(mask, reference)
+    metrics |= peer_ranking(probability, reference)
+    metrics |= peer_surfaces(mask, reference)
+    metrics |= peer_lesions(mask, reference)
+    return metrics
+
+
+def peer_voxels(mask: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Compute voxel-wise rates with MONAI's confusion matrix."""
+    prediction = torch.from_numpy(mask)[None, None].to(torch.uint8)
+    target = torch.from_numpy(reference)[None, None].to(torch.uint8)
+    matrix = get_confusion_matrix(prediction, target, include_background=True)[0, 0]
+    tp, fp, tn, fn = matrix.double().tolist()
+    spread = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
     return {
         "dice": 2 * tp / (2 * tp + fp + fn),
         "jaccard": tp / (tp + fp + fn),
@@ -104,171 +115,227 @@ def peer_measures(probability: np.ndarray, reference: np.ndarray) -> dict[str, f
         "specificity": tn / (tn + fp),
         "precision": tp / (tp + fp),
         "f2": 5 * tp / (5 * tp + 4 * fn + fp),
-        "mcc": (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)),
-        "pr_auc": average_precision_score(reference.ravel(order="K"), probability.ravel(order="K")),
-        "roc_auc": roc_auc_score(reference.ravel(order="K"), probability.ravel(order="K")),
-        "calibration_error": float((n_bin[n_bin > 0] * abs(share - mean)).sum() / n_bin.sum()),
-        "assd_mm": (there * n_there + back * n_back) / (n_there + n_back),
-        "hd95_mm": float(compute_hausdorff_distance(*pair, percentile=95, **spacing)),
-        "hd_mm": float(compute_hausdorff_distance(*pair, **spacing)),
-        "surface_dice": float(compute_surface_dice(*pair, class_thresholds=[1.0], **spacing)),
-        **peer_lesions(mask, reference),
+        "mcc": (tp * tn - fp * fn) / np.sqrt(spread),
+    }
+
+
+def peer_ranking(probability: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Compute areas and calibration error with scikit-learn."""
+    scores = probability.ravel(order="K")
+    positive = reference.ravel(order="K")
+    share, mean = calibration_curve(positive, scores, n_bins=10)
+    n_voxels, _ = np.histogram(probability, bins=np.linspace(0, 1, 11))
+    gaps = n_voxels[n_voxels > 0] * abs(share - mean)
+    return {
+        "pr_auc": average_precision_score(positive, scores),
+        "roc_auc": roc_auc_score(positive, scores),
+        "calibration_error": float(gaps.sum() / n_voxels.sum()),
+    }
+
+
+def peer_surfaces(mask: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Compute surface distances with MONAI, and the pooled mean from its directed means."""
+    prediction = torch.from_numpy(mask)[None, None]
+    target = torch.from_numpy(reference)[None, None]
+    settings = {"include_background": True, "spacing": SPACING_MM}
+    to_target = float(compute_average_surface_distance(prediction, target, **settings))
+    to_prediction = float(compute_average_surface_distance(target, prediction, **settings))
+    n_prediction = np.count_nonzero(mask & ~ndimage.binary_erosion(mask))
+    n_target = np.count_nonzero(reference & ~ndimage.binary_erosion(reference))
+    total = to_target * n_prediction + to_prediction * n_target
+    hd95 = compute_hausdorff_distance(prediction, target, percentile=95, **settings)
+    hd = compute_hausdorff_distance(prediction, target, **settings)
+    dice = compute_surface_dice(prediction, target, class_thresholds=[1.0], **settings)
+    return {
+        "assd_mm": total / (n_prediction + n_target),
+        "hd95_mm": float(hd95),
+        "hd_mm": float(hd),
+        "surface_dice": float(dice),
     }
 
 
 def peer_lesions(mask: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """Lesions found, invented, split, merged, their best Dice and centres with scipy, box by box."""
-    (predicted, n_predicted), (referred, n_reference) = (
-        ndimage.label(m, np.ones((3, 3, 3))) for m in (mask, reference)
-    )
+    """Match lesions with scipy, box by box, with their best Dice and their centres."""
+    predicted, n_predicted = ndimage.label(mask, np.ones((3, 3, 3)))
+    true, n_reference = ndimage.label(reference, np.ones((3, 3, 3)))
     sizes = np.bincount(predicted.ravel())
-    best, partners = [], []
-    for number, box in enumerate(ndimage.find_objects(referred), 1):
-        inside = referred[box] == number
-        others, shared = np.unique(predicted[box][inside], return_counts=True)
-        dice = [2 * n / (inside.sum() + sizes[k]) for k, n in zip(others, shared, strict=True) if k]
-        best.append(max(dice, default=0.0))
-        partners.append(set(others.tolist()) - {0})
-    owners: dict[int, int] = {}
-    for k in (k for others in partners for k in others):
-        owners[k] = owners.get(k, 0) + 1
-    for labels, n in ((predicted, n_predicted), (referred, n_reference)):
-        ndimage.center_of_mass(labels, labels, range(1, n + 1))
-    found = sum(value > 0 for value in best)
+    best_dice = []
+    n_partners = []
+    n_owners = np.zeros(n_predicted + 1, int)
+    for number, box in enumerate(ndimage.find_objects(true), 1):
+        inside = true[box] == number
+        partners, n_shared = np.unique(predicted[box][inside], return_counts=True)
+        n_shared = n_shared[partners > 0]
+        partners = partners[partners > 0]
+        dice = 2 * n_shared / (inside.sum() + sizes[partners])
+        best_dice.append(dice.max(initial=0.0))
+        n_partners.append(len(partners))
+        n_owners[partners] += 1
+    ndimage.center_of_mass(predicted, predicted, range(1, n_predicted + 1))
+    ndimage.center_of_mass(true, true, range(1, n_reference + 1))
+    n_detected = np.count_nonzero(best_dice)
+    n_matched = np.count_nonzero(n_owners)
     return {
-        "lesion_tpr": found / n_reference,
-        "lesion_fpr": (n_predicted - len(owners)) / n_predicted,
+        "lesion_tpr": n_detected / n_reference,
+        "lesion_fpr": (n_predicted - n_matched) / n_predicted,
         "n_reference_lesions": n_reference,
         "n_predicted_lesions": n_predicted,
-        "n_split_lesions": sum(len(others) > 1 for others in partners),
-        "n_merged_lesions": sum(n > 1 for n in owners.values()),
-        "object_dice": sum(best) / max(found, 1),
+        "n_split_lesions": np.count_nonzero(np.array(n_partners) > 1),
+        "n_merged_lesions": np.count_nonzero(n_owners > 1),
+        "object_dice": sum(best_dice) / max(n_detected, 1),
     }
 
 
-def peer_surfaces(mask: np.ndarray, reference: np.ndarray) -> None:
-    pair = [torch.from_numpy(m)[None, None] for m in (mask, reference)]
-    spacing = {"include_background": True, "spacing": SPACING}
-    compute_average_surface_distance(*pair, symmetric=True, **spacing)
-    compute_hausdorff_distance(*pair, percentile=95, **spacing)
-    compute_hausdorff_distance(*pair, **spacing)
-    compute_surface_dice(*pair, class_thresholds=[1.0], **spacing)
+# Measurement
 
 
-def seconds(jobs: dict[str, Callable[[], Any]], *, repeats: int) -> dict[str, float]:
-    """Median time of each job; they take turns, after one turn to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    for turn in range(repeats + 1):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return {name: median(values) for name, values in times.items()}
+@dataclass(frozen=True)
+class Comparison:
+    """A job of ours and the same job of a peer."""
+
+    name: str
+    ours: Job
+    peer: Job
+    peer_name: str
 
 
-def peak_mib(job: Callable[[], Any]) -> float:
+def comparisons(probability: np.ndarray, reference: np.ndarray) -> list[Comparison]:
+    """List the jobs to compare, on one case."""
+    mask = probability >= 0.5
+    scores = probability.ravel(order="K")
+    positive = reference.ravel(order="K")
+    return [
+        Comparison(
+            "all metrics of one case",
+            ours=lambda: compute_metrics(
+                probability, reference, spacing_mm=SPACING_MM, further=True
+            ),
+            peer=lambda: peer_metrics(probability, reference),
+            peer_name="MONAI + scikit-learn + scipy",
+        ),
+        Comparison(
+            "exact PR-AUC",
+            ours=lambda: average_precision(probability, reference),
+            peer=lambda: average_precision_score(positive, scores),
+            peer_name="scikit-learn",
+        ),
+        Comparison(
+            "lesion matching",
+            ours=lambda: match_lesions(mask, reference, spacing_mm=SPACING_MM),
+            peer=lambda: peer_lesions(mask, reference),
+            peer_name="scipy",
+        ),
+        Comparison(
+            "surface distances",
+            ours=lambda: surface_distances(mask, reference, spacing_mm=SPACING_MM),
+            peer=lambda: peer_surfaces(mask, reference),
+            peer_name="MONAI",
+        ),
+    ]
+
+
+def seconds(job: Job) -> float:
+    """Measure the CPU time of one run of a job."""
+    start = time.process_time()
+    job()
+    return time.process_time() - start
+
+
+def peak_mib(job: Job) -> float:
+    """Measure the largest amount of memory that a run of a job allocates."""
     tracemalloc.start()
     job()
-    peak = tracemalloc.get_traced_memory()[1]
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return peak / 2**20
 
 
-def check_equal(probability: np.ndarray, reference: np.ndarray) -> list[str]:
-    """A line on how far both sides' numbers differ; an error beyond 1e-4."""
-    ours = compute_metrics(probability, reference, spacing_mm=SPACING, further=True)
-    theirs = peer_measures(probability, reference)
-    apart = {name: abs(ours[name] - value) for name, value in theirs.items()}
-    wrong = {name: (ours[name], theirs[name]) for name, value in apart.items() if value > 1e-4}
-    if wrong:
-        raise SystemExit(f"ours and the peers' differ: {wrong}")
-    return [
-        f"{len(theirs)} numbers are compared; the largest difference is {max(apart.values()):.0e} "
-        f"({max(apart, key=apart.__getitem__)}), of PR-AUC {apart['pr_auc']:.0e}."
-    ]
+def table_row(comparison: Comparison, *, repeats: int) -> str:
+    """Measure both jobs in turns, after one run of each to warm up."""
+    comparison.ours()
+    comparison.peer()
+    ours_s = []
+    peer_s = []
+    for _ in range(repeats):
+        ours_s.append(seconds(comparison.ours))
+        peer_s.append(seconds(comparison.peer))
+    cells = (
+        comparison.name,
+        f"{1e3 * median(ours_s):.0f}",
+        f"{1e3 * median(peer_s):.0f}",
+        f"**{median(peer_s) / median(ours_s):.1f}**",
+        f"{peak_mib(comparison.ours):.0f}",
+        f"{peak_mib(comparison.peer):.0f}",
+        comparison.peer_name,
+    )
+    return f"| {' | '.join(cells)} |"
 
 
-def table(probability: np.ndarray, reference: np.ndarray, *, repeats: int) -> list[str]:
-    mask, flat = probability >= 0.5, (reference.ravel(order="K"), probability.ravel(order="K"))
-    rows: dict[str, tuple[Callable[[], Any], Callable[[], Any], str]] = {
-        "all measures of one case": (
-            lambda: compute_metrics(probability, reference, spacing_mm=SPACING, further=True),
-            lambda: peer_measures(probability, reference),
-            "MONAI + scikit-learn + scipy",
-        ),
-        "exact PR-AUC": (
-            lambda: average_precision(probability, reference),
-            lambda: average_precision_score(*flat),
-            "scikit-learn",
-        ),
-        "lesion matching": (
-            lambda: match_lesions(mask, reference, spacing_mm=SPACING),
-            lambda: peer_lesions(mask, reference),
-            "scipy",
-        ),
-        "surface distances": (
-            lambda: surface_distances(mask, reference, spacing_mm=SPACING),
-            lambda: peer_surfaces(mask, reference),
-            "MONAI",
-        ),
-    }
+def describe_differences(probability: np.ndarray, reference: np.ndarray) -> str:
+    """Compare our numbers with the peers'; stop with an error if they differ by more than 1e-4."""
+    ours = compute_metrics(probability, reference, spacing_mm=SPACING_MM, further=True)
+    peers = peer_metrics(probability, reference)
+    differences = {}
+    for name, value in peers.items():
+        differences[name] = abs(ours[name] - value)
+        if not differences[name] <= LARGEST_DIFFERENCE:
+            raise SystemExit(f"{name} differs: {ours[name]} is ours, {value} the peers'")
+    largest = max(differences, key=differences.__getitem__)
+    return (
+        f"{len(peers)} numbers are compared; the largest difference is "
+        f"{differences[largest]:.0e} ({largest}), that of PR-AUC {differences['pr_auc']:.0e}."
+    )
+
+
+def page(arguments: argparse.Namespace) -> list[str]:
+    """Measure, and write the lines of the page."""
+    case = read_case(arguments.data) if arguments.data else draw_case()
+    reference, brain = case
+    probability = draw_probability(reference, brain)
+    metrics = compute_metrics(probability, reference, spacing_mm=SPACING_MM)
+    command = "python benchmarks/evaluation.py"
+    if arguments.data:
+        command += " --data <open_ms_data>"
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    _, _, description = (__doc__ or "").split("\n\n", 2)
     lines = [
+        "# Evaluation: time and memory",
+        "",
+        f"`{command} --repeats {arguments.repeats}`, {datetime.date.today()}, {versions}, Python "
+        f"{platform.python_version()}, 1 CPU thread.",
+        "",
+        description.strip(),
+        "",
+        f"Reference: {metrics['n_reference_lesions']} lesions, "
+        f"{metrics['reference_volume_mm3']:,.0f} mm3; prediction: "
+        f"{metrics['n_predicted_lesions']} lesions, "
+        f"{metrics['predicted_volume_mm3']:,.0f} mm3; Dice {metrics['dice']:.2f}.",
+        "",
         "| | ours ms | peer ms | peer / ours | peak, ours MiB | peak, peer MiB | peer |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, (ours, peer, who) in rows.items():
-        times = seconds({"ours": ours, "peer": peer}, repeats=repeats)
-        peaks = [f"{peak_mib(job):.0f}" for job in (ours, peer)]
-        cells = (
-            f"{1e3 * times['ours']:.0f}",
-            f"{1e3 * times['peer']:.0f}",
-            f"**{times['peer'] / times['ours']:.1f}**",
-        )
-        lines.append(f"| {' | '.join((name, *cells, *peaks, who))} |")
-    return lines
+    for comparison in comparisons(probability, reference):
+        lines.append(table_row(comparison, repeats=arguments.repeats))
+    return [*lines, "", describe_differences(probability, reference), ""]
 
 
 def main() -> None:
+    """Read the command line, print the page and write it if asked to."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, help="the folder open_ms_data")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="also write the page there")
+    parser.add_argument("--output", type=Path, help="file to write the page to as well")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.data:
-        reference, brain = read_reference(arguments.data)
-    else:
-        reference = draw_reference()
-        brain = ndimage.distance_transform_cdt(np.ones(SHAPE)) > 20
-    probability = draw_probability(reference, brain)
-    counts = compute_metrics(probability, reference, spacing_mm=SPACING)
-    page = [
-        "# Evaluation: time and memory",
-        "",
-        f"`python benchmarks/evaluation.py{' --data <open_ms_data>' if arguments.data else ''} --repeats "
-        f"{arguments.repeats}`, {datetime.date.today()}, MONAI {monai.__version__}, scikit-learn "
-        f"{sklearn.__version__}, scipy {scipy.__version__}, numpy {np.__version__}, "
-        f"connected-components-3d {version('connected-components-3d')}, Python "
-        f"{platform.python_version()}, 1 CPU thread.",
-        "",
-        *(__doc__ or "").split("\n\n", 2)[2].strip().split("\n"),
-        "",
-        f"Reference: {counts['n_reference_lesions']} lesions, {counts['reference_volume_mm3']:,.0f} mm3; prediction: "
-        f"{counts['n_predicted_lesions']} lesions, {counts['predicted_volume_mm3']:,.0f} mm3; Dice "
-        f"{counts['dice']:.2f}.",
-        "",
-        *table(probability, reference, repeats=arguments.repeats),
-        "",
-        *check_equal(probability, reference),
-        "",
-    ]
-    print("\n".join(page))
+    # MONAI warns of an argument that it passes to itself.
+    warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
+    text = "\n".join(page(arguments))
+    print(text)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text("\n".join(page))
+        arguments.output.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

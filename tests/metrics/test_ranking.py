@@ -212,8 +212,8 @@ def test_roc_area_equals_scikit_learn(levels):
 
 
 def test_roc_area_worked_by_hand():
-    # Lesion voxels 0.9 and 0.4, others 0.8, 0.4 and 0.1: of six pairs, 0.9 is right in three, 0.4 in
-    # one, and one is a tie.
+    # Lesion voxels 0.9 and 0.4, others 0.8, 0.4 and 0.1: of six pairs, 0.9 is right in three, 0.4
+    # in one, and one is a tie.
     assert roc_auc([0.9, 0.4, 0.8, 0.4, 0.1], [1, 1, 0, 0, 0]) == pytest.approx((3 + 1 + 0.5) / 6)
 
 

@@ -88,8 +88,8 @@ def isbi_score(
     """Compute the score of the ISBI 2015 challenge (Carass et al. 2017), in [0, 1].
 
     dice/8 + precision/8 + (1 - lesion_fpr)/4 + lesion_tpr/4 + correlation/4, of means over the
-    scans of a rater; NaN if one of them is. The scale of the website, on which human raters have 90,
-    is not published.
+    scans of a rater; NaN if one of them is. The scale of the website, on which human raters have
+    90, is not published.
     """
     of_voxels = dice / 8 + precision / 8
     return of_voxels + (1 - lesion_fpr) / 4 + lesion_tpr / 4 + correlation / 4

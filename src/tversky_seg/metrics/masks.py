@@ -67,8 +67,8 @@ def bounding_box(mask: Mask) -> tuple[slice, ...]:
         One slice per axis; empty slices for an empty mask.
     """
     box = [slice(None)] * mask.ndim
-    # From the slowest axis to the fastest: the axis along which memory runs takes longest to search,
-    # so it comes last, when the others are already cropped.
+    # From the slowest axis to the fastest: the axis along which memory runs takes longest to
+    # search, so it comes last, when the others are already cropped.
     strides = [abs(stride) for stride in mask.strides]
     slowest_first = np.argsort(strides, kind="stable")[::-1].tolist()
     for axis in slowest_first:
