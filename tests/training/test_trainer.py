@@ -15,6 +15,7 @@ from helpers.trainers import Blobs, a_trainer, assert_same, weights
 from tversky_seg.config.messages import one_line
 from tversky_seg.data.patches.batches import Batch
 from tversky_seg.losses import BCELoss
+from tversky_seg.models import UNet3D
 from tversky_seg.runtime.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from tversky_seg.training import run as training_run
 from tversky_seg.training.validation import Validation, check_monitor
@@ -180,6 +181,18 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_counted(tmp_path: Path)
         "step"
     ]
     assert steps_taken == 2
+
+
+def test_a_skipped_step_leaves_no_trace_in_batch_norm_or_the_average() -> None:
+    model = UNet3D(in_channels=1, out_channels=1, width=4, n_levels=2, norm="batch")
+    trainer = a_trainer(model=model, ema_decay=0.9)
+    trainer.train_step(1, Blobs()[1])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    average = trainer.average.network.state_dict()
+    average_before = {name: tensor.clone() for name, tensor in average.items()}
+    assert trainer.train_step(2, Blobs(spoiled=(2,))[2]).is_skipped
+    assert_same(before, model.state_dict())
+    assert_same(average_before, average)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])

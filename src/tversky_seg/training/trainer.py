@@ -241,6 +241,9 @@ class Trainer:
         ):
             group["lr"] = base_rate * factor
 
+        # Batch norm updates its running statistics in the forward pass, before it is known
+        # whether the step will be skipped.
+        buffers_before = [buffer.clone() for buffer in self.model.buffers()]
         self.model.train()
         self.torch_optimizer.zero_grad()
         loss = forward_backward(
@@ -258,8 +261,11 @@ class Trainer:
         is_finite = bool(torch.isfinite(norm))
         if is_finite:
             self.scaler.step(self.torch_optimizer)
-        self.scaler.update()
-        self.average.update(step)
+            self.average.update(step)
+        else:
+            for buffer, value in zip(self.model.buffers(), buffers_before, strict=True):
+                buffer.copy_(value)
+        self.scaler.update()  # after an overflow in fp16 the next step is scaled less
         return StepResult(loss, is_skipped=not is_finite)
 
     def entries_to_resume(self) -> dict[str, Any]:
