@@ -233,6 +233,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(finished: Run) -> None:
 def test_threads_workers_and_device_are_free(finished: Run) -> None:
     free = [
         "trainer.n_workers=1",
+        "trainer.recompute=true",
         "trainer.device=cpu",
         f"trainer.threads={torch.get_num_threads()}",
     ]

@@ -12,6 +12,7 @@ FREE_KEYS = (
     "data.cache_dir",
     "trainer.device",
     "trainer.n_workers",
+    "trainer.recompute",
     "trainer.threads",
     "trainer.max_hours",
     "trainer.trackers",

@@ -26,6 +26,7 @@ from tversky_seg.runtime.distributed import rank, wrap_ddp
 from tversky_seg.runtime.preemption import Preempted, defer_signals
 from tversky_seg.runtime.trackers import check_trackers
 from tversky_seg.training.ema import WeightAverage
+from tversky_seg.training.optimizer_state import load_optimizer_state
 from tversky_seg.training.run import TrainingRun
 from tversky_seg.training.schedules import constant
 from tversky_seg.training.step import check_parts, forward_backward
@@ -279,7 +280,7 @@ class Trainer:
     def load_state(self, checkpoint: Mapping[str, Any]) -> None:
         """Load weights, optimizer and loss scale of last.pt."""
         self.average.load_state(checkpoint)
-        self.torch_optimizer.load_state_dict(checkpoint["optimizer"])
+        load_optimizer_state(self.torch_optimizer, checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
 
     def _prepare_network(self) -> nn.Module:
