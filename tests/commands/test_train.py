@@ -267,14 +267,16 @@ def at_call(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
     return counted
 
 
-def signalled_at_call(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function; before its n-th call the process gets SIGTERM."""
+def signalled_at_call(
+    number: int, function: Callable[..., Any], *, signal_number: int = signal.SIGTERM
+) -> Callable[..., Any]:
+    """The function; before its n-th call the process gets a signal."""
     left = [number]
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         left[0] -= 1
         if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal_number)
         return function(*args, **kwargs)
 
     return counted
@@ -307,7 +309,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     outcome = train(finished.manifest, tmp_path / "run")
     assert outcome.status == 0, outcome.stderr
     assert_same_results(finished.folder, tmp_path / "run")
-    assert not [path for path in (tmp_path / "run").rglob("*.tmp") if path.is_file()]
+    assert not list((tmp_path / "run").rglob(".scratch-*"))
 
 
 @pytest.mark.parametrize(
@@ -337,6 +339,28 @@ def test_a_scheduler_stops_a_run_with_status_75_and_it_goes_on_to_the_same_bits(
         f"stopped: {said}; run the same command again to resume\n",
     )
     assert not (tmp_path / "run" / "evaluation" / "metrics.json").exists()
+    assert train(finished.manifest, tmp_path / "run").status == 0
+    assert_same_results(finished.folder, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(Trainer, "train_step"), (inference, "write_prediction"), (evaluation, "write_report")],
+    ids=["in a step", "in a prediction", "in the evaluation"],
+)
+def test_ctrl_c_stops_a_run_with_status_130_and_it_resumes_to_the_same_bits(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    with monkeypatch.context() as patched:
+        function = getattr(owner, name)
+        interrupted = signalled_at_call(1, function, signal_number=signal.SIGINT)
+        patched.setattr(owner, name, interrupted)
+        outcome = train(finished.manifest, tmp_path / "run")
+    assert outcome.status == 130
+    assert outcome.stderr.startswith("stopped: Ctrl-C")
+    assert "run the same command again to resume" in outcome.stderr
+    assert not (tmp_path / "run" / "evaluation" / "metrics.json").exists()
+    assert not list((tmp_path / "run").rglob(".scratch-*"))
     assert train(finished.manifest, tmp_path / "run").status == 0
     assert_same_results(finished.folder, tmp_path / "run")
 

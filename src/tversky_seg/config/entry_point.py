@@ -24,12 +24,11 @@ from tversky_seg.config.messages import one_line
 from tversky_seg.config.run_directory import run_directory
 from tversky_seg.config.sweep import best_value, is_sweep
 from tversky_seg.runtime.distributed import process_group
-from tversky_seg.runtime.preemption import EXIT_PREEMPTED, Preempted, handle_signals
+from tversky_seg.runtime.preemption import EXIT_INTERRUPTED, Preempted, handle_signals
 
 DONE = 0
 SOME_FAILED = 1
 FAILED = 2
-INTERRUPTED = 130
 """Exit statuses; EXIT_PREEMPTED is 75."""
 
 HELP_WIDTH = 116
@@ -88,11 +87,11 @@ class Command:
                 sys.argv[1:] = readable_words(sys.argv[1:])
                 self._hydra_main()()
         except KeyboardInterrupt:
-            return INTERRUPTED
+            return EXIT_INTERRUPTED
         except Preempted as stop:
             if _is_first_process():
                 print(f"stopped: {stop}; run the same command again to resume", file=sys.stderr)
-            return EXIT_PREEMPTED
+            return stop.exit_status
         except Exception as fault:
             if self.wants_traceback:
                 raise

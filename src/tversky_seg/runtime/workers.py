@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -77,7 +78,7 @@ def _map_in_pool(
     work: Callable[[Item], Result], items: Sequence[Item], *, first: int, n_processes: int
 ) -> Iterator[tuple[int, Result]]:
     pool = ProcessPoolExecutor(
-        n_processes, mp_context=_start_method(), initializer=return_freed_memory
+        n_processes, mp_context=_start_method(), initializer=_initialize_worker
     )
     try:
         pending = {}
@@ -91,7 +92,23 @@ def _map_in_pool(
             "`if __name__ == '__main__':`; try n_workers=1"
         ) from error
     finally:
+        _shut_down(pool)
+
+
+def _initialize_worker() -> None:
+    # A terminal sends Ctrl-C to every process: the first one ends the others when it wants to.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return_freed_memory()
+
+
+def _shut_down(pool: ProcessPoolExecutor) -> None:
+    """Wait for the items in work, unless Ctrl-C comes meanwhile."""
+    try:
         pool.shutdown(cancel_futures=True)
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
 
 
 def _start_method() -> multiprocessing.context.BaseContext:
