@@ -30,7 +30,7 @@ def test_a_submission_from_nowhere_or_to_nowhere_is_one_line(tmp_path: Path) -> 
 def test_training_scans_are_judged_by_both_raters_beside_test_scans_without_labels(
     tmp_path: Path,
 ) -> None:
-    """As scripts/import_isbi2015.py lists the whole download: the official test set has its split, and no label."""
+    """List the whole download as the importer does: the test set has its split, and no label."""
     rows = [add_case(tmp_path, f"training0{i}_01", seed=i) for i in (1, 2)]
     for row in rows:
         label = tmp_path / row["label"]

@@ -1,146 +1,211 @@
-"""A data set in the Brain Imaging Data Structure with lesion masks among its derivatives (bids.neuroimaging.io)."""
+"""A data set in the Brain Imaging Data Structure (bids.neuroimaging.io) with lesion masks."""
+
+from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tversky_seg.data.case import Case
-from tversky_seg.data.datasets._common import ENDINGS, stem_of
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.image_files import image_stem, is_nifti
 
 MASK_SUFFIXES = ("mask", "roi", "dseg")
-NO_IMAGES = (*MASK_SUFFIXES, "probseg", "defacemask", "xfm", "warp")
-SAME_SCAN = (
-    "space",
-    "res",
-)  # entities by which a derived image is told from another of the same examination
+OTHER_SUFFIXES = ("probseg", "defacemask", "xfm", "warp")
+SPACE_ENTITIES = ("space", "res")  # which tell the grid of a derived image
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Files of one subject and session.
+
+    Attributes:
+        subject: Name as `sub-01`.
+        session: Name as `ses-02`; "" without sessions.
+    """
+
+    subject: str
+    session: str
+
+
+Files = dict[Examination, list[Path]]
+
+
+@dataclass(frozen=True)
+class BidsName:
+    """Name of a BIDS file: `sub-01_ses-02_ce-gad_T1w.nii.gz`.
+
+    Attributes:
+        entities: `{"sub": "01", "ses": "02", "ce": "gad"}`.
+        suffix: "T1w".
+    """
+
+    entities: dict[str, str] = field(default_factory=dict)
+    suffix: str = ""
+
+    @classmethod
+    def of(cls, file: Path) -> BidsName:
+        """Take the name of a file apart."""
+        parts = image_stem(file).split("_")
+        entities = {}
+        for part in parts:
+            name, dash, value = part.partition("-")
+            if dash:
+                entities[name] = value
+        return cls(entities, parts[-1])
+
+    @property
+    def space(self) -> tuple[str, ...]:
+        """Values of the entities that tell the grid."""
+        return tuple(self.entities.get(name, "") for name in SPACE_ENTITIES)
+
+    @property
+    def modality(self) -> str | None:
+        """Suffix as the name of a modality, with "ce" after contrast agent; None for no image."""
+        is_image = self.suffix[:1].isupper() and self.suffix not in OTHER_SUFFIXES
+        if not is_image:
+            return None
+        return f"{self.suffix}ce" if "ce" in self.entities else self.suffix
+
+    def is_lesion_mask(self, word: str) -> bool:
+        """Tell whether a file is a mask and an entity holds the word."""
+        if self.suffix not in MASK_SUFFIXES:
+            return False
+        return any(word.lower() in value.lower() for value in self.entities.values())
 
 
 def find_bids(root: Path, *, lesion: str = "lesion", derivative: str | None = None) -> list[Case]:
-    """List the examinations (subject and session) with images in `anat`, and their lesion masks where there are any.
+    """List the examinations with images in `anat`, and their lesion masks.
 
-    A lesion mask is a file of suffix `mask`, `roi` or `dseg` below `derivatives/` with an entity that holds the word
-    `lesion`, as in `sub-01_space-T1w_label-lesion_mask.nii.gz` or `…_desc-lesions_mask.nii.gz`. Several masks of one
-    examination are several raters; one whose name holds `consensus` comes first. Images are called by their suffix
-    (FLAIR, T1w, T2w, with contrast agent T1wce). They are taken from the folder of the mask where it holds images of
-    the mask's space, else from the raw data. A brain mask is one with `desc-brain` beside the images.
+    A lesion mask is a file of suffix `mask`, `roi` or `dseg` below `derivatives/` with an entity
+    that holds the word `lesion`, as in `sub-01_space-T1w_label-lesion_mask.nii.gz` or
+    `…_desc-lesions_mask.nii.gz`. Several masks of one examination are several raters; one whose
+    name holds `consensus` comes first. Images are called by their suffix (FLAIR, T1w, T2w, with
+    contrast agent T1wce). They are taken from the folder of the mask if it holds images of the
+    mask's space, else from the raw data. A brain mask is one with `desc-brain`.
 
     Args:
-        root: The folder with `sub-…` folders and `derivatives`.
-        lesion: What an entity of lesion masks holds.
+        root: Folder with `sub-…` folders and `derivatives`.
+        lesion: Word in an entity of lesion masks.
         derivative: Folder below `derivatives` to look for masks in; None: all of them.
 
     Raises:
-        DataError: The folder does not look like BIDS, holds no lesion mask, or masks in several derivatives.
+        DataError: The folder does not look like BIDS, or lesion masks are in no derivative or in
+            several.
     """
     root = Path(root)
-    raw = _by_examination(
-        [file for pattern in ("anat", "ses-*/anat") for file in root.glob(f"sub-*/{pattern}/*")]
-    )
-    pipelines = sorted(
-        path for path in root.glob(f"derivatives/{derivative or '*'}") if path.is_dir()
-    )
-    found = {pipeline: _by_examination([*pipeline.rglob("sub-*")]) for pipeline in pipelines}
-    with_masks = [
-        p for p, files in found.items() if any(_lesion_masks(f, lesion) for f in files.values())
-    ]
-    if len(with_masks) > 1:
-        raise DataError(root, f"lesion masks in derivatives {', '.join(p.name for p in with_masks)}", 'expected one of them as data.importer.derivative')  # fmt: skip
+    raw = _by_examination([*root.glob("sub-*/anat/*"), *root.glob("sub-*/ses-*/anat/*")])
+    derived = _derivative_with_masks(root, lesion, derivative)
+    sites = _sites(root / "participants.tsv")
+    cases = []
+    examinations = {*raw, *derived}
+    for examination in sorted(examinations, key=lambda each: (each.subject, each.session)):
+        raw_files = raw.get(examination, [])
+        derived_files = derived.get(examination, [])
+        site = sites.get(examination.subject)
+        case = _case(examination, raw_files, derived_files, lesion=lesion, site=site)
+        if case.images:
+            cases.append(case)
+    return cases
+
+
+def _derivative_with_masks(root: Path, lesion: str, derivative: str | None) -> Files:
+    """Return the files of the only derivative that holds lesion masks.
+
+    Raises:
+        DataError: None or several hold masks.
+    """
+    with_masks: dict[str, Files] = {}
+    for pipeline in sorted(root.glob(f"derivatives/{derivative or '*'}/")):
+        files = _by_examination([*pipeline.rglob("sub-*")])
+        if any(_lesion_masks(each, lesion) for each in files.values()):
+            with_masks[pipeline.name] = files
     if not with_masks:
-        raise DataError(root, 'does not look like BIDS with lesion masks', f'expected derivatives/<pipeline>/sub-01/anat/sub-01_label-{lesion}_mask.nii.gz')  # fmt: skip
-    derived, site = found[with_masks[0]], _sites(root / "participants.tsv")
-    cases = [
-        _case(key, raw.get(key, []), derived.get(key, []), lesion, site)
-        for key in sorted({*raw, *derived})
-    ]
-    return [case for case in cases if case.images]
+        example = f"derivatives/<pipeline>/sub-01/anat/sub-01_label-{lesion}_mask.nii.gz"
+        raise DataError(root, "does not look like BIDS with lesion masks", f"expected {example}")
+    if len(with_masks) > 1:
+        found = f"lesion masks in derivatives {', '.join(with_masks)}"
+        raise DataError(root, found, "expected one of them as data.importer.derivative")
+    return next(iter(with_masks.values()))
 
 
 def _case(
-    key: tuple[str, str],
+    examination: Examination,
     raw: Sequence[Path],
     derived: Sequence[Path],
+    *,
     lesion: str,
-    site: Mapping[str, str],
+    site: str | None,
 ) -> Case:
-    subject, session = key
     masks = _lesion_masks(derived, lesion)
-    images = _images([file for file in derived if _scan(file) == _scan(masks[0])]) if masks else {}
-    images = images or _images(raw)
-    brains = [
-        file
-        for file in (*derived, *raw)
-        if _suffix(file) == "mask" and _entities(file).get("desc") == "brain"
-    ]
-    fitting = [file for file in brains if not masks or _scan(file) == _scan(masks[0])]
+    images: dict[str, Path] = {}
+    brain_masks = [file for file in (*derived, *raw) if _is_brain_mask(file)]
+    if masks:
+        space = BidsName.of(masks[0]).space
+        images = _images([file for file in derived if BidsName.of(file).space == space])
+        brain_masks = [file for file in brain_masks if BidsName.of(file).space == space]
+    has_consensus = bool(masks) and _names_consensus(masks[0])
+    names = [name for name in (examination.subject, examination.session) if name]
     return Case(
-        case_id="_".join(part for part in key if part),
-        subject_id=subject,
-        images=images,
+        case_id="_".join(names),
+        subject_id=examination.subject,
+        images=images or _images(raw),
         labels=tuple(masks),
-        brain_mask=fitting[0] if fitting else None,
-        site=site.get(subject),
-        session=session.removeprefix("ses-") or None,
-        consensus=len(masks) > 1 and "consensus" in masks[0].name.lower(),
+        brain_mask=brain_masks[0] if brain_masks else None,
+        site=site,
+        session=examination.session.removeprefix("ses-") or None,
+        consensus=has_consensus and len(masks) > 1,
     )
 
 
-def _by_examination(files: Sequence[Path]) -> dict[tuple[str, str], list[Path]]:
-    """("sub-01", "ses-02" or "") -> its NIfTI files, sorted."""
-    found: dict[tuple[str, str], list[Path]] = {}
+def _by_examination(files: Sequence[Path]) -> Files:
+    """Group the NIfTI files of a folder by subject and session, each group sorted."""
+    groups: Files = {}
     for file in sorted(files):
-        entities = _entities(file)
-        if file.name.endswith(ENDINGS) and "sub" in entities and file.is_file():
+        entities = BidsName.of(file).entities
+        if is_nifti(file) and "sub" in entities and file.is_file():
             session = f"ses-{entities['ses']}" if "ses" in entities else ""
-            found.setdefault((f"sub-{entities['sub']}", session), []).append(file)
-    return found
+            examination = Examination(f"sub-{entities['sub']}", session)
+            groups.setdefault(examination, []).append(file)
+    return groups
 
 
 def _lesion_masks(files: Sequence[Path], lesion: str) -> list[Path]:
-    """Those files whose name says so; a consensus first."""
-    masks = [
-        file
-        for file in files
-        if _suffix(file) in MASK_SUFFIXES
-        and any(lesion.lower() in value.lower() for value in _entities(file).values())
-    ]
-    return sorted(masks, key=lambda file: ("consensus" not in file.name.lower(), file.name))
+    """List the lesion masks among files, a consensus first."""
+    masks = [file for file in files if BidsName.of(file).is_lesion_mask(lesion)]
+    return sorted(masks, key=lambda file: (not _names_consensus(file), file.name))
+
+
+def _names_consensus(file: Path) -> bool:
+    return "consensus" in file.name.lower()
+
+
+def _is_brain_mask(file: Path) -> bool:
+    name = BidsName.of(file)
+    return name.suffix == "mask" and name.entities.get("desc") == "brain"
 
 
 def _images(files: Sequence[Path]) -> dict[str, Path]:
-    """Modality -> file; of several runs or acquisitions the first in the order of names."""
+    """Return modality -> file; of several runs or acquisitions the first by name."""
     images: dict[str, Path] = {}
     for file in files:
-        suffix = _suffix(file)
-        if suffix not in NO_IMAGES and suffix[:1].isupper():
-            images.setdefault(suffix + "ce" * ("ce" in _entities(file)), file)
+        modality = BidsName.of(file).modality
+        if modality:
+            images.setdefault(modality, file)
     return images
 
 
-def _scan(file: Path) -> tuple[str, ...]:
-    entities = _entities(file)
-    return tuple(entities.get(name, "") for name in SAME_SCAN)
-
-
-def _entities(file: Path) -> dict[str, str]:
-    """`sub-01_ses-02_T1w.nii.gz` -> {"sub": "01", "ses": "02"}."""
-    parts = (part.partition("-") for part in stem_of(file).split("_"))
-    return {name: value for name, dash, value in parts if dash}
-
-
-def _suffix(file: Path) -> str:
-    return stem_of(file).rpartition("_")[2]
-
-
 def _sites(participants: Path) -> dict[str, str]:
-    """Subject -> the column `site` of participants.tsv, where there is one."""
+    """Read subject -> site of participants.tsv; empty without this file or column."""
     try:
-        rows = list(
-            csv.DictReader(
-                participants.read_text(encoding="utf-8-sig").splitlines(), delimiter="\t"
-            )
-        )
+        text = participants.read_text(encoding="utf-8-sig")
+        rows = list(csv.DictReader(text.splitlines(), delimiter="\t"))
     except (OSError, UnicodeDecodeError, csv.Error):
         return {}
-    return {row["participant_id"]: row["site"] for row in rows
-            if row.get("participant_id") and row.get("site") not in (None, "", "n/a")}  # fmt: skip
+    sites = {}
+    for row in rows:
+        subject, site = row.get("participant_id"), row.get("site")
+        if subject and site and site != "n/a":
+            sites[subject] = site
+    return sites

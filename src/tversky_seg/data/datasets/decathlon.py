@@ -1,94 +1,89 @@
-"""A task of the Medical Segmentation Decathlon (Antonelli et al. 2022, doi 10.1038/s41467-022-30695-9)."""
+"""A task of the Medical Segmentation Decathlon (Antonelli et al. 2022).
 
-import json
+doi 10.1038/s41467-022-30695-9
+"""
+
+from __future__ import annotations
+
 import logging
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tversky_seg.data.case import Case
+from tversky_seg.data.case import Case, files_of
+from tversky_seg.data.datasets._common import read_listing
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.image_files import file_and_frame
 
 logger = logging.getLogger("tversky_seg")
 
+FOLDER = "the folder of one Decathlon task, as Task04_Hippocampus"
+
 
 def find_decathlon(root: Path) -> list[Case]:
-    """List the cases of a task; modalities are called as in `dataset.json`, and several are the frames of a 4D file.
+    """List the cases of a task.
 
-    The official test images have no labels: they are predicted, not judged.
+    Modalities are called as in `dataset.json`; several modalities are the frames of a 4D file.
+    The official test images have no labels: they are predicted only.
 
     Args:
-        root: The folder of one task, which holds `dataset.json`, `imagesTr` and `labelsTr`.
+        root: Folder of one task, with `dataset.json`, `imagesTr` and `labelsTr`.
 
     Raises:
-        DataError: There is no readable `dataset.json`, or none of its images is there.
+        DataError: There is no readable `dataset.json`, or none of its images exists.
     """
     root = Path(root)
-    listing = _read_listing(root / "dataset.json")
+    listing = read_listing(root / "dataset.json", folder_name=FOLDER)
+    _check_listing(listing, root / "dataset.json")
     modalities = [str(name).strip().replace(" ", "_") for name in listing["modality"].values()]
-    names = [(entry["image"], entry.get("label")) for entry in listing["training"]]
-    names += [
-        (entry["image"] if isinstance(entry, dict) else entry, None)
-        for entry in listing.get("test", [])
-    ]
-    cases = [_case(root, image, label, modalities=modalities) for image, label in names]
-    there = [case for case in cases if all(map(_is_there, (*case.images.values(), *case.labels)))]
-    if not there:
-        raise DataError(
-            root,
-            f"none of the {len(cases)} images in dataset.json is there",
-            "expected imagesTr, labelsTr",
-        )
-    if len(there) < len(cases):
-        absent = [case.case_id for case in cases if case not in there]
-        logger.warning(
-            "%d of %d cases in dataset.json have no file: %s",
-            len(absent),
-            len(cases),
-            ", ".join(absent),
-        )
-    return there
+    cases = []
+    for entry in listing["training"]:
+        cases.append(_case(root, entry["image"], entry.get("label"), modalities))
+    for entry in listing.get("test", []):
+        image = entry["image"] if isinstance(entry, dict) else entry
+        cases.append(_case(root, image, None, modalities))
+    return _existing(cases, root)
 
 
-def _is_there(path: Path) -> bool:
-    return file_and_frame(path)[0].is_file()
-
-
-def _case(root: Path, image: str, label: str | None, *, modalities: Sequence[str]) -> Case:
+def _case(root: Path, image: str, label: str | None, modalities: Sequence[str]) -> Case:
     case_id = PurePosixPath(image).name.removesuffix(".gz").removesuffix(".nii")
-    frames = (
-        [root / image]
-        if len(modalities) == 1
-        else [root / f"{image}@{n}" for n in range(len(modalities))]
-    )
+    if len(modalities) == 1:
+        images = {modalities[0]: root / image}
+    else:
+        images = {name: root / f"{image}@{frame}" for frame, name in enumerate(modalities)}
     return Case(
         case_id=case_id,
         subject_id=case_id,
-        images=dict(zip(modalities, frames, strict=True)),
+        images=images,
         labels=(root / label,) if label else (),
         split=None if label else "test",
     )
 
 
-def _read_listing(path: Path) -> dict[str, Any]:
-    """`dataset.json`, after a check that it lists what is needed."""
-    try:
-        listing = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(
-            path, f"{error.strerror}", "expected the folder of one Decathlon task, as Task04"
-        ) from error
-    except ValueError as error:
-        raise DataError(path, "is no JSON", "expected that of a Decathlon task") from error
-    try:
-        fine = bool(listing["modality"].values()) and all(
-            "image" in entry for entry in listing["training"]
-        )
-    except (AttributeError, KeyError, TypeError):
-        fine = False
-    if not fine:
-        raise DataError(
-            path, "lists no modality or no training images", "expected those of a Decathlon task"
-        )
-    return dict(listing)
+def _existing(cases: Sequence[Case], root: Path) -> list[Case]:
+    """Return the cases whose files exist; log the others."""
+    existing, absent = [], []
+    for case in cases:
+        if all(file.is_file() for file in files_of([case])):
+            existing.append(case)
+        else:
+            absent.append(case.case_id)
+    if not existing:
+        found = f"none of the {len(cases)} images in dataset.json exists"
+        raise DataError(root, found, "expected imagesTr, labelsTr")
+    if absent:
+        message = "%d of %d cases in dataset.json have no file: %s"
+        logger.warning(message, len(absent), len(cases), ", ".join(absent))
+    return existing
+
+
+def _check_listing(listing: dict[str, Any], path: Path) -> None:
+    """Refuse a `dataset.json` without modalities or training images."""
+    modalities = listing.get("modality")
+    training = listing.get("training")
+    has_modalities = isinstance(modalities, dict) and len(modalities) > 0
+    has_images = isinstance(training, list) and all(
+        isinstance(entry, dict) and "image" in entry for entry in training
+    )
+    if not (has_modalities and has_images):
+        found = "lists no modality or no training images"
+        raise DataError(path, found, f"expected that of {FOLDER}")

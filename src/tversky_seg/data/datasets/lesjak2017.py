@@ -1,50 +1,62 @@
-"""The open multiple sclerosis data of Ljubljana (Lesjak et al. 2018, doi 10.1007/s12021-017-9348-7), as on GitHub."""
+"""The open multiple sclerosis data of Ljubljana (Lesjak et al. 2018), as on GitHub.
+
+doi 10.1007/s12021-017-9348-7
+"""
+
+from __future__ import annotations
 
 from pathlib import Path
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 
-# Names of files in each part: all before the ending, or up to an underscore.
-PARTS = {
-    "MNI": {"FLAIR": "FLAIR", "T1": "T1", "T2": "T2", "T1POST": "T1POST", "label": "GOLD_STANDARD"},
+NATIVE_NAMES = {
+    "FLAIR": "FLAIR",
+    "T1": "T1W",
+    "T2": "T2W",
+    "T1POST": "T1WKS",
+    "label": "consensus_gt",
 }
-PARTS |= {part: {"FLAIR": "FLAIR", "T1": "T1W", "T2": "T2W", "T1POST": "T1WKS", "label": "consensus_gt"}
-          for part in ("coregistered", "coregistered_resampled")}  # fmt: skip
+PARTS = {
+    "MNI": {
+        "FLAIR": "FLAIR",
+        "T1": "T1",
+        "T2": "T2",
+        "T1POST": "T1POST",
+        "label": "GOLD_STANDARD",
+    },
+    "coregistered": NATIVE_NAMES,
+    "coregistered_resampled": NATIVE_NAMES,
+}
+"""Names of the files in each part: the whole stem, or its beginning up to an underscore."""
+
 MODALITIES = ("FLAIR", "T1", "T2", "T1POST")
 
 
 def find_lesjak2017(root: Path, *, part: str = "MNI") -> list[Case]:
-    """List the cases of a clone of open_ms_data; patients of whom only the mask is there come without images.
+    """List the cases of a clone of open_ms_data.
+
+    Patients of whom only the mask is published come without images.
 
     Args:
         root: The clone, or its folder `cross_sectional`.
-        part: "MNI" (1 mm, skull-stripped), "coregistered" (as scanned, on the FLAIR grid, with a brain mask) or
-            "coregistered_resampled" (that, resampled).
+        part: "MNI" (1 mm, skull-stripped), "coregistered" (as scanned, on the FLAIR grid, with a
+            brain mask) or "coregistered_resampled" (the same, resampled).
 
     Raises:
         DataError: The folder does not look like this data set, or has no such part.
     """
     if part not in PARTS:
-        raise DataError("data.importer.part", f"{part!r}", f"expected one of {', '.join(PARTS)}")
-    root = Path(root)
+        raise DataError("data.importer.part", repr(part), f"expected one of {', '.join(PARTS)}")
     names = PARTS[part]
-    folder = root / "cross_sectional" / part if (root / "cross_sectional").is_dir() else root / part
+    parts_folder = Path(root)
+    if (parts_folder / "cross_sectional").is_dir():
+        parts_folder = parts_folder / "cross_sectional"
     cases = []
-    for patient in sorted(folder.glob("patient[0-9][0-9]")):
-        label = _nifti(patient, names["label"])
-        found = {name: _nifti(patient, names[name]) for name in MODALITIES}
-        images = {name: file for name, file in found.items() if file}
-        if images or label:
-            cases.append(
-                Case(
-                    case_id=patient.name,
-                    subject_id=patient.name,
-                    images=images,
-                    labels=(label,) if label else (),
-                    brain_mask=_nifti(patient, "brainmask"),
-                )
-            )
+    for patient in sorted((parts_folder / part).glob("patient[0-9][0-9]")):
+        case = _case(patient, names)
+        if case.images or case.labels:
+            cases.append(case)
     if not cases:
         raise DataError(
             root,
@@ -54,7 +66,26 @@ def find_lesjak2017(root: Path, *, part: str = "MNI") -> list[Case]:
     return cases
 
 
-def _nifti(patient: Path, name: str) -> Path | None:
-    """`name.nii.gz`, `name_….nii.gz` or, as for some patients, `patient01_name.nii.gz`."""
-    patterns = (f"{name}.nii*", f"{patient.name}_{name}.nii*", f"{name}_*.nii*")
-    return next((file for pattern in patterns for file in sorted(patient.glob(pattern))), None)
+def _case(patient: Path, names: dict[str, str]) -> Case:
+    images = {}
+    for modality in MODALITIES:
+        file = _find(patient, names[modality])
+        if file:
+            images[modality] = file
+    label = _find(patient, names["label"])
+    return Case(
+        case_id=patient.name,
+        subject_id=patient.name,
+        images=images,
+        labels=(label,) if label else (),
+        brain_mask=_find(patient, "brainmask"),
+    )
+
+
+def _find(patient: Path, name: str) -> Path | None:
+    """Find `name.nii.gz`, `patient01_name.nii.gz` (some patients) or `name_….nii.gz`."""
+    for pattern in (f"{name}.nii*", f"{patient.name}_{name}.nii*", f"{name}_*.nii*"):
+        files = sorted(patient.glob(pattern))
+        if files:
+            return files[0]
+    return None

@@ -1,4 +1,9 @@
-"""The nodules that LIDC's four readers outlined, from XML to a mask (Armato et al. 2011, doi 10.1118/1.3528204)."""
+"""Nodules that LIDC's four readers outlined, from XML to a mask (Armato et al. 2011).
+
+doi 10.1118/1.3528204
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +24,8 @@ class Contour:
     """The outline of a nodule in one slice.
 
     Attributes:
-        z: Of the slice: mm in the XML, an index once it is in voxels.
-        is_inside: Whether the outline holds nodule, or what is cut out of it.
+        z: Place of the slice: mm in the XML, an index once it is in voxels.
+        is_inside: True for an outline of nodule, False for a hole to cut out of it.
         points: (n, 2) pixels x, y; a single one for a nodule below 3 mm.
     """
 
@@ -33,53 +38,34 @@ Nodule = list[Contour]
 
 
 def series_of(file: Path) -> str:
-    """The series (DICOM UID) that an XML file of LIDC describes; "" for another XML file."""
+    """Read the series (DICOM UID) that an XML file of LIDC describes; "" for another XML file."""
     for _, element in ElementTree.iterparse(file):
         name = element.tag.rpartition("}")[2].lower()
         if name == "seriesinstanceuid":
             return (element.text or "").strip()
+        # The header ends here: nothing after the first reading names a series.
         if name == "readingsession":
             break
     return ""
 
 
 def read_nodules(file: Path) -> list[list[Nodule]]:
-    """The nodules of each reader after unblinding, in an XML file of LIDC.
+    """Read the nodules of each reader after unblinding, from an XML file of LIDC.
 
     Raises:
         DataError: The file is not as LIDC writes it.
     """
+    readers = []
     try:
-        sessions = ElementTree.parse(file).getroot().findall("{*}readingSession")
-        return [
-            [
-                [_contour(roi) for roi in nodule.findall("{*}roi")]
-                for nodule in session.findall("{*}unblindedReadNodule")
-            ]
-            for session in sessions
-        ]
+        for session in ElementTree.parse(file).getroot().findall("{*}readingSession"):
+            nodules = []
+            for nodule in session.findall("{*}unblindedReadNodule"):
+                nodules.append([_contour(region) for region in nodule.findall("{*}roi")])
+            readers.append(nodules)
     except (ElementTree.ParseError, ValueError, TypeError, OSError) as error:
-        raise DataError(file, f"is no XML file of LIDC ({error})", "fetch it anew") from error
-
-
-def _contour(roi: ElementTree.Element) -> Contour:
-    points = [
-        [int(_text(edge, name)) for name in ("xCoord", "yCoord")]
-        for edge in roi.findall("{*}edgeMap")
-    ]
-    inclusion = (roi.findtext("{*}inclusion") or "TRUE").strip().upper() == "TRUE"
-    return Contour(
-        float(_text(roi, "imageZposition")),
-        inclusion,
-        np.array(points, dtype=np.int64).reshape(-1, 2),
-    )
-
-
-def _text(element: ElementTree.Element, name: str) -> str:
-    text = element.findtext(f"{{*}}{name}")
-    if text is None:
-        raise ValueError(f"no {name}")
-    return text
+        found = f"is not an XML file of LIDC ({error})"
+        raise DataError(file, found, "download it again") from error
+    return readers
 
 
 def nodule_mask(
@@ -90,39 +76,64 @@ def nodule_mask(
     share: float = 0.5,
     max_distance: float = 10.0,
 ) -> NDArray[np.bool_]:
-    """Where at least a share of the four readers drew a nodule (Shirokikh 2020 takes half).
+    """Mark voxels that at least a share of the four readers drew (Shirokikh 2020 takes half).
 
     Args:
-        readers: The nodules of each reader, contours in voxels; a reader who is not listed drew none.
-        centres: (n, 3) voxels; only nodules whose mean contour point lies near one of them are taken.
-        shape: (X, Y, Z).
-        share: Of the four readers.
-        max_distance: Voxels between a nodule's mean contour point and the next centre.
+        readers: Nodules of each reader, contours in voxels; a reader who is not listed drew none.
+        centres: (n, 3) voxels; only nodules whose mean contour point lies near one are taken.
+        shape: Shape of the mask (X, Y, Z).
+        share: Share of the four readers.
+        max_distance: Voxels between a nodule's mean contour point and the nearest centre.
+
+    Returns:
+        (X, Y, Z) mask; empty without centres.
     """
     votes = np.zeros(shape, dtype=np.uint8)
     for nodules in readers:
         drawn = np.zeros(shape, dtype=bool)
         for nodule in nodules:
-            if (
-                any(len(contour.points) for contour in nodule)
-                and _distance(nodule, centres) <= max_distance
-            ):
+            has_points = any(len(contour.points) for contour in nodule)
+            if has_points and _distance(nodule, centres) <= max_distance:
                 _draw(nodule, drawn)
         votes += drawn
-    most: NDArray[np.bool_] = votes >= share * N_READERS
-    return most
+    enough: NDArray[np.bool_] = votes >= share * N_READERS
+    return enough
+
+
+def _contour(region: ElementTree.Element) -> Contour:
+    points = []
+    for edge in region.findall("{*}edgeMap"):
+        points.append([int(_text(edge, "xCoord")), int(_text(edge, "yCoord"))])
+    inclusion = region.findtext("{*}inclusion") or "TRUE"
+    return Contour(
+        z=float(_text(region, "imageZposition")),
+        is_inside=inclusion.strip().upper() == "TRUE",
+        points=np.array(points, dtype=np.int64).reshape(-1, 2),
+    )
+
+
+def _text(element: ElementTree.Element, name: str) -> str:
+    text = element.findtext(f"{{*}}{name}")
+    if text is None:
+        raise ValueError(f"no {name}")
+    return text
 
 
 def _distance(nodule: Nodule, centres: NDArray[np.float64]) -> float:
-    """Voxels from the mean contour point of a nodule to the nearest centre; infinite without any."""
-    points = np.concatenate(
-        [np.c_[contour.points, np.full(len(contour.points), contour.z)] for contour in nodule]
-    )
-    return float(min(np.linalg.norm(centres - points.mean(axis=0), axis=1), default=np.inf))
+    """Compute the distance in voxels from a nodule's mean contour point to the nearest centre.
+
+    Infinite without centres.
+    """
+    points = []
+    for contour in nodule:
+        z = np.full(len(contour.points), contour.z)
+        points.append(np.c_[contour.points, z])
+    mean_point = np.concatenate(points).mean(axis=0)
+    return float(min(np.linalg.norm(centres - mean_point, axis=1), default=np.inf))
 
 
 def _draw(nodule: Nodule, mask: NDArray[np.bool_]) -> None:
-    """Fill the outlines, themselves included, into a mask (X, Y, Z); then cut out what was excluded."""
+    """Fill outlines, their pixels included, in a mask (X, Y, Z), in place; then cut out holes."""
     for contour in sorted(nodule, key=lambda contour: not contour.is_inside):
         z = int(contour.z)
         if not 0 <= z < mask.shape[2]:
@@ -136,7 +147,7 @@ def _draw(nodule: Nodule, mask: NDArray[np.bool_]) -> None:
 
 
 def _filled(points: NDArray[np.int64], shape: tuple[int, ...]) -> list[tuple[Any, Any]]:
-    """Pixels inside an outline, and those on it."""
+    """List the pixels inside an outline, and those on it."""
     from skimage.draw import polygon, polygon_perimeter
 
     x, y = points.T

@@ -1,6 +1,7 @@
 """A raw data set of nnU-Net, version 2 (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z)."""
 
-import json
+from __future__ import annotations
+
 import logging
 import re
 from collections.abc import Mapping
@@ -9,113 +10,119 @@ from pathlib import Path
 from typing import Any
 
 from tversky_seg.data.case import Case
-from tversky_seg.data.datasets._common import ENDINGS
+from tversky_seg.data.datasets._common import read_listing
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.image_files import NIFTI_ENDINGS
 
 logger = logging.getLogger("tversky_seg")
-_CHANNEL = re.compile(r"(.+)_(\d{4})")
+
+FOLDER = "the folder DatasetXXX_Name of nnU-Net v2"
+_CHANNEL_FILE = re.compile(r"(.+)_(\d{4})")
 
 
 def find_nnunet(root: Path) -> list[Case]:
     """List the cases of a folder `DatasetXXX_Name`; channels are called as in `dataset.json`.
 
-    Images are `imagesTr/<case>_0000.nii.gz` and so on, labels `labelsTr/<case>.nii.gz`, or where the key `dataset` of
-    the JSON says; `imagesTs` are predicted, and judged where there is a `labelsTs`. Each case is taken as a subject of
-    its own: where subjects have several, write the manifest alone and fill in `subject_id`.
+    Images are `imagesTr/<case>_0000.nii.gz` and so on, labels `labelsTr/<case>.nii.gz`, or the
+    files under the key `dataset` of the JSON. The images of `imagesTs` are predicted, and
+    evaluated where there is a `labelsTs`. Each case is taken as a subject of its own: if subjects
+    have several cases, write the manifest with `scripts/import_dataset.py` and fill in
+    `subject_id`.
 
     Args:
-        root: The folder, which holds `dataset.json`.
+        root: Folder that holds `dataset.json`.
 
     Raises:
-        DataError: There is no readable `dataset.json`, its files are no NIfTI, or none of them is there.
+        DataError: There is no readable `dataset.json`, its files are not NIfTI, or none exists.
     """
     root = Path(root)
-    listing = _read_listing(root / "dataset.json")
-    channels = {int(number): name for number, name in _channels(listing).items()}
+    listing = read_listing(root / "dataset.json", folder_name=FOLDER)
+    _check_listing(listing, root / "dataset.json")
+    channels = _channels(listing)
+    ending = listing["file_ending"]
     if isinstance(listing.get("dataset"), dict):
         cases = [_listed(root, name, entry, channels) for name, entry in listing["dataset"].items()]
     else:
-        cases = _in_folder(root, "Tr", channels, listing["file_ending"], split=None)
-    tests = _in_folder(root, "Ts", channels, listing["file_ending"], split="test")
+        cases = _in_folders(root, "Tr", channels, ending)
+    tests = [replace(case, split="test") for case in _in_folders(root, "Ts", channels, ending)]
     if any(case.labels for case in tests):
         cases = [replace(case, split="train") for case in cases]
     cases += tests
     if not cases:
-        raise DataError(
-            root,
-            "holds no case",
-            f"expected imagesTr/<case>_0000{listing['file_ending']}, as dataset.json says",
-        )
-    _say_labels(listing)
+        expected = f"expected imagesTr/<case>_0000{ending}, as dataset.json says"
+        raise DataError(root, "holds no case", expected)
+    _log_classes(listing)
     return cases
 
 
-def _in_folder(
-    root: Path, part: str, channels: Mapping[int, str], ending: str, *, split: str | None
-) -> list[Case]:
-    found: dict[str, dict[str, Path]] = {}
+def _in_folders(root: Path, part: str, channels: Mapping[int, str], ending: str) -> list[Case]:
+    """List the cases of `images<part>` and `labels<part>`."""
+    images_of: dict[str, dict[str, Path]] = {}
     for file in sorted((root / f"images{part}").glob(f"*{ending}")):
-        match = _CHANNEL.fullmatch(file.name.removesuffix(ending))
+        match = _CHANNEL_FILE.fullmatch(file.name.removesuffix(ending))
         if match and int(match[2]) in channels:
-            found.setdefault(match[1], {})[channels[int(match[2])]] = file
+            channel = channels[int(match[2])]
+            images_of.setdefault(match[1], {})[channel] = file
     cases = []
-    for name, images in found.items():
+    for name, images in images_of.items():
         label = root / f"labels{part}" / f"{name}{ending}"
         labels = (label,) if label.is_file() else ()
-        cases.append(Case(name, name, images, labels, split=split))
+        cases.append(Case(name, name, images, labels))
     return cases
 
 
 def _listed(root: Path, name: str, entry: Mapping[str, Any], channels: Mapping[int, str]) -> Case:
-    images = {channels[i]: root / file for i, file in enumerate(entry["images"]) if i in channels}
-    return Case(name, name, images, (root / entry["label"],) if entry.get("label") else ())
+    """Make a case of an entry under the key `dataset`."""
+    images = {}
+    for number, file in enumerate(entry["images"]):
+        if number in channels:
+            images[channels[number]] = root / file
+    labels = (root / entry["label"],) if entry.get("label") else ()
+    return Case(name, name, images, labels)
 
 
-def _channels(listing: Mapping[str, Any]) -> dict[str, str]:
-    """Number -> name that can head a column; names that stand twice get their number."""
-    names = {number: re.sub(r"[^\w.=+@-]+", "_", str(name)).strip("_.") for number, name in
-             listing["channel_names"].items()}  # fmt: skip
-    values = list(names.values())
-    return {
-        number: name if values.count(name) == 1 else f"{name}_{number}"
-        for number, name in names.items()
-    }
+def _channels(listing: Mapping[str, Any]) -> dict[int, str]:
+    """Name the channels as columns of a manifest; equal names get their number.
+
+    {"0": "T1 post", "1": "CT", "2": "CT"} -> {0: "T1_post", 1: "CT_1", 2: "CT_2"}
+    """
+    safe_names = {}
+    for number, name in listing["channel_names"].items():
+        safe_names[number] = re.sub(r"[^\w.=+@-]+", "_", str(name)).strip("_.")
+    frequencies = list(safe_names.values())
+    channels = {}
+    for number, name in safe_names.items():
+        is_unique = frequencies.count(name) == 1
+        channels[int(number)] = name if is_unique else f"{name}_{number}"
+    return channels
 
 
-def _say_labels(listing: Mapping[str, Any]) -> None:
-    labels = {name: values for name, values in listing["labels"].items() if name != "background"}
-    if "ignore" in labels:
-        raise DataError(
-            "dataset.json",
-            f"has a label 'ignore' ({labels['ignore']})",
-            "expected labels drawn everywhere",
-        )
-    classes = {
-        name: values if isinstance(values, list) else [values] for name, values in labels.items()
-    }
-    written = ", ".join(f"{name}: {values}" for name, values in classes.items())
-    logger.info("dataset.json names the labels data.classes='{%s}'", written)
+def _log_classes(listing: Mapping[str, Any]) -> None:
+    """Log the setting of data.classes that matches the labels of `dataset.json`.
+
+    Raises:
+        DataError: Regions are to be ignored, which no loss here does.
+    """
+    classes = []
+    for name, values in listing["labels"].items():
+        if name == "ignore":
+            found = f"has a label 'ignore' ({values})"
+            raise DataError("dataset.json", found, "expected labels drawn everywhere")
+        if name != "background":
+            values = values if isinstance(values, list) else [values]
+            classes.append(f"{name}: {values}")
+    logger.info("for the labels of dataset.json: data.classes='{%s}'", ", ".join(classes))
 
 
-def _read_listing(path: Path) -> dict[str, Any]:
-    """`dataset.json`, after a check that it has what is needed."""
-    try:
-        listing = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(
-            path, f"{error.strerror}", "expected the folder DatasetXXX_Name of nnU-Net v2"
-        ) from error
-    except ValueError as error:
-        raise DataError(path, "is no JSON", "expected that of nnU-Net v2") from error
+def _check_listing(listing: Mapping[str, Any], path: Path) -> None:
+    """Refuse a `dataset.json` that lacks a key, or names files that are not NIfTI."""
     missing = [key for key in ("channel_names", "labels", "file_ending") if key not in listing]
-    if (
-        missing
-        or not isinstance(listing["channel_names"], dict)
-        or not isinstance(listing["labels"], dict)
-    ):
-        raise DataError(path, f"has no {', '.join(missing) or 'named channels and labels'}", 'expected those of nnU-Net v2 (a Decathlon task: data=decathlon)')  # fmt: skip
-    if listing["file_ending"] not in ENDINGS:
-        raise DataError(
-            path, f"file_ending {listing['file_ending']!r}", f"expected {' or '.join(ENDINGS)}"
-        )
-    return dict(listing)
+    expected = "expected those of nnU-Net v2 (a Decathlon task: data=decathlon)"
+    if missing:
+        raise DataError(path, f"has no {', '.join(missing)}", expected)
+    for key in ("channel_names", "labels"):
+        if not isinstance(listing[key], dict):
+            raise DataError(path, f"has no names in {key}", expected)
+    if listing["file_ending"] not in NIFTI_ENDINGS:
+        found = f"file_ending {listing['file_ending']!r}"
+        raise DataError(path, found, f"expected {' or '.join(NIFTI_ENDINGS)}")

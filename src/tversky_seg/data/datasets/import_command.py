@@ -1,0 +1,191 @@
+"""The command that writes the manifest of a public data set."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tversky_seg.data.case import Case
+from tversky_seg.data.dataset import Dataset, find_cases, with_modalities
+from tversky_seg.data.datasets.bids import find_bids
+from tversky_seg.data.datasets.decathlon import find_decathlon
+from tversky_seg.data.datasets.isbi2015 import find_isbi2015
+from tversky_seg.data.datasets.lesjak2017 import PARTS, find_lesjak2017
+from tversky_seg.data.datasets.lits import find_lits
+from tversky_seg.data.datasets.luna16 import find_luna16
+from tversky_seg.data.datasets.msseg2016 import find_msseg2016
+from tversky_seg.data.datasets.nnunet import find_nnunet
+from tversky_seg.data.errors import DataError
+from tversky_seg.data.manifest import write_manifest
+from tversky_seg.runtime.cli import OneLineParser
+
+DESCRIPTION = """Write the manifest (CSV) of a public data set from its download.
+
+The file lists every case with its images, labels, site and split. Edit it as you like, then train
+with data=manifest data.manifest=OUT.csv."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting of an importer on the command line.
+
+    Attributes:
+        name: Keyword argument of the importer.
+        help: One line.
+        default: Value if it is not given.
+    """
+
+    name: str
+    help: str
+    default: str | None = None
+
+
+@dataclass(frozen=True)
+class Importer:
+    """A public data set that can be imported.
+
+    Attributes:
+        find: Function `find(root, *, <options>)` that lists the cases.
+        summary: Name of the data set, one line.
+        root: Content of the download, one line.
+        options: Settings of `find`.
+    """
+
+    find: Callable[..., list[Case]]
+    summary: str
+    root: str
+    options: tuple[Option, ...] = ()
+
+
+SPLIT = Option("split", "shirokikh2020: training, validation and test set of that paper")
+IMPORTERS = {
+    "bids": Importer(
+        find_bids,
+        summary="BIDS data set with lesion masks among its derivatives",
+        root="folder with sub-01/, … and derivatives/",
+        options=(
+            Option("lesion", "word in the names of lesion masks (lesion)", "lesion"),
+            Option("derivative", "folder below derivatives/ (the one that holds lesion masks)"),
+        ),
+    ),
+    "decathlon": Importer(
+        find_decathlon,
+        summary="one task of the Medical Segmentation Decathlon",
+        root="folder of the task: dataset.json, imagesTr/, labelsTr/",
+    ),
+    "isbi2015": Importer(
+        find_isbi2015,
+        summary="ISBI 2015, longitudinal multiple sclerosis",
+        root="folder with training/ and, if wanted, testdata_website/",
+    ),
+    "lesjak2017": Importer(
+        find_lesjak2017,
+        summary="open_ms_data of Ljubljana, multiple sclerosis",
+        root="the clone of open_ms_data",
+        options=(Option("part", f"one of {', '.join(PARTS)} (MNI)", "MNI"),),
+    ),
+    "lits": Importer(
+        find_lits,
+        summary="LiTS, liver and liver tumours in CT",
+        root="folder with volume-0.nii, segmentation-0.nii, … at any depth",
+        options=(SPLIT,),
+    ),
+    "luna16": Importer(
+        find_luna16,
+        summary="LUNA16, lung nodules in CT",
+        root="folder with subset0/, …, seg-lungs-LUNA16/, annotations.csv and LIDC's XML files",
+        options=(
+            Option("converted", "folder for the scans as NIfTI (data/luna16)", "data/luna16"),
+            SPLIT,
+        ),
+    ),
+    "msseg2016": Importer(
+        find_msseg2016,
+        summary="MSSEG 2016, multiple sclerosis, seven raters",
+        root="folder with Training/ and Testing/, or the archives of the challenge",
+    ),
+    "nnunet": Importer(
+        find_nnunet,
+        summary="raw data set of nnU-Net",
+        root="folder DatasetXXX_Name: dataset.json, imagesTr/, labelsTr/",
+    ),
+}
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help with room for the longest name of a data set, so that each takes one line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=24, width=100)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Write a manifest; a fault is one line on stderr and exit status 2.
+
+    Args:
+        words: Command line; None: that of the process.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    arguments = _parser().parse_args(words)
+    importer = IMPORTERS[arguments.name]
+    settings = {option.name: getattr(arguments, option.name) for option in importer.options}
+    try:
+        dataset = with_modalities(
+            Dataset(
+                root=arguments.root,
+                importer=partial(importer.find, **settings),
+                modalities=tuple(arguments.modalities),
+            )
+        )
+        cases = find_cases(dataset)
+        write_manifest(cases, arguments.manifest, modalities=dataset.modalities)
+    except (DataError, OSError) as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        sys.exit(2)
+    _print_summary(arguments.manifest, cases, dataset.modalities)
+
+
+def _print_summary(manifest: Path, cases: Sequence[Case], modalities: Sequence[str]) -> None:
+    n_labelled = sum(bool(case.labels) for case in cases)
+    n_subjects = len({case.subject_id for case in cases})
+    print(
+        f"{manifest}: {len(cases)} cases of {n_subjects} subjects, {n_labelled} with a label; "
+        f"modalities {', '.join(modalities)}"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        description=DESCRIPTION,
+        epilog="NAME --help shows the options of a data set.",
+        formatter_class=_HelpFormatter,
+    )
+    names = parser.add_subparsers(dest="name", metavar="NAME", required=True, title="data sets")
+    for name, importer in IMPORTERS.items():
+        each = names.add_parser(
+            name,
+            help=importer.summary,
+            description=importer.summary,
+            formatter_class=_HelpFormatter,
+        )
+        each.add_argument("root", type=Path, metavar="ROOT", help=importer.root)
+        each.add_argument("manifest", type=Path, metavar="OUT.csv", help="file to write")
+        each.add_argument(
+            "--modalities",
+            type=_names,
+            default=(),
+            help="as FLAIR,T1; cases that lack one are left out (all that exist)",
+        )
+        for option in importer.options:
+            flag = f"--{option.name.replace('_', '-')}"
+            each.add_argument(flag, default=option.default, help=option.help)
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
