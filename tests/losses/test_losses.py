@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 
 from tversky_seg.losses import (
     AsymmetricSimilarityLoss,
@@ -511,17 +512,33 @@ def test_right_beats_wrong(loss):
     "name", ["tversky", "dice", "asymmetric squared", "generalized dice", "focal"]
 )
 @pytest.mark.parametrize("weighted", [True, False])
-def test_one_tensor_is_kept_for_backward(name, weighted):
-    logits, target, weight = random_case((1, 1, 8, 8, 8))
-    kept: dict[int, int] = {}
+def test_one_tensor_besides_the_arguments_is_kept_for_backward(name, weighted):
+    logits, target, weight = random_case((1, 1, 16, 16, 16))
+    arguments = (target, weight) if weighted else (target,)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        value = LOSSES[name](logits, *arguments)
+    # Bytes that were allocated and not freed again, while `value` holds the graph.
+    n_bytes = sum(event.self_cpu_memory_usage for event in profiler.key_averages())
+    assert value.requires_grad
+    assert logits.nbytes <= n_bytes <= logits.nbytes + 2000
 
-    def keep(values: Tensor) -> Tensor:
-        kept[values.untyped_storage().data_ptr()] = values.untyped_storage().nbytes()
-        return values
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda values: values):
-        LOSSES[name](logits, target, *([weight] if weighted else []))
-    assert sum(kept.values()) <= logits.nbytes + 100
+@pytest.mark.parametrize(
+    "name", ["tversky", "dice squared", "generalized dice", "generalized dice of classes alone"]
+)
+def test_gradients_of_a_loss_of_counts_are_once_differentiable(name):
+    logits, target, _ = random_case()
+    (gradient,) = torch.autograd.grad(LOSSES[name](logits, target), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_repr_shows_the_settings():
+    text = repr(TverskyLoss(alpha=0.2, beta=0.7, over_batch=False))
+    for setting in ("alpha=0.2", "beta=0.7", "smooth=1", "over_batch=False"):
+        assert setting in text
+    assert "gamma=2" in repr(FocalLoss())
+    assert "weights=[1.0, 2.0]" in repr(CombinedLoss(losses=[BCELoss()] * 2, weights=[1, 2]))
 
 
 # Batches, classes, empty patches
@@ -717,21 +734,15 @@ def test_a_batch_split_over_two_processes_has_the_whole_batchs_loss_and_gradient
 def test_arguments_that_do_not_fit_are_refused(loss):
     logits, target, weight = random_case()
     refused = [
-        ((logits.detach().long(), target), "logits must be floating point"),
-        ((logits[0, 0, 0], target[0, 0, 0]), "logits must be floating point"),
-        ((logits[:0], target[:0]), "logits must be floating point"),
-        (
-            (logits, target[:1]),
-            r"target must have the logits' shape \(2, 2, 5, 4, 3\), got \(1, 2, 5, 4, 3\)",
-        ),
-        ((logits, 2 * target), r"target must lie in \[0, 1\], got values from 0 to 2"),
-        ((logits, -target), r"target must lie in \[0, 1\], got values from -1 to"),
-        ((logits, target / 0), r"target must lie in \[0, 1\], got values from nan"),
-        (
-            (logits, target, weight[..., :2]),
-            r"weight must broadcast to \(2, 2, 5, 4, 3\), got \(2, 2, 5, 4, 2\)",
-        ),
-        ((logits, target, weight[None]), r"weight must broadcast"),
+        ((logits.detach().long(), target), "logits .*int64"),
+        ((logits[0, 0, 0], target[0, 0, 0]), r"logits .*\(4, 3\)"),
+        ((logits[:0], target[:0]), r"logits .*\(0, 2, 5, 4, 3\)"),
+        ((logits, target[:1]), r"target .*\(1, 2, 5, 4, 3\)"),
+        ((logits, 2 * target), "target .*0 to 2"),
+        ((logits, -target), "target .*-1 to"),
+        ((logits, target / 0), "target .*nan"),
+        ((logits, target, weight[..., :2]), r"weight .*\(2, 2, 5, 4, 2\)"),
+        ((logits, target, weight[None]), r"weight .*\(1, 2, 2, 5, 4, 3\)"),
     ]
     for arguments, message in refused:
         with pytest.raises(ValueError, match=message):
@@ -741,28 +752,22 @@ def test_arguments_that_do_not_fit_are_refused(loss):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: TverskyLoss(alpha=-0.1), "got alpha=-0.1, beta=1.1"),
-        (lambda: TverskyLoss(beta=1.2), "got alpha=-0.2, beta=1.2"),
-        (lambda: TverskyLoss(alpha=0, beta=0), "not both 0, got alpha=0, beta=0"),
-        (lambda: TverskyLoss(alpha=math.nan), "got alpha=nan"),
-        (lambda: FocalTverskyLoss(alpha=0.5, beta=math.inf), "got alpha=0.5, beta=inf"),
-        (lambda: TverskyLoss(smooth=-1), "smooth must be >= 0 and finite, got smooth=-1"),
-        (
-            lambda: GeneralizedDiceLoss(smooth=math.nan),
-            "smooth must be >= 0 and finite, got smooth=nan",
-        ),
-        (lambda: AsymmetricSimilarityLoss(b=-2), "b must be >= 0 and finite, got b=-2"),
-        (lambda: FocalTverskyLoss(gamma=0), "gamma must be > 0 and finite, got gamma=0"),
-        (lambda: FocalLoss(gamma=-1), "gamma must be >= 0 and finite, got gamma=-1"),
-        (lambda: FocalLoss(alpha=1.5), r"alpha must lie in \[0, 1\], got alpha=1.5"),
-        (lambda: WeightedBCELoss(positive_weight=0), "positive_weight must be > 0"),
-        (lambda: BlobLoss(lesion_weight=-1), "got global_weight=2.0, lesion_weight=-1"),
-        (lambda: CombinedLoss(losses=[]), "weight >= 0 for each of 0 losses"),
-        (
-            lambda: CombinedLoss(losses=[DiceLoss()], weights=[1, 2]),
-            r"each of 1 losses .* got \[1, 2\]",
-        ),
-        (lambda: CombinedLoss(losses=[DiceLoss()], weights=[-1]), r"got \[-1\]"),
+        (lambda: TverskyLoss(alpha=-0.1), "alpha=-0.1, beta=1.1"),
+        (lambda: TverskyLoss(beta=1.2), "alpha=-0.2, beta=1.2"),
+        (lambda: TverskyLoss(alpha=0, beta=0), "alpha=0, beta=0"),
+        (lambda: TverskyLoss(alpha=math.nan), "alpha=nan"),
+        (lambda: FocalTverskyLoss(alpha=0.5, beta=math.inf), "alpha=0.5, beta=inf"),
+        (lambda: TverskyLoss(smooth=-1), "smooth=-1"),
+        (lambda: GeneralizedDiceLoss(smooth=math.nan), "smooth=nan"),
+        (lambda: AsymmetricSimilarityLoss(b=-2), "b=-2"),
+        (lambda: FocalTverskyLoss(gamma=0), "gamma=0"),
+        (lambda: FocalLoss(gamma=-1), "gamma=-1"),
+        (lambda: FocalLoss(alpha=1.5), "alpha=1.5"),
+        (lambda: WeightedBCELoss(positive_weight=0), "positive_weight=0"),
+        (lambda: BlobLoss(lesion_weight=-1), "global_weight=2.0, lesion_weight=-1"),
+        (lambda: CombinedLoss(losses=[]), "0 losses"),
+        (lambda: CombinedLoss(losses=[DiceLoss()], weights=[1, 2]), r"1 losses.*\[1, 2\]"),
+        (lambda: CombinedLoss(losses=[DiceLoss()], weights=[-1]), r"\[-1\]"),
     ],
 )
 def test_settings_out_of_range_are_refused(build, message):

@@ -24,7 +24,7 @@ from tversky_seg.analysis.comparison import (
 )
 from tversky_seg.data.errors import DataError
 from tversky_seg.inference.operating_point import check_goal
-from tversky_seg.losses.soft_counts import check_weights
+from tversky_seg.losses.checks import tversky_weights
 from tversky_seg.report.page import LABELS, count
 from tversky_seg.runtime.run_settings import flatten, is_free
 
@@ -209,7 +209,7 @@ def loss_weights(settings: Settings) -> tuple[float, float] | None:
         b2 = float(settings.get("loss.b", 1.5)) ** 2
         return 1 / (1 + b2), b2 / (1 + b2)
     if name in ("TverskyLoss", "FocalTverskyLoss"):
-        return check_weights(settings.get("loss.alpha"), settings.get("loss.beta"))
+        return tversky_weights(settings.get("loss.alpha"), settings.get("loss.beta"))
     return None
 
 

@@ -1,19 +1,27 @@
-"""Losses: `(logits, target, weight=None)` -> scalar, each in closed form from soft counts."""
+"""Losses: `(logits, target, weight=None)` -> a scalar to be minimised.
 
+Logits and target are (B, C, X, Y, Z), one channel per foreground class; `weight` is any tensor that
+broadcasts to them. Under torch.distributed, a loss is that of the global batch.
+"""
+
+from tversky_seg.losses.blob import BlobLoss
+from tversky_seg.losses.combined import CombinedLoss
 from tversky_seg.losses.cross_entropy import BCELoss, FocalLoss, WeightedBCELoss
-from tversky_seg.losses.overlap_losses import (
+from tversky_seg.losses.deep_supervision import DeepSupervision
+from tversky_seg.losses.generalized_dice import GeneralizedDiceLoss
+from tversky_seg.losses.tversky import (
     AsymmetricSimilarityLoss,
-    BlobLoss,
+    DiceLoss,
     FocalTverskyLoss,
-    GeneralizedDiceLoss,
+    TverskyLoss,
 )
-from tversky_seg.losses.tversky import CombinedLoss, DiceLoss, TverskyLoss
 
 __all__ = [
     "AsymmetricSimilarityLoss",
     "BCELoss",
     "BlobLoss",
     "CombinedLoss",
+    "DeepSupervision",
     "DiceLoss",
     "FocalLoss",
     "FocalTverskyLoss",

@@ -1,7 +1,7 @@
 """Losses that are a mean over voxels: cross-entropy, weighted cross-entropy, focal.
 
-Called as every loss, `loss(logits, target, weight=None)`, on (B, C, X, Y, Z). Their gradient does not fade where there
-is no lesion, which is what they add to a loss of the Tversky family.
+Called as every loss, `loss(logits, target, weight=None)`, on (B, C, X, Y, Z). Their gradient does
+not fade where there is no lesion, which is what they add to a loss of the Tversky family.
 """
 
 from __future__ import annotations
@@ -14,34 +14,31 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from tversky_seg.losses.soft_counts import (
-    check_arguments,
-    in_chunks,
-    mean_over_batch,
-    scaled,
-    sum_over_processes,
-)
+from tversky_seg.losses.checks import check_arguments
+from tversky_seg.losses.global_batch import mean_over_batch, sum_over_processes
+from tversky_seg.losses.soft_counts import cache_sized_slices, counting_dtype
 
 
 class BCELoss(nn.Module):
     """Binary cross-entropy: the mean over voxels of -w (g log p + (1 - g) log(1 - p))."""
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Logits and target (B, C, X, Y, Z) -> a scalar >= 0."""
+        """Compute the loss, a scalar >= 0, of logits and target (B, C, X, Y, Z)."""
         check_arguments(logits, target, weight)
-        x, g, w = _wide(logits, target, weight)
+        x, g, w = _widened(logits, target, weight)
         total = functional.binary_cross_entropy_with_logits(x, g, w, reduction="sum")
         return mean_over_batch(total, n_voxels=logits.numel())
 
 
 class WeightedBCELoss(nn.Module):
-    """Binary cross-entropy in which a lesion voxel counts `positive_weight` times as much as another.
+    """Binary cross-entropy in which a lesion voxel counts `positive_weight` times as much.
 
     Args:
-        positive_weight: > 0, fixed. None: (N - sum p) / sum p of each class over the global batch, the adaptive weight
-            of arXiv 2007.10033: predicted background over predicted lesion.
-        detached: keep the gradient out of the adaptive weight. False as in that paper's released code; the network can
-            then also lower its loss by claiming more lesion everywhere.
+        positive_weight: Fixed weight of lesion voxels, > 0. None: (N - sum p) / sum p of each class
+            over the global batch, the adaptive weight of arXiv 2007.10033: predicted background
+            over predicted lesion.
+        detached: Keep the gradient out of the adaptive weight. False as in that paper's released
+            code; the network can then also lower its loss by predicting more lesion everywhere.
     """
 
     def __init__(self, *, positive_weight: float | None = None, detached: bool = False) -> None:
@@ -50,39 +47,50 @@ class WeightedBCELoss(nn.Module):
             raise ValueError(
                 f"positive_weight must be > 0 and finite, got positive_weight={positive_weight}"
             )
-        self.positive_weight, self.detached = positive_weight, detached
+        self.positive_weight = positive_weight
+        self.detached = detached
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Logits and target (B, C, X, Y, Z) -> a scalar >= 0."""
+        """Compute the loss, a scalar >= 0, of logits and target (B, C, X, Y, Z)."""
         check_arguments(logits, target, weight)
-        x, g, w = _wide(logits, target, weight)
-        missed, invented = g * functional.softplus(-x), (1 - g) * functional.softplus(x)
+        x, g, w = _widened(logits, target, weight)
+        of_lesion = g * functional.softplus(-x)
+        of_background = (1 - g) * functional.softplus(x)
         if w is not None:
-            missed, invented = w * missed, w * invented
-        by_class = [
-            part.transpose(0, 1).flatten(1).sum(1) for part in (missed, invented, x.sigmoid())
-        ]
-        n = torch.full_like(by_class[0], float(x[:, 0].numel()))
-        missed, invented, lesion, n = sum_over_processes(torch.stack([*by_class, n]))
-        share = (lesion.detach() if self.detached else lesion) / n
-        positive_weight = ((1 - share) / share).clamp(1e-7, 1e7)
+            of_lesion = w * of_lesion
+            of_background = w * of_background
+        parts = [_sum_by_class(of_lesion), _sum_by_class(of_background), _sum_by_class(x.sigmoid())]
+        parts.append(torch.full_like(parts[0], float(x[:, 0].numel())))
+        of_lesion, of_background, predicted, n = sum_over_processes(torch.stack(parts))
+        lesion_weight = self._lesion_weight(predicted / n)
+        by_class: Tensor = (lesion_weight * of_lesion + of_background) / n
+        return by_class.mean()
+
+    def extra_repr(self) -> str:
+        """Settings, as repr() shows them."""
+        return f"positive_weight={self.positive_weight}, detached={self.detached}"
+
+    def _lesion_weight(self, share: Tensor) -> Tensor:
+        """Weigh lesion voxels by the share of voxels predicted as lesion, per class, (C,)."""
         if self.positive_weight is not None:
-            positive_weight = torch.full_like(share, self.positive_weight)
-        mean_loss: Tensor = ((positive_weight * missed + invented) / n).mean()
-        return mean_loss
+            return torch.full_like(share, self.positive_weight)
+        if self.detached:
+            share = share.detach()
+        return ((1 - share) / share).clamp(1e-7, 1e7)
 
 
 class FocalLoss(nn.Module):
     """Cross-entropy faded out where the network is already right (arXiv 1708.02002, eq. 5).
 
-    The mean over voxels of alpha_t (1 - p_t)^gamma (-log p_t), with p_t = p, alpha_t = alpha on lesion voxels and
-    p_t = 1 - p, alpha_t = 1 - alpha elsewhere. For targets between 0 and 1, 1 - p_t is sigmoid((1 - 2 g) logit) and the
-    rest is linear in g, as in MONAI.
+    The mean over voxels of alpha_t (1 - p_t)^gamma (-log p_t), with p_t = p and alpha_t = alpha on
+    lesion voxels, p_t = 1 - p and alpha_t = 1 - alpha elsewhere. For targets between 0 and 1,
+    1 - p_t is sigmoid((1 - 2 g) logit) and the rest is linear in g, as in MONAI.
 
     Args:
-        alpha: weight of lesion voxels, in [0, 1]; None weighs none. 0.75 is what arXiv 2007.10033 chose among 0.25 to
-            0.83; the paper of the loss, and the code of arXiv 1803.11078, have 0.25.
-        gamma: >= 0; 0 is (weighted) cross-entropy.
+        alpha: Weight of lesion voxels, in [0, 1]; None weighs none. 0.75 is what arXiv 2007.10033
+            chose among 0.25 to 0.83; the paper of the loss, and the code of arXiv 1803.11078, have
+            0.25.
+        gamma: Exponent of the fading, >= 0; 0 is (weighted) cross-entropy.
     """
 
     def __init__(self, *, alpha: float | None = 0.75, gamma: float = 2.0) -> None:
@@ -91,18 +99,28 @@ class FocalLoss(nn.Module):
             raise ValueError(f"alpha must lie in [0, 1], got alpha={alpha}")
         if not 0 <= gamma < math.inf:
             raise ValueError(f"gamma must be >= 0 and finite, got gamma={gamma}")
-        self.alpha, self.gamma = alpha, gamma
+        self.alpha = alpha
+        self.gamma = gamma
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Logits and target (B, C, X, Y, Z) -> a scalar >= 0."""
+        """Compute the loss, a scalar >= 0, of logits and target (B, C, X, Y, Z)."""
         check_arguments(logits, target, weight)
-        weight = None if weight is None else weight.expand(logits.shape)
-        total = _FocalSum.apply(logits, target, weight, self.alpha, self.gamma)  # type: ignore[no-untyped-call]
+        if weight is not None:
+            weight = weight.expand(logits.shape)
+        with torch.autocast(logits.device.type, enabled=False):
+            total = _FocalSum.apply(logits, target, weight, self.alpha, self.gamma)  # type: ignore[no-untyped-call]
         return mean_over_batch(total, n_voxels=logits.numel())
+
+    def extra_repr(self) -> str:
+        """Settings, as repr() shows them."""
+        return f"alpha={self.alpha}, gamma={self.gamma:g}"
 
 
 class _FocalSum(torch.autograd.Function):
-    """The sum of the focal loss over voxels; its gradient is made on the way and is all that is kept for backward."""
+    """The sum of the focal loss over voxels.
+
+    Its gradient is made on the way forward, where all it needs is at hand, and is kept.
+    """
 
     @staticmethod
     def forward(
@@ -113,48 +131,65 @@ class _FocalSum(torch.autograd.Function):
         alpha: float | None,
         gamma: float,
     ) -> Tensor:
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        gradient = torch.empty(logits.shape, dtype=wide, device=logits.device)
-        chunks = [in_chunks(values.reshape(-1)) for values in (logits, target, gradient)]
-        weights = [None] * len(chunks[0]) if weight is None else in_chunks(weight.reshape(-1))
-        totals = [
-            _focal_chunk(x.to(wide), g.to(wide), w, alpha=alpha, gamma=gamma, gradient=d)
-            for x, g, d, w in zip(*chunks, weights, strict=True)
-        ]
+        dtype = counting_dtype(logits)
+        gradient = torch.empty(logits.shape, dtype=dtype, device=logits.device)
+        x_of_all = logits.reshape(-1)
+        g_of_all = target.reshape(-1)
+        d_of_all = gradient.view(-1)
+        w_of_all = None if weight is None else weight.reshape(-1)
+        sums = []
+        for voxels in cache_sized_slices(logits.numel(), logits.device):
+            x = x_of_all[voxels].to(dtype)
+            g = g_of_all[voxels].to(dtype)
+            w = None if w_of_all is None else w_of_all[voxels]
+            d = d_of_all[voxels]
+            sums.append(_focal_sum(x, g, w, alpha=alpha, gamma=gamma, gradient=d))
         ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
-        return torch.stack(totals).sum()
+        return torch.stack(sums).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
-        return scaled(ctx.saved_tensors[0], d_total).to(ctx.dtype), None, None, None, None
+        (gradient,) = ctx.saved_tensors
+        return (gradient * d_total).to(ctx.dtype), None, None, None, None
 
 
-def _focal_chunk(
+def _focal_sum(
     x: Tensor, g: Tensor, w: Tensor | None, *, alpha: float | None, gamma: float, gradient: Tensor
 ) -> Tensor:
-    """Sum of the focal loss over some voxels, all (N,); writes the derivative by the logits to `gradient`.
+    """Add up the focal loss of some voxels, all (N,), and write its slopes by the logits.
 
-    With s = 1 - 2 g, m = sigmoid(s x) and the cross-entropy h: loss w alpha_t m^gamma h,
-    derivative w alpha_t m^gamma (gamma (1 - m) s h + p - g).
+    With s = 1 - 2 g, m = sigmoid(s x) and the cross-entropy h, the loss is w alpha_t m^gamma h and
+    its slope w alpha_t m^gamma (gamma (1 - m) s h + p - g).
     """
-    sign = torch.rsub(g, 1, alpha=2)
+    sign = 1 - 2 * g
     miss = (sign * x).sigmoid_()
-    cross_entropy = x.relu().sub_(x.abs().sigmoid_().log_()).addcmul_(g, x, value=-1)
+    # relu(x) + log(1 + exp(-|x|)) - g x: finite however sure the network is
+    cross_entropy = x.relu()
+    cross_entropy.sub_(x.abs().sigmoid_().log_())
+    cross_entropy.addcmul_(g, x, value=-1)
     factor = miss.pow(gamma)
     if alpha is not None:
-        factor *= (g * (2 * alpha - 1)).add_(1 - alpha)
+        factor *= (2 * alpha - 1) * g + (1 - alpha)
     if w is not None:
         factor *= w
-    slope = torch.rsub(miss, 1).mul_(sign).mul_(cross_entropy).mul_(gamma).add_(x.sigmoid()).sub_(g)
+    slope = (1 - miss).mul_(sign).mul_(cross_entropy).mul_(gamma)
+    slope.add_(x.sigmoid()).sub_(g)
     torch.mul(factor, slope, out=gradient)
     return torch.dot(factor, cross_entropy)
 
 
-def _wide(
+def _sum_by_class(values: Tensor) -> Tensor:
+    """Add up the voxels of each class: (B, C, X, Y, Z) -> (C,)."""
+    return values.transpose(0, 1).flatten(1).sum(1)
+
+
+def _widened(
     logits: Tensor, target: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The three in float32, or in float64 for float64 logits."""
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return logits.to(wide), target.to(wide), None if weight is None else weight.to(wide)
+    """Convert all three to float32, or to float64 for float64 logits."""
+    dtype = counting_dtype(logits)
+    if weight is not None:
+        weight = weight.to(dtype)
+    return logits.to(dtype), target.to(dtype), weight

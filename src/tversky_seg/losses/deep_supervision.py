@@ -1,4 +1,4 @@
-"""A loss at several resolutions, so that the lower levels of a network learn from the labels directly."""
+"""A loss at several resolutions: the lower levels of a network learn from the labels directly."""
 
 from __future__ import annotations
 
@@ -13,55 +13,73 @@ from torch import Tensor, nn
 class DeepSupervision(nn.Module):
     """The weighted sum of a loss over a network's outputs at full, half, quarter ... resolution.
 
-    Labels and voxel weights are taken to a lower resolution by the maximum of each 2^3 block: a block is lesion where
-    any of its voxels is. The nearest voxel instead would drop seven in eight lesions of one voxel at each level.
+    Labels and voxel weights are reduced by the maximum of each 2^3 block: a block is lesion if any
+    of its voxels is. Taking the nearest voxel would drop seven in eight lesions of one voxel at
+    each level.
 
     Args:
-        loss: `(logits, target, weight) -> scalar`.
-        weights: The share of each resolution, full first, >= 0. None: 1, 1/2, 1/4 ... over their sum, as in nnU-Net.
+        loss: Loss `(logits, target, weight) -> scalar`.
+        weights: Weight of each resolution, full first, >= 0. None: 1, 1/2, 1/4 ... over their sum,
+            as in nnU-Net.
     """
 
     def __init__(self, loss: nn.Module, *, weights: Sequence[float] | None = None) -> None:
         super().__init__()
-        if weights is not None and not (
-            len(weights) and all(0 <= share < math.inf for share in weights)
-        ):
-            raise ValueError(f"weights must be >= 0, one for each resolution, got {list(weights)}")
-        self.loss, self.weights = loss, weights
+        if weights is not None:
+            is_valid = all(0 <= weight < math.inf for weight in weights)
+            if not weights or not is_valid:
+                raise ValueError(
+                    f"weights must be >= 0, one for each resolution, got {list(weights)}"
+                )
+        self.loss = loss
+        self.weights = weights
 
     def forward(
         self, logits: Tensor | Sequence[Tensor], target: Tensor, weight: Tensor | None = None
     ) -> Tensor:
-        """Logits (B, K, X, Y, Z), (B, K, X/2, Y/2, Z/2) ..., rounded up, target (B, K, X, Y, Z) -> a scalar.
+        """Compute the loss, a scalar.
 
-        Logits of one resolution alone, not in a sequence, give the loss itself.
+        Args:
+            logits: (B, K, X, Y, Z), (B, K, X/2, Y/2, Z/2) ..., rounded up. One tensor, not in a
+                sequence, gives the loss itself.
+            target: (B, K, X, Y, Z).
+            weight: Weight of each voxel; broadcasts to the target.
         """
         if isinstance(logits, Tensor):
             return self.loss(logits, target, weight)  # type: ignore[no-any-return]
-        shares = _halving(len(logits)) if self.weights is None else self.weights
-        if len(shares) != len(logits):
+        weights = self.weights or _halving_weights(len(logits))
+        if len(weights) != len(logits):
             raise ValueError(
-                f"weights must be {len(logits)}, one for each resolution, got {list(shares)}"
+                f"weights must be {len(logits)}, one for each resolution, got {list(weights)}"
             )
-        weight = None if weight is None else weight.expand_as(target)
-        parts = []
-        for number, (share, of_scale) in enumerate(zip(shares, logits, strict=True)):
-            if number:
-                target, weight = _halved(target), None if weight is None else _halved(weight)
-            parts.append(share * self.loss(of_scale, target, weight))
+        if weight is not None:
+            weight = weight.expand_as(target)
+        parts = [weights[0] * self.loss(logits[0], target, weight)]
+        for scale_weight, scale_logits in zip(weights[1:], logits[1:], strict=True):
+            target = _halve(target)
+            if weight is not None:
+                weight = _halve(weight)
+            parts.append(scale_weight * self.loss(scale_logits, target, weight))
         return torch.stack(parts).sum()
+
+    def extra_repr(self) -> str:
+        """Settings, as repr() shows them."""
+        return f"weights={self.weights}"
 
 
 def with_deep_supervision(loss: nn.Module) -> nn.Module:
-    """The loss, ready for the outputs of a network with deep supervision."""
-    return loss if isinstance(loss, DeepSupervision) else DeepSupervision(loss)
+    """Make a loss ready for the outputs of a network with deep supervision."""
+    if isinstance(loss, DeepSupervision):
+        return loss
+    return DeepSupervision(loss)
 
 
-def _halving(n: int) -> list[float]:
-    """1, 1/2, 1/4 ..., over their sum."""
-    return [2.0 ** (n - 1 - scale) / (2**n - 1) for scale in range(n)]
+def _halving_weights(n: int) -> list[float]:
+    """Return 1, 1/2, 1/4 ... over their sum: (4/7, 2/7, 1/7) for n = 3."""
+    total = 2**n - 1
+    return [2.0 ** (n - 1 - scale) / total for scale in range(n)]
 
 
-def _halved(values: Tensor) -> Tensor:
-    """(B, K, X, Y, Z) -> the maximum of each 2^3 block; blocks over the border have fewer voxels."""
+def _halve(values: Tensor) -> Tensor:
+    """Take the maximum of each 2^3 block of (B, K, X, Y, Z); those over the border have fewer."""
     return F.max_pool3d(values, 2, ceil_mode=True)

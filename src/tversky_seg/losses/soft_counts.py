@@ -1,314 +1,186 @@
-"""Soft voxel counts, and losses that are a formula of them: in closed form, whatever the formula.
+"""Soft counts of voxels: every loss of the Tversky family is a formula of them.
 
-Counts are float32 or wider under any autocast. The gradient is made on the way forward, where all it needs is at hand,
-and is all that is kept for backward. Where torch.distributed runs, counts and means are those of the global batch, the
-same on every process (so every process must call its loss), and gradients are scaled for DDP, which averages them.
+Counts are float32 or wider, under any autocast: the sum of p over 64^3 voxels already exceeds the
+largest fp16 number. The backward pass is written by hand and needs one tensor besides the
+arguments: p, over which it writes the gradient.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tversky_seg.metrics.overlap import tversky_index
+from tversky_seg.losses.checks import check_range, check_shapes
+from tversky_seg.losses.global_batch import sum_over_processes
 
-NEVER_ZERO = (
-    1e-20  # voxels, in place of smooth=0: no 0/0 where nothing is there and nothing is claimed
-)
-_graph_stays = getattr(
-    torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True
-)  # inside a backward
-Formula = Callable[[Tensor, Tensor, Tensor], Tensor]  # soft TP, FP, FN -> a scalar
+VOXELS_IN_CACHE = 2**17
+"""Voxels per thread of which a CPU's caches hold several tensors at once."""
 
 
-def tversky_loss(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    *,
-    alpha: float,
-    beta: float,
-    smooth: float,
-    over_batch: bool,
-    squared: bool = False,
-    exponent: float = 1.0,
-) -> Tensor:
-    """The mean over classes of (1 - Tversky index)^exponent; arguments as in TverskyLoss and `loss_of_counts`."""
-    formula = partial(
-        _mean_shortfall, alpha=alpha, beta=beta, smooth=smooth or NEVER_ZERO, exponent=exponent
-    )
-    return loss_of_counts(formula, logits, target, weight, squared=squared, over_batch=over_batch)
-
-
-def _mean_shortfall(
-    tp: Tensor, fp: Tensor, fn: Tensor, *, alpha: float, beta: float, smooth: float, exponent: float
-) -> Tensor:
-    shortfall = 1 - tversky_index(tp, fp, fn, alpha=alpha, beta=beta, smooth=smooth)
-    if exponent != 1:
-        shortfall = shortfall.clamp_min(1e-7).pow(exponent)  # the slope of a root is infinite at 0
-    return shortfall.mean()
-
-
-def loss_of_counts(
-    formula: Formula,
+def soft_counts(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
     *,
     squared: bool = False,
     over_batch: bool = True,
-) -> Tensor:
-    """A loss that is a formula of soft true positives, false positives and misses, in (weighted) voxels.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Count true positives, false positives and false negatives, each voxel by its probability.
+
+    TP = sum w p g, FP = sum w p - TP, FN = sum w g - TP, with p = sigmoid(logits) and target g.
 
     Args:
-        formula: of TP, FP, FN, each (C,), or (B, C) without `over_batch`; differentiable.
-        logits: (B, C, X, Y, Z), any floating type; p = sigmoid(logits).
-        target: as the logits, in [0, 1]; any type.
-        weight: of each voxel; broadcasts to the logits. No gradient flows into it, nor into the target.
-        squared: count by sums of p^2 and g^2 in place of p and g, as in V-Net's Dice (arXiv 1606.04797).
-        over_batch: add up the samples of the global batch.
+        logits: Floating point of any width, (B, C, X, Y, Z).
+        target: Of the same shape and any type, in [0, 1].
+        weight: Weight of each voxel; broadcasts to the logits. Neither it nor the target gets a
+            gradient.
+        squared: Use sums of p^2 and g^2 in place of p and g, as V-Net's Dice (arXiv 1606.04797).
+        over_batch: Add up the samples of the global batch.
 
     Returns:
-        The scalar, in float32, or float64 for float64 logits.
+        TP, FP and FN in (weighted) voxels, (C,), or (B, C) without `over_batch`; float32, or
+        float64 for float64 logits.
 
     Raises:
-        ValueError: see `check_arguments`.
+        ValueError: See `check_shapes` and `check_range`.
     """
-
-    def loss_of_sums(sums: Tensor) -> Tensor:  # (3, B, C)
-        tp, predicted, true = sum_over_processes(sums.sum(1)) if over_batch else sums
-        return formula(tp, predicted - tp, true - tp)
-
-    check_shapes(logits, target, weight)  # the target's values where they are read
-    weight = None if weight is None else weight.expand(logits.shape)
+    check_shapes(logits, target, weight)
+    if weight is not None:
+        weight = weight.expand(logits.shape)
     with torch.autocast(logits.device.type, enabled=False):
-        return _LossOfSums.apply(  # type: ignore[no-any-return, no-untyped-call]
-            logits, target, weight, squared, loss_of_sums, needs_gradient(logits)
-        )
+        sums = _SoftSums.apply(logits, target, weight, squared)  # type: ignore[no-untyped-call]
+        if over_batch:
+            sums = sum_over_processes(sums.sum(1))
+    tp, predicted, true = sums
+    return tp, predicted - tp, true - tp
 
 
-class _LossOfSums(torch.autograd.Function):
-    """A scalar function of the sums over voxels of w p g, w p, w g (squared: of w p g, w p^2, w g^2), (B, C) each."""
+class _SoftSums(torch.autograd.Function):
+    """The sums over voxels of w p g, w p and w g (squared: w p g, w p^2 and w g^2), (3, B, C)."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        squared: bool,
-        loss_of_sums: Callable[[Tensor], Tensor],
-        with_gradient: bool,
+        ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, squared: bool
     ) -> Tensor:
-        p = torch.empty(
-            logits.shape,
-            dtype=torch.promote_types(logits.dtype, torch.float32),
-            device=logits.device,
-        )
-        parts = _parts(p, logits, target, weight)
-        sums = torch.stack([_sums_of_row(row, squared=squared) for row in parts], 1).view(
-            3, *logits.shape[:2]
-        )
-        with torch.set_grad_enabled(with_gradient):
-            loss = loss_of_sums(sums.requires_grad_(with_gradient))
-        if with_gradient:
-            slopes = torch.autograd.grad(loss, sums)[0].flatten(1)
-            for row, a, b in zip(parts, slopes[0].tolist(), slopes[1], strict=True):
-                for part in row:
-                    _into_gradient(*part, a=a, b=b, squared=squared)
-            ctx.save_for_backward(p)
-            ctx.dtype = logits.dtype
-        return loss.detach()
+        p = torch.empty(logits.shape, dtype=counting_dtype(logits), device=logits.device)
+        x_rows = _as_rows(logits)
+        rows = _Rows.of(p, target, weight)
+        sums_of_rows = []
+        for row in range(rows.n_rows):
+            parts = []
+            for voxels in rows.slices():
+                x = x_rows[row, voxels]
+                p_part, g, w = rows.part(row, voxels)
+                torch.sigmoid(x.to(p.dtype), out=p_part)
+                check_range(g)
+                parts.append(_sums(p_part, g, w, squared=squared))
+            sums_of_rows.append(torch.stack(parts).sum(0))
+        ctx.save_for_backward(logits, target, weight)
+        ctx.p = p  # not saved by autograd, which would forbid writing over it in backward
+        ctx.squared = squared
+        return torch.stack(sums_of_rows, 1).view(3, *logits.shape[:2])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
-        return scaled(ctx.saved_tensors[0], d_loss).to(ctx.dtype), None, None, None, None, None
+    def backward(ctx: Any, d_sums: Tensor) -> tuple[Tensor | None, ...]:
+        """Turn the slopes of the loss by the sums, (3, B, C), into its gradient by the logits."""
+        logits, target, weight = ctx.saved_tensors
+        p = ctx.p
+        ctx.p = None  # the gradient takes its place
+        if p is None:  # a second backward pass, after retain_graph=True
+            p = logits.to(counting_dtype(logits), memory_format=torch.contiguous_format).sigmoid()
+        rows = _Rows.of(p, target, weight)
+        slopes = d_sums.flatten(1)  # (3, B * C)
+        for row in range(rows.n_rows):
+            a, b, _ = slopes[:, row]
+            for voxels in rows.slices():
+                _write_gradient(*rows.part(row, voxels), a=a, b=b, squared=ctx.squared)
+        return p.to(logits.dtype), None, None, None
 
 
-Part = tuple[Tensor, Tensor, Tensor, Tensor | None]  # some voxels' p, logits, g, w: (N,) each
+@dataclass(frozen=True)
+class _Rows:
+    """The voxels of each sample and class as one row, (B * C, X * Y * Z)."""
+
+    p: Tensor
+    target: Tensor
+    weight: Tensor | None
+
+    @classmethod
+    def of(cls, p: Tensor, target: Tensor, weight: Tensor | None) -> _Rows:
+        """Flatten tensors (B, C, X, Y, Z)."""
+        if weight is not None:
+            weight = _as_rows(weight)
+        return cls(_as_rows(p), _as_rows(target), weight)
+
+    @property
+    def n_rows(self) -> int:
+        """Samples times classes."""
+        return len(self.p)
+
+    def slices(self) -> list[slice]:
+        """Parts of a row: all is done to one part before the next one is read."""
+        return cache_sized_slices(self.p.shape[1], self.p.device)
+
+    def part(self, row: int, voxels: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Look up p, g and w of some voxels, (N,), g and w in the type of p, p as a view."""
+        p = self.p[row, voxels]
+        g = self.target[row, voxels].to(p.dtype)
+        if self.weight is None:
+            return p, g, None
+        return p, g, self.weight[row, voxels].to(p.dtype)
 
 
-def _parts(p: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None) -> list[list[Part]]:
-    """The voxels of each sample and class in parts that a cache holds: all is done to one before the next is read."""
-    p_rows, logits_rows, target_rows = (
-        [in_chunks(row) for row in _rows(each)] for each in (p, logits, target)
-    )
-    weight_rows = (
-        [(None,) * len(row) for row in p_rows]
-        if weight is None
-        else [in_chunks(row) for row in _rows(weight)]
-    )
-    rows = zip(p_rows, logits_rows, target_rows, weight_rows, strict=True)
-    return [list(zip(*chunks, strict=True)) for chunks in rows]
+def _as_rows(values: Tensor) -> Tensor:
+    return values.reshape(values.shape[0] * values.shape[1], -1)
 
 
-def _sums_of_row(row: list[Part], *, squared: bool) -> Tensor:
-    """The three sums of a sample and class, (3,); fills in p. Refuses targets outside [0, 1]."""
-    found = torch.stack([value for part in row for value in _sums(*part, squared=squared)]).view(
-        len(row), -1
-    )
-    check_range(found[:, 3:])
-    return found[:, :3].sum(0)
-
-
-def _sums(
-    p: Tensor, logits: Tensor, g: Tensor, w: Tensor | None, *, squared: bool
-) -> tuple[Tensor, ...]:
-    """The three sums over some voxels, and the least and largest value of the target; fills in p."""
-    torch.sigmoid(logits.to(p.dtype), out=p)
-    g = g.to(p.dtype)
-    w = None if w is None else w.to(p.dtype)
-    wg = g if w is None else w * g
-    if squared:
-        predicted, true = torch.dot(p, p if w is None else w * p), torch.dot(g, wg)
+def _sums(p: Tensor, g: Tensor, w: Tensor | None, *, squared: bool) -> Tensor:
+    """Add up w p g, w p and w g of some voxels (squared: w p g, w p^2 and w g^2), (3,)."""
+    if w is None:
+        wg = g
+        predicted = torch.dot(p, p) if squared else p.sum()
     else:
-        predicted, true = p.sum() if w is None else torch.dot(p, w), wg.sum()
-    return torch.dot(p, wg), predicted, true, *torch.aminmax(g)
+        wg = w * g
+        predicted = torch.dot(p, w * p) if squared else torch.dot(p, w)
+    true = torch.dot(g, wg) if squared else wg.sum()
+    return torch.stack([torch.dot(p, wg), predicted, true])
 
 
-def _into_gradient(
-    p: Tensor, _: Tensor, g: Tensor, w: Tensor | None, *, a: float, b: Tensor, squared: bool
+def _write_gradient(
+    p: Tensor, g: Tensor, w: Tensor | None, *, a: Tensor, b: Tensor, squared: bool
 ) -> None:
-    """Write the gradient by the logits over p: w p (1 - p) (a g + b), or (a g + 2 b p) if squared.
+    """Write the gradient by the logits of some voxels, (N,), over p.
 
-    a and b are the slopes of the loss by the first two sums.
+    With the slopes a and b of the loss by the sums of w p g and w p, it is w (a g + b) p (1 - p);
+    by the sum of w p^2, w (a g + 2 b p) p (1 - p).
     """
-    slope = torch.add(2 * b * p if squared else b, g.to(p.dtype), alpha=a)
-    torch.ops.aten.sigmoid_backward.grad_input(slope, p, grad_input=p)  # slope p (1 - p)
+    if squared:
+        b = 2 * b * p
+    d_p = (a * g).add_(b)  # half the time of torch.addcmul with scalars
+    # The operation behind torch's own sigmoid: d_p p (1 - p), in one pass.
+    torch.ops.aten.sigmoid_backward.grad_input(d_p, p, grad_input=p)
     if w is not None:
         p.mul_(w)
 
 
-def needs_gradient(logits: Tensor) -> bool:
-    """Whether a backward pass can reach the logits; inside a Function's forward, autograd no longer tells."""
-    return logits.requires_grad and torch.is_grad_enabled()
+def counting_dtype(logits: Tensor) -> torch.dtype:
+    """Choose the type in which to count: float32, or float64 for float64 logits."""
+    return torch.promote_types(logits.dtype, torch.float32)
 
 
-def scaled(kept: Tensor, factor: Tensor) -> Tensor:
-    """A tensor kept for backward times a scalar: in place, unless the graph stays for another backward pass."""
-    if (
-        factor.device.type == "cpu"
-        and not factor.requires_grad
-        and factor == 1
-        and not _graph_stays()
-    ):
-        return kept
-    return kept * factor if _graph_stays() else kept.mul_(factor)
+def cache_sized_slices(n_voxels: int, device: torch.device) -> list[slice]:
+    """Split a row of voxels so that the CPU's caches hold several tensors of one part.
 
-
-def in_chunks(voxels: Tensor) -> tuple[Tensor, ...]:
-    """Views of a row of voxels: on the CPU of as many as its caches take for several tensors at once, else of all."""
-    n = (
-        math.ceil(voxels.numel() / (2**17 * torch.get_num_threads()))
-        if voxels.device.type == "cpu"
-        else 1
-    )
-    return voxels.chunk(n)
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    """Sum over all processes; the gradient is multiplied by their number, which DDP's averaging divides by."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient * dist.get_world_size()
-
-
-def sum_over_processes(values: Tensor) -> Tensor:
-    """The sum of a small tensor over all processes; the tensor itself where there is one process."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return values
-    return _SumOverProcesses.apply(values)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def mean_over_batch(total: Tensor, *, n_voxels: int) -> Tensor:
-    """The mean over all voxels of the global batch, from the sum (any shape) and number of voxels of this process."""
-    sums = sum_over_processes(torch.stack([total, torch.full_like(total, float(n_voxels))]))
-    return sums[0] / sums[1]
-
-
-def check_weights(alpha: float | None, beta: float | None) -> tuple[float, float]:
-    """The weights of false positives and misses; both None: 0.3 and 0.7, one None: 1 - the other."""
-    if alpha is None:
-        alpha = 0.3 if beta is None else 1 - beta
-    beta = 1 - alpha if beta is None else beta
-    if not (alpha >= 0 and beta >= 0 and 0 < alpha + beta < math.inf):
-        raise ValueError(
-            f"alpha and beta must be >= 0, finite and not both 0, got alpha={alpha:g}, beta={beta:g}"
-        )
-    return alpha, beta
-
-
-def check_smooth(smooth: float) -> float:
-    """The same number, refused where it is negative or not finite."""
-    if not 0 <= smooth < math.inf:
-        raise ValueError(f"smooth must be >= 0 and finite, got smooth={smooth}")
-    return smooth
-
-
-def check_arguments(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
-    """Refuse what no loss here is defined for.
-
-    Raises:
-        ValueError: see `check_shapes` and `check_range`.
+    On other devices, one slice holds all voxels.
     """
-    check_shapes(logits, target, weight)
-    if target.dtype != torch.bool:
-        check_range(target.detach())
-
-
-def check_shapes(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
-    """Refuse tensors that do not go together.
-
-    Raises:
-        ValueError: logits that are not floating point (B, C, X, ...) or hold no voxel, a target of another shape, a
-            weight that does not broadcast to the logits.
-    """
-    if not logits.is_floating_point() or logits.ndim < 3 or not logits.numel():
-        raise ValueError(
-            f"logits must be floating point (B, C, X, Y, Z), got {logits.dtype} {tuple(logits.shape)}"
-        )
-    if target.shape != logits.shape:
-        raise ValueError(
-            f"target must have the logits' shape {tuple(logits.shape)}, got {tuple(target.shape)}"
-        )
-    if weight is not None and not _broadcasts(weight.shape, logits.shape):
-        raise ValueError(
-            f"weight must broadcast to {tuple(logits.shape)}, got {tuple(weight.shape)}"
-        )
-
-
-def check_range(target: Tensor) -> None:
-    """Refuse values outside [0, 1], NaN among them.
-
-    Raises:
-        ValueError: with the least and the largest value.
-    """
-    low, high = (float(value) for value in torch.aminmax(target))
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"target must lie in [0, 1], got values from {low:g} to {high:g}")
-
-
-def _broadcasts(shape: torch.Size, full: torch.Size) -> bool:
-    return len(shape) <= len(full) and all(
-        n in (1, m) for n, m in zip(reversed(shape), reversed(full), strict=False)
-    )
-
-
-def _rows(values: Tensor) -> Tensor:
-    """(B, C, X, ...) as one row of voxels for each sample and class."""
-    return values.reshape(values.shape[0] * values.shape[1], -1)
+    size = n_voxels
+    if device.type == "cpu":
+        n_slices = math.ceil(n_voxels / (VOXELS_IN_CACHE * torch.get_num_threads()))
+        size = math.ceil(n_voxels / n_slices)
+    return [slice(start, start + size) for start in range(0, n_voxels, size)]
