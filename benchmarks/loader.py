@@ -1,12 +1,15 @@
-"""The loader beside MONAI's and TorchIO's: fetch and augment one patch, memory, and what they add to a training step.
+"""Time and memory of the loader, next to MONAI's and TorchIO's, and its share of a training step.
 
-    python benchmarks/loader.py --case FLAIR.nii.gz T1.nii.gz T2.nii.gz LABEL.nii.gz [--repeats 30] [--output FILE]
+    python benchmarks/loader.py --case FLAIR.nii.gz T1.nii.gz T2.nii.gz LABEL.nii.gz
+        [--repeats 30] [--output FILE]
 
-One patient, 3 channels, patches of 96^3, one thread, no workers, everything warm. All rows of a table take turns in one
-process; times are those of the processor, which other processes do not lengthen: medians for the fetch (TorchIO: mean,
-for its queue is filled now and then), else means. MONAI at its best: CacheDataset with copy_cache=False and cached
-indices of the same voxels. Half the patches are drawn for a lesion in each tool. Fetched is a batch of one patch ready
-to train on, contiguous, target float32; what MONAI's transform hands over before that is a view, not yet copied.
+One patient, 3 channels, patches of 96^3, one thread, no workers, everything warm. All rows of a
+table take turns in one process. Times are processor time, which other processes do not lengthen:
+medians for the fetch (TorchIO: mean, for its queue is filled now and then), otherwise means. MONAI
+at its best: CacheDataset with copy_cache=False and cached indices of the same voxels. Half the
+patches are drawn for a lesion in each tool. Fetched is a batch of one patch ready to train on:
+contiguous, with a float32 target. What MONAI's transform returns before that is a view, not yet
+copied.
 """
 
 import argparse
@@ -27,8 +30,16 @@ import monai
 import numpy as np
 import torch
 import torchio
+from loader_peers import (
+    CHANNELS,
+    SIDE,
+    matched_monai,
+    matched_torchio,
+    monai_patches,
+    torchio_patches,
+    volume_of,
+)
 from monai import transforms as mt
-from monai.data import CacheDataset
 from omegaconf import OmegaConf
 
 from tversky_seg.data.case import Case
@@ -41,12 +52,6 @@ from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.losses import TverskyLoss
 from tversky_seg.models import UNet3D
 
-SIDE = 96
-CHANNELS = ("FLAIR", "T1", "T2")
-OFF = {
-    f"{name}_probability": 0.0
-    for name in ("flip", "rotation", "gamma", "contrast", "scale", "shift", "noise")
-}
 # matched: the same kinds of change, with the same probability, of the same strength
 PROBABILITY = {
     "affine": 0.3,
@@ -68,7 +73,12 @@ def as_case(files: list[Path], case_id: str = "patient") -> Case:
 def in_turns(
     jobs: Mapping[str, Callable[[int], object]], *, repeats: int
 ) -> dict[str, list[float]]:
-    """Milliseconds of the processor for each job, which take turns; job k is called with k, the first not timed."""
+    """Measure the processor time of jobs that take turns, in ms; the first turn is not timed.
+
+    Args:
+        jobs: Functions of the number of the turn, by name.
+        repeats: Timed turns.
+    """
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(repeats + 1):
         for name, job in jobs.items():
@@ -79,62 +89,6 @@ def in_turns(
     return times
 
 
-def volume_of(case: PreparedCase) -> dict[str, torch.Tensor]:
-    """The whole case as the peers hold it: float32 image and uint8 label."""
-    image = torch.from_numpy(case.image * case.image_scale[:, None, None, None])
-    return {"image": image, "label": torch.from_numpy(np.array(case.target))}
-
-
-def as_batch(image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch of one patch as a network takes it."""
-    return torch.stack([image]), torch.stack([label]).float()
-
-
-def monai_patches(case: PreparedCase, *, is_batch: bool = True) -> Callable[[int], object]:
-    volume = volume_of(case)
-    foreground = case.lesion_voxels.astype(np.int64)
-    volume |= {
-        "foreground": foreground,
-        "background": np.setdiff1d(case.foreground_voxels, foreground).astype(np.int64),
-    }
-    crop = mt.RandCropByPosNegLabeld(
-        ["image", "label"],
-        "label",
-        (SIDE,) * 3,
-        pos=1,
-        neg=1,
-        fg_indices_key="foreground",
-        bg_indices_key="background",
-    )
-    dataset = CacheDataset([volume], mt.Compose([crop]), copy_cache=False, progress=False)
-    if not is_batch:
-        return lambda _: dataset[0]
-
-    def fetch(_: int) -> object:
-        patch = dataset[0][0]
-        return as_batch(patch["image"].as_tensor(), patch["label"].as_tensor())
-
-    return fetch
-
-
-def torchio_patches(case: PreparedCase) -> Callable[[int], object]:
-    volume = volume_of(case)
-    subject = torchio.Subject(
-        image=torchio.ScalarImage(tensor=volume["image"]),
-        label=torchio.LabelMap(tensor=volume["label"]),
-    )
-    sampler = torchio.LabelSampler(SIDE, "label", {0: 0.5, 1: 0.5})
-    queue = torchio.Queue(
-        torchio.SubjectsDataset([subject]), 8, 8, sampler, num_workers=0, start_background=False
-    )
-
-    def fetch(_: int) -> object:
-        patch = queue[0]
-        return as_batch(patch["image"].data, patch["label"].data)
-
-    return fetch
-
-
 def our_patches(case: PreparedCase, augmentation: Augmentation | None) -> Callable[[int], object]:
     batches = PatchBatches(
         [case], ForegroundSampler(SIDE, lesion_probability=0.5), augmentation, batch_size=1
@@ -143,75 +97,21 @@ def our_patches(case: PreparedCase, augmentation: Augmentation | None) -> Callab
 
 
 def matched_ours(p: Mapping[str, float]) -> Augmentation:
-    named = {
-        "tilt": "affine", "bias_field": "bias", "blur": "blur", "low_resolution": "low resolution", "gamma": "gamma",
-        "noise": "noise", "flip": "flip",
-    }  # fmt: skip
-    probabilities = {f"{name}_probability": p.get(kind, 0.0) for name, kind in named.items()}
-    return Augmentation(**{**OFF, **probabilities}, rotation_axes=(), gamma=0.4, noise_sd=0.15)
-
-
-def matched_monai(p: Mapping[str, float]) -> list[Any]:
-    def each_channel(make: Callable[[], Any]) -> Any:
-        """Channels are changed independently, as in the other tools."""
-        transforms = [make() for _ in CHANNELS]
-        return mt.Lambdad(
-            "image",
-            lambda x: torch.stack([t(c[None])[0] for t, c in zip(transforms, x, strict=True)]),
-        )
-
-    angle = (np.radians(15),) * 3
-    makers: dict[str, Callable[[], Any]] = {
-        "bias": lambda: mt.RandBiasField(3, (-0.1, 0.1), prob=p["bias"]),
-        "blur": lambda: mt.RandGaussianSmooth((0, 1), (0, 1), (0, 1), prob=p["blur"]),
-        "low resolution": lambda: mt.RandSimulateLowResolution(
-            p["low resolution"], zoom_range=(0.5, 1.0)
-        ),
-        "gamma": lambda: mt.RandAdjustContrast(p["gamma"], (0.67, 1.5)),
-        "noise": lambda: mt.RandGaussianNoise(p["noise"], std=0.15),
-    }
-    steps: list[Any] = []
-    if p.get("affine"):
-        keys, mode = ["image", "label"], ("bilinear", "nearest")
-        best = {"spatial_size": (SIDE,) * 3, "cache_grid": True}
-        steps.append(
-            mt.RandAffined(
-                keys, prob=p["affine"], rotate_range=angle, mode=mode, padding_mode="zeros", **best
-            )
-        )
-    if p.get("flip"):
-        steps += [mt.RandFlipd(["image", "label"], p["flip"], axis) for axis in range(3)]
-    return steps + [each_channel(make) for name, make in makers.items() if p.get(name)]
-
-
-def matched_torchio(p: Mapping[str, float]) -> Callable[[torchio.Subject], Any]:
-    makers: dict[str, Callable[[], Any]] = {
-        "bias": lambda: torchio.RandomBiasField(0.1, 3, p=p["bias"]),
-        "blur": lambda: torchio.RandomBlur((0, 1), p=p["blur"]),
-        "low resolution": lambda: torchio.RandomAnisotropy(
-            (0, 1, 2), (1, 2), p=p["low resolution"]
-        ),
-        "gamma": lambda: torchio.RandomGamma(0.4, p=p["gamma"]),
-        "noise": lambda: torchio.RandomNoise(0, (0, 0.15), p=p["noise"]),
-    }
-    both: list[Any] = []
-    if p.get("affine"):
-        both.append(torchio.RandomAffine(0, 15, p=p["affine"], default_pad_value=0))
-    if p.get("flip"):
-        both.append(torchio.RandomFlip((0, 1, 2), flip_probability=p["flip"]))
-    each = [make() for name, make in makers.items() if p.get(name)]
-
-    def apply(subject: torchio.Subject) -> Any:
-        for transform in both:
-            subject = transform(subject)
-        for transform in each:  # channels independently
-            channels = [
-                transform(torchio.ScalarImage(tensor=c[None])).data for c in subject["image"].data
-            ]
-            subject["image"].set_data(torch.cat(channels))
-        return subject
-
-    return apply
+    return Augmentation(
+        flip_probability=p.get("flip", 0.0),
+        rotation_axes=(),
+        tilt_probability=p.get("affine", 0.0),
+        bias_field_probability=p.get("bias", 0.0),
+        blur_probability=p.get("blur", 0.0),
+        low_resolution_probability=p.get("low resolution", 0.0),
+        gamma=0.4,
+        gamma_probability=p.get("gamma", 0.0),
+        contrast_probability=0.0,
+        scale_probability=0.0,
+        shift_probability=0.0,
+        noise_sd=0.15,
+        noise_probability=p.get("noise", 0.0),
+    )
 
 
 def fetch_lines(case: PreparedCase, files: list[Path], *, repeats: int) -> list[str]:
@@ -221,10 +121,11 @@ def fetch_lines(case: PreparedCase, files: list[Path], *, repeats: int) -> list[
         "MONAI, the view": monai_patches(case, is_batch=False),
         f"TorchIO {torchio.__version__}": torchio_patches(case),
     }
-    found = in_turns(jobs, repeats=3 * repeats)
-    times = {
-        name: (mean if "TorchIO" in name else median)(values) for name, values in found.items()
-    }  # a full queue
+    times = {}
+    for name, values in in_turns(jobs, repeats=3 * repeats).items():
+        # TorchIO fills its queue now and then: the median would not show that
+        average = mean if "TorchIO" in name else median
+        times[name] = average(values)
     with tempfile.TemporaryDirectory() as folder:
         memory = [resident_mib(files, tool, folder) for tool in ("ours", "monai", "torchio")]
     memory.insert(2, memory[1])
@@ -240,17 +141,32 @@ def fetch_lines(case: PreparedCase, files: list[Path], *, repeats: int) -> list[
     return lines
 
 
+REPORT_MEMORY = """
+import sys
+from loader import report_memory
+report_memory(sys.argv[1], sys.argv[2], sys.argv[3:])
+"""
+
+
 def resident_mib(files: list[Path], tool: str, folder: str) -> tuple[float, float]:
     """Resident and anonymous memory that one more case takes, in a process of its own."""
-    code = "from benchmarks.loader import report_memory; import sys; report_memory(sys.argv[1], sys.argv[2], sys.argv[3:])"
-    found = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, tool, folder, *map(str, files)],
+    finished = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            REPORT_MEMORY,
+            tool,
+            folder,
+            *(str(file.resolve()) for file in files),
+        ],
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parent,
     )
-    resident, anonymous = json.loads(found.stdout.strip().splitlines()[-1])
+    resident, anonymous = json.loads(finished.stdout.strip().splitlines()[-1])
     return resident, anonymous
 
 
@@ -261,16 +177,19 @@ def report_memory(tool: str, folder: str, files: list[str]) -> None:
         "monai": monai_patches,
         "torchio": torchio_patches,
     }[tool]
-    settings, held, found = Preprocessing(modalities=CHANNELS), [], []
+    settings = Preprocessing(modalities=CHANNELS)
     one = as_case(list(map(Path, files)))
-    for case in [
-        prepare(one, settings, cache_dir=Path(folder) / str(i)) for i in range(3)
-    ]:  # files of their own
-        held.append(make(case))
+    # a cache for each, so that no two share the pages of a file
+    cases = [prepare(one, settings, cache_dir=Path(folder) / str(number)) for number in range(3)]
+    fetches = []  # kept, with all that they hold
+    measured = []
+    for case in cases:
+        fetch = make(case)
         for k in range(24):
-            held[-1](k)
-        found.append(memory_mib())
-    print(json.dumps(np.subtract(found[2], found[1]).tolist()))
+            fetch(k)
+        fetches.append(fetch)
+        measured.append(memory_mib())
+    print(json.dumps(np.subtract(measured[2], measured[1]).tolist()))
 
 
 def memory_mib() -> tuple[float, float]:
@@ -282,7 +201,8 @@ def memory_mib() -> tuple[float, float]:
 def augmentation_lines(case: PreparedCase, *, repeats: int) -> list[str]:
     """Each change alone where it happens every time, then all with their probabilities."""
     lines = [
-        "| change of a 96^3 patch with 3 channels | ours ms | MONAI ms | TorchIO ms | fastest peer / ours |",
+        "| change of a 96^3 patch with 3 channels | ours ms | MONAI ms | TorchIO ms "
+        "| fastest peer / ours |",
         "|---|---|---|---|---|",
     ]
     rows = {f"{name}, always": ({name: 1.0}, max(2, repeats // 10)) for name in PROBABILITY}
@@ -314,7 +234,8 @@ def augmentation_lines(case: PreparedCase, *, repeats: int) -> list[str]:
     return [
         *lines,
         "",
-        "Ours reads the patch too, with the margin that a rotation needs; the peers' patch is at hand.",
+        "Ours reads the patch too, with the margin that a rotation needs; the peers' patch is in "
+        "memory.",
     ]
 
 
@@ -332,7 +253,7 @@ class Fixed:
 
 
 def step_lines(case: PreparedCase, *, repeats: int) -> list[str]:
-    """Loading in the training process beside a step on a batch held in memory: one waits for the other."""
+    """Measure loading in the training process against a step on a batch held in memory."""
     torch.manual_seed(0)
     model = UNet3D(in_channels=3, out_channels=1)
     loss, optimizer = TverskyLoss(), torch.optim.AdamW(model.parameters())
@@ -392,7 +313,10 @@ def start_line(files: list[Path]) -> str:
             command = [sys.executable, "-c", FIRST_BATCH, folder, *map(str, files)]
             subprocess.run(command, check=True, cwd=Path(__file__).parents[1], capture_output=True)
             seconds.append(time.perf_counter() - start)
-    return f"First batch (2 of 64^3) of 12 cases from a warm cache: {median(seconds[1:]):.1f} s after the start of Python."
+    return (
+        f"First batch (2 of 64^3) of 12 cases from a warm cache: {median(seconds[1:]):.1f} s "
+        "after the start of Python."
+    )
 
 
 def main() -> None:
@@ -411,33 +335,44 @@ def main() -> None:
         settings = Preprocessing(modalities=CHANNELS)
         case = prepare(as_case(arguments.case), settings, cache_dir=Path(folder))
         n, files = arguments.repeats, arguments.case
-        head = [
-            "# Loader: time and memory",
-            "",
-            f"`python benchmarks/loader.py --case FLAIR.nii.gz T1.nii.gz T2.nii.gz LABEL.nii.gz --repeats {n}`, "
-            f"{datetime.date.today()}, torch {torch.__version__}, "
-            f"MONAI {monai.__version__}, TorchIO {torchio.__version__}, Python {platform.python_version()}, 1 thread.",
-            "",
-            *(__doc__ or "").split("\n\n", 2)[2].strip().split("\n"),
-        ]
-        sections: dict[str, Callable[[], list[str]]] = {
-            "Fetch a patch": lambda: fetch_lines(case, files, repeats=n),
-            "Change a patch": lambda: augmentation_lines(case, repeats=n),
-            "A training step (default U-Net, batch of two 64^3 patches)": lambda: step_lines(
-                case, repeats=n
-            ),
-            "Start": lambda: [start_line(files)],
-        }
-        page = shown(head)
-        for title, measure in sections.items():
-            page += shown(["", f"## {title}", "", *measure()])
+        n = arguments.repeats
+        files = arguments.case
+        page = Page()
+        page.add(head_lines(n))
+        page.add(["", "## Fetch a patch", "", *fetch_lines(case, files, repeats=n)])
+        page.add(["", "## Change a patch", "", *augmentation_lines(case, repeats=n)])
+        title = "## A training step (default U-Net, batch of two 64^3 patches)"
+        page.add(["", title, "", *step_lines(case, repeats=n)])
+        page.add(["", "## Start", "", start_line(files)])
     if arguments.output:
-        arguments.output.write_text("\n".join(page) + "\n")
+        arguments.output.write_text("\n".join(page.lines) + "\n", encoding="utf-8")
 
 
-def shown(lines: list[str]) -> list[str]:
-    print("\n".join(lines), flush=True)
-    return lines
+def head_lines(n_repeats: int) -> list[str]:
+    """Say how the page was made, and with which versions."""
+    files = "FLAIR.nii.gz T1.nii.gz T2.nii.gz LABEL.nii.gz"
+    explanation = (__doc__ or "").split("\n\n", 2)[2].strip()
+    return [
+        "# Loader: time and memory",
+        "",
+        f"`python benchmarks/loader.py --case {files} --repeats {n_repeats}`, "
+        f"{datetime.date.today()}, torch {torch.__version__}, MONAI {monai.__version__}, "
+        f"TorchIO {torchio.__version__}, Python {platform.python_version()}, 1 thread.",
+        "",
+        *explanation.split("\n"),
+    ]
+
+
+class Page:
+    """Lines that are printed as they come."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, lines: list[str]) -> None:
+        """Add lines and print them."""
+        print("\n".join(lines), flush=True)
+        self.lines += lines
 
 
 if __name__ == "__main__":
