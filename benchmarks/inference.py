@@ -4,12 +4,14 @@ The network is the default U-Net; the two are timed in turn.
 
     python benchmarks/inference.py --root <open_ms_data>
 
-Two volumes: the one that the file holds (MONAI predicts all of it; ours crops to the brain and comes back on the
-file's grid), and the brain-cropped one (both predict it). 50 % overlap; MONAI blends by its gaussian and takes the
-window batch that is fastest for it. "beyond the network" is what ours takes beside the network's own time.
+Two volumes: that of the file (MONAI predicts all of it; ours crops to the brain and comes back on
+the file's grid), and the brain-cropped one (both predict it). 50 % overlap; MONAI blends by its
+gaussian and takes the window batch that is fastest for it. "beyond the network" is the time that
+ours takes besides the network's own.
 
-Both start from the same weights, as torch builds them. `predict_volume` lays them out as the CPU runs them fastest
-(channels_last_3d), which is part of what it does; with --same-layout MONAI is given weights laid out so, too.
+Both start from the same weights, as torch builds them. `predict_volume` lays them out as the CPU
+runs them fastest (channels_last_3d), which is part of its work; with --same-layout MONAI is given
+weights in the same layout.
 """
 
 import argparse

@@ -128,7 +128,7 @@ def test_votes_and_uncertainty_maps(tmp_path: Path, images: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "found"),
+    ("changed", "text"),
     [
         ({"modalities": ["T1", "FLAIR"]}, "modalities ['FLAIR', 'T1'], "),
         ({"classes": {"lesion": [1, 2]}}, "classes {'lesion': [1]}, "),
@@ -137,11 +137,11 @@ def test_votes_and_uncertainty_maps(tmp_path: Path, images: Path) -> None:
     ],
 )
 def test_members_that_do_not_agree_are_refused_by_the_difference(
-    tmp_path: Path, images: Path, changed: dict[str, Any], found: str
+    tmp_path: Path, images: Path, changed: dict[str, Any], text: str
 ) -> None:
     paths = a_checkpoint(tmp_path / "a.pt"), a_checkpoint(tmp_path / "b.pt", **changed)
     error = predict(f"[{paths[0]},{paths[1]}]", images, tmp_path / "p").error
-    assert f"a.pt has {found}" in error
+    assert f"a.pt has {text}" in error
     assert "b.pt" in error
 
 
@@ -216,7 +216,7 @@ def test_views_and_windows_may_be_set_and_are_written_down(tmp_path: Path, image
 
 
 @pytest.mark.parametrize(
-    ("word", "found"),
+    ("word", "text"),
     [
         ("inference.tta=mirror", "tta: got mirror; "),
         ("inference.tta=[x,x]", "tta: got ['x', 'x']; "),
@@ -228,9 +228,9 @@ def test_views_and_windows_may_be_set_and_are_written_down(tmp_path: Path, image
         ("uncertainty=3", "uncertainty: 3; "),
     ],
 )
-def test_wrong_settings_are_one_line(tmp_path: Path, images: Path, word: str, found: str) -> None:
+def test_wrong_settings_are_one_line(tmp_path: Path, images: Path, word: str, text: str) -> None:
     error = predict(a_checkpoint(tmp_path / "a.pt"), images, tmp_path / "p", word).error
-    assert found in error
+    assert text in error
     assert not (tmp_path / "p").exists()
 
 
@@ -263,10 +263,10 @@ def test_a_run_chooses_for_its_goal_keeps_its_views_and_predict_follows(tmp_path
     assert (state["inference"]["goal"], state["inference"]["tta"]) == ("recall=0.9", ["none", "xy"])
     assert state["inference"]["threshold"] is None, "left to be chosen"
     assert f"{state['threshold']:.3f}" in outcome.stdout
-    said = settings_of(tmp_path / "run" / "predictions")
-    assert {name: said[name] for name in chosen} == chosen
+    of_run = settings_of(tmp_path / "run" / "predictions")
+    assert {name: of_run[name] for name in chosen} == chosen
     assert predict(tmp_path / "run", manifest, tmp_path / "p", "case_id=c4").status == 0
-    assert settings_of(tmp_path / "p") == said
+    assert settings_of(tmp_path / "p") == of_run
     np.testing.assert_array_equal(
         probability_of(tmp_path / "p", "c4"), probability_of(tmp_path / "run" / "predictions", "c4")
     )
@@ -355,8 +355,8 @@ def test_without_the_first_modality_another_gives_the_grid(tmp_path: Path, image
     path = a_checkpoint(tmp_path / "dropped.pt", dropout=0.2)
     (images / "a_FLAIR.nii.gz").unlink()
     assert predict(path, images, tmp_path / "p").status == 0
-    found = nib.load(tmp_path / "p" / "a_mask.nii.gz")
-    np.testing.assert_allclose(found.affine, nib.load(images / "a_T1.nii.gz").affine)
+    mask = nib.load(tmp_path / "p" / "a_mask.nii.gz")
+    np.testing.assert_allclose(mask.affine, nib.load(images / "a_T1.nii.gz").affine)
 
 
 # Many cases

@@ -1,16 +1,17 @@
-"""Networks whose output can be told from their input."""
+"""Networks whose output follows from their input by hand."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Constant(nn.Module):
-    """The same probability everywhere, and a record of what came in."""
+    """Give the same probability everywhere, and count the windows and modes it was called in."""
 
     def __init__(self, probability: float = 0.3) -> None:
         super().__init__()
         self.logit = nn.Parameter(torch.logit(torch.tensor(probability)))
-        self.n_windows, self.modes = 0, set[bool]()
+        self.n_windows = 0
+        self.modes: set[bool] = set()
 
     def forward(self, image: Tensor) -> Tensor:
         self.n_windows += len(image)
@@ -19,7 +20,7 @@ class Constant(nn.Module):
 
 
 class Local(nn.Module):
-    """Logit of each voxel = its first channel, times a place-dependent factor, so that windows disagree."""
+    """Logit = first channel times a factor that varies in the window, so that windows disagree."""
 
     def forward(self, image: Tensor) -> Tensor:
         ramp = torch.linspace(0.5, 1.5, image.shape[2])[:, None, None]
@@ -27,18 +28,19 @@ class Local(nn.Module):
 
 
 class FirstChannel(nn.Module):
-    """Logit = first channel, so that a prediction can be held against the image."""
+    """Logit = first channel, so that a prediction can be compared with the image."""
 
     def forward(self, image: Tensor) -> Tensor:
         return image[:, :1]
 
 
 def an_image(*shape: int, seed: int = 0) -> Tensor:
+    """Draw an image (C, X, Y, Z) of noise."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 class Lopsided(nn.Module):
-    """Logits that depend on where in the window a voxel lies, along all axes, so that no two views agree."""
+    """Logits that depend on the position in the window along all axes, so that no views agree."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ OBLIQUE = np.array(
 def a_case(
     folder: Path, name: str = "a", shape: tuple[int, int, int] = (20, 14, 9), seed: int = 0
 ) -> Case:
-    """A file with an oblique affine, permuted axes and a background of 0 around a brain of noise."""
+    """Write a file with an oblique affine, permuted axes and a brain of noise on zeros."""
     data = np.random.default_rng(seed).normal(100, 20, shape).astype(np.float32)
     brain = np.zeros(shape, bool)
     brain[3:-3, 2:-2, 2:-2] = True

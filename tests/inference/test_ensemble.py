@@ -69,24 +69,26 @@ def test_disagreement_is_the_mean_divergence_of_the_parts_from_their_mean(
 ) -> None:
     parts, mean = np.array([0.05, 0.3, 0.9]), 0.05 / 3 + 0.1 + 0.3
     divergences = [scipy_entropy([p, 1 - p], [mean, 1 - mean], base=2) for p in parts]
-    _, found = sure_of(*parts, uncertainty="disagreement").predict(prepared)
-    torch.testing.assert_close(found, torch.full_like(found, float(np.mean(divergences))))
+    _, disagreement = sure_of(*parts, uncertainty="disagreement").predict(prepared)
+    torch.testing.assert_close(
+        disagreement, torch.full_like(disagreement, float(np.mean(divergences)))
+    )
 
 
 def test_views_of_one_network_disagree_where_it_depends_on_their_side(
     prepared: PreparedCase,
 ) -> None:
     windows = replace(WINDOWS, tta="rotations180")
-    mean, found = Ensemble([Member(Lopsided(), windows)], uncertainty="disagreement").predict(
-        prepared
-    )
+    mean, disagreement = Ensemble(
+        [Member(Lopsided(), windows)], uncertainty="disagreement"
+    ).predict(prepared)
     plain, _ = Ensemble([Member(Lopsided(), windows)]).predict(prepared)
     torch.testing.assert_close(mean, plain)
-    assert found.max() > 0.1
-    _, found = Ensemble([Member(FirstChannel(), windows)], uncertainty="disagreement").predict(
-        prepared
-    )
-    assert found.max() < 1e-5
+    assert disagreement.max() > 0.1
+    _, disagreement = Ensemble(
+        [Member(FirstChannel(), windows)], uncertainty="disagreement"
+    ).predict(prepared)
+    assert disagreement.max() < 1e-5
 
 
 def test_votes_are_unsure_where_they_are_split(prepared: PreparedCase) -> None:
@@ -113,13 +115,13 @@ def test_uncertainty_is_written_on_the_grid_of_the_file_and_resumed(tmp_path: Pa
         uncertainty="entropy",
     )
     assert predict_cases(ensemble, [case], FLAIR, tmp_path / "p", inference=settings) == {}
-    found = read_volume(tmp_path / "p" / "a_uncertainty.nii.gz")
+    uncertainty = read_volume(tmp_path / "p" / "a_uncertainty.nii.gz")
     probability = read_volume(tmp_path / "p" / "a_probability.nii.gz")
-    assert found.shape == probability.shape
+    assert uncertainty.shape == probability.shape
     p = probability.data.astype(np.float64)
     inside = p > 0
     np.testing.assert_allclose(
-        found.data[inside], scipy_entropy(np.stack([p, 1 - p]), base=2)[inside], atol=1e-3
+        uncertainty.data[inside], scipy_entropy(np.stack([p, 1 - p]), base=2)[inside], atol=1e-3
     )
     (tmp_path / "p" / "a_uncertainty.nii.gz").unlink()
     assert predict_cases(ensemble, [case], FLAIR, tmp_path / "p", inference=settings) == {}

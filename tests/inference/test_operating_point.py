@@ -17,7 +17,7 @@ from tversky_seg.metrics.score_histogram import choose_threshold, score_histogra
 
 
 def a_case(seed: int, *, with_lesions: bool = True) -> ScoredCase:
-    """Blobs, found with varying confidence, beside specks that are none."""
+    """Make blobs, predicted with varying confidence, next to false specks."""
     rng = np.random.default_rng(seed)
     field = ndimage.gaussian_filter(rng.random((24, 24, 24)), 1.5)
     reference = field > np.quantile(field, 0.98) if with_lesions else np.zeros(field.shape, bool)
@@ -48,14 +48,14 @@ def value(name: str, cases: list[ScoredCase], threshold: float, size: float) -> 
     lesions = [
         lesion_counts(mask, case.reference, spacing_mm=case.spacing_mm) for mask, case in pairs
     ]
-    found = {
+    values = {
         "dice": [counts.dice for counts in voxels],
         "f2": [counts.f(2) for counts in voxels],
         "recall": [counts.sensitivity for counts in voxels],
         "lesion_f1": [counts.f1 for counts in lesions],
         "lesion_recall": [counts.tpr for counts in lesions],
     }
-    return float(np.mean(found[name]))
+    return float(np.mean(values[name]))
 
 
 @pytest.mark.parametrize("goal", ["dice", "f2"])
@@ -66,7 +66,7 @@ def test_the_threshold_is_the_exact_best_and_the_size_the_best_of_ten(goal: str)
     by_size = {size: value(goal, CASES, point.threshold, size) for size in SIZES_MM3}
     best = max(by_size.values())
     assert point.min_volume_mm3 == min(
-        size for size, found in by_size.items() if found >= best - 0.001
+        size for size, objective in by_size.items() if objective >= best - 0.001
     )
 
 
@@ -102,7 +102,7 @@ def test_a_recall_is_reached_and_not_at_any_price(goal: str) -> None:
         )
 
 
-def test_a_recall_out_of_reach_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_recall_out_of_reach_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     reference = np.zeros((6, 6, 6), bool)
     reference[1:3, 1:3, 1:3] = reference[4, 4, 4] = True
     levels = np.where(reference, 40000, 100).astype(np.uint16)
@@ -111,9 +111,8 @@ def test_a_recall_out_of_reach_is_said(caplog: pytest.LogCaptureFixture) -> None
         point = choose_operating_point(
             [ScoredCase(levels, reference, (1, 1, 1))], goal="lesion_recall=1.0"
         )
-    assert (
-        "lesion_recall=1.0 is not reached on validation: the highest recall is 0.500" in caplog.text
-    )
+    assert "lesion_recall=1.0" in caplog.text
+    assert "0.500" in caplog.text
     assert 100 / 65535 < point.threshold < 40000 / 65535
 
 

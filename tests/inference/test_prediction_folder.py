@@ -34,9 +34,7 @@ def test_the_lesion_table_by_hand(tmp_path: Path) -> None:
     affine = np.diag([-1.0, 2.0, 3.0, 1.0])
     affine[:3, 3] = 100, -50, 7
     rows = write_prediction(tmp_path, "a", probability, affine, threshold=0.5, min_volume_mm3=12.0)
-    assert [row.pop("edge_distance_mm") for row in rows] == [None, None], (
-        "where the brain is was not said"
-    )
+    assert [row.pop("edge_distance_mm") for row in rows] == [None, None], "the brain is unknown"
     assert rows == [
         {
             "case_id": "a",

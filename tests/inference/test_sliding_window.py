@@ -316,8 +316,8 @@ def test_memory_beside_the_network_is_twice_the_output_at_most(
         "-c",
         MEASURE.replace("N_MEMBERS", str(n_members)).replace("COMBINE", combine),
     ]
-    found = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert found < volumes, "with the foreground (a quarter of a volume), slabs and windows"
+    n_volumes = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert n_volumes < volumes, "with the foreground (a quarter of a volume), slabs and windows"
 
 
 @pytest.mark.parametrize("patch_size", [6, 20, "whole"])

@@ -224,11 +224,12 @@ def _predicted_lesions(case: ScoredCase, threshold: float) -> _PredictedLesions:
 
 def _mean_score(cases: Sequence[_PredictedLesions], size_mm3: float, goal: str) -> _Score:
     """Average objective and recall over the cases for which they are defined."""
-    if goal.startswith("lesion"):
-        scores = [_lesion_score(case, size_mm3) for case in cases]
-    else:
-        b = 2.0 if goal == "f2" else 1.0
-        scores = [_voxel_score(case, size_mm3, b=b) for case in cases]
+    scores = []
+    for case in cases:
+        if goal.startswith("lesion"):
+            scores.append(_lesion_score(case, size_mm3))
+        else:
+            scores.append(_voxel_score(case, size_mm3, b=2.0 if goal == "f2" else 1.0))
     objective, recall = np.nanmean(np.array(scores), axis=0).tolist()
     return _Score(objective, recall)
 

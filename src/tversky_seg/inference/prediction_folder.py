@@ -124,18 +124,22 @@ def claim_folder(output_dir: Path, settings: Mapping[str, Any]) -> bool:
         return False
     try:
         saved = read_json(path)
-        differing = [key for key, value in settings.items() if saved.get(key) != value]
+        differing = {key: saved.get(key) for key in settings if saved.get(key) != settings[key]}
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(
             path, f"holds no settings of a prediction ({error})", "name another output_dir"
         ) from error
     # A folder holds predictions of one kind, or nobody knows how a mask was made.
     if differing:
-        before = ", ".join(f"{key}={saved.get(key)}" for key in differing)
-        now = ", ".join(f"{key}={settings[key]}" for key in differing)
+        before = []
+        now = []
+        for key, value in differing.items():
+            before.append(f"{key}={value}")
+            now.append(f"{key}={settings[key]}")
         raise DataError(
             path,
-            f"its predictions were made with {before}, this command has {now}",
+            f"its predictions were made with {', '.join(before)}, "
+            f"this command has {', '.join(now)}",
             "name another output_dir",
         )
     return True

@@ -126,6 +126,7 @@ def predict_volume(
     Raises:
         ValueError: Arguments out of range, shapes that do not match, or a network that gives NaN.
     """
+    # The interface for users: plain arguments, of which the last ones repeat those below.
     windows = SlidingWindow(
         patch_size=patch_size, overlap=overlap, window=window, batch_size=batch_size, tta=tta
     )

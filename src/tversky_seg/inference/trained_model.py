@@ -261,18 +261,22 @@ def _checkpoints_named(name: str) -> list[Path]:
             f"checkpoint: no file matches {name}; expected as runs/*/checkpoints/best.pt"
         )
     # In `runs/cv/*` the runs count, not the summary next to them; `*.pt` names no run at all.
-    runs = [match for match in matches if _is_run(match)]
-    return [_checkpoint_of(match) for match in runs or matches]
+    return _checkpoints_of_runs(matches) or matches
 
 
 def _checkpoints_of_sweep(folder: Path) -> list[Path]:
     """List the best checkpoints of the runs in a folder."""
-    runs = [path for path in sorted(folder.iterdir()) if _is_run(path)]
-    if not runs:
+    checkpoints = _checkpoints_of_runs(sorted(folder.iterdir()))
+    if not checkpoints:
         raise CheckpointError(
             f"checkpoint: {folder} holds no run; expected a file, a run folder, or a folder of runs"
         )
-    return [_checkpoint_of(run) for run in runs]
+    return checkpoints
+
+
+def _checkpoints_of_runs(paths: Sequence[Path]) -> list[Path]:
+    """List the best checkpoints of the paths that are runs."""
+    return [_checkpoint_of(path) for path in paths if _is_run(path)]
 
 
 def _checkpoint_of(path: Path) -> Path:

@@ -197,8 +197,11 @@ class _Fusion:
 
     def _add_batch(self) -> None:
         batch = self.passes[self.n_done : self.n_done + self.batch_size]
-        windows = [self.volume[:, *box] for box, _ in batch]
-        views = [view for _, view in batch]
+        windows = []
+        views = []
+        for box, view in batch:
+            windows.append(self.volume[:, *box])
+            views.append(view)
         probabilities = self.network.probabilities(windows, views)
         # Only now is the number of classes known.
         if self.total is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,17 +75,16 @@ def window_weights(window: Window, sides: Sequence[int], *, spline_order: int = 
 
 def _weights_of(window: Window, sides: Sequence[int], spline_order: int) -> Any:
     if isinstance(window, str):
-        along = [_named_weights(window, side, spline_order) for side in sides]
-    elif callable(window):
-        along = [np.asarray(window(side), dtype=np.float64) for side in sides]
-    else:
+        window = _function_named(window, spline_order)
+    if not callable(window):
         return window
+    along = [np.asarray(window(side), dtype=np.float64) for side in sides]
     # The weight of a voxel is the product of its weights along the three axes.
     x, y, z = along
     return x[:, None, None] * y[:, None] * z
 
 
-def _named_weights(name: str, side: int, spline_order: int) -> NDArray[np.float64]:
+def _function_named(name: str, spline_order: int) -> Callable[[int], ArrayLike]:
     if name == "bspline":
-        return spline_window(side, order=spline_order)
-    return np.asarray(WINDOWS[name](side), dtype=np.float64)
+        return partial(spline_window, order=spline_order)
+    return WINDOWS[name]
