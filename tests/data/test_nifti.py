@@ -1,5 +1,6 @@
 import gzip
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -278,3 +279,39 @@ def test_real_volumes_are_read(real_data: Path) -> None:
     assert volume.data.min() < 0 < volume.data.max()
     assert np.unique(label.data).tolist() == [0, 1]
     assert label.data.sum() == 1300
+
+
+def spoil_checksum(content: bytearray) -> None:
+    content[-8] ^= 1
+
+
+def spoil_length(content: bytearray) -> None:
+    content[-1] ^= 1
+
+
+def cut_checksum(content: bytearray) -> None:
+    del content[-8:]
+
+
+def spoil_a_voxel(content: bytearray) -> None:
+    """Change a byte that compression at level 0 leaves as it is."""
+    content[-20] ^= 1
+
+
+@pytest.mark.parametrize("reader", [read_volume, read_label])
+@pytest.mark.parametrize("spoil", [spoil_checksum, spoil_length, cut_checksum, spoil_a_voxel])
+@pytest.mark.parametrize("frame", ["", "@1"])
+def test_a_damaged_gzip_file_is_refused_by_its_checksum(
+    tmp_path: Path, reader: object, spoil: Callable[[bytearray], None], frame: str
+) -> None:
+    volume = np.arange(16**3, dtype=np.int16).reshape(16, 16, 16)
+    voxels = np.stack([volume, volume], axis=-1) if frame else volume
+    plain = save(tmp_path / "a.nii", voxels)
+    content = bytearray(gzip.compress(plain.read_bytes(), compresslevel=0, mtime=0))
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(content)
+    assert np.array_equal(reader(f"{path}{frame}").data, volume)
+    spoil(content)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.nii\.gz.*: is cut off or damaged"):
+        reader(f"{path}{frame}")
