@@ -1,5 +1,7 @@
+import contextlib
 import gzip
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -315,3 +317,31 @@ def test_a_damaged_gzip_file_is_refused_by_its_checksum(
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"a\.nii\.gz.*: is cut off or damaged"):
         reader(f"{path}{frame}")
+
+
+@pytest.mark.parametrize("reader", [read_volume, read_label, read_grid])
+@pytest.mark.parametrize("offset", [np.inf, -np.inf, np.nan, 1e30, -1e30, 1e6])
+@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
+def test_an_absurd_offset_of_the_voxels_is_refused(
+    tmp_path: Path, reader: object, offset: float
+) -> None:
+    path = save(tmp_path / "a.nii", VOXELS)
+    content = bytearray(path.read_bytes())
+    content[108:112] = struct.pack("<f", offset)  # vox_offset
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.nii: "):
+        reader(path)
+
+
+@pytest.mark.parametrize("reader", [read_volume, read_label, read_grid])
+def test_any_bytes_in_the_header_are_read_or_refused(tmp_path: Path, reader: object) -> None:
+    content = save(tmp_path / "a.nii", VOXELS).read_bytes()
+    rng = np.random.default_rng(0)
+    path = tmp_path / "b.nii"
+    for _ in range(150):
+        spoilt = bytearray(content)
+        first = int(rng.integers(0, 348 - 8))
+        spoilt[first : first + 8] = rng.bytes(8)
+        path.write_bytes(spoilt)
+        with contextlib.suppress(DataError), warnings.catch_warnings(action="ignore"):
+            reader(path)

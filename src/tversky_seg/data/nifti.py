@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,19 @@ MAX_VOXELS = 2**30
 _MAX_GZIP_RATIO = 1032  # deflate never does better
 _CHUNK = 2**20  # bytes
 _WHOLE_NUMBER_TOLERANCE = 1e-3
-_UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
+_UNREADABLE = (
+    ImageFileError,
+    HeaderDataError,
+    OSError,
+    EOFError,
+    ValueError,
+    zlib.error,
+    # of numbers in a damaged header that nibabel does not check
+    IndexError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+)
 
 
 @dataclass(frozen=True)
@@ -184,24 +197,13 @@ def _open(path: Path) -> Any:
     try:
         image = nib.load(file)
         shape = image.shape
-        dtype = image.get_data_dtype()
     except _UNREADABLE as error:
         fault = f"cannot be read ({_reason(error, file)})"
         raise DataError(file, fault, "expected a NIfTI image") from error
     if not isinstance(image, nib.Nifti1Image):  # NIfTI-2 is a subclass
         raise DataError(file, f"is a {type(image).__name__}", "expected a NIfTI image")
     _check_shape(shape, path)
-    if dtype.kind not in "iuf":
-        raise DataError(file, f"holds {dtype} voxels", "expected one number per voxel")
-    n_voxels = int(np.prod(shape, dtype=object))
-    capacity = size * _MAX_GZIP_RATIO if file.suffix == ".gz" else size
-    if n_voxels > MAX_VOXELS or n_voxels * dtype.itemsize > capacity:
-        raise DataError(
-            file,
-            f"the header declares {_times(shape)} voxels of {dtype.itemsize} bytes in a file of "
-            f"{size} bytes",
-            f"expected a whole file of at most {MAX_VOXELS} voxels",
-        )
+    _check_size(image, file, size)
     return image
 
 
@@ -216,6 +218,23 @@ def _check_shape(shape: tuple[int, ...], path: Path) -> None:
     if frame is not None and (len(shape) > 4 or frame >= n_frames):
         expected = f"expected one from 0 to {n_frames - 1}"
         raise DataError(path, f"{fault}, no frame {frame}", expected)
+
+
+def _check_size(image: Any, file: Path, size: int) -> None:
+    """Check that a file of so many bytes can hold the voxels that its header declares."""
+    dtype = image.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise DataError(file, f"holds {dtype} voxels", "expected one number per voxel")
+    n_voxels = math.prod(image.shape)
+    last_byte = image.dataobj.offset + n_voxels * dtype.itemsize
+    capacity = size * _MAX_GZIP_RATIO if file.suffix == ".gz" else size
+    if n_voxels <= MAX_VOXELS and last_byte <= capacity:
+        return
+    fault = (
+        f"is cut off or damaged: its header declares {_times(image.shape)} voxels of "
+        f"{dtype.itemsize} bytes from byte {image.dataobj.offset:.6g} on, and it has {size} bytes"
+    )
+    raise DataError(file, fault, f"expected a whole file of at most {MAX_VOXELS} voxels")
 
 
 def _read_voxels(image: Any, path: Path, *, dtype: DTypeLike | None) -> NDArray[Any]:
