@@ -7,9 +7,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from tversky_seg import config
+from tversky_seg.data.bids_inputs import is_bids
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.inputs import find_inputs, is_bids
+from tversky_seg.data.inputs import find_inputs
 from tversky_seg.data.unused_images import unused_images
 from tversky_seg.inference.predict import first_names, predict_cases
 from tversky_seg.inference.settings import Inference
