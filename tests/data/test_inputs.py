@@ -92,3 +92,36 @@ def test_a_case_id_that_is_unsafe_or_unknown_is_refused(tmp_path: Path) -> None:
         find_inputs({"FLAIR": tmp_path / "a_FLAIR.nii"}, modalities=FLAIR, case_id="../x")
     with pytest.raises(DataError, match="case_id: 'b' is not in"):
         find_inputs(tmp_path, modalities=FLAIR, case_id="b")
+
+
+def test_endings_in_capitals_are_read(tmp_path: Path) -> None:
+    for name in ("in/a_FLAIR.NII.GZ", "in/b_FLAIR.Nii"):
+        touch(tmp_path, name)
+    assert case_ids(find_inputs(tmp_path / "in", modalities=FLAIR)) == ["a", "b"]
+    assert case_ids(find_inputs(tmp_path / "in/a_FLAIR.NII.GZ", modalities=FLAIR)) == ["a_FLAIR"]
+    touch(tmp_path, "bids/sub-1/anat/sub-1_FLAIR.NII.GZ")
+    assert case_ids(find_inputs(tmp_path / "bids", modalities=FLAIR)) == ["sub-1"]
+
+
+@pytest.mark.parametrize("may_lack", [False, True])
+@pytest.mark.parametrize(
+    "name", ["b_FLAIR.nii.bz2", "b_FLAIR.hdr", "b_FLAIR.img", "b/FLAIR.mha", "b_FLAIR.MGZ"]
+)
+def test_an_image_of_another_format_is_refused_by_name(
+    tmp_path: Path, name: str, may_lack: bool
+) -> None:
+    touch(tmp_path, "a_FLAIR.nii.gz", name)
+    for source in (tmp_path, tmp_path / name):
+        with pytest.raises(DataError, match=name):
+            find_inputs(source, modalities=FLAIR, may_lack=may_lack)
+
+
+def test_an_image_of_another_format_beside_its_nifti_is_no_fault(tmp_path: Path) -> None:
+    touch(tmp_path, "a_FLAIR.nii.gz", "a_FLAIR.mgz", "a_FLAIR.json", "a_other.mgz")
+    assert case_ids(find_inputs(tmp_path, modalities=FLAIR)) == ["a"]
+
+
+def test_an_image_of_another_format_in_bids_is_refused_by_name(tmp_path: Path) -> None:
+    touch(tmp_path, "sub-1/anat/sub-1_FLAIR.nii.gz", "sub-2/anat/sub-2_FLAIR.nii.bz2")
+    with pytest.raises(DataError, match="sub-2_FLAIR.nii.bz2"):
+        find_inputs(tmp_path, modalities=FLAIR)

@@ -1,3 +1,4 @@
+import bz2
 import contextlib
 import gzip
 import struct
@@ -345,3 +346,23 @@ def test_any_bytes_in_the_header_are_read_or_refused(tmp_path: Path, reader: obj
         path.write_bytes(spoilt)
         with contextlib.suppress(DataError), warnings.catch_warnings(action="ignore"):
             reader(path)
+
+
+def test_endings_in_capitals_are_read(tmp_path: Path) -> None:
+    content = gzipped(save(tmp_path / "a.nii", VOXELS).read_bytes())
+    path = tmp_path / "b.NII.GZ"
+    path.write_bytes(content)
+    assert np.array_equal(read_volume(path).data, VOXELS)
+    path.write_bytes(content[:-8])
+    with pytest.raises(DataError, match=r"b\.NII\.GZ"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("name", ["a.hdr", "a.img", "b.nii.bz2", "b.mgz"])
+def test_a_file_of_another_format_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    nib.save(nib.Nifti1Pair(VOXELS, np.eye(4)), tmp_path / "a.hdr")
+    plain = save(tmp_path / "b.nii", VOXELS).read_bytes()
+    (tmp_path / "b.nii.bz2").write_bytes(bz2.compress(plain))
+    (tmp_path / "b.mgz").write_bytes(gzipped(plain))
+    with pytest.raises(DataError, match=rf"{name}: .*\.nii\.gz"):
+        read_volume(tmp_path / name)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.image_files import NIFTI_ENDINGS
+from tversky_seg.data.image_files import image_stem, is_nifti, is_other_image, other_format
 
 BIDS_SUFFIXES = {
     "FLAIR": ("FLAIR",),
@@ -73,13 +73,18 @@ def _case_of_session(folder: Path, anatomy: Path, modalities: Sequence[str]) -> 
 
 def _file_of_modality(anatomy: Path, modality: str) -> Path | None:
     """Return the one file of a modality, or None."""
+    endings = tuple(f"_{suffix}" for suffix in _suffixes(modality))
     is_contrasted = _is_contrasted(modality)
     files = []
-    for suffix in _suffixes(modality):
-        for ending in NIFTI_ENDINGS:
-            for path in sorted(anatomy.glob(f"*_{suffix}{ending}")):
-                if ("_ce-" in path.name) == is_contrasted:
-                    files.append(path)
+    others = []  # in other formats
+    for path in sorted(anatomy.iterdir()):
+        if image_stem(path).endswith(endings) and ("_ce-" in path.name) == is_contrasted:
+            if is_nifti(path):
+                files.append(path)
+            elif is_other_image(path):
+                others.append(path)
+    if others and not files:
+        raise other_format(others[0])
     if len(files) > 1:
         names = ", ".join(path.name for path in files[:3])
         fault = f"{len(files)} files of {modality} ({names})"

@@ -8,7 +8,25 @@ from pathlib import Path
 from tversky_seg.data.errors import DataError
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
-_FRAME = re.compile(r"(.+\.nii(?:\.gz)?)@(\d+)")
+OTHER_ENDINGS = (
+    ".nii.bz2",
+    ".nii.xz",
+    ".nii.zst",
+    ".hdr",
+    ".hdr.gz",
+    ".img",
+    ".img.gz",
+    ".mgh",
+    ".mgz",
+    ".mha",
+    ".mhd",
+    ".mnc",
+    ".nhdr",
+    ".nrrd",
+)
+"""Endings of images in formats that are not read: such files are refused, never passed over."""
+
+_FRAME = re.compile(r"(.+\.nii(?:\.gz)?)@(\d+)", re.IGNORECASE)
 _TEXT_BYTES = bytes([9, 10, 13, *range(32, 127)])  # tab, line ends, printable ASCII
 
 
@@ -25,27 +43,44 @@ def file_and_frame(path: Path | str) -> tuple[Path, int | None]:
 
 
 def is_nifti(path: Path) -> bool:
-    """Tell by its name whether a file is a NIfTI image."""
-    return path.name.endswith(NIFTI_ENDINGS)
+    """Tell by its name, in capitals or not, whether a file is a NIfTI image."""
+    return path.name.lower().endswith(NIFTI_ENDINGS)
+
+
+def is_other_image(path: Path) -> bool:
+    """Tell by its name whether a file is an image in a format that is not read."""
+    return path.name.lower().endswith(OTHER_ENDINGS)
+
+
+def is_gzip(path: Path) -> bool:
+    """Tell by its name whether a file is compressed."""
+    return path.name.lower().endswith(".gz")
+
+
+def other_format(path: Path) -> DataError:
+    """Make the error for an image in a format that is not read."""
+    return DataError(path, "is not a .nii or .nii.gz file", "convert it to NIfTI (.nii.gz)")
 
 
 def image_stem(path: Path) -> str:
     """Return the name of an image file without its ending and frame."""
     file, _ = file_and_frame(path)
-    for ending in NIFTI_ENDINGS:
-        if file.name.endswith(ending):
-            return file.name.removesuffix(ending)
+    name = file.name
+    for ending in (*NIFTI_ENDINGS, *OTHER_ENDINGS):
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
     return file.stem
 
 
 def check_image_file(path: Path) -> int:
-    """Check that a file exists, and that it begins like an image.
+    """Check that a file exists, is named as a NIfTI image, and begins like an image.
 
     Returns:
         Size in bytes.
 
     Raises:
-        DataError: The file is missing, empty, a folder, text, a web page or a Git LFS pointer.
+        DataError: The file is missing, empty, a folder, text, a web page, a Git LFS pointer or an
+            image in another format.
     """
     size = _size_of(path)
     try:
@@ -55,6 +90,8 @@ def check_image_file(path: Path) -> int:
         reason = error.strerror or str(error)
         raise DataError(path, reason, "expected a readable NIfTI image") from error
     _refuse_other_content(path, start)
+    if not is_nifti(path):
+        raise other_format(path)
     return size
 
 
@@ -82,7 +119,7 @@ def _refuse_other_content(path: Path, start: bytes) -> None:
         raise DataError(path, "is a web page, not an image", "download the file itself")
     if not start.translate(None, _TEXT_BYTES):
         raise DataError(path, "is text, not an image", "expected NIfTI")
-    if path.suffix == ".gz" and not start.startswith(b"\x1f\x8b"):
+    if is_gzip(path) and not start.startswith(b"\x1f\x8b"):
         raise DataError(
             path,
             "is not gzipped, although it ends in .gz",

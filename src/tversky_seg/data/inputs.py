@@ -10,7 +10,13 @@ from pathlib import Path
 from tversky_seg.data.bids_inputs import cases_in_bids, is_bids
 from tversky_seg.data.case import SAFE_CHARACTERS, Case, check_cases, is_safe_name
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.image_files import file_and_frame, image_stem, is_nifti
+from tversky_seg.data.image_files import (
+    file_and_frame,
+    image_stem,
+    is_nifti,
+    is_other_image,
+    other_format,
+)
 from tversky_seg.data.manifest import read_manifest
 
 logger = logging.getLogger("tversky_seg")
@@ -53,6 +59,8 @@ def find_inputs(
         cases = cases_in_bids(path, modalities)
     elif path.is_dir():
         cases = _cases_in_folder(path, modalities, may_lack=may_lack)
+    elif is_other_image(path):
+        raise other_format(path)
     elif is_nifti(path):
         return [_case_of_one_file(path, modalities, case_id=case_id, may_lack=may_lack)]
     else:
@@ -125,7 +133,7 @@ def _cases_in_folder(folder: Path, modalities: Sequence[str], *, may_lack: bool)
     """List the cases of a folder of images, sorted by id."""
     files_of = _files_by_case(folder, modalities)
     cases = []
-    faults = []
+    faults = _faults_of_other_formats(folder, modalities, files_of)
     for case_id, files in sorted(files_of.items()):
         images = {name: files[name] for name in modalities if name in files}
         brain_mask = files.get("brain_mask")
@@ -137,7 +145,7 @@ def _cases_in_folder(folder: Path, modalities: Sequence[str], *, may_lack: bool)
                 fault = f"case {case_id} has no {name}"
                 faults.append(DataError(folder, fault, expected, case_id=case_id))
         cases.append(Case(case_id, case_id, images, brain_mask=brain_mask))
-    if not cases:
+    if not cases and not faults:
         name = modalities[0]
         expected = f"expected <case_id>_{name}.nii.gz or <case_id>/{name}.nii.gz"
         raise DataError(folder, "no image found", expected)
@@ -149,30 +157,51 @@ def _cases_in_folder(folder: Path, modalities: Sequence[str], *, may_lack: bool)
 
 def _files_by_case(folder: Path, modalities: Sequence[str]) -> dict[str, dict[str, Path]]:
     """Map each case id to its files by modality, and `brain_mask` among them."""
-    # Of the modalities T1 and post_T1, a_post_T1.nii is the second: the longer name goes first.
-    names = sorted([*modalities, "brain_mask"], key=len, reverse=True)
     files_of: dict[str, dict[str, Path]] = defaultdict(dict)
-    for path in sorted([*folder.glob("*.nii*"), *folder.glob("*/*.nii*")]):
-        if not is_nifti(path) or path.name.startswith("."):
+    for path in _files_below(folder):
+        case_and_name = _case_and_modality(path, modalities, folder=folder)
+        if case_and_name is None or not is_nifti(path):
             continue
-        for name in names:
-            case_id = _case_id_of(path, name, folder=folder)
-            if case_id is not None:
-                first = files_of[case_id].setdefault(name, path)
-                if first is not path:
-                    fault = f"a second {name} of case {case_id} beside {first}"
-                    raise DataError(path, fault, "keep one of them", case_id=case_id)
-                break
+        case_id, name = case_and_name
+        first = files_of[case_id].setdefault(name, path)
+        if first is not path:
+            fault = f"a second {name} of case {case_id} beside {first}"
+            raise DataError(path, fault, "keep one of them", case_id=case_id)
     return files_of
 
 
-def _case_id_of(path: Path, modality: str, *, folder: Path) -> str | None:
-    """Return the case of a file if it is of this modality: by its own name, or by its folder's."""
+def _faults_of_other_formats(
+    folder: Path, modalities: Sequence[str], files_of: Mapping[str, Mapping[str, Path]]
+) -> list[DataError]:
+    """List the images in other formats that no NIfTI file replaces, one for each case and name."""
+    faults = {}
+    for path in _files_below(folder):
+        case_and_name = _case_and_modality(path, modalities, folder=folder)
+        if case_and_name is None or not is_other_image(path):
+            continue
+        case_id, name = case_and_name
+        if name not in files_of.get(case_id, {}):
+            faults[case_and_name] = other_format(path)
+    return list(faults.values())
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """List what lies in a folder and in its folders, without hidden files."""
+    paths = sorted([*folder.glob("*"), *folder.glob("*/*")])
+    return [path for path in paths if not path.name.startswith(".")]
+
+
+def _case_and_modality(
+    path: Path, modalities: Sequence[str], *, folder: Path
+) -> tuple[str, str] | None:
+    """Tell the case and the modality of a file by its name and its folder's, or return None."""
     stem = image_stem(path)
-    if path.parent != folder:
-        return path.parent.name if stem == modality else None
-    if stem.endswith(f"_{modality}"):
-        return stem.removesuffix(f"_{modality}")
+    # Of the modalities T1 and post_T1, a_post_T1.nii is the second: the longer name goes first.
+    for name in sorted([*modalities, "brain_mask"], key=len, reverse=True):
+        if path.parent == folder and stem.endswith(f"_{name}"):
+            return stem.removesuffix(f"_{name}"), name
+        if path.parent != folder and stem == name:
+            return path.parent.name, name
     return None
 
 

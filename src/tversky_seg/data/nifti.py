@@ -17,7 +17,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.image_files import check_image_file, file_and_frame
+from tversky_seg.data.image_files import check_image_file, file_and_frame, is_gzip
 from tversky_seg.runtime.files import replacing
 
 PROBABILITY_SCALE = 1 / 65535
@@ -227,7 +227,7 @@ def _check_size(image: Any, file: Path, size: int) -> None:
         raise DataError(file, f"holds {dtype} voxels", "expected one number per voxel")
     n_voxels = math.prod(image.shape)
     last_byte = image.dataobj.offset + n_voxels * dtype.itemsize
-    capacity = size * _MAX_GZIP_RATIO if file.suffix == ".gz" else size
+    capacity = size * _MAX_GZIP_RATIO if is_gzip(file) else size
     if n_voxels <= MAX_VOXELS and last_byte <= capacity:
         return
     fault = (
@@ -240,7 +240,7 @@ def _check_size(image: Any, file: Path, size: int) -> None:
 def _read_voxels(image: Any, path: Path, *, dtype: DTypeLike | None) -> NDArray[Any]:
     file, _ = file_and_frame(path)
     try:
-        if file.suffix == ".gz":
+        if is_gzip(file):
             data = _decompress(image, path, dtype=dtype)
         else:
             data = _as_array(image, path, dtype=dtype)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tversky_seg.data.case import Case
-from tversky_seg.data.image_files import NIFTI_ENDINGS, file_and_frame
+from tversky_seg.data.image_files import file_and_frame, is_nifti
 
 
 def unused_images(folder: Path, cases: Sequence[Case]) -> list[Path]:
@@ -23,8 +23,8 @@ def unused_images(folder: Path, cases: Sequence[Case]) -> list[Path]:
                 file, _ = file_and_frame(path)
                 used.add(file.absolute())
     unused = []
-    for path in sorted([*folder.glob("*.nii*"), *folder.glob("*/*.nii*")]):
-        is_image = path.name.endswith(NIFTI_ENDINGS) and not path.name.startswith(".")
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        is_image = is_nifti(path) and not path.name.startswith(".")
         if is_image and path.absolute() not in used:
             unused.append(path)
     return unused
