@@ -22,10 +22,12 @@ Floats = NDArray[np.float32]
 Affine = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Box = tuple[slice, ...]
+"""A box of a volume (X, Y, Z), one slice for each axis."""
 
 SAME_SPACING = 0.01  # relative difference of two voxel sizes that count as one
-FINE_SHIFT = 0.01  # voxels between two affines of one grid: rounding in the files
-TOLERATED_SHIFT = 0.6  # voxels: conventions differ by half a voxel; reported, not corrected
+FINE_SHIFT_VOXELS = 0.01  # between two affines of one grid: rounding in the files
+# Some tools put a voxel's corner where others put its centre: reported, not corrected.
+TOLERATED_SHIFT_VOXELS = 0.6
 _MIN_SIGMA = 0.1  # voxels; a narrower Gaussian changes nothing
 _FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 
@@ -98,7 +100,7 @@ def network_grid(
     wanted = [size if given is None else given for given, size in zip(spacing_mm, own, strict=True)]
     step = np.divide(wanted, own)  # file voxels per network voxel
     step[np.abs(step - 1) <= SAME_SPACING] = 1
-    n = np.maximum(1, np.ceil(np.divide(shape, step) - FINE_SHIFT)).astype(int)
+    n = np.maximum(1, np.ceil(np.divide(shape, step) - FINE_SHIFT_VOXELS)).astype(int)
     # In file voxels: both grids have their centre at the same place.
     first = (np.array(shape) - 1) / 2 - step * (n - 1) / 2
     return (int(n[0]), int(n[1]), int(n[2])), affine @ _homogeneous(np.diag(step), first)
@@ -259,13 +261,15 @@ def _is_shift(matrix: Affine, shape: Shape) -> bool:
     # An affine map is farthest from a shift at a corner.
     corners = np.array([*itertools.product(*((0, n - 1) for n in shape))])
     exact = corners + np.rint(matrix[:3, 3])
-    return bool(np.abs(corners @ matrix[:3, :3].T + matrix[:3, 3] - exact).max() <= FINE_SHIFT)
+    return bool(
+        np.abs(corners @ matrix[:3, :3].T + matrix[:3, 3] - exact).max() <= FINE_SHIFT_VOXELS
+    )
 
 
 def _are_axes_separate(linear: Affine, shape: Shape) -> bool:
     """Tell whether the parts of a matrix off its diagonal move no voxel by 0.01 voxel."""
     off_diagonal = np.abs(linear - np.diag(np.diag(linear)))
-    return bool(off_diagonal.sum(axis=1) @ np.ones(3) * max(shape) < FINE_SHIFT)
+    return bool(off_diagonal.sum(axis=1) @ np.ones(3) * max(shape) < FINE_SHIFT_VOXELS)
 
 
 def _voxel_ratio(matrix: Affine) -> Affine:

@@ -15,10 +15,19 @@ from numpy.typing import NDArray
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.grids import Affine, Bools, Floats, Shape, resample, translation, voxel_ratio
+from tversky_seg.data.grids import (
+    Affine,
+    Bools,
+    Box,
+    Floats,
+    Shape,
+    resample,
+    translation,
+    voxel_ratio,
+)
 from tversky_seg.data.nifti import Volume, read_label
 from tversky_seg.data.preprocessing.note import Note
-from tversky_seg.data.preprocessing.reference_grid import Box, ReferenceGrid, align_mask
+from tversky_seg.data.preprocessing.reference_grid import ReferenceGrid, align_mask
 from tversky_seg.metrics.masks import bounding_box
 
 

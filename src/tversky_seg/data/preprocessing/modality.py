@@ -10,15 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.grids import Bools, Floats, crop_or_pad
+from tversky_seg.data.grids import Bools, Box, Floats, crop_or_pad
 from tversky_seg.data.nifti import Volume, read_volume
 from tversky_seg.data.preprocessing.note import Note
-from tversky_seg.data.preprocessing.reference_grid import (
-    Box,
-    ReferenceGrid,
-    align_image,
-    align_mask,
-)
+from tversky_seg.data.preprocessing.reference_grid import ReferenceGrid, align_image, align_mask
 from tversky_seg.metrics.masks import bounding_box
 
 MAX_DEVIATIONS = 20.0

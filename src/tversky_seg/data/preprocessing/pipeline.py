@@ -20,7 +20,7 @@ from tversky_seg.data.cache import fingerprint, read_entry, write_entry
 from tversky_seg.data.case import Case, check_case_id
 from tversky_seg.data.dataset import Dataset
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.grids import Bools, Geometry, Shape, network_grid
+from tversky_seg.data.grids import Bools, Box, Geometry, Shape, network_grid
 from tversky_seg.data.nifti import MAX_VOXELS, read_grid
 from tversky_seg.data.preprocessing.labels import (
     LabelReader,
@@ -31,7 +31,7 @@ from tversky_seg.data.preprocessing.labels import (
 from tversky_seg.data.preprocessing.modality import Channel, read_brain, read_channel
 from tversky_seg.data.preprocessing.note import OUTSIDE_BRAIN, OUTSIDE_CROP, Note
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase, close_arrays, rater_array
-from tversky_seg.data.preprocessing.reference_grid import Box, ReferenceGrid
+from tversky_seg.data.preprocessing.reference_grid import ReferenceGrid
 from tversky_seg.data.preprocessing.spacing import common_spacing, median_spacing
 from tversky_seg.data.settings import check_spacing, set_checked
 from tversky_seg.metrics.masks import bounding_box

@@ -9,15 +9,15 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.grids import Affine, Shape, resample
+from tversky_seg.data.grids import (
+    FINE_SHIFT_VOXELS,
+    TOLERATED_SHIFT_VOXELS,
+    Affine,
+    Shape,
+    resample,
+)
 from tversky_seg.data.nifti import Volume, affine_shift_voxels
 from tversky_seg.data.preprocessing.note import HALF_VOXEL, OTHER_GRID, Note
-
-FINE_SHIFT = 0.01  # voxels between two affines of one grid: rounding
-TOLERATED_SHIFT = 0.6  # voxels: some tools put a voxel's corner where others put its centre
-
-Box = tuple[slice, ...]
-"""A box of a volume (X, Y, Z), one slice for each axis."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ReferenceGrid:
 
 def align_image(volume: Volume, name: str, grid: ReferenceGrid, notes: list[Note]) -> Volume:
     """Give an image the affine of the first modality if both share a grid; else keep its own."""
-    if volume.shape == grid.input_shape and grid.shift_of(volume) <= TOLERATED_SHIFT:
+    if volume.shape == grid.input_shape and grid.shift_of(volume) <= TOLERATED_SHIFT_VOXELS:
         return _with_reference_affine(volume, name, grid, notes)
     found = f"{name} lies on another grid than {grid.modality}"
     notes.append(Note(OTHER_GRID, name, found, "resampled to it by its affine"))
@@ -70,7 +70,7 @@ def align_mask(
         found = f"has shape {volume.shape}, {grid.modality} has {grid.input_shape}"
         raise DataError(path, found, expected)
     shift = grid.shift_of(volume)
-    if shift > TOLERATED_SHIFT:
+    if shift > TOLERATED_SHIFT_VOXELS:
         found = f"its affine puts voxels up to {shift:.3g} voxels from those of {grid.modality}"
         raise DataError(path, found, expected)
     return _with_reference_affine(volume, name, grid, notes)
@@ -79,7 +79,7 @@ def align_mask(
 def _with_reference_affine(
     volume: Volume, name: str, grid: ReferenceGrid, notes: list[Note]
 ) -> Volume:
-    if grid.shift_of(volume) > FINE_SHIFT:
+    if grid.shift_of(volume) > FINE_SHIFT_VOXELS:
         found = f"the affine of {name} is up to half a voxel off that of {grid.modality}"
         notes.append(Note(HALF_VOXEL, name, found, "voxels taken to agree"))
     return Volume(volume.data, grid.input_affine)
