@@ -1,4 +1,4 @@
-"""Judge predictions against the labels of a manifest. `python evaluate.py --help` says what can be set."""
+"""Evaluate predictions against the labels of a manifest. `python evaluate.py --help` lists the settings."""
 
 from pathlib import Path
 
@@ -9,32 +9,38 @@ from tversky_seg import config
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import read_manifest
-from tversky_seg.report.page import metrics_table
+from tversky_seg.report.terminal import metrics_table
 
 
 @config.command("evaluate")
 def evaluate(cfg: DictConfig) -> int:
-    """Read the saved files, measure, and write the report. Of a manifest with a labelled test set, that is judged."""
-    judge = config.build(cfg, "evaluation")
+    """Read the saved predictions, compute the metrics, and write the report."""
     settings = config.plain(cfg)
-    predictions, manifest, output_dir = (
-        Path(str(settings[key])) for key in ("predictions", "manifest", "output_dir")
+    predictions = Path(str(settings["predictions"]))
+    manifest = Path(str(settings["manifest"]))
+    output_dir = Path(str(settings["output_dir"]))
+    evaluate_predictions = config.build(cfg, "evaluation")
+
+    cases = cases_to_evaluate(manifest)
+    metrics = evaluate_predictions(
+        predictions, cases, output_dir=output_dir, classes=settings["classes"]
     )
-    cases = labelled_cases(manifest)
-    tested = [case for case in cases if case.split == "test" and case.labels] or cases
-    metrics = judge(predictions, tested, output_dir=output_dir, classes=settings["classes"])
+
     console = Console()
     console.print(metrics_table(metrics))
     console.print(str(output_dir), soft_wrap=True)
     return 1 if metrics.get("faults") else 0
 
 
-def labelled_cases(manifest: Path) -> list[Case]:
-    """The cases of a manifest, with their images for the report's pictures where all of them are there."""
+def cases_to_evaluate(manifest: Path) -> list[Case]:
+    """List the test cases of a manifest if any of them has a label, otherwise all cases."""
     try:
-        return read_manifest(manifest)
+        cases = read_manifest(manifest)
     except DataError:
-        return read_manifest(manifest, modalities=())
+        # Images only serve the report's pictures, so their files may be missing.
+        cases = read_manifest(manifest, modalities=())
+    tested = [case for case in cases if case.split == "test" and case.labels]
+    return tested or cases
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from tversky_seg.data.preprocessing.prepared_case import one_case_per_rater
 from tversky_seg.data.split import split_dataset
 from tversky_seg.data_check.examine import check_training
 from tversky_seg.inference.predict import predict_cases
-from tversky_seg.report.page import metrics_table
+from tversky_seg.report.terminal import metrics_table
 from tversky_seg.runtime.checkpoints import checksum, load_checkpoint
 from tversky_seg.runtime.distributed import is_first, rank, rank_zero_first, run_sharded, world_size
 from tversky_seg.runtime.environment import record_environment

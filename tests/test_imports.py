@@ -29,8 +29,6 @@ CORE = {
 """Packages for method people, and what each imports of ours: no files, no Hydra."""
 
 CORE_LIBRARIES = {"numpy", "scipy", "torch", "cc3d", "tversky_seg"}
-TYPES_ALONE = {"report/slices.py": {"evaluation"}}
-"""Packages of later lines that a file imports under `if TYPE_CHECKING:`, which never runs."""
 
 ONLY_IN = {"nibabel": {"data/nifti.py"}, "hydra": {"config"}, "omegaconf": {"config"}}
 NEVER_AT_THE_TOP = {
@@ -117,7 +115,7 @@ def test_imports_run_from_the_core_to_the_commands(file: Path) -> None:
     if package == "__init__":
         return
     upward = {name for name in own_packages(file) if layer_of(name) > layer_of(package)}
-    assert upward <= TYPES_ALONE.get(file.relative_to(PACKAGE).as_posix(), set())
+    assert not upward
     if package in CORE:
         assert own_packages(file) <= CORE[package]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tversky_seg.data.manifest import read_manifest
 from tversky_seg.data.nifti import read_label, read_volume
-from tversky_seg.report.slices import outline, png
+from tversky_seg.report.slices import as_png, outline
 
 
 def main() -> None:
@@ -44,7 +44,9 @@ def main() -> None:
         ]
         columns.append(np.concatenate(drawn))
     height = min(column.shape[0] for column in columns)
-    words.picture.write_bytes(png(np.concatenate([column[:height] for column in columns], axis=1)))
+    words.picture.write_bytes(
+        as_png(np.concatenate([column[:height] for column in columns], axis=1))
+    )
 
 
 if __name__ == "__main__":

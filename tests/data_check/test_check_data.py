@@ -38,7 +38,6 @@ from tversky_seg.data_check.memory import (
     step_bytes,
 )
 from tversky_seg.models import UNet3D
-from tversky_seg.report.pictures import png
 
 SETTINGS = Preprocessing(modalities=MODALITIES)
 NETWORK = ("model.width=4", "model.n_levels=2", "sampler.patch_size=16")
@@ -465,11 +464,3 @@ def test_a_plan_fits_the_memory_the_volumes_and_thick_slices():
     )
     assert thick.patch_size == (128, 128, 12)
     assert memory_at_hand(torch.device("cpu")) > 0
-
-
-def test_the_small_png_is_read_by_others(tmp_path):
-    from matplotlib.image import imread
-
-    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    (tmp_path / "picture.png").write_bytes(png(picture))
-    assert np.array_equal(np.rint(imread(tmp_path / "picture.png") * 255), picture)

@@ -1,4 +1,4 @@
-"""Judging saved predictions: what is measured, what is written, and what is said of files that cannot be judged."""
+"""Evaluation of saved predictions: metrics, files, and files that cannot be evaluated."""
 
 import io
 import json
@@ -21,22 +21,18 @@ from helpers.evaluated_cohort import SHAPE, SPACING, Cohort, lesions_and_map, ob
 from helpers.lesions import published_rule, score_lesions
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
-from tversky_seg.evaluation.evaluator import (
-    FURTHER_METRICS,
-    METRICS,
-    LesionRule,
-    _judge_cohort,
-    evaluate,
-)
+from tversky_seg.evaluation import METRICS, LesionRule, evaluate
+from tversky_seg.evaluation.evaluator import evaluate_cohort
 from tversky_seg.evaluation.saved_predictions import open_predictions
 from tversky_seg.metrics import compute_metrics, lesion_counts
 from tversky_seg.metrics.calibration import expected_calibration_error
+from tversky_seg.metrics.case_metrics import FURTHER_METRICS
 from tversky_seg.metrics.froc import average_recall
 from tversky_seg.metrics.new_lesions import new_lesion_counts
 from tversky_seg.metrics.overlap import overlap_counts
 from tversky_seg.metrics.surface import surface_distances
-from tversky_seg.report.page import metrics_table
 from tversky_seg.report.slices import outline, slice_pictures
+from tversky_seg.report.terminal import metrics_table
 
 OUTPUTS = {
     "metrics.json",
@@ -60,12 +56,10 @@ def drawing_cohort(tmp_path):
 
 @pytest.fixture
 def cohort(drawing_cohort, monkeypatch):
-    """A cohort whose evaluation leaves the figures blank, which is faster."""
-    monkeypatch.setattr(
-        "tversky_seg.evaluation.evaluator.curve_figure",
-        lambda curves: np.zeros((2, 2, 3), np.uint8),
-    )
-    monkeypatch.setattr("tversky_seg.evaluation.evaluator.choose_cases", lambda metrics, viewed: {})
+    """A cohort whose evaluation leaves out the figures and the report, which is faster."""
+    monkeypatch.setattr("tversky_seg.evaluation.evaluator.as_png", lambda figure: b"")
+    monkeypatch.setattr("tversky_seg.evaluation.evaluator.choose_cases", lambda *_, **__: {})
+    monkeypatch.setattr("tversky_seg.evaluation.evaluator.write_report", lambda *_, **__: None)
     return drawing_cohort
 
 
@@ -169,7 +163,7 @@ def test_cases_without_a_reference_lesion_are_counted_as_undefined_not_as_zero_o
     assert cohort.rows("cases.csv")[1]["sensitivity"] == ""
 
 
-def test_an_all_empty_prediction_is_judged(drawing_cohort):
+def test_an_all_empty_prediction_is_evaluated(drawing_cohort):
     cohort = drawing_cohort
     for seed in range(2):
         cohort.add(seed, probability=np.zeros(SHAPE))
@@ -184,7 +178,7 @@ def test_an_all_empty_prediction_is_judged(drawing_cohort):
     assert {path.name for path in cohort.output_dir.iterdir()} == OUTPUTS
 
 
-def test_empty_references_and_predictions_everywhere_are_judged(drawing_cohort):
+def test_empty_references_and_predictions_everywhere_are_evaluated(drawing_cohort):
     cohort = drawing_cohort
     cohort.add(0, reference=np.zeros(SHAPE, bool), probability=np.zeros(SHAPE))
     metrics = cohort.evaluate()
@@ -216,7 +210,7 @@ def test_threshold_and_minimum_volume_come_from_predictions_json_unless_given(co
     assert given["mean"]["sensitivity"] == overlap_counts(probability >= 0.2, reference).sensitivity
 
 
-def test_the_saved_mask_is_judged_unless_another_threshold_is_asked_for(cohort):
+def test_the_saved_mask_is_evaluated_unless_another_threshold_is_asked_for(cohort):
     reference, probability = cohort.add(0)
     edited = reference.copy()
     edited[:12] = False
@@ -233,7 +227,7 @@ def test_the_saved_mask_is_judged_unless_another_threshold_is_asked_for(cohort):
     )
 
 
-def test_masks_of_another_tool_are_judged_without_ranking(drawing_cohort):
+def test_masks_of_another_tool_are_evaluated_without_ranking(drawing_cohort):
     cohort = drawing_cohort
     reference, _ = cohort.add(0, predicted=False)
     save(cohort.predictions / "tool" / "case0_seg.nii.gz", reference.astype(np.float32))
@@ -248,7 +242,7 @@ def test_masks_of_another_tool_are_judged_without_ranking(drawing_cohort):
     assert cohort.rows("pr_curve.csv") == []
 
 
-def test_a_folder_of_own_masks_without_probabilities_is_judged_as_it_is(cohort):
+def test_a_folder_of_own_masks_without_probabilities_is_evaluated_as_it_is(cohort):
     reference, _ = cohort.add(0, predicted=False)
     save(cohort.predictions / "case0_mask.nii.gz", reference)
     assert (cohort.evaluate()["mean"]["dice"], cohort.evaluate()["threshold"]) == (1, None)
@@ -256,7 +250,7 @@ def test_a_folder_of_own_masks_without_probabilities_is_judged_as_it_is(cohort):
         cohort.evaluate(threshold=0.3)
 
 
-def test_several_classes_are_judged_each_under_its_name(drawing_cohort):
+def test_several_classes_are_evaluated_each_under_its_name(drawing_cohort):
     cohort = drawing_cohort
     reference, probability = cohort.add(0)
     nested = reference & (probability > 0.8)
@@ -314,7 +308,8 @@ def test_every_lesion_has_a_row_with_its_place_in_mm(cohort):
     assert float(row["volume_mm3"]) == pytest.approx(2 * np.prod(SPACING), abs=0.001)
 
 
-def test_missing_predictions_are_listed_and_the_rest_is_judged(cohort):
+def test_missing_predictions_are_listed_and_the_rest_is_evaluated(drawing_cohort):
+    cohort = drawing_cohort
     cohort.add(0)
     cohort.add(1, predicted=False)
     metrics = cohort.evaluate()
@@ -335,7 +330,7 @@ def test_nothing_to_judge_is_an_error(cohort):
     assert list(cohort.output_dir.iterdir()) == []
 
 
-def test_unlabelled_cases_are_not_judged(cohort):
+def test_unlabelled_cases_are_not_evaluated(cohort):
     cohort.add(0)
     cohort.cases.append(Case("other", "other", {}))
     assert [case["case_id"] for case in cohort.evaluate()["cases"]] == ["case0"]
@@ -405,10 +400,10 @@ def test_a_probability_that_is_a_link_to_nothing_is_a_fault_though_its_mask_is_t
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
-        ('{"classes": 3}', r"predictions.json: classes: 3; expected e.g."),
+        ('{"classes": 3}', r"predictions.json: data.classes: 3"),
         (
             '{"classes": {"lesion": ["a"]}}',
-            r"predictions.json: classes.lesion: \['a'\]; expected label values",
+            r"predictions.json: data.classes.lesion: \['a'\]",
         ),
         (
             '{"background_values": 7}',
@@ -445,7 +440,7 @@ def test_label_values_that_no_class_names_are_a_fault(cohort):
         cohort.evaluate()
 
 
-def test_half_a_voxel_off_is_judged_with_one_warning(cohort, caplog):
+def test_half_a_voxel_off_is_evaluated_with_one_warning(cohort, caplog):
     for seed in range(2):
         _, probability = cohort.add(seed)
         off = oblique_affine()
@@ -495,7 +490,7 @@ def test_folders_that_cannot_be_used_are_named(cohort):
 def test_a_case_given_twice_is_an_error(cohort):
     cohort.add(0)
     cohort.cases *= 2
-    with pytest.raises(DataError, match="'case0' stands twice"):
+    with pytest.raises(DataError, match="duplicate 'case0'"):
         cohort.evaluate()
 
 
@@ -574,7 +569,10 @@ def test_pictures_show_slices_of_misses_and_inventions():
     prediction, reference = np.zeros((2, 1, 20, 16, 9), bool)
     reference[0, 3:8, 3:8, 2] = prediction[0, 10:13, 10:13, 6] = True
     pictures = slice_pictures(image, prediction, reference, spacing_mm=(1, 1, 3))
-    assert list(pictures) == ["slice 2: most reference, most missed", "slice 6: most invented"]
+    assert list(pictures) == [
+        "slice 2: largest lesion area, largest missed area",
+        "slice 6: largest false-positive area",
+    ]
     assert all(picture.dtype == np.uint8 and picture.shape[2] == 3 for picture in pictures.values())
 
 
@@ -625,7 +623,7 @@ def test_settings_of_predictions_are_settled_without_reading_volumes(cohort):
     assert not open_predictions(cohort.predictions, threshold=0.4).uses_masks
 
 
-def test_real_lesions_are_judged_on_their_own_grid(real_data, tmp_path):
+def test_real_lesions_are_evaluated_on_their_own_grid(real_data, tmp_path):
     (label,) = (real_data / "open_ms_data/cross_sectional/MNI/patient07").glob(
         "GOLD_STANDARD*.nii.gz"
     )
@@ -879,7 +877,7 @@ def test_what_is_kept_does_not_grow_with_the_voxels_of_the_cases(cohort):
         "lesion_file": cohort.folder / "lesions.csv",
     }
     sizes = [
-        len(pickle.dumps(_judge_cohort(source, cohort.cases[:n], **settings))) for n in (1, 2, 3)
+        len(pickle.dumps(evaluate_cohort(source, cohort.cases[:n], **settings))) for n in (1, 2, 3)
     ]
     assert (
         max(np.diff(sizes)) < 2 * SHAPE[0] * SHAPE[1] * SHAPE[2] / 2

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tversky_seg.data.errors import DataError
-from tversky_seg.report.page import LABELS, count, format_value
+from tversky_seg.report.labels import LABELS, count, format_value
 
 MEASURES = (
     "dice",

@@ -25,7 +25,7 @@ from tversky_seg.analysis.comparison import (
 from tversky_seg.data.errors import DataError
 from tversky_seg.inference.operating_point import check_goal
 from tversky_seg.losses.checks import tversky_weights
-from tversky_seg.report.page import LABELS, count
+from tversky_seg.report.labels import LABELS, count
 from tversky_seg.runtime.run_settings import flatten, is_free
 
 if TYPE_CHECKING:

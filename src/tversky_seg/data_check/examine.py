@@ -36,7 +36,7 @@ from tversky_seg.data.nifti import (
 from tversky_seg.data.preprocessing.note import OUTSIDE_BRAIN, Note
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess, require_lesions
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
-from tversky_seg.report.pictures import picture_of
+from tversky_seg.report.slices import thumbnail
 from tversky_seg.runtime.progress import Reporter
 
 logger = logging.getLogger("tversky_seg")
@@ -376,7 +376,7 @@ def _with_prepared(
         n_foreground=len(prepared.foreground_voxels),
         n_lesion_voxels=0 if lesions is None else int(np.count_nonzero(lesions)),
         cache_bytes=sum(array.nbytes + 128 for array in prepared.arrays.values()),
-        picture=picture_of(prepared) if with_picture else None,
+        picture=thumbnail(prepared) if with_picture else None,
     )
     n_outside = 0 if lesions is None else int(np.count_nonzero(lesions & ~foreground))
     return report, [

@@ -1,8 +1,7 @@
-"""Saved predictions, read back for judging: our own maps and masks, or the masks of another tool."""
+"""Saved predictions, read back for evaluation: our probabilities and masks, or another tool's masks."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +22,10 @@ from tversky_seg.inference.prediction_folder import (
 )
 from tversky_seg.metrics.lesions import remove_small_lesions
 from tversky_seg.metrics.masks import Mask
+from tversky_seg.runtime.files import read_json
 
-LARGEST_SHIFT = 0.6  # voxels, between the grids of a prediction and its reference
+LARGEST_SHIFT_VOXELS = 0.6
+"""Distance up to which a prediction is compared with its reference voxel by voxel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,69 +37,70 @@ class Prediction:
     probability: NDArray[np.float32] | None
     """(X, Y, Z) in [0, 1]; None where only a mask was saved."""
     shift_voxels: float
-    """How far off the reference's grid the file lies, at most 0.6."""
+    """Distance of the file's grid from that of the reference, at most 0.6."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A folder of saved predictions, and how masks come from them.
-
-    Attributes:
-        folder: Where they lie.
-        classes: Class name -> label values.
-        threshold: By class; None where only masks are there and nothing says what made them.
-        min_volume_mm3: By class; smaller predicted lesions (26-connected) are taken out.
-        pattern: Name of another tool's masks, with `{case_id}`, `{subject_id}`, `{class}`; None for our own files.
-        uses_masks: Whether saved masks are taken rather than made again from the probabilities.
-        background_values: Label values of the reference that belong to no class and count as background.
-    """
+    """A folder of saved predictions, and how masks are made of them."""
 
     folder: Path
     classes: Mapping[str, tuple[int, ...]]
+    """Class name -> label values."""
     threshold: Mapping[str, float | None]
+    """By class; None where the folder holds masks only and nothing says what made them."""
     min_volume_mm3: Mapping[str, float]
+    """By class; smaller predicted lesions (26-connected) are removed."""
     pattern: str | None
+    """File name of another tool's masks, with `{case_id}`, `{subject_id}`, `{class}`; None for
+    our own files."""
     uses_masks: bool
+    """Whether saved masks are read, rather than made again from the probabilities."""
     background_values: tuple[int, ...] = ()
+    """Label values of the reference that belong to no class and count as background."""
 
     def read(self, case: Case, name: str, *, reference: Volume) -> Prediction:
-        """The prediction of one class of a case.
+        """Read the prediction of one class of a case.
 
         Raises:
-            DataError: Nothing was saved, or what was saved is damaged, on another grid, no mask or no probability.
+            DataError: The file is missing, damaged, on another grid, or holds other values than a
+                mask or a probability.
         """
         if self.pattern is None:
-            found = self._read_own(case, name, reference)
+            saved = self._read_own(case, name, reference)
         else:
-            found = self._read_foreign(case, name, reference, pattern=self.pattern)
-        minimum = self.min_volume_mm3[name]
+            saved = self._read_foreign(case, name, reference, pattern=self.pattern)
         mask = remove_small_lesions(
-            found.mask, spacing_mm=reference.spacing_mm, min_volume_mm3=minimum
+            saved.mask,
+            spacing_mm=reference.spacing_mm,
+            min_volume_mm3=self.min_volume_mm3[name],
         )
-        return Prediction(mask, found.probability, found.shift_voxels)
+        return Prediction(mask, saved.probability, saved.shift_voxels)
 
     def _read_own(self, case: Case, name: str, reference: Volume) -> Prediction:
+        """Read the probability if there is one, and the mask unless it follows from that."""
         files = prediction_files(self.folder, case.case_id, tuple(self.classes))[name]
-        scored, masked = files.probability, files.mask
-        if not _is_named(scored) and not _is_named(masked):
+        has_probability = _is_listed(files.probability)
+        has_mask = _is_listed(files.mask)
+        if not has_probability and not has_mask:
             raise DataError(
-                scored, f"no such file, nor {masked.name}", f"predict case {case.case_id} first"
+                files.probability,
+                f"no such file, nor {files.mask.name}",
+                f"predict case {case.case_id} first",
             )
-        probability, shifts = None, []
-        if _is_named(scored):
-            volume = read_volume(scored)
-            shifts.append(check_grid(volume, reference, path=scored))
-            probability = _as_probability(volume.data, scored)
-        threshold = self.threshold[name]
-        if (
-            probability is not None
-            and threshold is not None
-            and not (self.uses_masks and _is_named(masked))
-        ):
-            return Prediction(probability >= threshold, probability, max(shifts))
-        volume = read_label(masked)
-        shifts.append(check_grid(volume, reference, path=masked))
-        return Prediction(_as_mask(volume.data, masked), probability, max(shifts))
+        probability = None
+        shift_voxels = 0.0
+        if has_probability:
+            volume = read_volume(files.probability)
+            shift_voxels = check_grid(volume, reference, path=files.probability)
+            probability = _as_probability(volume.data, files.probability)
+            threshold = self.threshold[name]
+            if threshold is not None and not (self.uses_masks and has_mask):
+                return Prediction(probability >= threshold, probability, shift_voxels)
+        volume = read_label(files.mask)
+        shift_of_mask = check_grid(volume, reference, path=files.mask)
+        mask = _as_mask(volume.data, files.mask)
+        return Prediction(mask, probability, max(shift_voxels, shift_of_mask))
 
     def _read_foreign(
         self, case: Case, name: str, reference: Volume, *, pattern: str
@@ -106,13 +108,18 @@ class Predictions:
         path = self.folder / _file_name(pattern, case, name)
         if not path.exists():
             raise DataError(
-                path, "no such file", f"expected the mask of case {case.case_id}, named by pattern"
+                path,
+                f"no such file for case {case.case_id}",
+                "expected its mask; see evaluation.pattern",
             )
         volume = read_label(path)
-        shift = check_grid(volume, reference, path=path)
+        shift_voxels = check_grid(volume, reference, path=path)
         if len(self.classes) > 1 and "{class}" not in pattern:
-            return Prediction(np.isin(volume.data, self.classes[name]), None, shift)
-        return Prediction(_as_mask(volume.data, path), None, shift)
+            # One file holds all classes, as label values.
+            mask: Mask = np.isin(volume.data, self.classes[name])
+        else:
+            mask = _as_mask(volume.data, path)
+        return Prediction(mask, None, shift_voxels)
 
 
 def open_predictions(
@@ -124,91 +131,88 @@ def open_predictions(
     pattern: str | None = None,
     background_values: Sequence[int] | None = None,
 ) -> Predictions:
-    """Settle how a folder of predictions is read; its predictions.json says what is not said here.
+    """Decide how a folder of predictions is read; what is None here follows its predictions.json.
 
-    Saved masks are used where predictions.json says what made them and nothing else is asked for, and where there is no
-    probability. Else masks are made from the probabilities, at 0.5 where no threshold is known.
+    Saved masks are used where predictions.json says what made them and no other threshold or
+    minimum is given, and where there is no probability. Otherwise masks are made from the
+    probabilities, at 0.5 where no threshold is known.
 
     Args:
-        folder: Holds `<case_id>_{probability,mask}.nii.gz` (several classes: `<case_id>_<class>_…`), or foreign masks.
-        classes: Class name -> label values; None: as predictions.json says, else `{"lesion": (1,)}`.
-        threshold: For `probability >= threshold`, in [0, 1]; one for all classes, or by class.
-        min_volume_mm3: Smaller predicted lesions are taken out; as `threshold`.
-        pattern: Name of foreign masks, as in `{case_id}.nii.gz`. With several classes and no `{class}` in it, a file is
-            a map of label values.
-        background_values: Label values that belong to no class; None: as predictions.json says, else none but 0.
+        folder: Folder of `<case_id>_{probability,mask}.nii.gz` (several classes:
+            `<case_id>_<class>_…`), or of another tool's masks.
+        classes: Class name -> label values; without predictions.json `{"lesion": (1,)}`.
+        threshold: Threshold of `probability >= threshold`, in [0, 1]; one for all classes, or by
+            class.
+        min_volume_mm3: Volume below which predicted lesions are removed; likewise.
+        pattern: File name of another tool's masks, as in `{case_id}.nii.gz`. With several classes
+            and no `{class}` in it, a file is a map of label values.
+        background_values: Label values that belong to no class; without predictions.json only 0.
 
     Raises:
-        DataError: The folder is missing, predictions.json is damaged, or a setting cannot be used.
+        DataError: The folder is missing, predictions.json is damaged, or a setting is out of range.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise DataError(
             folder, "no such folder", "expected what predict.py wrote, or a folder of masks"
         )
-    saved = {} if pattern is not None else _saved_settings(folder / SETTINGS_FILE)
-    has_scores = pattern is None and any(folder.glob(f"*{PROBABILITY_ENDING}"))
-    if threshold is not None and not has_scores:
+    saved: dict[str, Any] = {}
+    has_probabilities = False
+    if pattern is None:
+        saved = _saved_settings(folder / SETTINGS_FILE)
+        has_probabilities = any(folder.glob(f"*{PROBABILITY_ENDING}"))
+    else:
+        _check_pattern(pattern)
+    if threshold is not None and not has_probabilities:
         raise DataError(
             "threshold",
             f"{threshold}, but {folder} holds masks only",
-            "leave it out to judge them as they are",
+            "leave it out to evaluate them as they are",
         )
-    if pattern is not None:
-        _file_name(pattern, Case("case", "subject", {}), "class")
-    try:
-        checked = check_classes(classes if classes is not None else saved.get("classes"))
-    except DataError as fault:
-        where = "classes" if classes is not None else str(folder / SETTINGS_FILE)
-        raise DataError(where, f"{str(fault).removeprefix('data.')}") from fault
+    checked_classes = _checked_classes(classes, saved, folder)
+    if background_values is None:
+        background_values = saved.get("background_values")
     return Predictions(
         folder=folder,
-        classes=checked,
+        classes=checked_classes,
         threshold=_by_class(
             "threshold",
-            [threshold, saved.get("threshold"), 0.5 if has_scores else None],
-            names=checked,
+            _first_set(threshold, saved.get("threshold"), 0.5 if has_probabilities else None),
+            names=checked_classes,
             highest=1,
         ),
         min_volume_mm3=_by_class(
             "min_volume_mm3",
-            [min_volume_mm3, saved.get("min_volume_mm3"), 0.0],
-            names=checked,
+            _first_set(min_volume_mm3, saved.get("min_volume_mm3"), 0.0),
+            names=checked_classes,
             highest=math.inf,
         ),
         pattern=pattern,
-        uses_masks=saved.get("threshold") is not None
-        and threshold is None
-        and min_volume_mm3 is None,
-        background_values=_whole_numbers(
-            saved.get("background_values") if background_values is None else background_values
+        uses_masks=(
+            saved.get("threshold") is not None and threshold is None and min_volume_mm3 is None
         ),
+        background_values=_label_values(background_values),
     )
 
 
 def check_grid(volume: Volume, reference: Volume, *, path: Path) -> float:
-    """How far off the reference's grid a file lies, in voxels.
+    """Measure how far a file lies off the reference's grid, in voxels.
 
     Raises:
         DataError: It has another shape, or lies more than 0.6 voxel off.
     """
-    same_shape = volume.shape == reference.shape
-    shift = (
-        affine_shift_voxels(reference.affine, volume.affine, reference.shape)
-        if same_shape
-        else math.inf
-    )
-    if shift > LARGEST_SHIFT:
+    shift_voxels = math.inf
+    if volume.shape == reference.shape:
+        shift_voxels = affine_shift_voxels(reference.affine, volume.affine, reference.shape)
+    if shift_voxels > LARGEST_SHIFT_VOXELS:
         raise DataError(
-            path,
-            f"{_describe_grid(volume)}",
-            f"expected the reference's {_describe_grid(reference)}",
+            path, _describe_grid(volume), f"expected the reference's {_describe_grid(reference)}"
         )
-    return shift
+    return shift_voxels
 
 
-def _is_named(path: Path) -> bool:
-    """Whether the folder has such a name, be it a link to a file that is gone, which reading then says."""
+def _is_listed(path: Path) -> bool:
+    """Tell whether the folder lists this name, be it a broken link: reading it then says so."""
     return path.exists() or path.is_symlink()
 
 
@@ -217,7 +221,9 @@ def _describe_grid(volume: Volume) -> str:
 
 
 def _as_probability(data: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
-    lowest, highest = float(data.min()), float(data.max())
+    lowest = float(data.min())
+    highest = float(data.max())
+    # The margin covers the rounding of a scale factor in the header.
     if lowest < -1e-6 or highest > 1 + 1e-6:
         raise DataError(
             path, f"values from {lowest:g} to {highest:g}", "expected probabilities from 0 to 1"
@@ -227,38 +233,40 @@ def _as_probability(data: NDArray[np.float32], path: Path) -> NDArray[np.float32
 
 def _as_mask(data: NDArray[Any], path: Path) -> Mask:
     mask: Mask = data == 1
-    strange = data[mask != (data != 0)]
-    if strange.size:
+    other = data[mask != (data != 0)]
+    if other.size:
         raise DataError(
             path,
-            f"{strange.size} voxels of other values, as {strange[0]}",
+            f"{other.size} voxels of other values, as {other[0]}",
             "expected a mask of 0 and 1",
         )
     return mask
 
 
 def _file_name(pattern: str, case: Case, name: str) -> str:
+    values = {"case_id": case.case_id, "subject_id": case.subject_id, "class": name}
     try:
-        filled = pattern.format_map(
-            {"case_id": case.case_id, "subject_id": case.subject_id, "class": name}
-        )
+        return pattern.format_map(values)
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise DataError(
             "pattern", f"{pattern!r}", "expected a name with {case_id}, as {case_id}.nii.gz"
         ) from error
+
+
+def _check_pattern(pattern: str) -> None:
+    _file_name(pattern, Case("case", "subject", {}), "class")
     if "{case_id" not in pattern and "{subject_id" not in pattern:
         raise DataError(
             "pattern", f"{pattern!r} is one file for all cases", "expected a name with {case_id}"
         )
-    return filled
 
 
 def _saved_settings(path: Path) -> dict[str, Any]:
-    """What predict.py wrote down; nothing where it did not."""
+    """Read predictions.json; empty where there is none."""
     if not path.exists():
         return {}
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = read_json(path)
     except (OSError, ValueError) as error:
         raise DataError(path, f"cannot be read ({error})", "predict again, or delete it") from error
     if not isinstance(saved, dict):
@@ -266,25 +274,45 @@ def _saved_settings(path: Path) -> dict[str, Any]:
     return saved
 
 
-def _whole_numbers(values: Any) -> tuple[int, ...]:
-    values = () if values is None else values
-    if not isinstance(values, Sequence) or not all(type(value) is int for value in values):
+def _checked_classes(
+    classes: Mapping[str, Sequence[int]] | None, saved: Mapping[str, Any], folder: Path
+) -> dict[str, tuple[int, ...]]:
+    if classes is not None:
+        return check_classes(classes)
+    try:
+        return check_classes(saved.get("classes"))
+    except DataError as fault:
         raise DataError(
-            "background_values", f"{values!r}", "expected label values, as [1], or null"
-        )
-    return tuple(values)
+            f"{folder / SETTINGS_FILE}: {fault.where}", fault.found, fault.expected
+        ) from fault
 
 
-def _by_class(
-    key: str, candidates: Sequence[Any], *, names: Mapping[str, Any], highest: float
-) -> dict[str, Any]:
-    """The first candidate that says something, spread over the classes where it is one number."""
-    value = next((candidate for candidate in candidates if candidate is not None), None)
-    values = value if isinstance(value, Mapping) else dict.fromkeys(names, value)
+def _first_set(*candidates: Any) -> Any:
+    """Return the first value that is not None."""
+    for candidate in candidates:
+        if candidate is not None:
+            return candidate
+    return None
+
+
+def _by_class(key: str, value: Any, *, names: Mapping[str, Any], highest: float) -> dict[str, Any]:
+    """Spread one value over the classes, or check that each class has its own."""
+    if value is None:
+        return dict.fromkeys(names)
+    if not isinstance(value, Mapping):
+        value = dict.fromkeys(names, value)
     for name in names:
-        number = values.get(name)
-        if value is not None and not (isinstance(number, int | float) and 0 <= number <= highest):
+        number = value.get(name)
+        if not isinstance(number, int | float) or not 0 <= number <= highest:
             raise DataError(
                 key, f"{number} for class {name}", f"expected a number from 0 to {highest:g}"
             )
-    return {name: values[name] for name in names}
+    return {name: value[name] for name in names}
+
+
+def _label_values(values: Any) -> tuple[int, ...]:
+    if values is None:
+        return ()
+    if isinstance(values, Sequence) and all(type(value) is int for value in values):
+        return tuple(values)
+    raise DataError("background_values", f"{values!r}", "expected label values, as [1], or null")

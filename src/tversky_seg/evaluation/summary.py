@@ -1,10 +1,9 @@
-"""What a cohort of judged cases amounts to: the content of metrics.json and of the curves beside it."""
+"""The content of metrics.json: an evaluated cohort in plain numbers (docs/metrics.md)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import add
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.case import Case
+from tversky_seg.evaluation.cohort import EvaluatedCohort
 from tversky_seg.metrics.agreement import (
     VOLUME_EDGES_MM3,
     VolumeBin,
@@ -22,252 +21,178 @@ from tversky_seg.metrics.agreement import (
     recall_by_volume,
     volume_correlation,
 )
+from tversky_seg.metrics.averages import unwrap_single
 from tversky_seg.metrics.calibration import calibrate
-from tversky_seg.metrics.case_metrics import (
-    FURTHER_METRICS,
-    METRICS,
-    NO_DISTANCES,
-    NO_RANKING,
-    CaseMetrics,
-    mean_metrics,
-    ranking_from_histogram,
-)
-from tversky_seg.metrics.froc import (
-    LUNA_POINTS,
-    LesionScores,
-    average_recall,
-    pool_lesion_scores,
-    recall_at,
-)
+from tversky_seg.metrics.case_metrics import CaseMetrics, mean_metrics
+from tversky_seg.metrics.froc import LUNA_POINTS, average_recall, pool_lesion_scores, recall_at
 from tversky_seg.metrics.lesions import LesionCounts
-from tversky_seg.metrics.score_histogram import ScoreHistogram, level_of
 
-THRESHOLDS = np.arange(1, 200) / 200  # of threshold_curve.csv
-Rows = list[dict[str, float]]
-
-
-@dataclass
-class ClassRecord:
-    """What is kept of one class beside its counts: as much for a thousand cases as for one, but for single lesions."""
-
-    histogram: ScoreHistogram | None = None
-    """Of all voxels; None once a case has no probabilities."""
-    f_sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, len(THRESHOLDS))))
-    """Sums over cases of Dice and F2 at each of `THRESHOLDS`."""
-    n_curves: int = 0
-    scores: list[LesionScores] = field(default_factory=list)
-    volume_mm3: list[NDArray[np.float64]] = field(default_factory=list)
-    detected: list[NDArray[np.bool_]] = field(default_factory=list)
-
-    def add_histogram(self, histogram: ScoreHistogram | None, *, is_first: bool) -> None:
-        """Add the voxels of a case."""
-        if is_first:
-            self.histogram = histogram
-        else:
-            self.histogram = self.histogram + histogram if self.histogram and histogram else None
-        if histogram and histogram.n_positive.any():
-            self.f_sums += [histogram.f(b)[level_of(THRESHOLDS)] for b in (1, 2)]
-            self.n_curves += 1
-
-
-@dataclass
-class Cohort:
-    """What was counted so far: small numbers per case, one histogram per class."""
-
-    judged: list[tuple[Case, dict[str, CaseMetrics]]] = field(default_factory=list)
-    classes: dict[str, ClassRecord] = field(default_factory=dict)
-    raters: dict[int, list[dict[str, CaseMetrics]]] = field(default_factory=dict)
-    """Number of a label column (1 label, 2 label_2, ...) -> judgements against what that rater drew."""
-    new_lesions: list[tuple[Case, Case, dict[str, LesionCounts]]] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    shifted: list[str] = field(default_factory=list)
-
-    def of_class(self, name: str) -> list[CaseMetrics]:
-        """One judgement per case."""
-        return [judgements[name] for _, judgements in self.judged]
-
-    def pooled(self, name: str) -> CaseMetrics:
-        """All voxels and lesions of one class together."""
-        histogram = self.classes[name].histogram
-        ranking = ranking_from_histogram(histogram) if histogram else NO_RANKING
-        return replace(reduce(add, self.of_class(name)), ranking=ranking, distances=NO_DISTANCES)
+MetricRow = dict[str, float]
 
 
 def summarize(
-    cohort: Cohort, settings: Mapping[str, Any], *, n_bootstrap: int, seed: int
+    cohort: EvaluatedCohort,
+    *,
+    threshold: Any,
+    lesion_rule: Mapping[str, Any],
+    n_bootstrap: int,
+    seed: int,
 ) -> dict[str, Any]:
-    """What metrics.json holds (docs/metrics.md), in plain values with None for NaN.
+    """Summarize a cohort as plain values, with None for NaN.
+
+    With several classes, each metric stands under the name of its class.
 
     Args:
-        cohort: at least one judged case.
-        settings: threshold and lesion_rule, as they will stand there.
-        n_bootstrap: resamplings of the subjects behind the intervals.
-        seed: of the resamplings.
+        cohort: Cohort of at least one case.
+        threshold: Threshold of the masks, as it shall be recorded.
+        lesion_rule: Rule of the lesions, as it shall be recorded.
+        n_bootstrap: Resamplings of the subjects for the intervals.
+        seed: Seed of the resamplings.
     """
-    names, subjects = list(cohort.classes), [case.subject_id for case, _ in cohort.judged]
-
-    def statistics(
-        rows: Mapping[str, Rows], pooled: Mapping[str, Mapping[str, float]]
-    ) -> dict[str, Any]:
-        return {
-            "mean": one({name: mean_metrics(rows[name]) for name in names}),
-            "ci95": one(
-                {
-                    name: _intervals(
-                        rows[name],
-                        subjects,
-                        n_bootstrap=n_bootstrap,
-                        rng=np.random.default_rng(seed),
-                    )
-                    for name in names
-                }
-            ),
-            "pooled": one(pooled),
-            "undefined": one(
-                {
-                    name: {m: sum(math.isnan(row[m]) for row in rows[name]) for m in rows[name][0]}
-                    for name in names
-                }
-            ),
-        }
-
-    def of_each_class(summary: Callable[[str], Any]) -> Any:
-        return one({name: summary(name) for name in names})
-
-    pooled = {name: cohort.pooled(name) for name in names}
-    metrics = {
-        "n_cases": len(cohort.judged),
-        **settings,
-        **statistics(
-            {name: [judgement.metrics() for judgement in cohort.of_class(name)] for name in names},
-            {name: judgement.metrics() for name, judgement in pooled.items()},
-        ),
-        "cases": [
-            {"case_id": case.case_id, "subject_id": case.subject_id}
-            | one({name: all_measures(judgement) for name, judgement in judgements.items()})
-            for case, judgements in cohort.judged
-        ],
-        "further": statistics(
-            {
-                name: [judgement.further_metrics() for judgement in cohort.of_class(name)]
-                for name in names
-            },
-            {name: judgement.further_metrics() for name, judgement in pooled.items()},
-        ),
-        "cohort": of_each_class(lambda name: _agreement_with_all(cohort, name)),
-        "recall_by_volume": of_each_class(lambda name: _recall_by_volume(cohort.classes[name])),
-        "froc": of_each_class(lambda name: _froc(cohort.classes[name], n_cases=len(cohort.judged))),
-        "calibration": of_each_class(lambda name: _calibration(cohort.classes[name].histogram)),
-        "lesion_free": of_each_class(lambda name: _lesion_free(cohort, name)),
-        "raters": of_each_class(lambda name: _raters(cohort, name)),
-        "new_lesions": of_each_class(lambda name: _new_lesions(cohort, name)),
+    summary: dict[str, Any] = {
+        "n_cases": len(cohort.cases),
+        "threshold": threshold,
+        "lesion_rule": lesion_rule,
     }
-    faults = {"faults": cohort.faults} if cohort.faults else {}
-    return {key: plain(value) for key, value in (metrics | faults).items()}
-
-
-def all_measures(judgement: CaseMetrics) -> dict[str, float]:
-    """The published measures of a case, then the further ones."""
-    return judgement.metrics() | judgement.further_metrics()
-
-
-def one(by_class: Mapping[str, Any]) -> Any:
-    """The value itself where there is one class."""
-    return next(iter(by_class.values())) if len(by_class) == 1 else dict(by_class)
-
-
-def plain(value: Any) -> Any:
-    """The same for JSON: NaN and infinity are None."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def case_rows(cohort: Cohort) -> Iterator[tuple[Any, ...]]:
-    """Rows of cases.csv: case, subject, class, all measures; empty cells where undefined."""
-    for case, judgements in cohort.judged:
-        for name, judgement in judgements.items():
-            values = (
-                "" if math.isnan(value) else value for value in all_measures(judgement).values()
-            )
-            yield case.case_id, case.subject_id, name, *values
-
-
-CASE_COLUMNS = ("case_id", "subject_id", "class", *METRICS, *FURTHER_METRICS)
-FROC_COLUMNS = (
-    "class",
-    "threshold",
-    "recall",
-    "false_lesions_per_case",
-    "false_lesions_per_recorded_case",
-)
-THRESHOLD_COLUMNS = (
-    "class",
-    "threshold",
-    "precision",
-    "recall",
-    "dice",
-    "f2",
-    "mean_dice",
-    "mean_f2",
-)
-
-
-def froc_rows(cohort: Cohort) -> Iterator[tuple[Any, ...]]:
-    """Rows of froc.csv; none for a class of masks."""
-    for name, record in cohort.classes.items():
-        if record.histogram is not None:
-            scores = pool_lesion_scores(record.scores)
-            recorded = scores.curve(only_cases_with_lesions=True).false_lesions_per_case
-            for values in zip(*scores.curve(), recorded, strict=True):
-                yield name, f"{values[0]:.7f}", *map(_cell, values[1:])
-
-
-def threshold_rows(cohort: Cohort) -> Iterator[tuple[Any, ...]]:
-    """Rows of threshold_curve.csv: all voxels pooled, and the mean over the cases with lesion; none for masks."""
-    for name, record in cohort.classes.items():
-        if record.histogram is None:
-            continue
-        tp, predicted = record.histogram.at_or_above(THRESHOLDS)
-        total = int(record.histogram.n_positive.sum())
-        levels = level_of(THRESHOLDS)
-        with np.errstate(invalid="ignore"):
-            columns = (
-                tp / predicted,
-                tp / (total or math.nan),
-                record.histogram.f(1)[levels],
-                record.histogram.f(2)[levels],
-                *record.f_sums / (record.n_curves or math.nan),
-            )
-        for threshold, *values in zip(THRESHOLDS, *columns, strict=True):
-            yield name, f"{threshold:g}", *map(_cell, values)
-
-
-def _cell(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.9g}"
-
-
-def _agreement_with_all(cohort: Cohort, name: str) -> dict[str, Any]:
-    """Agreement with the labels, and the mean ISBI score over the raters, as that challenge ranked."""
-    scores = [rater["isbi_score"] for rater in _raters(cohort, name)]
-    over_raters = float(np.mean(scores)) if scores else math.nan
-    return _agreement(cohort.of_class(name)) | {"isbi_score_over_raters": over_raters}
-
-
-def _agreement(judgements: Sequence[CaseMetrics]) -> dict[str, Any]:
-    predicted = [judgement.predicted_volume_mm3 for judgement in judgements]
-    reference = [judgement.reference_volume_mm3 for judgement in judgements]
-    difference, correlation = (
-        bland_altman(predicted, reference),
-        volume_correlation(predicted, reference),
+    summary |= _statistics(cohort, CaseMetrics.metrics, n_bootstrap=n_bootstrap, seed=seed)
+    summary["cases"] = _cases(cohort)
+    summary["further"] = _statistics(
+        cohort, CaseMetrics.further_metrics, n_bootstrap=n_bootstrap, seed=seed
     )
-    mean = mean_metrics([judgement.metrics() for judgement in judgements])
-    terms = {name: mean[name] for name in ("dice", "precision", "lesion_fpr", "lesion_tpr")}
-    lowest, highest = difference.limits
+
+    sections = {
+        "cohort": _agreement_with_all_raters,
+        "recall_by_volume": _recall_by_volume,
+        "froc": _froc,
+        "calibration": _calibration,
+        "lesion_free": _lesion_free,
+        "raters": _raters,
+        "new_lesions": _new_lesions,
+    }
+    for title, section in sections.items():
+        summary[title] = unwrap_single({name: section(cohort, name) for name in cohort.totals})
+    if cohort.faults:
+        summary["faults"] = cohort.faults
+    plain: dict[str, Any] = _without_nan(summary)
+    return plain
+
+
+def all_metrics(metrics: CaseMetrics) -> MetricRow:
+    """Join the published metrics of a case and the further ones."""
+    return metrics.metrics() | metrics.further_metrics()
+
+
+def _statistics(
+    cohort: EvaluatedCohort,
+    values_of: Callable[[CaseMetrics], MetricRow],
+    *,
+    n_bootstrap: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Summarize each metric over the cases: mean, interval, pooled value, undefined cases."""
+    subjects = [case.subject_id for case in cohort.cases]
+    mean: dict[str, MetricRow] = {}
+    ci95: dict[str, dict[str, list[float]]] = {}
+    pooled: dict[str, MetricRow] = {}
+    undefined: dict[str, dict[str, int]] = {}
+    for name in cohort.totals:
+        rows = [values_of(metrics) for metrics in cohort.of_class(name)]
+        mean[name] = mean_metrics(rows)
+        # Each class draws the same resamplings.
+        rng = np.random.default_rng(seed)
+        ci95[name] = _intervals(rows, subjects, n_bootstrap=n_bootstrap, rng=rng)
+        pooled[name] = values_of(cohort.pooled(name))
+        undefined[name] = _count_undefined(rows)
     return {
-        "n_cases": len(judgements),
+        "mean": unwrap_single(mean),
+        "ci95": unwrap_single(ci95),
+        "pooled": unwrap_single(pooled),
+        "undefined": unwrap_single(undefined),
+    }
+
+
+def _count_undefined(rows: Sequence[MetricRow]) -> dict[str, int]:
+    counts = dict.fromkeys(rows[0], 0)
+    for row in rows:
+        for metric, value in row.items():
+            counts[metric] += math.isnan(value)
+    return counts
+
+
+def _intervals(
+    rows: Sequence[MetricRow],
+    subjects: Sequence[str],
+    *,
+    n_bootstrap: int,
+    rng: np.random.Generator,
+) -> dict[str, list[float]]:
+    """Compute 95 % percentile intervals of the means.
+
+    Whole subjects are drawn with replacement, since the cases of one subject are alike. An
+    interval is NaN where fewer than two subjects define the metric.
+    """
+    values = np.array([list(row.values()) for row in rows], dtype=np.float64)
+    subject_of_row = np.unique(subjects, return_inverse=True)[1]
+    n_subjects = subject_of_row.max() + 1
+    # A mean over drawn subjects is a ratio of two sums over subjects, so a draw needs to count
+    # only how often it takes each subject.
+    sums = np.zeros((n_subjects, values.shape[1]))
+    counts = np.zeros_like(sums)
+    np.add.at(sums, subject_of_row, np.nan_to_num(values))
+    np.add.at(counts, subject_of_row, ~np.isnan(values))
+    n_drawn = rng.multinomial(
+        n_subjects, np.full(n_subjects, 1 / n_subjects), size=n_bootstrap
+    )  # (n_bootstrap, n_subjects)
+    with np.errstate(invalid="ignore"):
+        means = (n_drawn @ sums) / (n_drawn @ counts)
+    n_defining = (counts > 0).sum(axis=0)
+    intervals: dict[str, list[float]] = {}
+    for column, metric in enumerate(rows[0]):
+        intervals[metric] = [math.nan, math.nan]
+        if n_defining[column] > 1:
+            # A draw of subjects that do not define the metric has no mean.
+            drawn = means[:, column]
+            drawn = drawn[~np.isnan(drawn)]
+            intervals[metric] = np.percentile(drawn, (2.5, 97.5)).tolist()
+    return intervals
+
+
+def _cases(cohort: EvaluatedCohort) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for case, by_class in zip(cohort.cases, cohort.metrics, strict=True):
+        values = unwrap_single({name: all_metrics(metrics) for name, metrics in by_class.items()})
+        rows.append({"case_id": case.case_id, "subject_id": case.subject_id, **values})
+    return rows
+
+
+def _agreement_with_all_raters(cohort: EvaluatedCohort, name: str) -> dict[str, Any]:
+    """Summarize the agreement with the labels, and the mean ISBI score over the raters.
+
+    The ISBI 2015 challenge ranks by that mean.
+    """
+    scores = [rater["isbi_score"] for rater in _raters(cohort, name)]
+    mean_score = math.nan
+    if scores:
+        mean_score = float(np.mean(scores))
+    return _agreement(cohort.of_class(name)) | {"isbi_score_over_raters": mean_score}
+
+
+def _agreement(cases: Sequence[CaseMetrics]) -> dict[str, Any]:
+    predicted = [case.predicted_volume_mm3 for case in cases]
+    reference = [case.reference_volume_mm3 for case in cases]
+    difference = bland_altman(predicted, reference)
+    lowest, highest = difference.limits
+    correlation = volume_correlation(predicted, reference)
+    mean = mean_metrics([case.metrics() for case in cases])
+    score = isbi_score(
+        dice=mean["dice"],
+        precision=mean["precision"],
+        lesion_fpr=mean["lesion_fpr"],
+        lesion_tpr=mean["lesion_tpr"],
+        correlation=correlation,
+    )
+    return {
+        "n_cases": len(cases),
         "volume_correlation": correlation,
         "bland_altman": {
             "bias_mm3": difference.bias,
@@ -275,163 +200,164 @@ def _agreement(judgements: Sequence[CaseMetrics]) -> dict[str, Any]:
             "lowest_mm3": lowest,
             "highest_mm3": highest,
         },
-        "isbi_score": isbi_score(**terms, correlation=correlation),
+        "isbi_score": score,
     }
 
 
-def _recall_by_volume(record: ClassRecord) -> dict[str, Any]:
-    volumes = np.concatenate([np.zeros(0), *record.volume_mm3])
-    detected = np.concatenate([np.zeros(0, bool), *record.detected])
-    edges = {"quartiles": quartile_edges(volumes), "fixed": VOLUME_EDGES_MM3}
+def _recall_by_volume(cohort: EvaluatedCohort, name: str) -> dict[str, Any]:
+    totals = cohort.totals[name]
+    # The empty array first: a cohort may have no lesion.
+    volumes = np.concatenate([np.zeros(0), *totals.volume_mm3])
+    is_detected = np.concatenate([np.zeros(0, bool), *totals.is_detected])
+
+    def bins(edges_mm3: Sequence[float]) -> list[dict[str, Any]]:
+        return [_volume_bin(one) for one in recall_by_volume(volumes, is_detected, edges_mm3)]
+
+    return {"quartiles": bins(quartile_edges(volumes)), "fixed": bins(VOLUME_EDGES_MM3)}
+
+
+def _volume_bin(one: VolumeBin) -> dict[str, Any]:
     return {
-        key: [_bin(found) for found in recall_by_volume(volumes, detected, e)]
-        for key, e in edges.items()
+        "from_mm3": one.from_mm3,
+        "to_mm3": one.to_mm3,
+        "n_lesions": one.n_lesions,
+        "n_detected": one.n_detected,
+        "recall": one.recall,
     }
 
 
-def _bin(found: VolumeBin) -> dict[str, Any]:
-    return {
-        "from_mm3": found.from_mm3,
-        "to_mm3": found.to_mm3,
-        "n_lesions": found.n_lesions,
-        "n_detected": found.n_detected,
-        "recall": found.recall,
-    }
-
-
-def _froc(record: ClassRecord, *, n_cases: int) -> dict[str, Any] | None:
-    if record.histogram is None:
+def _froc(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
+    """Summarize the FROC curve; None for masks without probabilities, NaN without lesions."""
+    totals = cohort.totals[name]
+    if totals.histogram is None:
         return None
-    scores = pool_lesion_scores(record.scores)
-    curve, n_found = scores.curve(), len(scores.detected)
-    recall = (
-        recall_at(curve, LUNA_POINTS) if scores.n_reference else np.full(len(LUNA_POINTS), math.nan)
-    )
+    scores = pool_lesion_scores(totals.scores)
+    curve = scores.curve()
+    n_detected = len(scores.detected)
+
+    average = average_over_recorded = highest = math.nan
+    recall: NDArray[np.float64] = np.full(len(LUNA_POINTS), math.nan)
+    if scores.n_reference:
+        average = average_recall(curve)
+        average_over_recorded = average_recall(scores.curve(only_cases_with_lesions=True))
+        highest = n_detected / scores.n_reference
+        recall = recall_at(curve, LUNA_POINTS)
+
+    object_dice = object_dice_sd = math.nan
+    if n_detected:
+        object_dice = float(scores.dice.mean())
+        object_dice_sd = float(scores.dice.std())
+
+    points = zip(LUNA_POINTS, recall.tolist(), strict=True)
     return {
-        "average_recall": average_recall(curve) if scores.n_reference else math.nan,
-        "recall_at": {
-            f"{point:g}": float(value) for point, value in zip(LUNA_POINTS, recall, strict=True)
-        },
-        "highest_recall": n_found / scores.n_reference if scores.n_reference else math.nan,
-        "false_lesions_per_case": len(scores.false) / n_cases,
-        "n_cases": n_cases,
+        "average_recall": average,
+        "recall_at": {f"{false_per_case:g}": value for false_per_case, value in points},
+        "highest_recall": highest,
+        "false_lesions_per_case": len(scores.false) / len(cohort.cases),
+        "n_cases": len(cohort.cases),
         "recorded": {
             "n_cases": scores.n_cases_with_lesions,
-            "average_recall": average_recall(scores.curve(only_cases_with_lesions=True))
-            if scores.n_reference
-            else math.nan,
+            "average_recall": average_over_recorded,
         },
-        "object_dice": float(scores.dice.mean()) if n_found else math.nan,
-        "object_dice_sd": float(scores.dice.std()) if n_found else math.nan,
+        "object_dice": object_dice,
+        "object_dice_sd": object_dice_sd,
     }
 
 
-def _calibration(histogram: ScoreHistogram | None) -> dict[str, Any] | None:
+def _calibration(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
+    histogram = cohort.totals[name].histogram
     if histogram is None:
         return None
-    found = calibrate(histogram)
-    columns = (
-        found.edges[:-1],
-        found.edges[1:],
-        found.n_voxels,
-        found.mean_probability,
-        found.lesion_share,
-    )
-    names = ("from", "to", "n_voxels", "mean_probability", "lesion_share")
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    return {
-        "expected_calibration_error": found.error,
-        "bins": [dict(zip(names, row, strict=True)) for row in rows],
-    }
-
-
-def _lesion_free(cohort: Cohort, name: str) -> dict[str, Any]:
-    """Cases without a reference voxel: all that is predicted there is false."""
-    cases = [
-        {
-            "case_id": case.case_id,
-            "n_false_lesions": judgements[name].lesions.n_predicted,
-            "false_volume_mm3": judgements[name].predicted_volume_mm3,
+    calibration = calibrate(histogram)
+    edges = calibration.edges.tolist()
+    bins: list[dict[str, Any]] = []
+    for k, n_voxels in enumerate(calibration.n_voxels.tolist()):
+        one = {
+            "from": edges[k],
+            "to": edges[k + 1],
+            "n_voxels": n_voxels,
+            "mean_probability": float(calibration.mean_probability[k]),
+            "lesion_share": float(calibration.lesion_share[k]),
         }
-        for case, judgements in cohort.judged
-        if not judgements[name].reference_volume_mm3
-    ]
+        bins.append(one)
+    return {"expected_calibration_error": calibration.error, "bins": bins}
+
+
+def _lesion_free(cohort: EvaluatedCohort, name: str) -> dict[str, Any]:
+    """Summarize the cases without a reference voxel: all that is predicted there is false."""
+    cases: list[dict[str, Any]] = []
+    for case, by_class in zip(cohort.cases, cohort.metrics, strict=True):
+        metrics = by_class[name]
+        if not metrics.reference_volume_mm3:
+            one = {
+                "case_id": case.case_id,
+                "n_false_lesions": metrics.lesions.n_predicted,
+                "false_volume_mm3": metrics.predicted_volume_mm3,
+            }
+            cases.append(one)
     return {
         "n_cases": len(cases),
-        "n_clean": sum(not case["false_volume_mm3"] for case in cases),
-        "n_false_lesions": sum(case["n_false_lesions"] for case in cases),
-        "false_volume_mm3": sum(case["false_volume_mm3"] for case in cases),
+        "n_clean": sum(not one["false_volume_mm3"] for one in cases),
+        "n_false_lesions": sum(one["n_false_lesions"] for one in cases),
+        "false_volume_mm3": sum(one["false_volume_mm3"] for one in cases),
         "cases": cases,
     }
 
 
-def _raters(cohort: Cohort, name: str) -> list[dict[str, Any]]:
-    found = []
-    for number, judged in sorted(cohort.raters.items()):
-        judgements = [by_class[name] for by_class in judged]
-        agreement = _agreement(judgements)
-        found.append(
-            {
-                "label": number,
-                "n_cases": len(judgements),
-                "mean": mean_metrics([judgement.metrics() for judgement in judgements]),
-                "volume_correlation": agreement["volume_correlation"],
-                "isbi_score": agreement["isbi_score"],
-            }
-        )
-    return found
+def _raters(cohort: EvaluatedCohort, name: str) -> list[dict[str, Any]]:
+    summaries: list[dict[str, Any]] = []
+    for number, by_case in sorted(cohort.raters.items()):
+        cases = [by_class[name] for by_class in by_case]
+        agreement = _agreement(cases)
+        summary = {
+            "label": number,
+            "n_cases": len(cases),
+            "mean": mean_metrics([case.metrics() for case in cases]),
+            "volume_correlation": agreement["volume_correlation"],
+            "isbi_score": agreement["isbi_score"],
+        }
+        summaries.append(summary)
+    return summaries
 
 
-def _new_lesions(cohort: Cohort, name: str) -> dict[str, Any] | None:
-    if not cohort.new_lesions:
+def _new_lesions(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
+    if not cohort.session_pairs:
         return None
-    total = reduce(add, (by_class[name] for _, _, by_class in cohort.new_lesions))
+    total = reduce(add, (pair.counts[name] for pair in cohort.session_pairs))
+    pairs: list[dict[str, Any]] = []
+    for pair in cohort.session_pairs:
+        row = {
+            "subject_id": pair.after.subject_id,
+            "from_case": pair.before.case_id,
+            "to_case": pair.after.case_id,
+            **_lesion_counts(pair.counts[name]),
+        }
+        pairs.append(row)
     return {
-        "n_pairs": len(cohort.new_lesions),
-        **_counts(total),
+        "n_pairs": len(pairs),
+        **_lesion_counts(total),
         "tpr": total.tpr,
         "fpr": total.fpr,
         "f1": total.f1,
-        "pairs": [
-            {"subject_id": after.subject_id, "from_case": before.case_id, "to_case": after.case_id}
-            | _counts(by_class[name])
-            for before, after, by_class in cohort.new_lesions
-        ],
+        "pairs": pairs,
     }
 
 
-def _counts(found: LesionCounts) -> dict[str, int]:
+def _lesion_counts(counts: LesionCounts) -> dict[str, int]:
     return {
-        "n_reference": found.n_reference,
-        "n_detected": found.n_detected,
-        "n_predicted": found.n_predicted,
-        "n_unmatched": found.n_unmatched,
+        "n_reference": counts.n_reference,
+        "n_detected": counts.n_detected,
+        "n_predicted": counts.n_predicted,
+        "n_unmatched": counts.n_unmatched,
     }
 
 
-def _intervals(
-    rows: Sequence[Mapping[str, float]],
-    subjects: Sequence[str],
-    *,
-    n_bootstrap: int,
-    rng: np.random.Generator,
-) -> dict[str, list[float]]:
-    """95 % percentile intervals of the means, drawing whole subjects with replacement; NaN for a single subject."""
-    values = np.array([list(row.values()) for row in rows], dtype=np.float64)
-    which = np.unique(subjects, return_inverse=True)[1]
-    n_subjects = which.max() + 1
-    sums, counts = np.zeros((2, n_subjects, values.shape[1]))
-    np.add.at(sums, which, np.nan_to_num(values))
-    np.add.at(counts, which, ~np.isnan(values))
-    draws = rng.multinomial(n_subjects, np.full(n_subjects, 1 / n_subjects), size=n_bootstrap)
-    with np.errstate(invalid="ignore"):
-        means = (draws @ sums) / (draws @ counts)
-    limits = []
-    for column, subjects_with in zip(means.T, (counts > 0).sum(axis=0), strict=True):
-        drawn = column[~np.isnan(column)]
-        limits.append(
-            np.percentile(drawn, (2.5, 97.5)).tolist()
-            if subjects_with > 1
-            else [math.nan, math.nan]
-        )
-    return dict(zip(rows[0], limits, strict=True))
+def _without_nan(value: Any) -> Any:
+    """Replace NaN and infinity by None, which JSON knows, at every depth."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,5 +1,6 @@
-"""The report of an evaluation: one HTML page, its charts, slices and viewer."""
+"""The report of an evaluation: one HTML page, its figures, slices and viewer; the terminal's table."""
 
-from tversky_seg.report.page import metrics_table, write_report
+from tversky_seg.report.page import write_report
+from tversky_seg.report.terminal import metrics_table
 
 __all__ = ["metrics_table", "write_report"]

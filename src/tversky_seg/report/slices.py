@@ -1,45 +1,38 @@
-"""Slices of a case with what was found, missed and invented, for the report."""
+"""Axial slices of a case as pictures: reference and prediction outlined, errors tinted."""
 
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from tversky_seg.data.case import Case
-from tversky_seg.data.errors import DataError
-from tversky_seg.data.grids import resample
-from tversky_seg.data.nifti import Volume, ras_grid, read_label, read_volume, spacing_of
+from tversky_seg.data.nifti import spacing_of
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.metrics.masks import Mask, bounding_box
 from tversky_seg.metrics.surface import surface
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from tversky_seg.evaluation.saved_predictions import Predictions
-
-REFERENCE_COLOUR, PREDICTION_COLOUR = (
-    (0, 190, 255),
-    (255, 130, 0),
-)  # told apart by colour-blind readers too
-FILLED = 0.3  # how much of the colour a missed or invented voxel takes
-PICTURE_WIDTH = 480  # pixels, about, of one slice
-logger = logging.getLogger("tversky_seg")
+# Colour-blind readers tell these apart, from each other and from the grey of the image.
+REFERENCE_COLOUR = (0, 190, 255)
+PREDICTION_COLOUR = (255, 130, 0)
+TINT = 0.3
+"""Share of the colour in a false negative or false positive voxel."""
+PICTURE_WIDTH = 480
+"""Width of a slice in pixels, roughly."""
+Picture = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
 class ShownCase:
-    """One case as it is drawn: along R, A, S, on the grid of its label."""
+    """One case to draw: along R, A, S, on the grid of its label."""
 
     case_id: str
     image: NDArray[Any]
-    """(X, Y, Z) its first modality; 0 where it is not to be had on this grid."""
+    """(X, Y, Z) its first modality; 0 where that is unavailable on this grid."""
     prediction: Mask
     """(K, X, Y, Z), one mask per class."""
     reference: Mask
@@ -49,106 +42,115 @@ class ShownCase:
     affine: NDArray[np.float64]
     """(4, 4) voxels -> mm."""
 
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Voxel size along R, A, S."""
+        return tuple(spacing_of(self.affine))
+
 
 def choose_cases(metrics: Mapping[str, Any], *, viewed: str = "worst") -> dict[str, str]:
-    """Which cases tell most: title -> case_id.
+    """Choose the most telling cases: title -> case_id.
 
-    Lowest and highest Dice (mean over classes) among the cases with lesion, and, apart from them, the lesion-free case
-    with most false volume.
+    Lowest and highest Dice (mean over classes) among the cases with a lesion and, among those
+    without, the case with the largest false-positive volume.
 
     Args:
-        metrics: What metrics.json holds.
-        viewed: A case_id is chosen as well where it was judged; "worst" and "none" add nothing.
+        metrics: Content of metrics.json.
+        viewed: Case to add, if it was evaluated; "worst" and "none" add nothing.
     """
     dice: dict[str, float] = {}
-    invented: dict[str, float] = {}
+    false_volume: dict[str, float] = {}
     for case in metrics["cases"]:
-        rows = [value for value in case.values() if isinstance(value, Mapping)] or [case]
-        if any(row["reference_volume_mm3"] for row in rows):
-            dice[case["case_id"]] = float(
-                np.mean([row["dice"] for row in rows if row["dice"] is not None])
-            )
+        case_id = case["case_id"]
+        by_class = [value for value in case.values() if isinstance(value, Mapping)] or [case]
+        if any(row["reference_volume_mm3"] for row in by_class):
+            defined = [row["dice"] for row in by_class if row["dice"] is not None]
+            dice[case_id] = float(np.mean(defined))
         else:
-            invented[case["case_id"]] = float(sum(row["predicted_volume_mm3"] for row in rows))
-    ranked = sorted(dice, key=lambda case: dice[case])
-    chosen = {f"Lowest Dice ({dice[case]:.3f})": case for case in ranked[:1]}
-    chosen |= {f"Highest Dice ({dice[case]:.3f})": case for case in ranked[1:][-1:]}
-    if invented:
-        chosen["Lesion-free case with most false volume"] = max(
-            invented, key=lambda case: invented[case]
-        )
-    if viewed not in ("worst", "none", *chosen.values()):
-        chosen |= {"Chosen case": viewed} if viewed in dice or viewed in invented else {}
+            false_volume[case_id] = float(sum(row["predicted_volume_mm3"] for row in by_class))
+
+    chosen: dict[str, str] = {}
+    ranked = sorted(dice, key=lambda case_id: dice[case_id])
+    if ranked:
+        lowest = ranked[0]
+        chosen[f"Lowest Dice ({dice[lowest]:.3f})"] = lowest
+    if len(ranked) > 1:
+        highest = ranked[-1]
+        chosen[f"Highest Dice ({dice[highest]:.3f})"] = highest
+    if false_volume:
+        worst = max(false_volume, key=lambda case_id: false_volume[case_id])
+        chosen["Lesion-free case with the largest false-positive volume"] = worst
+    is_evaluated = viewed in dice or viewed in false_volume
+    if is_evaluated and viewed not in chosen.values():
+        chosen["Chosen case"] = viewed
     return chosen
 
 
 def viewed_case(chosen: Mapping[str, str], viewer: str) -> str | None:
-    """The case_id to be walked through: the first chosen for "worst", none for "none", else the one named."""
-    return {"worst": next(iter(chosen.values()), None), "none": None}.get(viewer, viewer)
-
-
-def show_case(case: Case, source: Predictions) -> ShownCase:
-    """Read a judged case and turn it upright."""
-    assert case.label is not None
-    reference = read_label(case.label)
-    shape, affine = ras_grid(reference.shape, reference.affine)
-    prediction = [source.read(case, name, reference=reference).mask for name in source.classes]
-    target = [np.isin(reference.data, values) for values in source.classes.values()]
-    image, *masks = (
-        resample(data, reference.affine, affine, shape)
-        for data in (_background(case, reference), *prediction, *target)
-    )
-    n = len(target)
-    return ShownCase(
-        case.case_id, image, np.stack(masks[:n]), np.stack(masks[n:]), tuple(source.classes), affine
-    )
+    """Name the case for the viewer: "worst" is the first of the chosen cases, "none" is None."""
+    if viewer == "none":
+        return None
+    if viewer == "worst":
+        return next(iter(chosen.values()), None)
+    return viewer
 
 
 def slice_pictures(
     image: NDArray[Any], prediction: Mask, reference: Mask, *, spacing_mm: Sequence[float]
-) -> dict[str, NDArray[np.uint8]]:
-    """Up to three axial slices of a case: where most is reference, most is missed, and most is invented.
+) -> dict[str, Picture]:
+    """Draw up to three axial slices of a case: most lesion, most missed, most false positive.
 
     Args:
         image: (X, Y, Z) along R, A, S.
         prediction: (K, X, Y, Z) masks, one per class.
-        reference: masks of the same shape.
-        spacing_mm: voxel size.
+        reference: Masks of the same shape.
+        spacing_mm: Voxel size.
 
     Returns:
-        Caption -> the bare slice beside the outlined one (see `outline`); the middle slice where both masks are empty.
+        Caption -> the bare slice next to the outlined one (see `outline`); the middle slice where
+        both masks are empty.
     """
-    areas = {
-        "most reference": reference,
-        "most missed": reference & ~prediction,
-        "most invented": prediction & ~reference,
-    }
-    shown: dict[int, list[str]] = {}
-    for caption, masks in areas.items():
-        if masks.any():
-            shown.setdefault(int(masks.sum(axis=(0, 1, 2)).argmax()), []).append(caption)
-    box = drawn_box(image, prediction, reference)[:2]
-    pictures = {}
-    for z, captions in (
-        shown or {image.shape[2] // 2: ["nothing there, nothing predicted"]}
-    ).items():
-        at = (*box, z)
-        found, there = prediction[(slice(None), *at)], reference[(slice(None), *at)]
-        nothing = np.zeros_like(found)
-        both = [
-            outline(image[at], *masks, pixel_mm=spacing_mm[:2])
-            for masks in ((nothing, nothing), (found, there))
-        ]
-        pictures[f"slice {z}: {', '.join(captions)}"] = np.concatenate(both, axis=1)
+    captions = _captions_by_slice(prediction, reference)
+    if not captions:
+        middle = image.shape[2] // 2
+        captions = {middle: ["no lesion, nothing predicted"]}
+    box_x, box_y, _ = drawn_box(image, prediction, reference)
+    pictures: dict[str, Picture] = {}
+    for z, texts in captions.items():
+        predicted = prediction[:, box_x, box_y, z]
+        true = reference[:, box_x, box_y, z]
+        nothing = np.zeros_like(predicted)
+        grey = image[box_x, box_y, z]
+        bare = outline(grey, nothing, nothing, pixel_mm=spacing_mm[:2])
+        outlined = outline(grey, predicted, true, pixel_mm=spacing_mm[:2])
+        pictures[f"slice {z}: {', '.join(texts)}"] = np.concatenate([bare, outlined], axis=1)
     return pictures
 
 
+def _captions_by_slice(prediction: Mask, reference: Mask) -> dict[int, list[str]]:
+    """Find the slices with the largest areas: {12: ["largest lesion area"], 20: [...]}."""
+    masks = {
+        "largest lesion area": reference,
+        "largest missed area": reference & ~prediction,
+        "largest false-positive area": prediction & ~reference,
+    }
+    captions: dict[int, list[str]] = {}
+    for caption, mask in masks.items():
+        if mask.any():
+            area_by_slice = mask.sum(axis=(0, 1, 2))
+            captions.setdefault(int(area_by_slice.argmax()), []).append(caption)
+    return captions
+
+
 def drawn_box(image: NDArray[Any], prediction: Mask, reference: Mask) -> tuple[slice, slice, slice]:
-    """The box that holds all of an image but its background, and all masks."""
+    """Find the box around all masks and all of an image but its background."""
     drawn: Mask = np.asarray((prediction | reference).any(axis=0))
     if np.ptp(image):
+        # The corner voxel is background.
         drawn |= image != image.flat[0]
-    x, y, z = bounding_box(drawn) if drawn.any() else (slice(None),) * 3
+    if not drawn.any():
+        return slice(None), slice(None), slice(None)
+    x, y, z = bounding_box(drawn)
     return x, y, z
 
 
@@ -158,78 +160,96 @@ def outline(
     reference: Mask,
     *,
     pixel_mm: Sequence[float] = (1.0, 1.0),
-) -> NDArray[np.uint8]:
-    """A slice as a picture with the outlines of the reference (blue, wide) and the prediction (orange, narrow).
+) -> Picture:
+    """Draw a slice with outlines of the reference (blue, wide) and the prediction (orange, narrow).
 
-    What is missed is tinted blue and what is invented orange.
+    False negative voxels are tinted blue, false positive ones orange.
 
     Args:
         image: (X, Y), x to the right and y up in the picture.
         prediction: (K, X, Y) masks, one per class.
-        reference: masks of the same shape.
-        pixel_mm: size of a pixel along x and y.
+        reference: Masks of the same shape.
+        pixel_mm: Size of a pixel along x and y.
 
     Returns:
-        (height, width, 3) uint8, several pixels for one of the slice.
+        (height, width, 3), several pixels for one of the slice.
     """
-    unit = PICTURE_WIDTH / max(n * size for n, size in zip(image.shape, pixel_mm, strict=True))
-    zoom_x, zoom_y = (max(1, round(unit * size)) for size in pixel_mm)
+    widest_mm = max(n * size for n, size in zip(image.shape, pixel_mm, strict=True))
+    zoom_x, zoom_y = (max(1, round(PICTURE_WIDTH / widest_mm * size)) for size in pixel_mm)
 
     def upright(part: NDArray[Any]) -> NDArray[Any]:
         return part.repeat(zoom_x, axis=0).repeat(zoom_y, axis=1).T[::-1]
 
-    picture: NDArray[np.uint8] = np.repeat(upright(to_grey(image))[..., None], 3, axis=2)
-    for colour, masks in (
-        (REFERENCE_COLOUR, reference & ~prediction),
-        (PREDICTION_COLOUR, prediction & ~reference),
-    ):
-        inside = upright(np.asarray(masks.any(axis=0)))
-        picture[inside] = ((1 - FILLED) * picture[inside] + FILLED * np.array(colour)).astype(
-            np.uint8
-        )
-    for mask in map(upright, reference):
-        rim = surface(mask)
-        picture[rim | surface(mask & ~rim)] = REFERENCE_COLOUR
-    for mask in map(upright, prediction):
-        picture[surface(mask)] = PREDICTION_COLOUR
+    picture = _as_rgb(upright(to_grey(image)))
+    false_negative: Mask = np.asarray((reference & ~prediction).any(axis=0))
+    false_positive: Mask = np.asarray((prediction & ~reference).any(axis=0))
+    _tint(picture, upright(false_negative), REFERENCE_COLOUR)
+    _tint(picture, upright(false_positive), PREDICTION_COLOUR)
+    for mask in reference:
+        region = upright(mask)
+        rim = surface(region)
+        second_rim = surface(region & ~rim)
+        picture[rim | second_rim] = REFERENCE_COLOUR
+    for mask in prediction:
+        picture[surface(upright(mask))] = PREDICTION_COLOUR
     return picture
 
 
-def png(picture: Figure | NDArray[np.uint8]) -> bytes:
-    """A figure, or an array (height, width, 3), as a PNG file."""
-    buffer = io.BytesIO()
-    if isinstance(picture, np.ndarray):
-        from matplotlib.image import imsave
+def thumbnail(case: PreparedCase) -> bytes:
+    """Draw a small PNG of a prepared case, in which a flip or a shifted label is seen at a glance.
 
-        imsave(buffer, picture, format="png")
-    else:
-        picture.savefig(buffer, format="png", dpi=150)
+    It shows the axial slice with most lesion (the middle one without), the first channel, and
+    lesions outlined. The patient's left is on the left, anterior is up; one pixel is one voxel.
+    """
+    lesions: Mask = np.zeros(case.geometry.shape, dtype=bool)
+    if case.target is not None:
+        lesions = np.asarray(case.target.any(axis=0))
+    z = lesions.shape[2] // 2
+    area_by_slice = lesions.sum(axis=(0, 1))
+    if area_by_slice.any():
+        z = int(area_by_slice.argmax())
+    image = case.image[0, :, :, z].astype(np.float32)
+    brain = case.foreground[:, :, z]
+    picture = _as_rgb(_grey_inside(image, brain))
+    inside = lesions[..., z]
+    picture[inside & ~ndimage.binary_erosion(inside)] = PREDICTION_COLOUR
+    return as_png(np.ascontiguousarray(picture.transpose(1, 0, 2)[::-1]))
+
+
+def as_png(picture: Picture) -> bytes:
+    """Encode a picture (height, width, 3) as a PNG file."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="png", optimize=True)
     return buffer.getvalue()
 
 
 def to_grey(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """The image from its 1st to its 99.5th percentile as 0 to 255; black where it is constant."""
+    """Scale an image from its 1st to its 99.5th percentile to 0..255; black where constant."""
     low, high = np.percentile(image, (1, 99.5))
     if not high > low:
         return np.zeros(image.shape, np.uint8)
-    scaled: NDArray[np.uint8] = (255 * ((image - low) / (high - low)).clip(0, 1)).astype(np.uint8)
-    return scaled
+    scaled = 255 * ((image - low) / (high - low)).clip(0, 1)
+    grey: NDArray[np.uint8] = scaled.astype(np.uint8)
+    return grey
 
 
-def spacing_of_case(case: ShownCase) -> tuple[float, ...]:
-    """Voxel size in mm along R, A, S."""
-    return tuple(spacing_of(case.affine))
+def _grey_inside(image: NDArray[Any], brain: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Scale an image by the intensities inside a mask, and blacken the rest."""
+    low, high = 0.0, 1.0
+    if brain.any():
+        low, high = np.percentile(image[brain], (1, 99.5))
+    scaled = 255 * ((image - low) / max(high - low, 1e-6)).clip(0, 1)
+    grey: NDArray[np.uint8] = (scaled * brain).astype(np.uint8)
+    return grey
 
 
-def _background(case: Case, reference: Volume) -> NDArray[Any]:
-    """The case's first image, or nothing where it is not to be had on this grid."""
-    path: Path | None = next(iter(case.images.values()), None)
-    if path is not None:
-        try:
-            image = read_volume(path)
-        except DataError as fault:
-            logger.warning("no picture of case %s: %s", case.case_id, fault)
-        else:
-            if image.shape == reference.shape:
-                return image.data
-    return np.zeros(reference.shape, np.float32)
+def _as_rgb(grey: NDArray[np.uint8]) -> Picture:
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def _tint(picture: Picture, mask: NDArray[Any], colour: tuple[int, int, int]) -> None:
+    """Mix a colour into the masked pixels of a picture, in place."""
+    mixed = (1 - TINT) * picture[mask] + TINT * np.array(colour)
+    picture[mask] = mixed.astype(np.uint8)

@@ -1,14 +1,13 @@
-"""One case to walk through in three planes: NiiVue and the case, both inside the page, for a browser offline."""
+"""One case to walk through in three planes: NiiVue and the case, both inside the page."""
 
 from __future__ import annotations
 
 import base64
-import html
 import json
 import tempfile
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,98 +22,113 @@ from tversky_seg.report.slices import (
     to_grey,
 )
 
-LARGEST = 5_000_000  # bytes of a case in the page, as text
-FOUND_COLOUR = (0, 158, 115)
-COLOURS = {"found": FOUND_COLOUR, "missed": REFERENCE_COLOUR, "invented": PREDICTION_COLOUR}
+LARGEST_BYTES = 5_000_000
+"""Size of a case in the page, as text."""
+COARSENESS = (1, 2, 4, 8)
+TRUE_POSITIVE_COLOUR = (0, 158, 115)
+COLOURS = {
+    "true positive": TRUE_POSITIVE_COLOUR,
+    "false negative": REFERENCE_COLOUR,
+    "false positive": PREDICTION_COLOUR,
+}
 ASSETS = files("tversky_seg.report") / "assets"
 
 
-def viewer_section(case: ShownCase, *, largest: int = LARGEST) -> str:
-    """The part of a page that shows a case in three planes, found, missed and invented voxels in colour.
+@dataclass(frozen=True)
+class Viewer:
+    """The parts of the viewer that the page's template fills in."""
 
-    The image is cropped to what it holds and stored in 8 bits. Where it takes more than `largest` bytes nevertheless,
-    one voxel in 2 (4, 8) along each axis is shown, and the page says so.
+    case_id: str
+    classes: tuple[str, ...]
+    step: int
+    """One voxel in `step` along each axis is shown."""
+    case_json: str
+    """Volumes and colours, safe inside a script element."""
+    program: str
+    """NiiVue, gzipped, in base64."""
+    script: str
+    """The script that unpacks both."""
 
-    Args:
-        case: what is shown.
-        largest: bytes that the case may take in the page.
+    @property
+    def colours(self) -> dict[str, tuple[int, int, int]]:
+        """Colour of each kind of voxel."""
+        return COLOURS
+
+
+def make_viewer(case: ShownCase, *, largest_bytes: int = LARGEST_BYTES) -> Viewer:
+    """Pack a case for the viewer.
+
+    The image is cropped to its content and stored in 8 bits. If it is still larger than
+    `largest_bytes`, one voxel in 2 (4, 8) along each axis is shown, and the page says so.
     """
-    stored, step = _packed(case, largest=largest)
-    options = "".join(
-        f'<option value="{k + 1}">{html.escape(name)}</option>'
-        for k, name in enumerate(case.classes)
-    )
-    choice = (
-        f'<label>Class <select id="viewer-class">{options}</select></label>'
-        if len(case.classes) > 1
-        else ""
-    )
-    coarser = f" To save room, one voxel in {step} along each axis is shown." if step > 1 else ""
-    keys = " ".join(
-        f'<span class="swatch" style="border-color: rgb{colour}">{name}</span>'
-        for name, colour in COLOURS.items()
-    )
-    return (
-        f'<section id="viewer"><h2>Case {html.escape(case.case_id)} in three planes</h2>'
-        f"<p>Voxels {keys}. Click or drag to move, scroll to leaf through slices.{coarser}</p>"
-        '<p class="controls"><label>Overlay <input type="range" id="viewer-opacity" min="0" max="1" step="0.05" '
-        f'value="0.6"></label> {choice}<output id="viewer-place"></output></p>'
-        '<div id="viewer-frame"><canvas id="viewer-canvas"></canvas></div>'
-        '<p id="viewer-state">This needs a browser with scripts and WebGL 2.</p></section>\n'
-        f'<script type="text/plain" id="viewer-program">{_text((ASSETS / "niivue.umd.js.gz").read_bytes())}</script>\n'
-        f'<script type="application/json" id="viewer-case">{_script_safe(json.dumps(stored))}</script>\n'
-        f"<script>{(ASSETS / 'viewer.js').read_text(encoding='utf-8')}</script>\n"
-    )
-
-
-def _packed(case: ShownCase, *, largest: int) -> tuple[dict[str, Any], int]:
-    """The case as the page holds it, and how many voxels make one step."""
     box = drawn_box(case.image, case.prediction, case.reference)
-    origin = case.affine @ np.array([*(part.start or 0 for part in box), 1.0])
     grey = to_grey(case.image[box])
-    overlays = [
-        reference[box] + 2 * prediction[box].astype(np.uint8)  # 1 missed, 2 invented, 3 found
-        for prediction, reference in zip(case.prediction, case.reference, strict=True)
-    ]
-    for step in (1, 2, 4, 8):
-        affine = np.column_stack([case.affine[:, :3] * step, origin])
-        image, *masks = (
-            _nifti(volume[::step, ::step, ::step], affine) for volume in (grey, *overlays)
-        )
-        if len(image) + sum(map(len, masks)) <= largest:
+    overlays = _overlays(case, box)
+    origin_mm = case.affine @ np.array([*(part.start or 0 for part in box), 1.0])
+    for step in COARSENESS:
+        affine = np.column_stack([case.affine[:, :3] * step, origin_mm])
+        image = _nifti(grey[::step, ::step, ::step], affine)
+        masks = [_nifti(overlay[::step, ::step, ::step], affine) for overlay in overlays]
+        if len(image) + sum(map(len, masks)) <= largest_bytes:
             break
-    start = case.affine @ np.array([*_telling_voxel(case.prediction, case.reference), 1.0])
-    colours = [(0, 0, 0), COLOURS["missed"], COLOURS["invented"], COLOURS["found"]]
-    return {
+    start_mm = case.affine @ np.array([*_first_look(case.prediction, case.reference), 1.0])
+    content = {
         "image": image,
         "overlays": masks,
-        "colours": {name: [colour[i] for colour in colours] for i, name in enumerate("RGB")},
-        "start_mm": start[:3].tolist(),
-    }, step
+        "colours": _colour_map(),
+        "start_mm": start_mm[:3].tolist(),
+    }
+    return Viewer(
+        case_id=case.case_id,
+        classes=case.classes,
+        step=step,
+        # No "</script>" may end the element early.
+        case_json=json.dumps(content).replace("<", "\\u003c"),
+        program=_base64((ASSETS / "niivue.umd.js.gz").read_bytes()),
+        script=(ASSETS / "viewer.js").read_text(encoding="utf-8"),
+    )
 
 
-def _telling_voxel(prediction: Mask, reference: Mask) -> NDArray[np.int64]:
-    """Where to look first: amid the errors of the slice that has most of them, else amid the masks, else the middle."""
-    errors: Mask = np.asarray((prediction ^ reference).any(axis=0))
-    shown: Mask = errors if errors.any() else np.asarray(reference.any(axis=0))
-    if not shown.any():
-        return np.array(shown.shape) // 2
-    z = int(shown.sum(axis=(0, 1)).argmax())
-    places = np.argwhere(shown[:, :, z])
-    nearest = ((places - places.mean(axis=0)) ** 2).sum(axis=1).argmin()
-    return np.array([*places[nearest], z])
+def _overlays(case: ShownCase, box: tuple[slice, slice, slice]) -> list[NDArray[np.uint8]]:
+    """Number the voxels of each class: 1 false negative, 2 false positive, 3 true positive."""
+    overlays: list[NDArray[np.uint8]] = []
+    for prediction, reference in zip(case.prediction, case.reference, strict=True):
+        overlays.append(reference[box] + 2 * prediction[box].astype(np.uint8))
+    return overlays
+
+
+def _colour_map() -> dict[str, list[int]]:
+    """Give the channels of the colours in the order of the overlays' numbers."""
+    background = (0, 0, 0)
+    colours = [background, REFERENCE_COLOUR, PREDICTION_COLOUR, TRUE_POSITIVE_COLOUR]
+    channels: dict[str, list[int]] = {}
+    for k, channel in enumerate("RGB"):
+        channels[channel] = [colour[k] for colour in colours]
+    return channels
+
+
+def _first_look(prediction: Mask, reference: Mask) -> NDArray[np.int64]:
+    """Choose the voxel to start at: amid the errors of the slice that has most of them.
+
+    Without errors it lies amid the lesions, without lesions in the middle of the volume.
+    """
+    marked: Mask = np.asarray((prediction ^ reference).any(axis=0))
+    if not marked.any():
+        marked = np.asarray(reference.any(axis=0))
+    if not marked.any():
+        return np.array(marked.shape) // 2
+    z = int(marked.sum(axis=(0, 1)).argmax())
+    voxels = np.argwhere(marked[:, :, z])
+    squared_distance = ((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1)
+    return np.array([*voxels[squared_distance.argmin()], z])
 
 
 def _nifti(volume: NDArray[np.uint8], affine: ArrayLike) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "volume.nii.gz"
         write_volume(path, np.ascontiguousarray(volume), affine)
-        return _text(path.read_bytes())
+        return _base64(path.read_bytes())
 
 
-def _text(content: bytes) -> str:
+def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")
-
-
-def _script_safe(text: str) -> str:
-    return text.replace("<", "\\u003c")

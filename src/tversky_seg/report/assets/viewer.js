@@ -9,7 +9,7 @@
   };
   try {
     const probe = document.createElement("canvas").getContext("webgl2");
-    if (!probe) throw new Error("WebGL 2 is not to be had here");
+    if (!probe) throw new Error("this browser has no WebGL 2");
     probe.getExtension("WEBGL_lose_context")?.loseContext();
     say("loading", "Loading …");
     const packed = Uint8Array.from(atob(text("viewer-program")), (letter) => letter.charCodeAt(0));
@@ -34,7 +34,7 @@
     for (const [k, overlay] of shown.overlays.entries()) {
       const volume = await load(`overlay${k}.nii.gz`, overlay, 0);
       volume.setColormapLabel({ ...shown.colours, A: [0, 255, 255, 255], I: [0, 1, 2, 3],
-                                labels: ["", "missed", "invented", "found"] });
+                                labels: ["", "false negative", "false positive", "true positive"] });
       viewer.addVolume(volume);
     }
     const opacity = () => {

@@ -1,0 +1,156 @@
+"""Evaluation of one case: each class of its prediction against its label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tversky_seg.data.case import Case
+from tversky_seg.data.errors import DataError
+from tversky_seg.data.nifti import Volume, read_label
+from tversky_seg.evaluation.saved_predictions import Prediction, Predictions, check_grid
+from tversky_seg.metrics.case_metrics import CaseMetrics, measure_case, ranking_from_histogram
+from tversky_seg.metrics.lesion_rule import LesionRule
+from tversky_seg.metrics.lesions import LesionMatch
+from tversky_seg.metrics.masks import Mask
+from tversky_seg.metrics.score_histogram import ScoreHistogram, levels_histogram, to_levels
+
+
+@dataclass(frozen=True, eq=False)
+class ClassResult:
+    """One class of one evaluated case."""
+
+    metrics: CaseMetrics
+    match: LesionMatch
+    """Lesions of both masks, and which of them overlap."""
+    histogram: ScoreHistogram | None
+    """Voxels by saved probability; None for a mask without probabilities."""
+    shift_voxels: float
+    """Distance between the grids of prediction and reference."""
+
+
+@dataclass(frozen=True, eq=False)
+class CaseResult:
+    """One evaluated case."""
+
+    case: Case
+    affine: NDArray[np.float64]
+    """(4, 4) voxels to mm, of the reference."""
+    classes: dict[str, ClassResult]
+    """Class name -> result."""
+    raters: dict[int, dict[str, CaseMetrics]]
+    """Number of a label column (1 for label, 2 for label_2, …) -> class name -> metrics against
+    what that rater drew. Empty for a case with a single label; a consensus is not a rater."""
+
+    @property
+    def metrics(self) -> dict[str, CaseMetrics]:
+        """Class name -> metrics."""
+        return {name: of_class.metrics for name, of_class in self.classes.items()}
+
+    @property
+    def shift_voxels(self) -> float:
+        """Largest distance between the grids of a prediction and the reference."""
+        return max(of_class.shift_voxels for of_class in self.classes.values())
+
+
+def evaluate_case(
+    source: Predictions, case: Case, *, rule: LesionRule, tolerance_mm: float
+) -> CaseResult:
+    """Evaluate the saved prediction of one case on the grid of its label.
+
+    Args:
+        source: Folder of predictions.
+        case: Case with a label.
+        rule: Rule of what a lesion is and when it counts as detected.
+        tolerance_mm: Distance up to which surfaces agree, for the surface Dice.
+
+    Raises:
+        DataError: The prediction or a label is missing, damaged or on another grid, or a label
+            holds values that belong to no class.
+    """
+    assert case.label is not None
+    reference = read_reference(case.label, source)
+    other_labels: dict[int, Volume] = {}
+    for number, path in enumerate(case.labels[1:], start=2):
+        other_labels[number] = _read_other_label(path, reference, source)
+
+    classes: dict[str, ClassResult] = {}
+    raters: dict[int, dict[str, CaseMetrics]] = {number: {} for number in other_labels}
+    for name, values in source.classes.items():
+        prediction = source.read(case, name, reference=reference)
+        target = np.isin(reference.data, values)
+        classes[name] = _evaluate_class(
+            prediction,
+            target,
+            spacing_mm=reference.spacing_mm,
+            rule=rule,
+            tolerance_mm=tolerance_mm,
+        )
+        for number, label in other_labels.items():
+            against_rater = _evaluate_class(
+                prediction,
+                np.isin(label.data, values),
+                spacing_mm=reference.spacing_mm,
+                rule=rule,
+                tolerance_mm=tolerance_mm,
+            )
+            raters[number][name] = against_rater.metrics
+
+    result = CaseResult(case, reference.affine, classes, raters)
+    if other_labels and not case.consensus:
+        # The first label is one rater's too.
+        raters[1] = result.metrics
+    return result
+
+
+def read_reference(path: Path, source: Predictions) -> Volume:
+    """Read a label file.
+
+    Raises:
+        DataError: It cannot be read, or holds values that belong to no class.
+    """
+    reference = read_label(path)
+    named = {0, *source.background_values}
+    for values in source.classes.values():
+        named.update(values)
+    unnamed = sorted(set(np.unique(reference.data).tolist()) - named)
+    if unnamed:
+        classes = ", ".join(f"{name}: {list(values)}" for name, values in source.classes.items())
+        raise DataError(
+            path,
+            f"label values {unnamed[:5]} belong to no class of {{{classes}}}",
+            "expected other classes, or evaluation.background_values for values to ignore",
+        )
+    return reference
+
+
+def _read_other_label(path: Path, reference: Volume, source: Predictions) -> Volume:
+    label = read_reference(path, source)
+    check_grid(label, reference, path=path)
+    return label
+
+
+def _evaluate_class(
+    prediction: Prediction,
+    target: Mask,
+    *,
+    spacing_mm: tuple[float, float, float],
+    rule: LesionRule,
+    tolerance_mm: float,
+) -> ClassResult:
+    metrics, match = measure_case(
+        prediction.mask,
+        target,
+        spacing_mm=spacing_mm,
+        rule=rule,
+        tolerance_mm=tolerance_mm,
+        scores=prediction.probability,
+    )
+    histogram = None
+    if prediction.probability is not None:
+        histogram = levels_histogram(to_levels(prediction.probability), target)
+        metrics = replace(metrics, ranking=ranking_from_histogram(histogram))
+    return ClassResult(metrics, match, histogram, prediction.shift_voxels)

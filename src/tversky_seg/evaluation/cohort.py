@@ -1,0 +1,126 @@
+"""Running totals of an evaluation: small numbers per case, one histogram per class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import add
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tversky_seg.data.case import Case
+from tversky_seg.evaluation.case_result import CaseResult, ClassResult
+from tversky_seg.metrics.case_metrics import (
+    NO_DISTANCES,
+    NO_RANKING,
+    CaseMetrics,
+    ranking_from_histogram,
+)
+from tversky_seg.metrics.froc import LesionScores, lesion_scores
+from tversky_seg.metrics.lesion_rule import LesionRule, detected_lesions
+from tversky_seg.metrics.lesions import LesionCounts
+from tversky_seg.metrics.score_histogram import ScoreHistogram, level_of
+
+THRESHOLDS = np.arange(1, 200) / 200
+"""Thresholds of threshold_curve.csv."""
+FINE_SHIFT_VOXELS = 0.01
+
+
+@dataclass
+class ClassTotals:
+    """Running totals of one class.
+
+    Memory is constant in the number of cases, except for one number per lesion in three lists.
+    """
+
+    histogram: ScoreHistogram | None = None
+    """Voxels of all cases by saved probability; None once a case has no probabilities."""
+    dice_sum: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(THRESHOLDS)))
+    """Sum over cases of the Dice at each of `THRESHOLDS`."""
+    f2_sum: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(THRESHOLDS)))
+    """Sum over cases of the F2 at each of `THRESHOLDS`."""
+    n_curves: int = 0
+    """Cases in these two sums: those with a reference lesion."""
+    scores: list[LesionScores] = field(default_factory=list)
+    """Scores of the lesions of each case."""
+    volume_mm3: list[NDArray[np.float64]] = field(default_factory=list)
+    """Volumes of the reference lesions of each case."""
+    is_detected: list[NDArray[np.bool_]] = field(default_factory=list)
+    """Whether each of them was detected."""
+
+    def add(self, result: ClassResult, *, rule: LesionRule, is_first: bool) -> None:
+        """Add this class of a case."""
+        self._add_histogram(result.histogram, is_first=is_first)
+        if result.histogram is not None:
+            self.scores.append(lesion_scores(result.match))
+        self.volume_mm3.append(result.match.reference.volume_mm3)
+        self.is_detected.append(detected_lesions(result.match, rule))
+
+    def _add_histogram(self, histogram: ScoreHistogram | None, *, is_first: bool) -> None:
+        if is_first:
+            self.histogram = histogram
+        elif self.histogram is None or histogram is None:
+            self.histogram = None
+        else:
+            self.histogram = self.histogram + histogram
+        if histogram is not None and histogram.n_positive.any():
+            levels = level_of(THRESHOLDS)
+            self.dice_sum += histogram.f(1)[levels]
+            self.f2_sum += histogram.f(2)[levels]
+            self.n_curves += 1
+
+
+@dataclass(frozen=True)
+class SessionPair:
+    """New lesions between two successive sessions of one subject."""
+
+    before: Case
+    after: Case
+    counts: dict[str, LesionCounts]
+    """Class name -> counts of new lesions."""
+
+
+@dataclass
+class EvaluatedCohort:
+    """All cases evaluated so far."""
+
+    rule: LesionRule
+    cases: list[Case] = field(default_factory=list)
+    metrics: list[dict[str, CaseMetrics]] = field(default_factory=list)
+    """For each of `cases`, class name -> metrics."""
+    totals: dict[str, ClassTotals] = field(default_factory=dict)
+    """Class name -> totals, in the order of the classes."""
+    raters: dict[int, list[dict[str, CaseMetrics]]] = field(default_factory=dict)
+    """Number of a label column (1 for label, 2 for label_2, …) -> metrics against that rater."""
+    session_pairs: list[SessionPair] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    """One line for each fault of a case that could not be evaluated."""
+    shifted: list[str] = field(default_factory=list)
+    """Ids of the cases whose prediction lies a fraction of a voxel off the reference."""
+
+    def add(self, result: CaseResult) -> None:
+        """Add an evaluated case."""
+        is_first = not self.cases
+        for name, of_class in result.classes.items():
+            totals = self.totals.setdefault(name, ClassTotals())
+            totals.add(of_class, rule=self.rule, is_first=is_first)
+        self.cases.append(result.case)
+        self.metrics.append(result.metrics)
+        for number, against_rater in result.raters.items():
+            self.raters.setdefault(number, []).append(against_rater)
+        if result.shift_voxels > FINE_SHIFT_VOXELS:
+            self.shifted.append(result.case.case_id)
+
+    def of_class(self, name: str) -> list[CaseMetrics]:
+        """List the metrics of one class, one for each case."""
+        return [by_class[name] for by_class in self.metrics]
+
+    def pooled(self, name: str) -> CaseMetrics:
+        """Pool the voxels and lesions of one class over all cases; distances do not pool."""
+        ranking = NO_RANKING
+        histogram = self.totals[name].histogram
+        if histogram is not None:
+            ranking = ranking_from_histogram(histogram)
+        counts = reduce(add, self.of_class(name))
+        return replace(counts, ranking=ranking, distances=NO_DISTANCES)

@@ -1,0 +1,97 @@
+"""New lesions between the sessions of a subject, in the reference and in the prediction."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from tversky_seg.data.case import Case
+from tversky_seg.data.errors import DataError
+from tversky_seg.evaluation.case_result import read_reference
+from tversky_seg.evaluation.cohort import SessionPair
+from tversky_seg.evaluation.saved_predictions import Predictions, check_grid
+from tversky_seg.metrics.lesion_rule import LesionRule
+from tversky_seg.metrics.lesions import LesionCounts
+from tversky_seg.metrics.new_lesions import new_lesion_counts
+
+logger = logging.getLogger("tversky_seg")
+
+
+def compare_sessions(
+    cases: Sequence[Case], source: Predictions, *, rule: LesionRule
+) -> list[SessionPair]:
+    """Compare each session of a subject with the one before.
+
+    Args:
+        cases: Evaluated cases; those without a session are left out.
+        source: Folder of their predictions.
+        rule: Rule of what a lesion is and when it counts as detected.
+
+    Returns:
+        One pair for each two successive sessions on one grid. Pairs on different grids are left
+        out with a warning.
+    """
+    pairs: list[SessionPair] = []
+    faults: list[DataError] = []
+    for sessions in _sessions_by_subject(cases):
+        for before, after in pairwise(sessions):
+            try:
+                pairs.append(_compare(before, after, source, rule=rule))
+            except DataError as fault:
+                faults.append(fault)
+    if faults:
+        logger.warning(
+            "%d pairs of sessions not compared for new lesions; the first: %s",
+            len(faults),
+            faults[0],
+        )
+    return pairs
+
+
+def _sessions_by_subject(cases: Sequence[Case]) -> list[list[Case]]:
+    """List the cases of each subject in the order of its sessions."""
+    by_subject: dict[str, list[Case]] = {}
+    for case in cases:
+        if case.session is not None:
+            by_subject.setdefault(case.subject_id, []).append(case)
+    for sessions in by_subject.values():
+        sessions.sort(key=_session_order)
+    return list(by_subject.values())
+
+
+def _session_order(case: Case) -> list[tuple[int, str]]:
+    """Give a sort key that puts session 2 before session 10.
+
+    "month10" -> [(0, "month"), (10, "")]
+    """
+    key: list[tuple[int, str]] = []
+    for part in re.split(r"(\d+)", str(case.session)):
+        if part.isdigit():
+            key.append((int(part), ""))
+        elif part:
+            key.append((0, part))
+    return key
+
+
+def _compare(before: Case, after: Case, source: Predictions, *, rule: LesionRule) -> SessionPair:
+    assert before.label is not None
+    assert after.label is not None
+    earlier = read_reference(before.label, source)
+    later = read_reference(after.label, source)
+    check_grid(earlier, later, path=before.label)
+    counts: dict[str, LesionCounts] = {}
+    for name, values in source.classes.items():
+        counts[name] = new_lesion_counts(
+            (
+                source.read(before, name, reference=later).mask,
+                source.read(after, name, reference=later).mask,
+            ),
+            (np.isin(earlier.data, values), np.isin(later.data, values)),
+            spacing_mm=later.spacing_mm,
+            rule=rule,
+        )
+    return SessionPair(before, after, counts)

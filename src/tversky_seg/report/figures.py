@@ -1,0 +1,233 @@
+"""Figures of an evaluation, drawn by matplotlib: as a PNG file, or as SVG inside a page."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tversky_seg.metrics.ranking import PrecisionRecallCurve
+from tversky_seg.report.labels import format_value
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0478a", "#8a6d00", "#3d7a99")
+"""Colours that colour-blind readers tell apart (Okabe and Ito)."""
+MARKERS = ("o", "s", "^", "D", "v", "P")
+GREY = "#57606a"
+MOST_FALSE = 10.0
+"""False lesions per case up to which the FROC curve is drawn."""
+LONGEST_NAME = 24
+N_NAMED = 3
+"""Cases named in the Bland-Altman plot: those with the largest differences."""
+Columns = Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """The pooled precision-recall curve of one class."""
+
+    name: str
+    points: PrecisionRecallCurve | None
+    """None where only masks were saved."""
+    area: float
+    """Pooled PR-AUC."""
+    working_point: tuple[float, float]
+    """Recall and precision of the masks; NaN where undefined."""
+
+
+def curve_figure(curves: Sequence[Curve]) -> Figure:
+    """Draw precision against recall, all cases pooled, and mark the masks on it."""
+    figure, axes = _new_axes(xlabel="Recall (sensitivity)", ylabel="Precision")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    for k, curve in enumerate(curves):
+        prefix = f"{_literal(curve.name)}: " if len(curves) > 1 else ""
+        colour = COLOURS[k % len(COLOURS)]
+        if curve.points is not None and curve.points.thresholds.size:
+            label = f"{prefix}pooled PR-AUC {format_value('pr_auc', curve.area)}"
+            recall = curve.points.recall
+            # Precision holds until the next recall.
+            axes.plot(
+                recall, curve.points.precision, drawstyle="steps-post", color=colour, label=label
+            )
+        if not any(math.isnan(value) for value in curve.working_point):
+            marker = MARKERS[k % len(MARKERS)]
+            label = f"{prefix}chosen threshold"
+            axes.plot(*curve.working_point, marker, color=colour, label=label)
+    _add_legend(axes, loc="lower left")
+    return figure
+
+
+def threshold_figure(columns: Columns, *, threshold: float | None) -> Figure:
+    """Draw Dice and F2 against the threshold.
+
+    Args:
+        columns: Columns of threshold_curve.csv, of one class.
+        threshold: Threshold of the masks, drawn as a vertical line; None: not drawn.
+    """
+    figure, axes = _new_axes(xlabel="Threshold", ylabel="Dice, F2")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    at = columns["threshold"]
+    axes.plot(at, columns["mean_dice"], color=COLOURS[0], label="Dice, mean over cases")
+    axes.plot(at, columns["mean_f2"], color=COLOURS[1], label="F2, mean over cases")
+    axes.plot(at, columns["dice"], "--", color=COLOURS[0], label="Dice, pooled")
+    axes.plot(at, columns["f2"], "--", color=COLOURS[1], label="F2, pooled")
+    if threshold is not None:
+        axes.axvline(threshold, color=GREY, linewidth=1)
+    _add_legend(axes, loc="lower center")
+    return figure
+
+
+def froc_figure(columns: Columns, froc: Mapping[str, Any]) -> Figure:
+    """Draw lesion recall against false lesions per case (FROC).
+
+    Args:
+        columns: Columns of froc.csv, of one class.
+        froc: Summary of the curve, as in metrics.json.
+    """
+    figure, axes = _new_axes(xlabel="False lesions per case", ylabel="Lesion recall")
+    # The curve starts at no prediction at all.
+    false_lesions = np.append(columns["false_lesions_per_case"], 0.0)
+    recall = np.append(columns["recall"], 0.0)
+    average = format_value("recall", froc["average_recall"])
+    label = f"average recall up to 5 false lesions per case: {average}"
+    axes.plot(false_lesions, recall, color=COLOURS[0], label=label)
+    working_point = (froc["false_lesions_per_case"], froc["highest_recall"])
+    most = max(1.0, min(MOST_FALSE, float(false_lesions.max())))
+    if None not in working_point:
+        # The point of the masks stays in view.
+        most = max(most, 1.05 * working_point[0])
+        axes.plot(*working_point, "s", color=COLOURS[1], label="chosen threshold")
+    axes.set(xlim=(0, most), ylim=(0, 1))
+    _add_legend(axes, loc="lower right")
+    return figure
+
+
+def size_figure(bins: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the recall of reference lesions by their volume.
+
+    Args:
+        bins: Volume bins with at least one lesion, as in metrics.json.
+    """
+    figure, axes = _new_axes(xlabel="Lesion volume (mm³)", ylabel="Lesion recall")
+    for k, part in enumerate(bins):
+        recall = part["recall"] or 0.0
+        axes.bar(k, recall, width=0.72, color=COLOURS[0], alpha=0.8)
+        detected = f"{part['n_detected']}/{part['n_lesions']}"
+        axes.text(k, recall + 0.02, detected, ha="center", fontsize=8)
+    axes.set_xticks(range(len(bins)), [_volume_range(part) for part in bins], rotation=30)
+    axes.set(ylim=(0, 1.12))
+    return figure
+
+
+def _volume_range(part: Mapping[str, Any]) -> str:
+    if part["to_mm3"] is None:
+        return f"≥ {part['from_mm3']:g}"
+    return f"{part['from_mm3']:g} to {part['to_mm3']:g}"
+
+
+def bland_altman_figure(
+    volumes_mm3: Mapping[str, tuple[float, float]], limits: Mapping[str, float | None]
+) -> Figure:
+    """Draw the difference of predicted and reference volume against their mean.
+
+    Args:
+        volumes_mm3: Case id -> reference and predicted volume. The cases with the largest
+            differences are named.
+        limits: `bias_mm3`, `lowest_mm3` and `highest_mm3` of metrics.json; None where undefined.
+    """
+    figure, axes = _new_axes(
+        xlabel="Mean of both volumes (mm³)", ylabel="Predicted - reference (mm³)"
+    )
+    axes.axhline(0, color=GREY, linewidth=0.5)
+    differences: dict[str, float] = {}
+    for case_id, (reference, predicted) in volumes_mm3.items():
+        differences[case_id] = predicted - reference
+        axes.plot((reference + predicted) / 2, predicted - reference, "o", color=COLOURS[0])
+    by_size = sorted(differences, key=lambda case_id: -abs(differences[case_id]))
+    for case_id in by_size[:N_NAMED]:
+        mean = sum(volumes_mm3[case_id]) / 2
+        place = (mean, differences[case_id])
+        axes.annotate(
+            _literal(case_id), place, xytext=(5, 4), textcoords="offset points", fontsize=8
+        )
+    styles = {"bias_mm3": "-", "lowest_mm3": "--", "highest_mm3": "--"}
+    names = {"bias_mm3": "bias", "lowest_mm3": "95 % limit", "highest_mm3": "95 % limit"}
+    for key, style in styles.items():
+        value = limits.get(key)
+        if value is not None:
+            axes.axhline(value, color=GREY, linewidth=1, linestyle=style)
+            _note_at_the_right(axes, value, f"{names[key]} {value:+,.0f}")
+    axes.margins(x=0.1, y=0.15)
+    return figure
+
+
+def calibration_figure(bins: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the share of lesion voxels against their mean predicted probability.
+
+    Args:
+        bins: Bins with at least one voxel, as in metrics.json.
+    """
+    figure, axes = _new_axes(xlabel="Mean predicted probability", ylabel="Share of lesion voxels")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="perfect calibration")
+    probability = [part["mean_probability"] for part in bins]
+    share = [part["lesion_share"] for part in bins]
+    axes.plot(probability, share, "o-", color=COLOURS[0], label="all voxels")
+    _add_legend(axes, loc="upper left")
+    return figure
+
+
+def as_png(figure: Figure) -> bytes:
+    """Draw a figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def as_svg(figure: Figure) -> str:
+    """Draw a figure as an SVG element for a page: text stays text, and equal figures equal."""
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "tversky-seg"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    document = buffer.getvalue()
+    # Without the XML declaration and document type, which HTML does not know.
+    return document[document.index("<svg") :]
+
+
+def _new_axes(*, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.8, 3.6), layout="constrained")
+    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _add_legend(axes: Axes, *, loc: str) -> None:
+    handles, _ = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(loc=loc, fontsize=8)
+
+
+def _note_at_the_right(axes: Axes, y: float, text: str) -> None:
+    place = axes.get_yaxis_transform()
+    axes.text(1.0, y, text, transform=place, ha="right", va="bottom", fontsize=8, color=GREY)
+
+
+def _literal(name: str) -> str:
+    """Shorten a name for a figure, and escape the $ by which matplotlib marks a formula."""
+    if len(name) > LONGEST_NAME:
+        name = name[: LONGEST_NAME - 1] + "…"
+    return name.replace("$", r"\$")

@@ -1,0 +1,31 @@
+"""The table of metrics that a command prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from tversky_seg.report.labels import count, describe_rule, split_by_class, summary_rows
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> Table:
+    """Lay out mean, interval and pooled value of each metric.
+
+    Args:
+        metrics: Content of metrics.json.
+    """
+    table = Table(title=count(metrics["n_cases"], "case"), caption=describe_rule(metrics))
+    table.title_justify = "left"
+    table.caption_justify = "left"
+    table.add_column("Metric", justify="left")
+    for header in ("Mean", "95 % interval", "Pooled", "Cases undefined"):
+        table.add_column(header, justify="right")
+    for class_name, parts in split_by_class(metrics).items():
+        if class_name:
+            table.add_row(f"[bold]{class_name}[/bold]")
+        for row in summary_rows(parts):
+            table.add_row(*row)
+        table.add_section()
+    return table
