@@ -61,9 +61,7 @@ class LesionSampler:
         self, cases: Sequence[PreparedCase], rng: np.random.Generator, *, patch_number: int = 0
     ) -> Aim:
         """Draw a voxel of a lesion, or of the brain."""
-        index = None
-        if rng.random() < self.lesion_probability:
-            index = draw_case_with_lesions(cases, rng)
+        index = draw_case_with_lesions(cases, rng, probability=self.lesion_probability)
         if index is None:
             return aim_at_brain(cases, rng, jitter=self.jitter)
         case = cases[index]
@@ -102,9 +100,7 @@ class SizeTemperedSampler:
         self, cases: Sequence[PreparedCase], rng: np.random.Generator, *, patch_number: int = 0
     ) -> Aim:
         """Draw a voxel of a lesion, or of the brain."""
-        index = None
-        if rng.random() < self.lesion_probability:
-            index = draw_case_with_lesions(cases, rng)
+        index = draw_case_with_lesions(cases, rng, probability=self.lesion_probability)
         if index is None:
             return aim_at_brain(cases, rng, jitter=self.jitter)
         case = cases[index]

@@ -147,8 +147,16 @@ def check_share(name: str, share: float) -> None:
         raise ValueError(f"{name} must lie in [0, 1], got {name}={share}")
 
 
-def draw_case_with_lesions(cases: Sequence[PreparedCase], rng: np.random.Generator) -> int | None:
-    """Draw one of the cases with lesions uniformly; None where no case has any."""
+def draw_case_with_lesions(
+    cases: Sequence[PreparedCase], rng: np.random.Generator, *, probability: float
+) -> int | None:
+    """Draw one of the cases with lesions uniformly.
+
+    Returns:
+        Index of the case; None with the probability that remains, and where no case has lesions.
+    """
+    if rng.random() >= probability:
+        return None
     with_lesions = [index for index, case in enumerate(cases) if any(case.n_lesions)]
     if not with_lesions:
         return None
