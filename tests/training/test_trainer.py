@@ -1,3 +1,4 @@
+import copy
 import csv
 import logging
 import resource
@@ -108,6 +109,18 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(
         weights(run / "checkpoints" / "last.pt"), weights(whole / "checkpoints" / "last.pt")
     )
     assert (run / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+
+
+@pytest.mark.parametrize("has_validation", [True, False])
+def test_a_repeated_best_checkpoint_is_the_same_file(tmp_path: Path, has_validation: bool) -> None:
+    """predictions.json holds its checksum: other bytes would refuse the predictions there are."""
+    validate = judged(0.4, 0.8, 0.8) if has_validation else None
+    keep = {"config": {"optimizer": {"lr": 0.02, "betas": [0.9, 0.999]}, "step": "lr"}}
+    best = a_trainer(ema_decay=0.9).fit(Blobs(), tmp_path, validate=validate, keep=keep)
+    before = best.read_bytes()
+    (tmp_path / "checkpoints" / "last.pt").write_bytes(b"half a ch")
+    a_trainer(ema_decay=0.9).fit(Blobs(), tmp_path, validate=validate, keep=copy.deepcopy(keep))
+    assert best.read_bytes() == before
 
 
 def test_validation_disturbs_nothing(tmp_path: Path, whole: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ class CheckpointError(ValueError):
 def save_checkpoint(path: Path, content: dict[str, Any], *, previous: Path | None = None) -> None:
     """Write a checkpoint so that a crash leaves either the old file or the new one, never a part.
 
+    Equal contents give equal bytes, so that a repeated step repeats the checksum of its checkpoint.
+
     Args:
         path: File to write. Its folder is made.
         content: Tensors and plain values (int, float, str, bool, None, list, dict) only.
@@ -39,7 +42,7 @@ def save_checkpoint(path: Path, content: dict[str, Any], *, previous: Path | Non
             # torch writes the file's name into it where it is given a path; the bytes of a
             # checkpoint must not depend on that.
             with scratch.open("wb") as file:
-                torch.save(content, file)
+                torch.save(_without_shared_objects(content), file)
             # The new file must be safe on disk before the old one loses its name.
             sync(scratch)
             if previous is not None and path.exists():
@@ -154,6 +157,25 @@ def checksum(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _without_shared_objects(value: Any) -> Any:
+    """Copy dicts, lists and tuples, and make equal strings one object.
+
+    pickle writes an object that it meets again as a reference. A training that was resumed has
+    loaded two equal strings, such as "lr", where an uninterrupted one has the same string twice.
+    """
+    if type(value) is str:
+        return sys.intern(value)
+    if type(value) is dict:
+        copied = {}
+        for key, entry in value.items():
+            copied[_without_shared_objects(key)] = _without_shared_objects(entry)
+        return copied
+    if type(value) in (list, tuple):
+        return type(value)([_without_shared_objects(entry) for entry in value])
+    # Other types, such as the state dict of a network, are made anew for each checkpoint.
+    return value
 
 
 def _os_error_behind(error: OSError | RuntimeError) -> OSError | None:
