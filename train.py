@@ -28,7 +28,7 @@ from tversky_seg.report.terminal import metrics_table
 from tversky_seg.runtime.checkpoints import checksum, load_checkpoint
 from tversky_seg.runtime.distributed import is_first, rank, rank_zero_first, run_sharded, world_size
 from tversky_seg.runtime.environment import record_environment
-from tversky_seg.runtime.files import read_json
+from tversky_seg.runtime.files import read_json_if_whole
 from tversky_seg.training.validation import check_monitor, validate
 
 
@@ -69,8 +69,10 @@ def train(cfg: DictConfig) -> int:
     with rank_zero_first():
         output_dir = config.open_run(cfg)
         metrics_file = output_dir / "evaluation" / "metrics.json"
-        if metrics_file.exists():
-            return show(read_json(metrics_file), f"{output_dir}, finished before")
+        finished = read_json_if_whole(metrics_file)
+        if finished is not None:
+            title = f"{output_dir} is already complete; choose another output_dir to train again"
+            return show(finished, title)
         has_started = (output_dir / "checkpoints").exists()
         split = split_dataset(data, output_dir / "manifest.csv", is_started=has_started)
         # The test cases are prepared as well: their faults had better be known before training.

@@ -225,7 +225,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(finished: Run) -> None:
     again = train(finished.manifest, finished.folder)
     assert again.status == 0
     assert again.stderr == ""
-    assert "finished before" in again.stdout
+    assert "already complete" in again.stdout
     assert again.stdout.count("Measure") == 1
     assert contents(finished.folder) == before
 
@@ -385,6 +385,22 @@ def test_only_what_is_missing_is_done_again(finished: Run, tmp_path: Path) -> No
     before = contents(run / "checkpoints", run / "predictions", run / "tensorboard")
     assert train(finished.manifest, run).status == 0
     assert contents(run / "checkpoints", run / "predictions", run / "tensorboard") == before
+    assert_same_results(finished.folder, run)
+
+
+@pytest.mark.parametrize("name", ["environment.json", "evaluation/metrics.json"])
+def test_a_file_that_a_power_cut_emptied_is_made_again(
+    finished: Run, tmp_path: Path, name: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished.folder, run)
+    config_file = run / "config.yaml"
+    text = config_file.read_text(encoding="utf-8")
+    config_file.write_text(text.replace(str(finished.folder), str(run)), encoding="utf-8")
+    (run / "evaluation" / "metrics.json").write_bytes(b"")
+    (run / name).write_bytes(b"")
+    assert train(finished.manifest, run).status == 0
+    assert json.loads((run / name).read_text(encoding="utf-8"))
     assert_same_results(finished.folder, run)
 
 

@@ -75,6 +75,13 @@ def test_the_environment_tells_what_a_rerun_needs(
     assert describe_environment()["git_dirty"] is False
 
 
+def test_an_environment_that_a_power_cut_emptied_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "environment.json"
+    path.touch()
+    record_environment(path)
+    assert read_json(path)["threads"]
+
+
 def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert describe_environment()["git_commit"] is None

@@ -8,6 +8,7 @@ from tversky_seg.runtime.files import (
     append_csv,
     new_folder,
     read_json,
+    read_json_if_whole,
     replacing,
     write_csv,
     write_json,
@@ -30,6 +31,20 @@ def test_json_is_whole_or_absent(tmp_path: Path) -> None:
         write_json(path, {"a": object()})
     assert read_json(path) == {"a": 1}
     assert names(tmp_path) == ["facts.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\x80"])
+def test_json_that_a_power_cut_left_is_as_good_as_absent(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "facts.json"
+    assert read_json_if_whole(path) is None
+    assert not caplog.records
+    path.write_bytes(content)
+    assert read_json_if_whole(path) is None
+    assert "facts.json" in caplog.text
+    write_json(path, {"a": 1})
+    assert read_json_if_whole(path) == {"a": 1}
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_scratch_file(tmp_path: Path) -> None:

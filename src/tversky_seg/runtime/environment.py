@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tversky_seg.runtime.distributed import is_first, world_size
-from tversky_seg.runtime.files import read_json, write_json
+from tversky_seg.runtime.files import read_json_if_whole, write_json
 
 logger = logging.getLogger("tversky_seg")
 
@@ -48,8 +48,9 @@ def record_environment(path: Path, *, data: Sequence[Path] = ()) -> None:
         return
     current = describe_environment()
     current["data"] = data_fingerprint(data)
-    if path.exists():
-        _warn_of_changes(read_json(path), current)
+    previous = read_json_if_whole(path)
+    if previous is not None:
+        _warn_of_changes(previous, current)
     write_json(path, current)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import logging
 import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger("tversky_seg")
 
 SCRATCH_PREFIX = ".scratch-"
 
@@ -85,6 +88,21 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_json_if_whole(path: Path) -> Any | None:
+    """Read a JSON file that can be made again.
+
+    Returns:
+        Its content; None if the file is absent, or damaged, with a warning.
+    """
+    if not path.exists():
+        return None
+    try:
+        return read_json(path)
+    except ValueError:  # no JSON, or no UTF-8
+        logger.warning("%s: is not JSON, maybe after a power cut; it is written again", path)
+        return None
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

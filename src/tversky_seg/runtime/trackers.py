@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
-from tversky_seg.runtime.files import read_json, write_json
+from tversky_seg.runtime.files import read_json_if_whole, write_json
 from tversky_seg.runtime.run_settings import flatten
 
 PACKAGES = {"mlflow": "mlflow", "wandb": "wandb"}
@@ -179,9 +179,7 @@ class _TrackerNote:
     def __init__(self, output_dir: Path, name: str) -> None:
         self.path = output_dir / "trackers" / f"{name}.json"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = {}
-        if self.path.exists():
-            content = read_json(self.path)
+        content = read_json_if_whole(self.path) or {}
         self.run_id: str | None = content.get("run_id")
         self.last_steps: dict[str, int] = content.get("last", {})
 
