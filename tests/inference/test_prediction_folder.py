@@ -1,17 +1,27 @@
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+import pytest
 from scipy import ndimage
 
-from tversky_seg.data.nifti import read_volume, spacing_of
+from helpers.networks import FirstChannel
+from helpers.oblique_cases import FLAIR, a_case
+from tversky_seg.data.nifti import affine_shift_voxels, read_volume, spacing_of
 from tversky_seg.inference.lesion_table import MANY_VOXELS, distance_to_edge
+from tversky_seg.inference.predict import predict_cases
 from tversky_seg.inference.prediction_folder import (
     prediction_files,
     write_prediction,
 )
+from tversky_seg.inference.settings import Inference
 
 OBLIQUE = np.array(
     [[0.0, -2.0, 0.1, 10.0], [1.0, 0.1, 0.0, -20.0], [0.0, 0.2, 3.0, 5.0], [0, 0, 0, 1.0]]
+)
+
+OBLIQUE_WITHOUT_SHEAR = np.array(
+    [[0.0, -2.0, 0.0, 10.0], [1.0, 0.0, 0.0, -20.0], [0.0, 0.0, 3.0, 5.0], [0, 0, 0, 1.0]]
 )
 
 
@@ -110,3 +120,47 @@ def test_few_voxels_and_many_lie_equally_far_from_the_edge() -> None:
     few = distance_to_edge(voxels[::7], brain, spacing_mm=(1.0, 2.0, 0.5))
     np.testing.assert_allclose(many[::7], few, atol=1e-9)
     assert (many[~brain.ravel()] == 0).all()
+
+
+@pytest.mark.parametrize(("sform_code", "qform_code"), [(2, 1), (4, 1), (1, 1), (0, 1), (2, 0)])
+def test_outputs_keep_both_forms_of_the_header_and_their_codes(
+    tmp_path: Path, sform_code: int, qform_code: int
+) -> None:
+    """ITK goes by the qform unless the code of the sform is 1; others go by the sform."""
+    case = a_case(tmp_path)
+    source = nib.load(case.images["FLAIR"])
+    scanner = OBLIQUE_WITHOUT_SHEAR.copy()
+    scanner[0, 3] += 30
+    source.header.set_sform(OBLIQUE_WITHOUT_SHEAR, sform_code)
+    source.header.set_qform(scanner, qform_code)
+    image = nib.Nifti1Image(np.asarray(source.dataobj), None, source.header)
+    nib.save(image, case.images["FLAIR"])
+    predict_cases(FirstChannel(), [case], FLAIR, tmp_path / "p", inference=Inference(patch_size=8))
+    expected = nib.load(case.images["FLAIR"]).header
+    for kind in ("mask", "probability"):
+        header = nib.load(tmp_path / "p" / f"a_{kind}.nii.gz").header
+        assert (header["sform_code"], header["qform_code"]) == (sform_code, qform_code)
+        if sform_code:
+            np.testing.assert_allclose(header.get_sform(), expected.get_sform())
+        if qform_code:
+            np.testing.assert_allclose(header.get_qform(), expected.get_qform(), atol=1e-5)
+    assert (
+        affine_shift_voxels(
+            nib.load(case.images["FLAIR"]).affine,
+            nib.load(tmp_path / "p" / "a_mask.nii.gz").affine,
+            (20, 14, 9),
+        )
+        < 1e-3
+    )
+
+
+def test_without_any_form_the_affine_in_use_is_written(tmp_path: Path) -> None:
+    case = a_case(tmp_path)
+    source = nib.load(case.images["FLAIR"])
+    source.header.set_sform(None, 0)
+    source.header.set_qform(None, 0)
+    nib.save(nib.Nifti1Image(np.asarray(source.dataobj), None, source.header), case.images["FLAIR"])
+    predict_cases(FirstChannel(), [case], FLAIR, tmp_path / "p", inference=Inference(patch_size=8))
+    mask = nib.load(tmp_path / "p" / "a_mask.nii.gz")
+    np.testing.assert_allclose(mask.affine, nib.load(case.images["FLAIR"]).affine)
+    assert mask.header["sform_code"] == 1

@@ -38,6 +38,11 @@ _UNREADABLE = (
     MemoryError,
     OverflowError,
 )
+_ALIKE_VOXELS = 0.01  # as grids.FINE_SHIFT_VOXELS, which imports this module
+_FORM_FIELDS = (
+    *("sform_code", "srow_x", "srow_y", "srow_z"),
+    *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,12 @@ def read_grid(path: Path | str) -> tuple[tuple[int, int, int], NDArray[np.float6
 
 
 def write_volume(
-    path: Path | str, data: NDArray[Any], affine: ArrayLike, *, scale: float | None = None
+    path: Path | str,
+    data: NDArray[Any],
+    affine: ArrayLike,
+    *,
+    scale: float | None = None,
+    like: Path | str | None = None,
 ) -> None:
     """Write a NIfTI file that is whole or absent.
 
@@ -126,9 +136,11 @@ def write_volume(
         affine: (4, 4), stored as sform and qform.
         scale: Store `data / scale` rounded to uint16 with this as scale factor, as
             `PROBABILITY_SCALE` for probabilities in [0, 1]; None: store the values themselves.
+        like: Image on the same grid, whose sform and qform are stored with their codes; None: the
+            affine is both, with code 1.
 
     Raises:
-        DataError: The file cannot be written.
+        DataError: The file cannot be written, or `like` cannot be read.
         ValueError: Values do not fit the scale.
     """
     path = Path(path)
@@ -138,6 +150,8 @@ def write_volume(
     image.header.set_xyzt_units("mm")
     image.set_sform(image.affine, code=1)
     image.set_qform(image.affine, code=1)
+    if like is not None:
+        _copy_forms(_open(Path(like)).header, image)
     image.header.set_slope_inter(1.0 if scale is None else scale, 0.0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,6 +202,23 @@ def ras_grid(
     back = nib.orientations.inv_ornt_aff(orientation, shape)
     x, y, z = (shape[axis] for axis in order)
     return (x, y, z), np.asarray(affine, dtype=np.float64) @ back
+
+
+def _copy_forms(header: Any, image: Any) -> None:
+    """Give an image the sform and qform of another header that places its voxels alike.
+
+    A header can hold two positions: the qform, mostly that in the scanner, and the sform, mostly
+    one in a template. Programs differ in which they use: ITK takes the qform unless the code of the
+    sform is 1. With both, a mask lies on its image in all of them.
+    """
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    shift = affine_shift_voxels(image.affine, header.get_best_affine(), image.shape)
+    if codes == (0, 0) or shift > _ALIKE_VOXELS:
+        return
+    for field in _FORM_FIELDS:
+        image.header[field] = header[field]
+    # The size of a voxel belongs to the qform; behind it are the sizes of further axes.
+    image.header["pixdim"][:4] = header["pixdim"][:4]
 
 
 def _open(path: Path) -> Any:

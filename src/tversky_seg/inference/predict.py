@@ -199,6 +199,7 @@ class _Predictor:
             min_volume_mm3=self.inference.min_volumes_mm3(self.classes),
             uncertainty=uncertainty_maps,
             brain=_brain_on_input_grid(prepared),
+            like=_image_of_the_grid(case, self.preprocessing),
         )
         files = []
         for of_class in prediction_files(self.output_dir, case.case_id, self.classes).values():
@@ -249,6 +250,11 @@ def _pending_case_ids(cases: Sequence[Case], records: CaseRecords) -> set[str]:
             first_names(changed),
         )
     return pending
+
+
+def _image_of_the_grid(case: Case, preprocessing: Preprocessing) -> Path:
+    """Return the image whose grid the prediction has: the first modality that the case has."""
+    return next(case.images[name] for name in preprocessing.modalities if name in case.images)
 
 
 def _brain_on_input_grid(prepared: PreparedCase) -> NDArray[np.bool_]:

@@ -59,6 +59,7 @@ def write_prediction(
     min_volume_mm3: float | Mapping[str, float] = 0.0,
     uncertainty: Iterable[NDArray[np.float32]] | None = None,
     brain: NDArray[np.bool_] | None = None,
+    like: Path | None = None,
 ) -> list[Row]:
     """Write a case's probability and mask for each class, and describe its lesions.
 
@@ -75,6 +76,7 @@ def write_prediction(
         min_volume_mm3: Size below which a lesion is removed from the mask; as `threshold`.
         uncertainty: (K, X, Y, Z) in [0, 1], stored as the probability is; None: not asked for.
         brain: (X, Y, Z) mask of the brain; None if it is unknown.
+        like: Image on the same grid, whose sform and qform the files get; see `write_volume`.
 
     Returns:
         A row for each lesion, class by class, the largest first; see `lesion_table.lesion_rows`.
@@ -89,14 +91,16 @@ def write_prediction(
     affine = np.asarray(affine, dtype=np.float32)
     if uncertainty is not None:
         for name, of_class in zip(classes, uncertainty, strict=True):
-            write_volume(files[name].uncertainty, of_class, affine, scale=PROBABILITY_SCALE)
+            write_volume(
+                files[name].uncertainty, of_class, affine, scale=PROBABILITY_SCALE, like=like
+            )
     rows = []
     for name, of_class in zip(classes, probability, strict=True):
-        write_volume(files[name].probability, of_class, affine, scale=PROBABILITY_SCALE)
+        write_volume(files[name].probability, of_class, affine, scale=PROBABILITY_SCALE, like=like)
         stored = _as_stored(of_class)
         mask = stored >= np.float32(_of_class(threshold, name))
         lesions = number_lesions(mask, affine, min_volume_mm3=_of_class(min_volume_mm3, name))
-        write_volume(files[name].mask, lesions > 0, affine)
+        write_volume(files[name].mask, lesions > 0, affine, like=like)
         rows += lesion_rows(
             lesions,
             stored,
