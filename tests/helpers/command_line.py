@@ -6,7 +6,7 @@ import importlib.util
 import io
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -50,34 +50,34 @@ class Outcome:
 
 def call(verb: str, *words: object) -> Outcome:
     """Run `python <verb>.py <words>` without a new process."""
-    command, out, err, status = _command(verb), io.StringIO(), io.StringIO(), 0
-    argv = mock.patch.object(sys, "argv", [f"{verb}.py", *map(str, words)])
-    with argv, _logger_put_back(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    command = _command(verb)
+    argv = [f"{verb}.py", *map(str, words)]
+    stdout = io.StringIO()
+    stderr = io.StringIO()
+    status = 0
+    with (
+        mock.patch.object(sys, "argv", argv),
+        _logger_put_back(),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+    ):
         try:
             command()
         except SystemExit as ended:
             status = ended.code if isinstance(ended.code, int) else 1
-    return Outcome(status, out.getvalue(), err.getvalue())
+    return Outcome(status, stdout.getvalue(), stderr.getvalue())
 
 
 def train(manifest: Path, output_dir: Path | None, *words: object) -> Outcome:
     """Train on a manifest for four steps; the cache lies beside the manifest."""
-    where = [] if output_dir is None else [f"output_dir={output_dir}"]
-    cache = f"data.cache_dir={manifest.parent / 'cache'}"
-    flags = [
-        word for word in words if str(word).startswith("-")
-    ]  # Hydra takes them before the overrides or after
-    settings = [word for word in words if word not in flags]
-    return call(
-        "train",
-        *flags,
+    data = [
         "data=manifest",
         f"data.manifest={manifest}",
-        cache,
-        *where,
-        *SMALL,
-        *settings,
-    )
+        f"data.cache_dir={manifest.parent / 'cache'}",
+    ]
+    if output_dir is not None:
+        data.append(f"output_dir={output_dir}")
+    return call("train", *data, *SMALL, *words)
 
 
 def _command(verb: str) -> Callable[[], None]:
@@ -88,19 +88,28 @@ def _command(verb: str) -> Callable[[], None]:
 
 
 @contextlib.contextmanager
-def _logger_put_back():  # type: ignore[no-untyped-def]
+def _logger_put_back() -> Iterator[None]:
     """The library's logger as it was before a verb sent it to terminal and file."""
-    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    handlers = list(logger.handlers)
+    level = logger.level
+    propagate = logger.propagate
     try:
         yield
     finally:
         for handler in set(logger.handlers) - set(handlers):
             logger.removeHandler(handler)
             handler.close()
-        logger.level, logger.propagate = level, propagate
+        logger.level = level
+        logger.propagate = propagate
+
+
+def choices(group: str) -> list[str]:
+    """List the choices of a group in configs/."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
 def composed(*words: str, verb: str = "train") -> DictConfig:
+    """Compose the config of a command as Hydra does."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return hydra.compose(verb, overrides=list(words))
 
