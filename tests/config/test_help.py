@@ -1,11 +1,18 @@
 """The help pages: every group with its choices, and no key that does not exist."""
 
-import pytest
+import re
 
-from helpers.command_line import CONFIGS, call, choices
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from helpers.command_line import CONFIGS, call, choices, composed
 from tversky_seg.config.config_files import known_keys
+from tversky_seg.config.help_page import described_keys
 
 COMMANDS = ["train", "predict", "evaluate"]
+HIDDEN = {f"evaluation.{name}" for name in ("predictions", "cases", "output_dir", "classes")}
+"""Arguments of `evaluate` that the command fills in itself."""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -18,16 +25,49 @@ def test_help_reads_as_a_manual_page(command: str) -> None:
 
 
 def test_help_names_every_group_with_its_choices() -> None:
-    page = call("train", "--help").stdout
+    page = " ".join(call("train", "--help").stdout.split())
     for folder in sorted(CONFIGS.iterdir()):
-        if folder.is_dir() and folder.name != "hydra" and choices(folder.name):
+        if folder.is_dir() and folder.name != "hydra":
             assert f"{folder.name}: {', '.join(choices(folder.name))}" in page
 
 
-def test_every_key_on_the_help_page_exists() -> None:
-    page = call("train", "--help").stdout
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_help_describes_every_key_by_the_comment_of_its_file(command: str) -> None:
+    page = call(command, "--help").stdout
+    for key in known_keys(command) - {"evaluation", "inference", "evaluation.rule"}:
+        is_argument_of_the_file = not key.rpartition(".")[2].startswith("_")
+        if is_argument_of_the_file and key not in HIDDEN:
+            assert f"  {key}=" in page, key
+    assert "_target_" not in page
+    assert "_partial_" not in page
+
+
+def test_a_line_of_yaml_is_read_with_its_comment() -> None:
+    text = """
+defaults:
+  - _self_
+input: ???     # the cases
+rule:          # of lesions
+  _target_: a.B
+  overlap: 0.5
+hydra: {run: 1}
+"""
+    assert list(described_keys(text)) == [
+        ("input", "???", "the cases"),
+        ("rule", "", "of lesions"),
+        ("rule.overlap", "0.5", ""),
+    ]
+
+
+def test_every_key_on_the_help_page_exists_and_has_the_default_of_the_files() -> None:
+    page = call("train", "--help").stdout.split("Keys you may want")[1].split("Examples")[0]
+    cfg = composed("data=manifest", "data.manifest=my.csv")
     keys = known_keys("train")
-    for word in page.split():
-        key, _, value = word.partition("=")
-        if value and "." in key and key.split(".")[0] in keys:
+    compared = 0
+    for key, value in re.findall(r"(\w+\.\w+)=(\S+?);?(?=\s)", page):
+        if key.split(".")[0] in keys:
             assert key in keys
+        if key.split(".")[0] in ("trainer", "optimizer", "inference", "sampler", "model"):
+            assert yaml.safe_load(value) == OmegaConf.select(cfg, key), key
+            compared += 1
+    assert compared >= 12

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from helpers.command_line import call
-from tversky_seg.config.sweep import job_directory
+from tversky_seg.config.sweep import job_directory, sweep_directory
 from tversky_seg.runtime.run_settings import differences, fingerprint
 
 SETTINGS = {
@@ -31,16 +31,48 @@ def test_the_fingerprint_changes_only_with_what_decides_the_numbers() -> None:
     assert differences(SETTINGS, {"seed": 0}) == ["trainer.lr was 1.0, now null"]
 
 
-def test_a_sweeps_directories_tell_settings_apart() -> None:
-    words = ["data.manifest=/a/b.csv", "loss.beta=0.5", "trainer.threads=1"]
-    assert job_directory(words) == "loss.beta=0.5,data.manifest=_a_b.csv"
+def test_a_jobs_directory_is_named_by_what_varies_alone() -> None:
+    words = ["data=manifest", "data.manifest=/a/b.csv", "loss.beta=0.5", "trainer.threads=1"]
+    fixed = ["data", "data.manifest", "trainer.threads"]
+    assert job_directory(words, fixed) == "loss.beta=0.5"
+    assert job_directory(words, ["data"]) == "loss.beta=0.5,data.manifest=_a_b.csv"
     assert job_directory(["experiment=a"]) != job_directory(["experiment=b"])
     assert job_directory([]) == "default"
-    long = [job_directory([f"data.root={'x' * 300}", f"seed={seed}"]) for seed in (1, 2)]
-    assert long[0] != long[1]
-    for name in long:
+
+
+def test_long_names_stay_apart() -> None:
+    names = [job_directory([f"data.root={'x' * 300}", f"seed={seed}"]) for seed in (1, 2)]
+    assert names[0] != names[1]
+    for name in names:
         assert len(name) <= 200
         assert "/" not in name
+
+
+def test_a_sweep_without_output_dir_is_named_by_what_does_not_vary() -> None:
+    words = ["data=lits", "loss.beta=0.5", "trainer.n_workers=0"]
+    first = sweep_directory(None, words, ["data"])
+    assert first.startswith("runs/sweep_")
+    assert first == sweep_directory(None, ["data=lits", "loss.beta=0.7"], ["data"])
+    assert first != sweep_directory(None, ["data=luna16", "loss.beta=0.5"], ["data"])
+    assert sweep_directory(None, ["loss.beta=0.5"]) == "runs/sweep"
+    assert sweep_directory("mine", words, ["data"]) == "mine"
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "where"),
+    [
+        ("train", ["data=manifest", "data.manifest=~/none.csv"], "none.csv"),
+        ("train", ["data=lesjak2017", "data.root=~/none"], "none"),
+        ("predict", ["checkpoint=~/none.pt", "input=x", "output_dir=y"], "none.pt"),
+        ("predict", ["checkpoint=['~/none.pt']", "input=x", "output_dir=y"], "none.pt"),
+        ("evaluate", ["predictions=a", "manifest=~/none.csv", "output_dir=c"], "none.csv"),
+    ],
+)
+def test_a_tilde_is_the_home_directory(
+    command: str, words: list[str], where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert call(command, *words).error.startswith(f"{tmp_path / where}: ")
 
 
 @pytest.mark.parametrize(

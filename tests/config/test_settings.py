@@ -32,12 +32,25 @@ from tversky_seg.config.messages import one_line
         (["expermient=x"], "expermient", "experiment"),
         # Keys of other choices.
         (["augmentation.blur_mm=2"], "augmentation.blur_mm", "+augmentation.blur_mm"),
-        (["loss=dice", "loss.beta=0.8"], "loss.beta", "choose"),
+        (["loss=dice", "loss.beta=0.8"], "loss.beta", "tversky"),
+        (["loss=dice", "+loss.beta=0.8"], "loss.beta", "tversky"),
+        (["loss.b=1.5"], "loss.b", "loss=tversky has no b; choose loss=asymmetric"),
+        # Names of other tools.
+        (["trainer.epochs=10"], "trainer.epochs", "trainer.max_steps"),
+        (["epochs=10"], "epochs", "trainer.max_steps"),
+        (["+epochs=10"], "epochs", "trainer.max_steps"),
+        (["lr=1e-3"], "lr", "optimizer.lr"),
+        (["+lr=1e-3"], "lr", "optimizer.lr"),
+        (["learning_rate=1e-3"], "learning_rate", "optimizer.lr"),
+        (["batch_size=4"], "batch_size", "trainer.batch_size"),
+        (["data.modalities=FLAIR,T1"], "data.modalities", "[FLAIR,T1]"),
         # Choices.
         (["loss=tverski"], "loss", "tversky"),
         (["model=unet"], "model", "unet3d"),
         (["data="], "data", "bids, "),
         (["experiment=none_such"], "experiment", "none_such"),
+        (["experiment=salehi2017"], "experiment", "salehi2017/tversky_b07"),
+        (["experiment=salehi2017/tversky_b7"], "experiment/salehi2017", "tversky_b07"),
         # Values.
         (["loss.alpha=-1"], "loss.alpha", "alpha=-1"),
         (["loss.alpha=abc"], "loss.alpha", '"abc"; expected a number or null'),
@@ -112,6 +125,8 @@ EVALUATE = ["predictions=a", "manifest=b", "output_dir=c"]
         ("evaluate", [], "predictions", "predictions=…"),
         ("evaluate", ["evaluation.treshold=1"], "evaluation.treshold", "evaluation.threshold"),
         ("evaluate", EVALUATE, "b", "No such file"),
+        ("evaluate", [*EVALUATE, "pattern={case_id}_seg.nii.gz"], "pattern", "evaluation.pattern"),
+        ("predict", [*PREDICT, "device={a: 1}"], "device", "expected a text"),
         ("evaluate", [*EVALUATE, "classes=3"], "classes", "3; expected {key: value}"),
     ],
 )

@@ -1,5 +1,6 @@
 """Only what was meant to be built is built: on the command line, in files, in checkpoints."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from helpers.command_line import call, composed
-from tversky_seg.config import ConfigError, build_network, check_config, check_network
+from tversky_seg.config import ConfigError, build, build_network, check_config, check_network
 from tversky_seg.config.targets import check_target
 from tversky_seg.models import FCDenseNet3D, UNet3D
 
@@ -156,3 +157,21 @@ def test_a_network_that_cannot_take_the_patch_is_refused_without_computing() -> 
         check_network(network, (1, 3, 16, 16, 16), n_classes=1)
     after = network.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_the_check_leaves_a_network_as_it_was() -> None:
+    shared = torch.nn.Conv3d(1, 1, 1)
+    network = torch.nn.Sequential(shared, torch.nn.BatchNorm3d(1), shared)
+    before = copy.deepcopy(network.state_dict())
+    check_network(network, (1, 1, 4, 4, 4), n_classes=1)
+    assert {tensor.device.type for tensor in network.state_dict().values()} == {"cpu"}
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_a_network_that_names_its_layers_twice_stays_whole() -> None:
+    # DynUNet holds its blocks a second time in skip_layers.
+    cfg = composed("model=monai_dynunet")
+    network = build(cfg, "model", in_channels=3, out_channels=1)
+    check_network(network, (2, 3, 16, 16, 16), n_classes=1)
+    assert {parameter.device.type for parameter in network.parameters()} == {"cpu"}

@@ -28,6 +28,18 @@ class ConfigError(ValueError):
     """A setting that cannot be used; one line: `<key>: <what was found>; <what was expected>`."""
 
 
+class UnknownKey(ConfigError):
+    """A key that is no argument of its object.
+
+    Attributes:
+        key: The dotted key.
+    """
+
+    def __init__(self, key: str, hint: str) -> None:
+        super().__init__(f"{key}: no such key; {hint}")
+        self.key = key
+
+
 def check_arguments(key: str, node: Mapping[str, Any], function: Callable[..., Any]) -> None:
     """Refuse arguments that a class or function does not take, or of another type than annotated.
 
@@ -37,7 +49,8 @@ def check_arguments(key: str, node: Mapping[str, Any], function: Callable[..., A
         function: Class or function that takes the arguments.
 
     Raises:
-        ConfigError: Names the key and, for a misspelt one, the nearest right key.
+        UnknownKey: Names the key and the nearest right one.
+        ConfigError: Names the key and the expected type.
     """
     parameters = inspect.signature(function).parameters
     kinds = [parameter.kind for parameter in parameters.values()]
@@ -48,7 +61,7 @@ def check_arguments(key: str, node: Mapping[str, Any], function: Callable[..., A
             continue
         if name not in parameters and not takes_any_name:
             hint = nearest(f"{key}.{name}", [f"{key}.{parameter}" for parameter in parameters])
-            raise ConfigError(f"{key}.{name}: no such key; {hint}")
+            raise UnknownKey(f"{key}.{name}", hint)
         check_type(f"{key}.{name}", value, annotations.get(name, Any))
 
 

@@ -1,11 +1,14 @@
-"""The command line as Hydra can read it: options first, names in quotes."""
+"""The command line: options anywhere, and settings as Hydra's grammar can read them."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
-from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 
 from tversky_seg.config.checks import ConfigError
 
@@ -26,21 +29,121 @@ TEXT_KEYS = (
 """Settings that hold names, quoted for Hydra, whose grammar stops at `=`, `(` or a space."""
 
 
-def readable_words(words: Sequence[str]) -> list[str]:
-    """Rewrite the words of the command line so that Hydra can read them.
+@dataclass(frozen=True)
+class CommandLine:
+    """A command line, taken apart.
+
+    Attributes:
+        options: Options for Hydra, such as `--config-dir=mine`.
+        settings: Words such as `loss.beta=0.7`, with quotes where Hydra needs them.
+        is_sweep: Whether `-m` was given.
+        wants_help: Whether `--help` was given.
+        fixed_keys: Keys of the settings that have one value in all jobs of a sweep.
+        n_jobs: Number of combinations of the settings; None where a search decides.
+    """
+
+    options: tuple[str, ...]
+    settings: tuple[str, ...]
+    is_sweep: bool
+    wants_help: bool
+    fixed_keys: tuple[str, ...]
+    n_jobs: int | None
+
+    @property
+    def words_for_hydra(self) -> list[str]:
+        """The command line as Hydra reads it: options first."""
+        words = [*self.options, *self.settings]
+        if self.is_sweep:
+            # The names of the jobs' directories leave these out: see sweep.job_directory.
+            keys = ",".join(self.fixed_keys)
+            words.append(f"hydra.job.config.override_dirname.exclude_keys=[{keys}]")
+        return words
+
+
+def read_command_line(words: Sequence[str]) -> CommandLine:
+    """Take a command line apart; options may stand anywhere among the settings.
+
+    Args:
+        words: Words after the name of the command.
 
     Raises:
-        ConfigError: An option is unknown.
+        ConfigError: An option is unknown, or a setting has several values without `-m`.
+        OverrideParseException: A word cannot be read as a setting.
     """
-    flags = [word for word in words if word in ("-m", "--multirun")]
-    others = [word for word in words if word not in flags]
-    is_sweep = bool(flags)
-    if is_sweep:
-        others = ["--multirun", *others]
-    parser = get_args_parser()
-    parser.error = _refuse_option  # type: ignore[method-assign]
-    parser.parse_args(others)
-    return [_quoted(word, is_sweep=is_sweep) for word in others]
+    arguments = _parser().parse_intermixed_args(list(words))
+    is_sweep = arguments.multirun
+    options = []
+    for name in ("cfg", "package", "config_dir", "info"):
+        value = getattr(arguments, name)
+        if value is not None:
+            options.append(f"--{name.replace('_', '-')}={value}")
+    for name in ("multirun", "resolve", "hydra_help"):
+        if getattr(arguments, name):
+            options.append(f"--{name.replace('_', '-')}")
+
+    settings = [_quoted(word, is_sweep=is_sweep) for word in arguments.settings]
+    fixed_keys = []
+    n_jobs: int | None = 1
+    parser = OverridesParser.create()
+    for word in settings:
+        setting = parser.parse_overrides([word])[0]
+        n_values = _count_values(setting)
+        if n_values == 1:
+            fixed_keys.append(setting.key_or_group)
+        elif not is_sweep:
+            _refuse_several_values(setting)
+        n_jobs = n_jobs * n_values if n_jobs and n_values else None
+    return CommandLine(
+        options=tuple(options),
+        settings=tuple(settings),
+        is_sweep=is_sweep,
+        wants_help=arguments.help,
+        fixed_keys=tuple(fixed_keys),
+        n_jobs=n_jobs,
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    """Options whose faults are one line as well."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"command line: {message}; --help shows what can be set")
+
+
+def _parser() -> argparse.ArgumentParser:
+    """List the options of Hydra that a command takes.
+
+    `--experimental-rerun`, which unpickles a file, is left out.
+    """
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("settings", nargs="*")
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--package", "-p")
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--info", "-i", choices=("config", "defaults", "defaults-tree", "plugins"))
+    parser.add_argument("--hydra-help", action="store_true")
+    return parser
+
+
+def _count_values(setting: Override) -> int | None:
+    """Count the values of a setting, such as 3 in `loss.beta=0.5,0.7,0.9`; None for an interval."""
+    if not setting.is_sweep_override():
+        return 1
+    if isinstance(setting.value(), IntervalSweep):
+        return None
+    return len(list(setting.sweep_iterator()))
+
+
+def _refuse_several_values(setting: Override) -> NoReturn:
+    key = setting.key_or_group
+    values = str(setting.input_line).partition("=")[2]
+    raise ConfigError(
+        f"{key}: {values} are several values; expected a list in brackets, {key}=[{values}], "
+        "or -m to run one job for each"
+    )
 
 
 def _quoted(word: str, *, is_sweep: bool) -> str:
@@ -56,7 +159,3 @@ def _quoted(word: str, *, is_sweep: bool) -> str:
         return word
     escaped = name.replace("'", r"\'")
     return f"{key}='{escaped}'"
-
-
-def _refuse_option(message: str) -> NoReturn:
-    raise ConfigError(f"command line: {message}; --help shows what can be set")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,13 +12,15 @@ from omegaconf.errors import MissingMandatoryValue
 
 from tversky_seg.config.checks import (
     ConfigError,
+    UnknownKey,
     check_arguments,
     check_type,
-    nearest,
     nodes_with_target,
 )
-from tversky_seg.config.config_files import top_level
+from tversky_seg.config.config_files import known_keys, top_level
+from tversky_seg.config.hints import similar_key, unknown_key
 from tversky_seg.config.targets import check_target
+from tversky_seg.runtime.run_settings import flatten
 
 TOP_LEVEL_TYPES: Mapping[str, Any] = {
     "seed": int,
@@ -25,6 +28,8 @@ TOP_LEVEL_TYPES: Mapping[str, Any] = {
     "classes": dict,
     "inference": dict,
     "threads": int | None,
+    "device": str,
+    "precision": str,
     "combine": str,
     "uncertainty": str | None,
 }
@@ -45,7 +50,8 @@ def check_config(cfg: DictConfig, *, config_name: str) -> None:
     top_level_keys = {*groups, *content} - {"experiment"}
     for key in map(str, cfg):
         if key not in top_level_keys:
-            raise ConfigError(f"{key}: no such key; {nearest(key, top_level_keys)}")
+            hint = similar_key(key, known_keys(config_name) - {"experiment"})
+            raise UnknownKey(key, hint)
     settings = plain(cfg)
     trust = settings.get("trust") or []
     if trust and not _is_on_the_command_line("trust"):
@@ -56,7 +62,14 @@ def check_config(cfg: DictConfig, *, config_name: str) -> None:
         if key in settings:
             check_type(key, settings[key], annotation)
     for key, node in nodes_with_target(settings):
-        check_arguments(key, node, check_target(key, node, trust=trust))
+        function = check_target(key, node, trust=trust)
+        try:
+            check_arguments(key, node, function)
+        except UnknownKey as fault:
+            if fault.key not in known_keys(config_name):
+                raise
+            line = unknown_key(fault.key, config_name=config_name, chosen=_chosen())
+            raise ConfigError(line) from fault
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -74,6 +87,39 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         ) from fault
     assert isinstance(settings, dict)
     return {str(key): value for key, value in settings.items()}
+
+
+def expand_home(cfg: DictConfig) -> None:
+    """Replace a leading `~` in every setting by the home directory, as a shell would.
+
+    A shell does so only at the beginning of a word, not in `data.root=~/scans`.
+
+    Args:
+        cfg: Composed config, changed in place.
+    """
+    settings = OmegaConf.to_container(cfg, resolve=False)
+    for key, value in flatten(settings):
+        expanded = value
+        if isinstance(value, str):
+            expanded = _expanded(value)
+        elif isinstance(value, list):
+            expanded = [_expanded(item) for item in value]
+        if expanded != value:
+            OmegaConf.update(cfg, key, expanded)
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith("~"):
+        return os.path.expanduser(value)  # noqa: PTH111 (keeps ~nobody as it is)
+    return value
+
+
+def _chosen() -> dict[str, list[str]]:
+    """Read the choice of each group, where Hydra composed the config of this process."""
+    if not HydraConfig.initialized():
+        return {}
+    choices = HydraConfig.get().runtime.choices
+    return {str(group): [str(choice)] for group, choice in choices.items()}
 
 
 def _is_on_the_command_line(key: str) -> bool:

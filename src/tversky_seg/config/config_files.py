@@ -12,6 +12,7 @@ import yaml
 import tversky_seg
 from tversky_seg.config.checks import nodes_with_target
 from tversky_seg.config.targets import find_object, is_within
+from tversky_seg.config.yaml_size import check_yaml
 from tversky_seg.runtime.run_settings import flatten
 
 YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -29,8 +30,15 @@ CONFIG_DIR = _find_config_dir()
 
 
 def read_yaml(path: Path) -> Any:
-    """Read plain values from a YAML file."""
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=YAML_LOADER)
+    """Read plain values from a YAML file.
+
+    Raises:
+        ConfigError: The file is too large or nested too deeply.
+    """
+    with path.open(encoding="utf-8") as file:
+        check_yaml(file, path, YAML_LOADER)
+        file.seek(0)
+        return yaml.load(file, Loader=YAML_LOADER)
 
 
 def choices(group: str) -> list[str]:
@@ -38,15 +46,28 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
 
 
+def folders(group: str) -> list[str]:
+    """List the folders of a group, such as `salehi2017` of `experiment`."""
+    return sorted(path.name for path in (CONFIG_DIR / group).iterdir() if path.is_dir())
+
+
 def top_level(config_name: str) -> tuple[set[str], dict[str, Any]]:
-    """List the groups of a command, and the further settings of its own file."""
+    """List the groups of a command, and the further settings of its own file.
+
+    A command whose defaults name the file of another has the groups and settings of both.
+    """
     content = read_yaml(CONFIG_DIR / f"{config_name}.yaml")
     groups: set[str] = set()
+    settings: dict[str, Any] = {}
     for entry in content.pop("defaults"):
         if isinstance(entry, dict):
             groups.update(name for name in entry if not name.startswith("override "))
+        elif entry != "_self_":
+            other_groups, other_settings = top_level(entry)
+            groups |= other_groups
+            settings |= other_settings
     content.pop("hydra")
-    return groups, content
+    return groups, settings | content
 
 
 @cache
@@ -60,17 +81,19 @@ def known_keys(config_name: str) -> set[str]:
     keys = {*groups, *content}
     keys.update(key for key, _ in flatten(content))
     for group in groups:
-        for file in (CONFIG_DIR / group).glob("*.yaml"):
-            keys |= _keys_of_file(file)
+        for choice in choices(group):
+            keys |= keys_of_choice(group, choice)
     return keys
 
 
-def _keys_of_file(file: Path) -> set[str]:
-    """List the dotted keys of a group's file and the arguments of the classes that it names."""
+@cache
+def keys_of_choice(group: str, choice: str) -> set[str]:
+    """List the keys of a choice: those of its file, and the arguments of the classes in it."""
+    file = CONFIG_DIR / group / f"{choice}.yaml"
     settings = read_yaml(file) or {}
     settings.pop("defaults", None)
     if not file.read_text(encoding="utf-8").startswith("# @package _global_"):
-        settings = {file.parent.name: settings}
+        settings = {group: settings}
     keys = {key for key, _ in flatten(settings)}
     for key, node in nodes_with_target(settings):
         target = node["_target_"]

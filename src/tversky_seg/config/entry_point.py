@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from tversky_seg.config import hydra_loading
 from tversky_seg.config.checks import ConfigError
-from tversky_seg.config.command_line import readable_words
-from tversky_seg.config.composed_config import check_config
+from tversky_seg.config.command_line import read_command_line
+from tversky_seg.config.composed_config import check_config, expand_home
 from tversky_seg.config.config_files import CONFIG_DIR
-from tversky_seg.config.log import log_to_terminal
+from tversky_seg.config.help_page import help_page
+from tversky_seg.config.log import log_to_terminal, logger
 from tversky_seg.config.messages import one_line
 from tversky_seg.config.run_directory import run_directory
-from tversky_seg.config.sweep import best_value, is_sweep
+from tversky_seg.config.sweep import best_value, describe_job, is_sweep
+from tversky_seg.config.terminal import quiet_libraries, sturdy_output
 from tversky_seg.runtime.distributed import process_group
 from tversky_seg.runtime.preemption import EXIT_INTERRUPTED, Preempted, handle_signals
 
@@ -31,7 +32,7 @@ SOME_FAILED = 1
 FAILED = 2
 """Exit statuses; EXIT_PREEMPTED is 75."""
 
-HELP_WIDTH = 116
+hydra_loading.install()
 
 # What Hydra logs is said again, in one line.
 logging.getLogger("hydra").addHandler(logging.NullHandler())
@@ -64,11 +65,15 @@ class Command:
         function: Work of one job. Whatever it raises becomes one line on stderr and status 2; the
             traceback is shown only when the user sets HYDRA_FULL_ERROR=1.
         statuses: Exit status of each job that has ended: one, or those of a sweep.
+        n_jobs: Number of jobs; None where a search decides.
+        root_process: Process that reports.
+        wants_traceback: Whether the user set HYDRA_FULL_ERROR=1.
     """
 
     name: str
     function: Callable[[DictConfig], int]
     statuses: list[int] = field(default_factory=list)
+    n_jobs: int | None = 1
     root_process: int = 0
     wants_traceback: bool = False
 
@@ -78,13 +83,20 @@ class Command:
         # A launcher may run jobs in processes of its own, which get a copy of this object.
         self.root_process = os.getpid()
         self.wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-        sys.exit(self._run_all())
+        with sturdy_output(), quiet_libraries():
+            status = self._run_all()
+        sys.exit(status)
 
     def _run_all(self) -> int:
         """Hand the command line to Hydra, and name every way out."""
         try:
-            with _exceptions_from_hydra(), handle_signals(), _wrapped_help():
-                sys.argv[1:] = readable_words(sys.argv[1:])
+            line = read_command_line(sys.argv[1:])
+            if line.wants_help:
+                print(help_page(self.name), end="")
+                return DONE
+            self.n_jobs = line.n_jobs
+            sys.argv[1:] = line.words_for_hydra
+            with _exceptions_from_hydra(), handle_signals():
                 self._hydra_main()()
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
@@ -120,7 +132,10 @@ class Command:
         """
         log_to_terminal()
         try:
+            if is_sweep():
+                logger.info(describe_job(self.n_jobs))
             check_config(cfg, config_name=self.name)
+            expand_home(cfg)
             with process_group():
                 log_to_terminal()
                 self.statuses.append(self.function(cfg))
@@ -166,25 +181,3 @@ def _exceptions_from_hydra() -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = before
-
-
-@contextmanager
-def _wrapped_help() -> Iterator[None]:
-    """Break the lines of a help page that list many choices."""
-    if not {"--help", "-h"} & {*sys.argv}:
-        yield
-        return
-    page = io.StringIO()
-    try:
-        with redirect_stdout(page):
-            yield
-    finally:
-        # Hydra ends by SystemExit after some pages, and returns after others.
-        for line in page.getvalue().splitlines():
-            print(_wrapped(line))
-
-
-def _wrapped(line: str) -> str:
-    if len(line) <= HELP_WIDTH:
-        return line
-    return "\n".join(textwrap.wrap(line, HELP_WIDTH, subsequent_indent="    "))

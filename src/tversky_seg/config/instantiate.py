@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,12 +14,12 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
-from torch.func import functional_call
 
 from tversky_seg.config.checks import ConfigError, check_arguments, nodes_with_target
 from tversky_seg.config.config_files import choices
 from tversky_seg.config.messages import first_line, reword
 from tversky_seg.config.targets import check_target
+from tversky_seg.config.yaml_size import check_values
 
 
 def build(cfg: DictConfig, key: str, **parts: Any) -> Any:
@@ -44,8 +46,10 @@ def build(cfg: DictConfig, key: str, **parts: Any) -> Any:
             raise ConfigError(
                 f"{key}.{name}: {node[name]}; expected no such key, it follows from other settings"
             )
+    names = {str(name) for name in node}
     try:
         constructor = instantiate(node, _convert_="all", _partial_=True)
+        names.update(inspect.signature(constructor).parameters)
         if node.get("_partial_") and not parts:
             return constructor
         return constructor(**parts)
@@ -53,9 +57,19 @@ def build(cfg: DictConfig, key: str, **parts: Any) -> Any:
         # Hydra wraps what an object inside the node raises, and names the inner key in its text.
         inner_key = re.search(r"full_key: (\S+)", str(fault))
         where = inner_key[1] if inner_key else key
-        raise ConfigError(reword(first_line(fault.__cause__ or fault), where)) from fault
+        inner_names = _keys_below(cfg, where)
+        line = reword(first_line(fault.__cause__ or fault), where, names=inner_names)
+        raise ConfigError(line) from fault
     except (ValueError, TypeError) as fault:
-        raise ConfigError(reword(first_line(fault), key)) from fault
+        raise ConfigError(reword(first_line(fault), key, names=names)) from fault
+
+
+def _keys_below(cfg: DictConfig, key: str) -> set[str]:
+    """List the names of the settings directly below a key."""
+    node = OmegaConf.select(cfg, key)
+    if not OmegaConf.is_dict(node):
+        return set()
+    return {str(name) for name in node}
 
 
 def build_network(
@@ -73,6 +87,7 @@ def build_network(
         ConfigError: The config names anything but classes of networks and their parts.
     """
     model = settings.get("model") or {}
+    check_values(model, "model")
     for key, node in nodes_with_target({"model": model}):
         check_arguments(key, node, check_target(key, node, trust=trust, kind=nn.Module))
     cfg = OmegaConf.create({"model": model})
@@ -94,12 +109,12 @@ def check_network(network: nn.Module, *shapes: Sequence[int], n_classes: int) ->
     Raises:
         ConfigError: Repeats what the network says of such a batch.
     """
-    meta_state = {name: tensor.to("meta") for name, tensor in network.state_dict().items()}
+    twin = _without_memory(network)
     for shape in shapes:
         batch = torch.empty(*shape, device="meta")
         try:
             with torch.no_grad(), warnings.catch_warnings(action="ignore"):
-                logits = functional_call(network, meta_state, batch, tie_weights=False)
+                logits = twin(batch)
         except (ValueError, RuntimeError, TypeError) as fault:
             if "meta" in str(fault):
                 return
@@ -113,3 +128,15 @@ def check_network(network: nn.Module, *shapes: Sequence[int], n_classes: int) ->
                 f"model: makes {tuple(logits.shape)} of {tuple(shape)}; "
                 f"expected {n_classes} channels of the same sides"
             )
+
+
+def _without_memory(network: nn.Module) -> nn.Module:
+    """Copy a network onto torch's meta device, where tensors have a shape and no values."""
+    # deepcopy takes what is in its memo as copied already, so no weight is copied in memory, and
+    # a layer that the network holds twice is one layer in the copy too.
+    memo: dict[int, Any] = {}
+    for parameter in network.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+    for buffer in network.buffers():
+        memo[id(buffer)] = buffer.to("meta")
+    return copy.deepcopy(network, memo)

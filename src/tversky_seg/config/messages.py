@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 import yaml
 from hydra.errors import (
@@ -15,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tversky_seg.config.checks import nearest
 from tversky_seg.config.config_files import CONFIG_DIR, choices, known_keys
+from tversky_seg.config.hints import similar_key, unknown_key
 from tversky_seg.runtime.devices import is_out_of_memory
 from tversky_seg.runtime.distributed import LostProcess
 
@@ -29,27 +31,28 @@ def one_line(fault: BaseException, *, config_name: str) -> str:
     if isinstance(fault, MissingConfigException):
         return _missing_choice(fault)
     if isinstance(fault, OverrideParseException):
-        return (
-            f"{fault.override}: cannot be read; "
-            "expected key=value (quote what has spaces, brackets or =)"
-        )
+        return _unreadable_word(str(fault.override), config_name)
     if isinstance(fault, ConfigCompositionException):
         cause = fault.__cause__
         if isinstance(cause, OmegaConfBaseException):
-            return _unknown_key(cause.full_key or str(cause.key), config_name)
+            key = cause.full_key or str(cause.key)
+            chosen = getattr(fault, "chosen", {})
+            return unknown_key(key, config_name=config_name, chosen=chosen)
     if isinstance(fault, OmegaConfBaseException):
         key = fault.full_key or "settings"
         return f"{key}: {first_line(fault)}; --cfg job shows the settings"
     if isinstance(fault, HydraException):
         return f"settings: {first_line(fault)}; --help shows what can be set"
-    return _line_of_other_fault(fault)
+    return _line_of_other_fault(fault, config_name)
 
 
-def _line_of_other_fault(fault: BaseException) -> str:
-    """Reword a fault that is not of the settings: of files, memory, values."""
+def _line_of_other_fault(fault: BaseException, config_name: str) -> str:
+    """Reword a fault that Hydra does not know: of files, memory, values."""
     if isinstance(fault, yaml.MarkedYAMLError) and fault.problem_mark:
         mark = fault.problem_mark
         return f"{mark.name}: {fault.problem} in line {mark.line + 1}; expected YAML"
+    if isinstance(fault, RecursionError):
+        return "settings: nested too deeply; expected some lists in lists at most"
     if is_out_of_memory(fault):
         return (
             "trainer.batch_size: out of memory; "
@@ -61,7 +64,8 @@ def _line_of_other_fault(fault: BaseException) -> str:
             f"{where}: {fault.strerror}; make it readable or make room, and run the command again"
         )
     if isinstance(fault, ValueError | FloatingPointError | LostProcess):
-        return reword(first_line(fault))
+        names = {key.rpartition(".")[2] for key in known_keys(config_name)}
+        return reword(first_line(fault), names=names)
     return f"{type(fault).__name__}: {first_line(fault)}; HYDRA_FULL_ERROR=1 shows where"
 
 
@@ -73,38 +77,47 @@ def first_line(fault: BaseException) -> str:
     return type(fault).__name__
 
 
-def reword(message: str, key: str = "") -> str:
+def reword(message: str, key: str = "", *, names: Collection[str] = ()) -> str:
     """Put an object's word on its arguments in the form of a line about a key.
 
-        reword("width must be >= 1, got 0", "model") == "model.width: got 0; width must be >= 1"
+        reword("width must be >= 1, got 0", "model", names={"width"})
+        == "model.width: got 0; width must be >= 1"
+
+    Only the order of the words changes; a message of another form is kept as it is.
 
     Args:
         message: Text of an exception. House rule: `<argument> must …, got <value>`.
         key: Dotted key of the object's settings; empty outside of a group.
+        names: Arguments of the object. The first of them in the message is the one at fault.
     """
     expected, got, value = message.rpartition(", got ")
     if not got:
         if not key or message.startswith(key):
             return message
         return f"{key}: {message}; --help shows what can be set"
-    argument = re.match(r"[a-z_]\w*", expected)
-    parts = [key, argument[0] if argument else ""]
-    where = ".".join(part for part in parts if part) or "settings"
-    return f"{where}: got {value}; {expected}"
+    where = key
+    for word in re.findall(r"[A-Za-z_]\w*", expected):
+        if word in names:
+            where = f"{key}.{word}".lstrip(".")
+            break
+    return f"{where or 'settings'}: got {value}; {expected}"
 
 
-def _unknown_key(key: str, config_name: str) -> str:
-    """Say why Hydra knows no such key: it is misspelt, or belongs to another choice."""
+def _unreadable_word(word: str, config_name: str) -> str:
+    """Say what is wrong with a word that Hydra's grammar does not take."""
+    key, equals, _ = word.partition("=")
     keys = known_keys(config_name)
-    if key not in keys:
-        return f"{key}: no such key; {nearest(key, keys)}"
-    group = key.split(".")[0]
-    return f"{key}: not set by the chosen {group}; choose one that sets it, or write +{key}=…"
+    if equals and key.lstrip("+~") not in keys:
+        return f"{key}: no such key; {similar_key(key, keys)}"
+    return f"{word}: cannot be read; expected key=value (quote what has spaces, brackets or =)"
 
 
 def _missing_choice(fault: MissingConfigException) -> str:
     """Say which choices a group has."""
     group, _, choice = (fault.missing_cfg_file or "").rpartition("/")
+    if (CONFIG_DIR / group / choice).is_dir() and group and choice:
+        names = [f"{choice}/{name}" for name in choices(f"{group}/{choice}")]
+        return f"{group}: {choice} is a folder; expected one of {', '.join(names)}"
     existing = choices(group) if group else []
     if not existing:
         where = group or "settings"

@@ -1,0 +1,75 @@
+"""Hints at the right key for a wrong one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from tversky_seg.config.checks import nearest
+from tversky_seg.config.config_files import choices, keys_of_choice, known_keys
+
+USUAL_NAMES: Mapping[str, str] = {
+    "amp": "trainer.precision",
+    "cuda": "trainer.device",
+    "gpu": "trainer.device",
+    "gpus": "trainer.device",
+    "iterations": "trainer.max_steps",
+    "learning_rate": "optimizer.lr",
+    "max_iterations": "trainer.max_steps",
+    "num_steps": "trainer.max_steps",
+    "num_workers": "trainer.n_workers",
+    "steps": "trainer.max_steps",
+    "workers": "trainer.n_workers",
+}
+"""Names of other tools -> ours."""
+
+NAMES_OF_EPOCHS = ("epoch", "epochs", "max_epochs", "n_epochs", "num_epochs")
+
+MOST_NAMESAKES = 3
+"""Keys of the same last part that a hint lists."""
+
+
+def unknown_key(key: str, *, config_name: str, chosen: Mapping[str, Sequence[str]]) -> str:
+    """Say why a command does not know a key: it is misspelt, or belongs to another choice.
+
+    Args:
+        key: The key as it was typed.
+        config_name: The command.
+        chosen: Choices of each group; none where they are not known.
+    """
+    keys = known_keys(config_name)
+    if key not in keys:
+        return f"{key}: no such key; {similar_key(key, keys)}"
+    group, _, name = key.partition(".")
+    if not name:
+        return f"{key}: cannot be set here; --help shows what can be set"
+    return _key_of_another_choice(key, chosen=chosen.get(group, ()))
+
+
+def similar_key(key: str, keys: Collection[str]) -> str:
+    """Name the key that was probably meant.
+
+    Args:
+        key: A key that does not exist, such as `lr`.
+        keys: All keys that exist.
+    """
+    name = key.rpartition(".")[2].lower()
+    if name in NAMES_OF_EPOCHS and "trainer.max_steps" in keys:
+        return "training is counted in steps: set trainer.max_steps"
+    if USUAL_NAMES.get(name) in keys:
+        return f"did you mean {USUAL_NAMES[name]}?"
+    namesakes = sorted(other for other in keys if other.rpartition(".")[2] == name)
+    if 0 < len(namesakes) <= MOST_NAMESAKES:
+        return f"did you mean {' or '.join(namesakes)}?"
+    return nearest(key, keys)
+
+
+def _key_of_another_choice(key: str, *, chosen: Sequence[str]) -> str:
+    """Say how to set a key that the chosen file does not set, or which choices have it."""
+    group, _, name = key.partition(".")
+    owners = [choice for choice in choices(group) if key in keys_of_choice(group, choice)]
+    if any(choice in owners for choice in chosen):
+        return f"{key}: stands in no chosen file, but can be set; write +{key}=…"
+    subject = f"the chosen {group}"
+    if chosen:
+        subject = f"{group}={chosen[-1]}"
+    return f"{key}: {subject} has no {name}; choose {group}={' or '.join(owners)}"

@@ -1,0 +1,64 @@
+"""Terminals that lack letters or go away, and other locales than UTF-8."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from helpers.cohorts import write_rows
+from helpers.command_line import ROOT
+
+
+@pytest.fixture
+def evaluation_words(tmp_path: Path) -> list[str]:
+    """A command that evaluates one mask against itself, and prints a table with a dash."""
+    mask = np.zeros((9, 9, 9), np.uint8)
+    mask[3:5, 3:5, 3:5] = 1
+    (tmp_path / "masks").mkdir()
+    for name in ("masks/x_mask.nii.gz", "label.nii.gz"):
+        nib.save(nib.Nifti1Image(mask, np.eye(4)), tmp_path / name)
+    row = {"case_id": "x", "subject_id": "s", "label": "label.nii.gz"}
+    write_rows(tmp_path / "m.csv", [row])
+    script = str(ROOT / "evaluate.py")
+    return [sys.executable, script, "predictions=masks", "manifest=m.csv", "output_dir=out"]
+
+
+def run(words: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        words, cwd=folder, env={**os.environ, **environment}, capture_output=True, check=False
+    )
+
+
+def test_a_terminal_without_a_letter_does_not_end_an_evaluation(
+    evaluation_words: list[str], tmp_path: Path
+) -> None:
+    done = run(evaluation_words, tmp_path, PYTHONIOENCODING="latin-1")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "out" / "metrics.json").is_file()
+
+
+def test_a_reader_that_goes_away_does_not_end_an_evaluation(
+    evaluation_words: list[str], tmp_path: Path
+) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        done = subprocess.run(
+            evaluation_words, cwd=tmp_path, stdout=write_end, stderr=subprocess.PIPE, check=False
+        )
+    finally:
+        os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "out" / "metrics.json").is_file()
+
+
+def test_yaml_files_are_read_in_any_locale(tmp_path: Path) -> None:
+    words = [sys.executable, str(ROOT / "train.py"), "data=manifest", "data.manifest=none.csv"]
+    done = run(words, tmp_path, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: none.csv: ")
+    assert done.stderr.count(b"\n") == 1
