@@ -280,12 +280,9 @@ def plan(paper: Paper, request: Request) -> Iterator[Job]:
 
 def experiment(paper: Paper, request: Request, row: str) -> str:
     """The experiment files of a row."""
-    official = (
-        f"{request.dataset}_"
-        if paper.folder == "shirokikh2020" and request.data != "phantom"
-        else paper.prefix
-    )
-    files = [official + row]
+    files = [paper.prefix + row]
+    if paper.folder == "shirokikh2020" and request.data != "phantom":
+        files.append(request.dataset)
     if request.scale == "small":
         files += ["small", *(part for part, without in paper.parts.items() if row not in without)]
     named = [f"{paper.folder}/{file}" for file in files]

@@ -286,8 +286,8 @@ def test_the_numbers_of_the_papers_are_those_of_the_experiment_files() -> None:
         text = (ROOT / "configs" / "experiment" / "salehi2017" / f"{row}.yaml").read_text()
         assert all(f"{value:.2f}" in text for value in values.values())
     for row, (_, _, dice, recall) in reproduce.SHIROKIKH.items():
-        text = (ROOT / "configs" / "experiment" / "shirokikh2020" / f"lits_{row}.yaml").read_text()
-        assert f"object Dice {dice:.2f}, average recall {recall:.2f}" in text
+        text = (ROOT / "configs" / "experiment" / "shirokikh2020" / f"{row}.yaml").read_text()
+        assert f"LiTS {dice:.2f}, {recall:.2f}" in text
 
 
 # How it is run

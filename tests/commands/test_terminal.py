@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +12,7 @@ import pytest
 
 from helpers.cohorts import write_rows
 from helpers.command_line import ROOT
+from helpers.runs import Run, images_equal, unlabelled
 
 
 @pytest.fixture
@@ -62,3 +64,35 @@ def test_yaml_files_are_read_in_any_locale(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: none.csv: ")
     assert done.stderr.count(b"\n") == 1
+
+
+# As a shell sees it
+
+Shell = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    """Runs a command in a process of its own."""
+
+    def run_command(name: str, *words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / f"{name}.py"), *map(str, words)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    return run_command
+
+
+def test_a_shell_sees_one_line_and_status_2(shell: Shell) -> None:
+    done = shell("train", "loss.alhpa=1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: loss.alhpa: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_shell_can_predict(finished: Run, tmp_path: Path, shell: Shell) -> None:
+    given = unlabelled(finished, tmp_path / "in", "flat folder")
+    done = shell("predict", f"checkpoint={finished.best}", f"input={given}", "output_dir=out")
+    assert (done.returncode, done.stderr) == (0, "")
+    for case in finished.metrics["cases"]:
+        name = f"{case['case_id']}_mask.nii.gz"
+        assert images_equal(tmp_path / "out" / name, finished.folder / "predictions" / name)
