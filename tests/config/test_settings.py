@@ -83,7 +83,7 @@ from tversky_seg.config.messages import one_line
             "8x8x8",
         ),
         (["data=lesjak2017"], "data.root", ""),
-        (["data=manifest"], "data.manifest", "CSV"),
+        (["data=manifest"], "data.manifest", ""),
         # Words that are no setting.
         (["foo"], "foo", "key=value"),
         (["loss.alpha=[1"], "loss.alpha=[1", "key=value"),
