@@ -284,7 +284,8 @@ def mean_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     Returns:
         Mean by name; NaN where no case defines the metric.
     """
-    values = np.array([list(row.values()) for row in rows], dtype=np.float64)
+    cases = [list(row.values()) for row in rows]
+    values = np.array(cases, dtype=np.float64)  # (cases, metrics)
     # np.nanmean would warn of metrics that no case defines.
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore"):

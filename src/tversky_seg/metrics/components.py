@@ -83,7 +83,8 @@ class Components:
 
     def to_mask(self) -> Mask:
         """Draw the lesions as a mask."""
-        return (self.labels > 0).reshape(self.shape, order=self.order)
+        is_lesion: Mask = self.labels > 0
+        return is_lesion.reshape(self.shape, order=self.order)
 
 
 def find_components(mask: Mask, *, connectivity: int, order: Literal["C", "F"]) -> Components:
@@ -132,6 +133,7 @@ def label_lesions(mask: Mask, *, connectivity: int = 26) -> tuple[NDArray[Any], 
     if not mask.size:
         return np.zeros(mask.shape, np.uint32), 0
     # cc3d takes 26 neighbours in three axes only.
-    in_3d = mask.reshape(mask.shape + (1,) * (3 - mask.ndim))
+    further_axes = (1,) * (3 - mask.ndim)
+    in_3d = mask.reshape(mask.shape + further_axes)
     numbers, n_lesions = cc3d.connected_components(in_3d, connectivity=connectivity, return_N=True)
     return numbers.reshape(mask.shape), int(n_lesions)

@@ -264,10 +264,11 @@ def _shared_voxels(predicted: Components, true: Components) -> IntArray:
     # A sparse matrix adds up the ones at equal (i, j), and sorts by row and column.
     ones = np.ones(len(i), np.int64)
     shape = (len(predicted), len(true))
-    n_shared = sparse.coo_array((ones, (i, j)), shape=shape).tocsr()
-    n_shared.sum_duplicates()
-    counted = n_shared.tocoo()
-    return np.stack([counted.row, counted.col, counted.data], axis=-1).astype(np.int64)
+    overlaps = sparse.coo_array((ones, (i, j)), shape=shape).tocsr()
+    overlaps.sum_duplicates()
+    sums = overlaps.tocoo()
+    pairs = np.stack([sums.row, sums.col, sums.data], axis=-1)
+    return pairs.astype(np.int64)
 
 
 def _table(

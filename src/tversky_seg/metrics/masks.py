@@ -73,10 +73,13 @@ def bounding_box(mask: Mask) -> tuple[slice, ...]:
     slowest_first = np.argsort(strides, kind="stable")[::-1].tolist()
     for axis in slowest_first:
         other_axes = tuple(other for other in range(mask.ndim) if other != axis)
-        occupied = np.flatnonzero(mask[tuple(box)].any(axis=other_axes))
+        cropped = mask[tuple(box)]
+        occupied = np.flatnonzero(cropped.any(axis=other_axes))
         if not occupied.size:
             return (slice(0, 0),) * mask.ndim
-        box[axis] = slice(int(occupied[0]), int(occupied[-1]) + 1)
+        first = int(occupied[0])
+        last = int(occupied[-1])
+        box[axis] = slice(first, last + 1)
     return tuple(box)
 
 

@@ -89,7 +89,9 @@ class OverlapCounts:
     def specificity(self) -> float:
         """Share of the background that is not predicted, tn / (tn + fp); NaN without background."""
         # Background takes the place of lesion: its true positives are tn, its misses fp.
-        return tversky_index(float(self.tn), float(self.fp), 0.0, alpha=1, beta=0)
+        tn = float(self.tn)
+        fp = float(self.fp)
+        return tversky_index(tn, fp, 0.0, alpha=1, beta=0)
 
     @property
     def precision(self) -> float:

@@ -171,8 +171,9 @@ def flat_scores(
 
 def counts_from_above(counts: NDArray[np.integer[Any]]) -> IntArray:
     """Sum the counts at each level and all higher ones: [1, 0, 2] becomes [3, 2, 2]."""
-    total: IntArray = counts[::-1].cumsum(dtype=np.int64)[::-1]
-    return total
+    highest_first = counts[::-1]
+    totals: IntArray = highest_first.cumsum(dtype=np.int64)
+    return totals[::-1]
 
 
 def roc_area_of_counts(

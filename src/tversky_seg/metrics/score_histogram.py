@@ -169,7 +169,8 @@ def to_levels(probability: ArrayLike) -> NDArray[np.uint16]:
         # Not with "or": NaN fails every comparison, and must be refused.
         if not (lowest >= -1e-6 and highest <= 1 + 1e-6):
             raise ValueError(f"probability must lie in [0, 1], got {lowest:g} to {highest:g}")
-    rounded = np.rint(values * (N_LEVELS - 1)).clip(0, N_LEVELS - 1)
+    highest_level = N_LEVELS - 1
+    rounded = np.rint(values * highest_level).clip(0, highest_level)
     levels: NDArray[np.uint16] = rounded.astype(np.uint16)
     return levels
 

@@ -77,7 +77,7 @@ def surface_distances(
     to_true, _ = KDTree(true_points).query(predicted_points)
     to_predicted, _ = KDTree(predicted_points).query(true_points)
     distances = np.concatenate([to_true, to_predicted])
-    directed_95th = (np.percentile(to_true, 95), np.percentile(to_predicted, 95))
+    directed_95th = [np.percentile(to_true, 95), np.percentile(to_predicted, 95)]
     # Spacing comes from float32 affines: 1 mm may read as 1.0000001 mm, and is within 1 mm.
     n_within = np.count_nonzero(distances <= tolerance_mm * (1 + 1e-6))
     return SurfaceDistances(
