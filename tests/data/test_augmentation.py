@@ -221,6 +221,10 @@ def test_the_same_generator_gives_the_same_patch() -> None:
         {"gamma": -0.1},
         {"contrast": 1.5},
         {"scale": 2.0},
+        {"zoom": (1.2, 0.8)},
+        {"elastic_mm": 20.0},
+        {"low_resolution": 0.5},
+        {"blur_mm": -1},
     ],
 )
 def test_bad_settings_are_refused_with_name_and_value(bad: dict) -> None:
@@ -377,16 +381,6 @@ def test_every_choice_gives_finite_patches_that_depend_on_the_generator_alone(na
         second = augmented(augmentation, *patch, np.random.default_rng(i))
         assert np.isfinite(first[0]).all()
         assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-@pytest.mark.parametrize(
-    "bad", [{"zoom": (1.2, 0.8)}, {"elastic_mm": 20.0}, {"low_resolution": 0.5}, {"blur_mm": -1}]
-)
-def test_bad_deformations_are_refused_with_name_and_value(bad: dict) -> None:
-    (name, value), *_ = bad.items()
-    with pytest.raises(ValueError, match=name) as caught:
-        Augmentation(**bad)
-    assert str(value) in str(caught.value)
 
 
 @pytest.mark.gpu
