@@ -117,13 +117,6 @@ IMPORTERS = {
 }
 
 
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Help with room for the longest name of a data set, so that each takes one line."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=24, width=100)
-
-
 def main(words: Sequence[str] | None = None) -> None:
     """Write a manifest; a fault is one line on stderr and exit status 2.
 
@@ -160,19 +153,19 @@ def _print_summary(manifest: Path, cases: Sequence[Case], modalities: Sequence[s
 
 
 def _parser() -> argparse.ArgumentParser:
+    # Listed by hand: argparse breaks the line of a long name.
+    listed = [f"  {name:<12}{importer.summary}" for name, importer in IMPORTERS.items()]
     parser = OneLineParser(
+        usage="%(prog)s NAME ROOT OUT.csv [options]",
         description=DESCRIPTION,
-        epilog="NAME --help shows the options of a data set.",
-        formatter_class=_HelpFormatter,
+        epilog="\n".join(["data sets (NAME --help shows the options of one):", *listed]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = parser.add_subparsers(dest="name", metavar="NAME", required=True, title="data sets")
+    names = parser.add_subparsers(
+        dest="name", metavar="NAME", required=True, prog=parser.prog, help="one of those below"
+    )
     for name, importer in IMPORTERS.items():
-        each = names.add_parser(
-            name,
-            help=importer.summary,
-            description=importer.summary,
-            formatter_class=_HelpFormatter,
-        )
+        each = names.add_parser(name, description=importer.summary)
         each.add_argument("root", type=Path, metavar="ROOT", help=importer.root)
         each.add_argument("manifest", type=Path, metavar="OUT.csv", help="file to write")
         each.add_argument(
