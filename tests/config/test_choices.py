@@ -1,10 +1,13 @@
 """The choices of each group: every file is valid, builds, and works with the others."""
 
 import ast
+import logging
 import math
 
+import hydra
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from helpers.command_line import CONFIGS, choices, composed
@@ -12,6 +15,7 @@ from helpers.trainers import Blobs
 from tversky_seg.config import build, check_arguments, check_config, check_network
 from tversky_seg.config.checks import nodes_with_target
 from tversky_seg.config.config_files import read_yaml
+from tversky_seg.config.implied_choices import log_implied_choices
 from tversky_seg.config.targets import check_target
 
 SMALL_NETWORK = ("model.width=4", "model.n_levels=2")
@@ -120,3 +124,30 @@ def test_only_plain_python_reaches_the_objects() -> None:
     sampler = build(on_a_manifest("sampler.patch_size=[8,8,8]"), "sampler")
     assert type(sampler.patch_size) in (list, tuple)
     assert ast.literal_eval(str(list(sampler.patch_size))) == [8, 8, 8]
+
+
+@pytest.mark.parametrize("choice", choices("data"))
+def test_every_data_set_takes_the_keys_that_all_share(choice: str) -> None:
+    shared = read_yaml(CONFIGS / "data" / "_common.yaml")
+    assert shared.keys() <= composed(f"data={choice}").data.keys()
+    assert composed(f"data={choice}", "data.rater=majority").data.rater == "majority"
+
+
+@pytest.mark.parametrize(
+    ("words", "logged"),
+    [
+        (["data=phantom"], ["data=phantom also sets trainer=phantom, augmentation=light"]),
+        (["data=phantom", "trainer=quick"], ["data=phantom also sets augmentation=light"]),
+        (["data=lesjak2017"], ["data=lesjak2017 also sets augmentation=growth"]),
+        (["data=msseg2016"], []),
+    ],
+)
+def test_the_further_choices_of_a_data_set_are_logged(
+    words: list[str], logged: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = hydra.compose("train", overrides=words, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with caplog.at_level(logging.INFO, logger="tversky_seg"):
+        log_implied_choices()
+    assert caplog.messages == logged

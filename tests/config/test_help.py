@@ -31,6 +31,12 @@ def test_help_names_every_group_with_its_choices() -> None:
             assert f"{folder.name}: {', '.join(choices(folder.name))}" in page
 
 
+def test_the_file_that_data_sets_share_is_no_choice() -> None:
+    assert (CONFIGS / "data" / "_common.yaml").is_file()
+    assert "_common" not in call("train", "--help").stdout
+    assert "_common" not in call("train", "data=phantm").error
+
+
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
 def test_help_describes_every_key_by_the_comment_of_its_file(command: str) -> None:
     page = call(command, "--help").stdout

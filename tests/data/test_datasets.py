@@ -7,10 +7,9 @@ import hydra
 import nibabel as nib
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
 from helpers.cohorts import save, scan
-from helpers.command_line import SMALL, call
+from helpers.command_line import SMALL, call, composed
 from tversky_seg.data.dataset import Dataset, find_cases
 from tversky_seg.data.datasets.decathlon import find_decathlon
 from tversky_seg.data.datasets.lesjak2017 import find_lesjak2017
@@ -21,8 +20,6 @@ from tversky_seg.data.manifest import read_manifest, write_manifest
 from tversky_seg.data.nifti import read_volume
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare
 from tversky_seg.data.split import split_cases
-
-CONFIGS = Path(__file__).parents[2] / "configs" / "data"
 
 
 def touch(root: Path, *names: str) -> None:
@@ -378,9 +375,8 @@ def test_lesjak_refuses_an_unknown_part(tmp_path: Path) -> None:
     "name", ["msseg2016", "isbi2015", "lesjak2017", "lits", "luna16", "decathlon", "nnunet", "bids"]
 )
 def test_configuration_file_builds_the_dataset(name: str, tmp_path: Path) -> None:
-    words = OmegaConf.merge(OmegaConf.load(CONFIGS / f"{name}.yaml"), {"root": str(tmp_path)})
-    words.pop("defaults", None)  # what the data set asks of other groups
-    dataset = hydra.utils.instantiate(words, _convert_="all")
+    cfg = composed(f"data={name}", f"data.root={tmp_path}")
+    dataset = hydra.utils.instantiate(cfg.data, _convert_="all")
     assert isinstance(dataset, Dataset)
     with pytest.raises(DataError, match="expected"):
         find_cases(dataset)

@@ -105,7 +105,7 @@ def _logger_put_back() -> Iterator[None]:
 
 def choices(group: str) -> list[str]:
     """List the choices of a group in configs/."""
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    return sorted(path.stem for path in (CONFIGS / group).glob("[!_]*.yaml"))
 
 
 def composed(*words: str, verb: str = "train") -> DictConfig:

@@ -42,8 +42,11 @@ def read_yaml(path: Path) -> Any:
 
 
 def choices(group: str) -> list[str]:
-    """List the choices of a group, such as `loss`: the names of its files."""
-    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+    """List the choices of a group, such as `loss`: the names of its files.
+
+    A name that begins with an underscore is no choice: its file holds what the others share.
+    """
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("[!_]*.yaml"))
 
 
 def folders(group: str) -> list[str]:
@@ -91,7 +94,7 @@ def keys_of_choice(group: str, choice: str) -> set[str]:
     """List the keys of a choice: those of its file, and the arguments of the classes in it."""
     file = CONFIG_DIR / group / f"{choice}.yaml"
     settings = read_yaml(file) or {}
-    settings.pop("defaults", None)
+    defaults = settings.pop("defaults", [])
     if not file.read_text(encoding="utf-8").startswith("# @package _global_"):
         settings = {group: settings}
     keys = {key for key, _ in flatten(settings)}
@@ -100,4 +103,8 @@ def keys_of_choice(group: str, choice: str) -> set[str]:
         function = find_object(target) if is_within(target, ("tversky_seg", "torch")) else None
         if function is not None:
             keys.update(f"{key}.{name}" for name in inspect.signature(function).parameters)
+    for entry in defaults:
+        # "_common" and the like: a file of the same group that this one starts from.
+        if isinstance(entry, str) and (file.parent / f"{entry}.yaml").is_file():
+            keys |= keys_of_choice(group, entry)
     return keys

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from tversky_seg.config.checks import ConfigError
 from tversky_seg.config.composed_config import plain
 from tversky_seg.config.config_files import read_yaml
+from tversky_seg.config.implied_choices import log_implied_choices
 from tversky_seg.config.log import log_to_file
 from tversky_seg.config.sweep import is_sweep
 from tversky_seg.runtime.distributed import is_first
@@ -43,6 +44,7 @@ def open_run(cfg: DictConfig) -> Path:
             write_text(config_file, yaml.safe_dump(settings, sort_keys=False))
         if is_first():
             log_to_file(output_dir / "train.log")
+            log_implied_choices()
     except OSError as fault:
         raise ConfigError(
             f"output_dir: {output_dir} cannot be written ({fault.strerror}); choose another"
