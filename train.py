@@ -96,6 +96,7 @@ def train(cfg: DictConfig) -> int:
         with_components=weighting is not None,
         rank=rank(),
         world_size=world_size(),
+        accumulate=trainer.accumulate,
     )
     validate_network = partial(
         validate,

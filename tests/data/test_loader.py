@@ -113,6 +113,17 @@ def test_processes_split_the_same_global_batch_in_order(world_size: int) -> None
     assert [name for share in shares for name in share.case_ids] == whole.case_ids
 
 
+def test_each_part_of_an_accumulated_batch_is_that_of_one_process() -> None:
+    whole = some_batches(batch_size=8, accumulate=2)[3]
+    assert whole.starts == some_batches(batch_size=8)[3].starts
+    shares = [
+        some_batches(batch_size=8, accumulate=2, rank=rank, world_size=2)[3] for rank in (0, 1)
+    ]
+    for part in (0, 1):  # samples 0 to 3, and 4 to 7
+        image = torch.cat([share.image.chunk(2)[part] for share in shares])
+        assert torch.equal(image, whole.image.chunk(2)[part])
+
+
 def test_loading_leaves_torchs_random_stream_alone() -> None:
     torch.manual_seed(0)
     expected = torch.rand(1)

@@ -18,7 +18,7 @@ from torch import nn
 
 from helpers.cohorts import make_cohort
 from helpers.command_line import ROOT, SMALL
-from tversky_seg.data.patches.batches import Batch
+from tversky_seg.data.patches.batches import Batch, numbers_of_process
 from tversky_seg.losses import TverskyLoss
 from tversky_seg.models import UNet3D
 from tversky_seg.runtime import distributed
@@ -34,23 +34,28 @@ from tversky_seg.training.validation import Validation
 
 
 class Cubes:
-    """Batch k of six patches, drawn from k alone: bright cubes in noise. A process gets its share of it."""
+    """Batch k of n patches, drawn from k alone: bright cubes in noise. A process gets its share."""
 
-    def __init__(self, dtype: torch.dtype, *, rank: int, size: int) -> None:
-        self.dtype, self.own = dtype, slice(rank * 6 // size, (rank + 1) * 6 // size)
+    def __init__(
+        self, dtype: torch.dtype, *, rank: int, size: int, batch_size: int, n_parts: int
+    ) -> None:
+        self.dtype = dtype
+        self.batch_size = batch_size
+        self.own = numbers_of_process(rank, size, batch_size=batch_size, n_parts=n_parts)
 
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng(step)
-        target = np.zeros((6, 1, 8, 8, 8))
-        for sample, corner in zip(target, rng.integers(0, 5, (6, 3)), strict=True):
+        target = np.zeros((self.batch_size, 1, 8, 8, 8))
+        corners = rng.integers(0, 5, (self.batch_size, 3))
+        for sample, corner in zip(target, corners, strict=True):
             sample[0][tuple(slice(start, start + 3) for start in corner)] = 1
         image = target + rng.normal(0, 0.5, target.shape)
         return Batch(
             image=torch.from_numpy(image[self.own]).to(self.dtype),
             target=torch.from_numpy(target[self.own]).to(self.dtype),
             components=None,
-            case_ids=["a"] * 6,
-            starts=[[0, 0, 0]] * 6,
+            case_ids=["a"] * len(self.own),
+            starts=[[0, 0, 0]] * len(self.own),
         )
 
 
@@ -70,6 +75,7 @@ def train_in_process(
             "gloo", init_method=f"file://{store}", rank=rank, world_size=size
         )
     dtype, n_steps, optimizer = OPTIMIZERS[name]
+    batch_size = 6 if n_parts == 1 else 8
     torch.manual_seed(0)
     model = UNet3D(
         in_channels=1, out_channels=1, width=4, n_levels=2, deep_supervision=int(name == "deep")
@@ -95,12 +101,13 @@ def train_in_process(
         model=model,
         loss=TverskyLoss(),
         optimizer=optimizer,
-        batch_size=6,
+        batch_size=batch_size,
         accumulate=n_parts,
         device="cpu",
         **settings,
     )
-    trainer.fit(Cubes(dtype, rank=rank, size=size), Path(folder), validate=validate)
+    batches = Cubes(dtype, rank=rank, size=size, batch_size=batch_size, n_parts=n_parts)
+    trainer.fit(batches, Path(folder), validate=validate)
     assert computed == [1, 2, 3][rank::size]
     assert all_gather_list([rank]) == list(range(size))
     assert run_sharded(lambda cases: list(cases), [1, 2, 3, 4]) == (
@@ -133,6 +140,13 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     assert len(alone) == 50
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-4)
     assert alone[-1] < 0.7 * alone[0]
+
+
+def test_two_processes_accumulate_as_one_does(tmp_path: Path) -> None:
+    """The Tversky loss is one ratio for each part, so the parts must hold the same patches."""
+    alone = losses_of(tmp_path / "1", size=1, name="sgd", n_parts=2)
+    together = losses_of(tmp_path / "2", size=2, name="sgd", n_parts=2)
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-10)
 
 
 @pytest.mark.slow

@@ -139,6 +139,25 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(tensors))
 
 
+def numbers_of_process(
+    rank: int, world_size: int, *, batch_size: int, n_parts: int = 1
+) -> list[int]:
+    """Number the samples of the global batch that one process computes, in order.
+
+    Every process takes a share of each part, so that a part holds the same samples for any number
+    of processes. Of five samples, two processes take 0, 1 and 2, 3, 4. Of eight samples in two
+    parts, they take 0, 1, 4, 5 and 2, 3, 6, 7.
+    """
+    numbers: list[int] = []
+    for part in range(n_parts):
+        part_start = part * batch_size // n_parts
+        part_size = (part + 1) * batch_size // n_parts - part_start
+        first = part_start + rank * part_size // world_size
+        end = part_start + (rank + 1) * part_size // world_size
+        numbers.extend(range(first, end))
+    return numbers
+
+
 @dataclass(frozen=True)
 class PatchBatches(Dataset[Batch]):
     """All batches of a training, by step.
@@ -147,7 +166,7 @@ class PatchBatches(Dataset[Batch]):
 
     No state is kept, so a resumed run gets the batches of an uninterrupted one, and any number of
     loader workers or processes gives the same global batch. Process `rank` of `world_size` computes
-    a contiguous share of it.
+    a share of it (see `numbers_of_process`).
 
     Args:
         cases: Prepared training cases.
@@ -158,6 +177,7 @@ class PatchBatches(Dataset[Batch]):
         with_components: Add the labels of the connected components, for inverse weighting.
         rank: Number of this process.
         world_size: Number of processes.
+        accumulate: Equal parts in which the batch will go through the network.
 
     Raises:
         ValueError: No cases, a negative seed, or a batch smaller than the number of processes.
@@ -171,6 +191,7 @@ class PatchBatches(Dataset[Batch]):
     with_components: bool = False
     rank: int = 0
     world_size: int = 1
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         """Check that a batch can be drawn."""
@@ -212,11 +233,10 @@ class PatchBatches(Dataset[Batch]):
         return names
 
     @property
-    def _numbers(self) -> range:
-        """Numbers of this process's samples in the global batch: 0, 1 and 2, 3, 4 of five."""
-        first = self.rank * self.batch_size // self.world_size
-        end = (self.rank + 1) * self.batch_size // self.world_size
-        return range(first, end)
+    def _numbers(self) -> list[int]:
+        return numbers_of_process(
+            self.rank, self.world_size, batch_size=self.batch_size, n_parts=self.accumulate
+        )
 
     def _rng(self, step: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, step, number])
