@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tversky_seg.models import UNet3D
 from tversky_seg.runtime import distributed
 from tversky_seg.runtime.distributed import (
     all_gather_list,
+    any_process,
     map_over_ranks,
     rank_zero_first,
     run_sharded,
@@ -313,15 +315,16 @@ def test_a_connection_that_is_lost_while_it_is_made_is_made_again(
     )
     monkeypatch.setattr(distributed.dist, "init_process_group", connect)
     monkeypatch.setattr(distributed.dist.distributed_c10d, "_set_pg_timeout", waits.append)
+    monkeypatch.setattr(distributed.dist, "new_group", lambda **settings: settings["timeout"])
     if n_lost == 3:
         with pytest.raises(
             distributed.LostProcess, match="process 0: the 2 processes did not meet in 3 tries"
         ):
             distributed._connect()
     else:
-        distributed._connect()
+        assert distributed._connect() == distributed.LONGEST_WAIT
     assert tries == [distributed.CONNECT_TIMEOUT] * min(n_lost + 1, 3)
-    assert waits == [distributed.LONGEST_WAIT] * (n_lost < 3)
+    assert waits == [distributed.STEP_TIMEOUT] * (n_lost < 3)
 
 
 def test_processes_that_are_restarted_see_no_address_of_those_before(
@@ -337,10 +340,34 @@ def test_processes_that_are_restarted_see_no_address_of_those_before(
     monkeypatch.setattr(distributed, "rendezvous", lambda _: iter([(kept, 0, 2)]))
     monkeypatch.setattr(distributed.dist, "init_process_group", connect)
     monkeypatch.setattr(distributed.dist.distributed_c10d, "_set_pg_timeout", lambda _: None)
+    monkeypatch.setattr(distributed.dist, "new_group", lambda **_: None)
     for count in ("0", "1"):
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
         distributed._connect()
     assert seen == [False, False]
+
+
+def meet_a_process_that_hangs(rank: int, store: str, result: str) -> None:
+    """One of two processes; the second never comes to the step."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2
+    )
+    distributed._set_timeout(timedelta(seconds=2))
+    if rank == 1:
+        time.sleep(10)
+        return
+    try:
+        any_process(False)
+    except RuntimeError as error:
+        Path(result).write_text(str(distributed._is_lost_connection(error)), encoding="utf-8")
+
+
+def test_a_process_that_hangs_is_lost_after_the_time_of_a_step(tmp_path: Path) -> None:
+    assert timedelta(minutes=1) < distributed.STEP_TIMEOUT < timedelta(hours=1)
+    result = tmp_path / "result"
+    arguments = (str(tmp_path / "store"), str(result))
+    torch.multiprocessing.spawn(meet_a_process_that_hangs, arguments, nprocs=2)
+    assert result.read_text(encoding="utf-8") == "True"
 
 
 def test_alone_nothing_is_shared() -> None:

@@ -21,11 +21,18 @@ Item = TypeVar("Item")
 
 CONNECT_TIMEOUT = timedelta(seconds=60)
 N_TRIES = 3
+STEP_TIMEOUT = timedelta(minutes=30)
+"""Time that one process may be behind the others in a step or a validation case. The end of a
+process is noticed at once; this is for one that hangs or was stopped."""
+
 LONGEST_WAIT = timedelta(hours=6)
-"""Time that the first process may need to prepare the data. The end of a process is noticed at
-once."""
+"""Time that the first process may need to prepare the data, or one to predict its share."""
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+# The group in which processes wait for a long time; None: the one in which they compute.
+_waiting_group: dist.ProcessGroup | None = None
 
 
 class LostProcess(RuntimeError):
@@ -42,24 +49,29 @@ def process_group() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_torchelastic_launched():
         yield
         return
-    _connect()
+    global _waiting_group
+    _waiting_group = _connect()
     try:
         yield
     except RuntimeError as error:
         if not _is_lost_connection(error):
             raise
         raise LostProcess(
-            f"process {rank()}: it lost another process; the line that one printed says why"
+            f"process {rank()}: another process ended or hangs; the line that one printed says why"
         ) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        _waiting_group = None
 
 
-def _connect() -> None:
+def _connect() -> dist.ProcessGroup:
     """Meet the other processes, in several short tries.
 
     A try has a minute, because gloo waits for an address that no longer answers.
+
+    Returns:
+        A second group of all processes, in which they may wait for a long time.
 
     Raises:
         LostProcess: No try brought all processes together.
@@ -87,8 +99,9 @@ def _connect() -> None:
                 str(error).partition("\n")[0],
             )
             continue
-        _set_timeout(LONGEST_WAIT)
-        return
+        _set_timeout(STEP_TIMEOUT)
+        waiting_group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+        return waiting_group
     raise LostProcess(
         f"process {process}: the {n_processes} processes did not meet in {N_TRIES} tries; "
         "run the same command again"
@@ -130,7 +143,7 @@ def wait_for_all() -> None:
     """Return when every process has come here."""
     if world_size() > 1:
         # A reduction on the host is a barrier, too, and one that NCCL's watchdog does not end.
-        dist.all_reduce(torch.zeros(1))
+        dist.all_reduce(torch.zeros(1), group=_waiting_group)
 
 
 @contextmanager
