@@ -293,6 +293,17 @@ def test_adaptive_weight_is_predicted_background_over_predicted_lesion(detached)
     torch.testing.assert_close(gradient_of(loss, logits, target, weight), gradient)
 
 
+@pytest.mark.parametrize("level", [-30.0, -44.0, -60.0, -300.0, 60.0])
+@pytest.mark.parametrize("has_lesion", [False, True])
+def test_adaptive_weight_of_a_network_sure_of_one_class_has_a_finite_gradient(level, has_lesion):
+    target = torch.zeros(2, 1, 6, 6, 6)
+    target[:, :, :2] = float(has_lesion)
+    logits = torch.full_like(target, level).requires_grad_()
+    value = WeightedBCELoss()(logits, target)
+    assert value.isfinite()
+    assert gradient_of(WeightedBCELoss(), logits, target).isfinite().all()
+
+
 def test_focal_is_the_papers_formula():
     logits, target, weight = random_case()
     p = logits.sigmoid()

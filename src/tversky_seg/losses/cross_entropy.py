@@ -76,7 +76,10 @@ class WeightedBCELoss(nn.Module):
             return torch.full_like(share, self.positive_weight)
         if self.detached:
             share = share.detach()
-        return ((1 - share) / share).clamp(1e-7, 1e7)
+        # Limit the share, not the ratio: the slope of 1 / share overflows where p is 0 everywhere,
+        # and infinity times the zero slope of a limit is NaN.
+        share = share.clamp(1e-7, 1 - 1e-7)
+        return (1 - share) / share
 
 
 class FocalLoss(nn.Module):
