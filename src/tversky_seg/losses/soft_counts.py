@@ -68,15 +68,13 @@ class _SoftSums(torch.autograd.Function):
         ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, squared: bool
     ) -> Tensor:
         p = torch.empty(logits.shape, dtype=counting_dtype(logits), device=logits.device)
-        x_rows = _as_rows(logits)
-        rows = _Rows.of(p, target, weight)
+        rows = _Rows.of(p, logits, target, weight)
         sums_of_rows = []
         for row in range(rows.n_rows):
             parts = []
             for voxels in rows.slices():
-                x = x_rows[row, voxels]
+                rows.compute_p(row, voxels)
                 p_part, g, w = rows.part(row, voxels)
-                torch.sigmoid(x.to(p.dtype), out=p_part)
                 check_range(g)
                 parts.append(_sums(p_part, g, w, squared=squared))
             sums_of_rows.append(torch.stack(parts).sum(0))
@@ -92,13 +90,16 @@ class _SoftSums(torch.autograd.Function):
         logits, target, weight = ctx.saved_tensors
         p = ctx.p
         ctx.p = None  # the gradient takes its place
-        if p is None:  # a second backward pass, after retain_graph=True
-            p = logits.to(counting_dtype(logits), memory_format=torch.contiguous_format).sigmoid()
-        rows = _Rows.of(p, target, weight)
+        is_second_pass = p is None  # after retain_graph=True
+        if is_second_pass:
+            p = torch.empty(logits.shape, dtype=counting_dtype(logits), device=logits.device)
+        rows = _Rows.of(p, logits, target, weight)
         slopes = d_sums.flatten(1)  # (3, B * C)
         for row in range(rows.n_rows):
             a, b, _ = slopes[:, row]
             for voxels in rows.slices():
+                if is_second_pass:
+                    rows.compute_p(row, voxels)
                 _write_gradient(*rows.part(row, voxels), a=a, b=b, squared=ctx.squared)
         return p.to(logits.dtype), None, None, None
 
@@ -108,15 +109,16 @@ class _Rows:
     """The voxels of each sample and class as one row, (B * C, X * Y * Z)."""
 
     p: Tensor
+    logits: Tensor
     target: Tensor
     weight: Tensor | None
 
     @classmethod
-    def of(cls, p: Tensor, target: Tensor, weight: Tensor | None) -> _Rows:
+    def of(cls, p: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None) -> _Rows:
         """Flatten tensors (B, C, X, Y, Z)."""
         if weight is not None:
             weight = _as_rows(weight)
-        return cls(_as_rows(p), _as_rows(target), weight)
+        return cls(_as_rows(p), _as_rows(logits), _as_rows(target), weight)
 
     @property
     def n_rows(self) -> int:
@@ -126,6 +128,11 @@ class _Rows:
     def slices(self) -> list[slice]:
         """Parts of a row: all is done to one part before the next one is read."""
         return cache_sized_slices(self.p.shape[1], self.p.device)
+
+    def compute_p(self, row: int, voxels: slice) -> None:
+        """Compute the probability of some voxels from their logits."""
+        x = self.logits[row, voxels]
+        torch.sigmoid(x.to(self.p.dtype), out=self.p[row, voxels])
 
     def part(self, row: int, voxels: slice) -> tuple[Tensor, Tensor, Tensor | None]:
         """Look up p, g and w of some voxels, (N,), g and w in the type of p, p as a view."""
