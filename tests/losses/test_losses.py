@@ -40,6 +40,7 @@ LOSSES = {
     "generalized dice of classes alone": GeneralizedDiceLoss(
         background=False, smooth=1.0, over_batch=False
     ),
+    "generalized dice squared": GeneralizedDiceLoss(squared=True),
     "bce": BCELoss(),
     "weighted bce": WeightedBCELoss(positive_weight=5.0),
     "adaptive bce": WeightedBCELoss(),
@@ -249,6 +250,24 @@ def test_generalized_dice_of_one_class_is_the_two_class_formula():
             / (importance * (w * (p + g)).sum(**sums)).sum()
         )
         torch.testing.assert_close(GeneralizedDiceLoss()(logits, target, w), 1 - both)
+
+
+@pytest.mark.parametrize("has_lesion", [True, False])
+def test_squared_generalized_dice_is_that_of_the_released_code(has_lesion):
+    """arXiv 2007.10033's iw/torch.py: weights 1 / (1 + size^2), squares in the denominator."""
+    logits, target, _ = random_case((2, 1, 5, 4, 3))
+    target = target * has_lesion
+    p = torch.cat([logits.sigmoid(), 1 - logits.sigmoid()], 1)
+    g = torch.cat([target, 1 - target], 1)
+    axes = (2, 3, 4)
+    importance = 1 / (1 + g.sum(axes) ** 2)
+    numerator = (importance * (p * g).sum(axes)).sum(-1)
+    denominator = (importance * (p**2 + g**2).sum(axes)).sum(-1)
+    expected = (1 - 2 * numerator / denominator).mean()
+    loss = GeneralizedDiceLoss(squared=True, over_batch=False)
+    torch.testing.assert_close(loss(logits, target), expected)
+    (gradient,) = torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(gradient_of(loss, logits, target), gradient)
 
 
 def test_generalized_dice_with_an_empty_class_still_follows_the_others():
@@ -500,6 +519,14 @@ def test_backward_can_be_repeated_and_scales(loss):
     value = loss(logits, target, weight)
     first = torch.autograd.grad(value, logits, retain_graph=True)[0].clone()
     torch.testing.assert_close(torch.autograd.grad(7 * value, logits)[0], 7 * first)
+
+
+@each_loss
+def test_a_second_backward_pass_repeats_the_first_bit_for_bit(loss):
+    logits, target, weight = random_case((2, 1, 5, 7, 11), dtype=torch.float32)
+    value = loss(logits, target, weight)
+    first = torch.autograd.grad(value, logits, retain_graph=True)[0].clone()
+    assert torch.equal(torch.autograd.grad(value, logits)[0], first)
 
 
 @each_loss

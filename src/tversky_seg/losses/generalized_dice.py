@@ -24,31 +24,32 @@ class GeneralizedDiceLoss(nn.Module):
     Args:
         background: Add the complement 1 - p of each class as another class, so that one class means
             the two-class formula of the paper. False: the classes alone; one class is then Dice.
+        squared: Take the form that ran in arXiv 2007.10033,
+            1 - 2 sum_c w_c sum(p_c g_c) / sum_c w_c sum(p_c^2 + g_c^2), w_c = 1 / (1 + size_c^2).
         smooth: Voxels of the rarest class added to numerator and denominator, as in TverskyLoss.
             0 by default: the background keeps the ratio defined.
         over_batch: As in TverskyLoss.
     """
 
     def __init__(
-        self, *, background: bool = True, smooth: float = 0.0, over_batch: bool = True
+        self,
+        *,
+        background: bool = True,
+        squared: bool = False,
+        smooth: float = 0.0,
+        over_batch: bool = True,
     ) -> None:
         super().__init__()
         self.background = background
+        self.squared = squared
         self.smooth = checked_smooth(smooth)
         self.over_batch = over_batch
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Compute the loss, a scalar in [0, 1], of logits and target (B, C, X, Y, Z)."""
-        tp, fp, fn = soft_counts(logits, target, weight, over_batch=self.over_batch)
-        if self.background:
-            # A false positive of a class is a false negative of its background.
-            tn = _n_voxels(logits, weight, over_batch=self.over_batch) - tp - fp - fn
-            background_fp = fn
-            background_fn = fp
-            tp = torch.cat([tp, tn], -1)
-            fp = torch.cat([fp, background_fp], -1)
-            fn = torch.cat([fn, background_fn], -1)
-        importance = _importance((tp + fn).detach())
+        tp, fp, fn = self._counts(logits, target, weight)
+        size = (tp + fn).detach()
+        importance = 1 / (1 + size.square()) if self.squared else _importance(size)
         tp = (importance * tp).sum(-1)
         fp = (importance * fp).sum(-1)
         fn = (importance * fn).sum(-1)
@@ -57,7 +58,38 @@ class GeneralizedDiceLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Settings, as repr() shows them."""
-        return f"background={self.background}, smooth={self.smooth:g}, over_batch={self.over_batch}"
+        return (
+            f"background={self.background}, squared={self.squared}, smooth={self.smooth:g}, "
+            f"over_batch={self.over_batch}"
+        )
+
+    def _counts(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Count TP, FP and FN of each class, then of the background of each."""
+        tp, fp, fn = soft_counts(
+            logits, target, weight, squared=self.squared, over_batch=self.over_batch
+        )
+        if not self.background:
+            return tp, fp, fn
+        if self.squared:
+            # The sum of (1 - p)^2 does not follow from the counts of the class. 1 - p is the
+            # sigmoid of -logits.
+            g = target.to(counting_dtype(logits))
+            background_tp, background_fp, background_fn = soft_counts(
+                -logits, 1 - g, weight, squared=True, over_batch=self.over_batch
+            )
+        else:
+            # A false positive of a class is a false negative of its background.
+            n_voxels = _n_voxels(logits, weight, over_batch=self.over_batch)
+            background_tp = n_voxels - tp - fp - fn
+            background_fp = fn
+            background_fn = fp
+        return (
+            torch.cat([tp, background_tp], -1),
+            torch.cat([fp, background_fp], -1),
+            torch.cat([fn, background_fn], -1),
+        )
 
 
 def _importance(size: Tensor) -> Tensor:
