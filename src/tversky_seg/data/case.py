@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,9 @@ from tversky_seg.data.errors import DataError
 from tversky_seg.data.image_files import file_and_frame
 
 SPLITS = ("train", "val", "test")
-SAFE_CHARACTERS = "letters, digits and _ . = + @ -"
-_SAFE_NAME = re.compile(r"\w([\w .=+@-]{0,126}[\w=+@-])?")
+MAX_NAME_LENGTH = 128
+MAX_NAME_BYTES = 200  # a file name may have 255, and _probability.nii.gz and a class come after
+_PUNCTUATION = " .=+@-"
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,44 @@ def files_of(cases: Sequence[Case]) -> list[Path]:
     return list(files)
 
 
-def is_safe_name(name: str) -> bool:
-    """Tell whether a name can stand in a file name on any system.
+def normal_form(name: str) -> str:
+    """Return the one form of a name: macOS writes é in two characters, most others in one."""
+    return unicodedata.normalize("NFC", name)
 
-    It has no separator, neither begins nor ends with a dot or space, and is not empty.
+
+def same_file_name(name: str) -> str:
+    """Return what two names have in common if they are one file on macOS or Windows."""
+    return normal_form(normal_form(name).casefold())
+
+
+def broken_name_rule(name: str) -> str | None:
+    """Tell what is expected of a name that cannot stand in a file name on any system.
+
+    A name has no separator, neither begins nor ends with a dot or space, and is not empty.
+
+    Returns:
+        Half a sentence for the user; None for a safe name.
     """
-    return _SAFE_NAME.fullmatch(name) is not None
+    if not _has_safe_characters(name):
+        return "expected letters, digits and _ . = + @ -"
+    if len(name) > MAX_NAME_LENGTH or len(name.encode()) > MAX_NAME_BYTES:
+        return f"expected at most {MAX_NAME_LENGTH} characters and {MAX_NAME_BYTES} bytes"
+    return None
+
+
+def _has_safe_characters(name: str) -> bool:
+    if not name or not _is_letter(name[0]) or name[-1] in " .":
+        return False
+    return all(_is_letter(c) or _is_mark(c) or c in _PUNCTUATION for c in name)
+
+
+def _is_letter(character: str) -> bool:
+    return character.isalnum() or character == "_"
+
+
+def _is_mark(character: str) -> bool:
+    """Tell accents and vowel signs, which belong to the letter before them."""
+    return unicodedata.category(character).startswith("M")
 
 
 def check_case_id(case_id: str, *, source: str = "data") -> None:
@@ -94,13 +127,10 @@ def check_case_id(case_id: str, *, source: str = "data") -> None:
     Raises:
         DataError: It is empty, has a slash, or begins with a dot.
     """
-    if not is_safe_name(case_id):
-        raise DataError(
-            source,
-            f"case_id {case_id!r}",
-            f"expected {SAFE_CHARACTERS}, since it becomes part of file names",
-            case_id=case_id,
-        )
+    expected = broken_name_rule(case_id)
+    if expected is not None:
+        expected += ", since it becomes part of file names"
+        raise DataError(source, f"case_id {case_id!r}", expected, case_id=case_id)
 
 
 def check_cases(cases: Sequence[Case], *, source: str) -> None:
@@ -117,9 +147,9 @@ def check_cases(cases: Sequence[Case], *, source: str) -> None:
 def case_faults(cases: Sequence[Case], *, source: str) -> list[DataError]:
     """List unsafe and duplicate case ids, and subjects in two splits or folds."""
     faults: list[DataError] = []
-    case_id_of: dict[str, str] = {}  # name of the file on a system that ignores upper case -> case
+    case_id_of: dict[str, str] = {}  # file name on macOS and Windows -> case
     for case in cases:
-        file_name = case.case_id.casefold()
+        file_name = same_file_name(case.case_id)
         earlier = case_id_of.get(file_name)
         try:
             check_case_id(case.case_id, source=source)

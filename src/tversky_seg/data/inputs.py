@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tversky_seg.data.bids_inputs import cases_in_bids, is_bids
-from tversky_seg.data.case import SAFE_CHARACTERS, Case, check_cases, is_safe_name
+from tversky_seg.data.case import Case, broken_name_rule, check_cases, normal_form
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.image_files import (
     file_and_frame,
@@ -91,9 +91,10 @@ def _case_of_files(
         file, _ = file_and_frame(path)
         if not file.is_file():
             raise DataError(path, "no such file", f"expected the image of {name}")
-    case_id = image_stem(paths[names[0]]) if case_id is None else case_id
-    if not is_safe_name(case_id):
-        raise DataError("case_id", repr(case_id), f"expected {SAFE_CHARACTERS}; set case_id=")
+    case_id = normal_form(image_stem(paths[names[0]]) if case_id is None else case_id)
+    expected = broken_name_rule(case_id)
+    if expected is not None:
+        raise DataError("case_id", repr(case_id), f"{expected}; set case_id=")
     images = {name: paths[name] for name in names}
     case = Case(
         case_id=case_id, subject_id=case_id, images=images, brain_mask=paths.get("brain_mask")
@@ -195,13 +196,13 @@ def _case_and_modality(
     path: Path, modalities: Sequence[str], *, folder: Path
 ) -> tuple[str, str] | None:
     """Tell the case and the modality of a file by its name and its folder's, or return None."""
-    stem = image_stem(path)
+    stem = normal_form(image_stem(path))
     # Of the modalities T1 and post_T1, a_post_T1.nii is the second: the longer name goes first.
     for name in sorted([*modalities, "brain_mask"], key=len, reverse=True):
         if path.parent == folder and stem.endswith(f"_{name}"):
             return stem.removesuffix(f"_{name}"), name
         if path.parent != folder and stem == name:
-            return path.parent.name, name
+            return normal_form(path.parent.name), name
     return None
 
 
@@ -240,6 +241,7 @@ def _first_few(ids: Sequence[str]) -> str:
 def _pick(cases: list[Case], case_id: str | None, *, source: Path) -> list[Case]:
     if case_id is None:
         return cases
+    case_id = normal_form(case_id)
     chosen = [case for case in cases if case.case_id == case_id]
     if not chosen:
         names = ", ".join(case.case_id for case in cases[:MAX_NAMES])

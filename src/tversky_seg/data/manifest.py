@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import csv
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tversky_seg.data.case import SPLITS, Case, case_faults, check_cases
+from tversky_seg.data.case import (
+    SPLITS,
+    Case,
+    case_faults,
+    check_cases,
+    normal_form,
+    same_file_name,
+)
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.image_files import file_and_frame
 from tversky_seg.runtime.files import write_csv
@@ -97,7 +105,7 @@ def inspect_manifest(
     for row in rows:
         try:
             case = _case_of(row, names, needed, path=path)
-            name = case.case_id.casefold()
+            name = same_file_name(case.case_id)
             if name in cases:
                 check_cases([cases[name], case], source=str(path))
             cases[name] = case
@@ -162,7 +170,7 @@ def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
     if len(lines) < 2:
         expected = "expected a header line and a line for each case"
         raise DataError(path, "lists no case", expected)
-    columns = [cell.strip() for cell in lines[0][1]]
+    columns = [normal_form(cell.strip()) for cell in lines[0][1]]
     rows = []
     for number, row in lines[1:]:
         cells = [cell.strip() for cell in row]
@@ -218,10 +226,10 @@ def _case_of(row: _Row, modalities: Sequence[str], needed: Sequence[str], *, pat
     files = {}
     for column, cell in row.cells.items():
         if cell:
-            files[column] = folder / Path(cell).expanduser()
+            files[column] = _in_existing_form(folder / Path(cell).expanduser())
     return Case(
-        case_id=row.cells["case_id"],
-        subject_id=row.cells["subject_id"],
+        case_id=normal_form(row.cells["case_id"]),
+        subject_id=normal_form(row.cells["subject_id"]),
         images={name: files[name] for name in modalities if name in files},
         labels=_labels_of(files, source=source),
         brain_mask=files.get("brain_mask"),
@@ -231,6 +239,19 @@ def _case_of(row: _Row, modalities: Sequence[str], needed: Sequence[str], *, pat
         fold=_fold_of(row, source=source),
         consensus=_consensus_of(row, source=source),
     )
+
+
+def _in_existing_form(path: Path) -> Path:
+    """Return a path in the Unicode form that the file system has: é as one character or two."""
+    file, _ = file_and_frame(path)
+    if file.exists():
+        return path
+    for form in ("NFC", "NFD"):
+        candidate = Path(unicodedata.normalize(form, str(path)))
+        file, _ = file_and_frame(candidate)
+        if file.exists():
+            return candidate
+    return path
 
 
 def _labels_of(files: Mapping[str, Path], *, source: str) -> tuple[Path, ...]:

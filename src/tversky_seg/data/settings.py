@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tversky_seg.data.case import SAFE_CHARACTERS, is_safe_name
+from tversky_seg.data.case import broken_name_rule, normal_form
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import is_reserved
 
@@ -45,10 +45,9 @@ def check_modalities(modalities: Sequence[str] | None) -> tuple[str, ...]:
     key = "data.modalities"
     if isinstance(modalities, str):
         raise DataError(key, repr(modalities), "expected a list as in [FLAIR,T1]")
-    names = tuple(str(name) for name in modalities or ())
+    names = tuple(normal_form(str(name)) for name in modalities or ())
     for name in names:
-        if not is_safe_name(name):
-            raise DataError(key, repr(name), f"expected {SAFE_CHARACTERS}")
+        _check_name(name, key=key)
         if is_reserved(name):
             raise DataError(key, f"{name!r} is a column with another meaning", "rename it")
     if len(set(names)) < len(names):
@@ -68,8 +67,7 @@ def check_classes(classes: Mapping[str, Any] | None) -> dict[str, tuple[int, ...
         raise DataError("data.classes", str(classes), "expected e.g. {lesion: [1]}")
     checked = {}
     for name, values in classes.items():
-        if not is_safe_name(str(name)):
-            raise DataError("data.classes", repr(name), f"expected {SAFE_CHARACTERS}")
+        _check_name(str(name), key="data.classes")
         checked[str(name)] = _label_values(values, key=f"data.classes.{name}")
     return checked
 
@@ -140,6 +138,12 @@ def check_rater(rater: int | str | None) -> int | str | None:
         expected = f"expected null, a number from 1 or one of {', '.join(RATERS)}"
         raise DataError("data.rater", repr(rater), expected)
     return rater
+
+
+def _check_name(name: str, *, key: str) -> None:
+    expected = broken_name_rule(name)
+    if expected is not None:
+        raise DataError(key, repr(name), expected)
 
 
 def _label_values(values: Any, *, key: str) -> tuple[int, ...]:
