@@ -366,3 +366,21 @@ def test_a_file_of_another_format_is_refused_by_name(tmp_path: Path, name: str) 
     (tmp_path / "b.mgz").write_bytes(gzipped(plain))
     with pytest.raises(DataError, match=rf"{name}: .*\.nii\.gz"):
         read_volume(tmp_path / name)
+
+
+@pytest.mark.parametrize(("unit", "mm"), [("meter", 1000), ("micron", 0.001), ("unknown", 1)])
+def test_the_unit_of_the_header_is_honoured(tmp_path: Path, unit: str, mm: float) -> None:
+    image = nib.Nifti1Image(VOXELS, np.diag([1 / mm, 1 / mm, 1 / mm, 1]) @ OBLIQUE)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii")
+    for affine in (read_volume(tmp_path / "a.nii").affine, read_grid(tmp_path / "a.nii")[1]):
+        assert np.allclose(affine, OBLIQUE, rtol=1e-5)
+
+
+def test_an_unknown_unit_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", VOXELS)
+    content = bytearray(path.read_bytes())
+    content[123] = 5  # xyzt_units
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.nii: .*5"):
+        read_volume(path)

@@ -24,6 +24,8 @@ PROBABILITY_SCALE = 1 / 65535
 MAX_VOXELS = 2**30
 _MAX_GZIP_RATIO = 1032  # deflate never does better
 _CHUNK = 2**20  # bytes
+_UNIT_BITS = 0b111  # of xyzt_units; the others are the unit of time
+_UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, mm, micron
 _WHOLE_NUMBER_TOLERANCE = 1e-3
 _UNREADABLE = (
     ImageFileError,
@@ -333,11 +335,24 @@ def _smallest_type(data: NDArray[Any]) -> np.dtype[Any]:
 
 
 def _affine_of(image: Any, path: Path) -> NDArray[np.float64]:
+    """Return the map from voxel indices to mm in RAS."""
     affine = np.asarray(image.affine, dtype=np.float64)
+    unit_mm = _unit_mm(image.header, path)
+    if unit_mm != 1:
+        affine = np.diag([unit_mm, unit_mm, unit_mm, 1]) @ affine
     if not _is_invertible(affine):
         fault = f"its affine {affine[:3].round(4).tolist()} is not a map to space"
         raise DataError(path, fault, "repair the header")
     return affine
+
+
+def _unit_mm(header: Any, path: Path) -> float:
+    """Return the header's unit of length in mm; mm if it names none."""
+    code = int(header["xyzt_units"]) & _UNIT_BITS
+    if code not in _UNITS_MM:
+        fault = f"its header gives lengths in the unknown unit {code}"
+        raise DataError(path, fault, "repair xyzt_units in the header")
+    return _UNITS_MM[code]
 
 
 def _is_invertible(affine: NDArray[np.float64]) -> bool:
