@@ -1,6 +1,8 @@
 import bz2
 import contextlib
 import gzip
+import math
+import re
 import struct
 import warnings
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import (
     PROBABILITY_SCALE,
     affine_shift_voxels,
+    metric_spacing,
     ras_grid,
     read_grid,
     read_label,
@@ -58,7 +61,9 @@ def test_any_number_type_is_read_as_float32(tmp_path: Path, dtype: str, ending: 
     assert np.array_equal(volume.data, VOXELS)
     assert np.allclose(volume.affine, OBLIQUE)
     assert volume.shape == (4, 5, 6)
-    assert volume.spacing_mm == pytest.approx(np.sqrt([1.1**2, 0.04 + 0.81, 9 + 0.01 + 0.16]))
+    assert spacing_of(volume.affine) == pytest.approx(
+        np.sqrt([1.1**2, 0.04 + 0.81, 9 + 0.01 + 0.16])
+    )
     shape, affine = read_grid(path)
     assert shape == (4, 5, 6)
     assert np.array_equal(affine, volume.affine)
@@ -384,3 +389,41 @@ def test_an_unknown_unit_is_refused(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"a\.nii: .*5"):
         read_volume(path)
+
+
+@pytest.mark.parametrize("reader", [read_volume, read_label, read_grid])
+@pytest.mark.parametrize("size", [1e6, 101, 1e-4])
+def test_absurd_voxel_sizes_are_refused(tmp_path: Path, reader: object, size: float) -> None:
+    path = save(tmp_path / "a.nii", VOXELS, affine=np.diag([size, 2, 2, 1]))
+    with pytest.raises(DataError, match=re.escape(f"{size:g} x 2 x 2 mm")):
+        reader(path)
+
+
+@pytest.mark.parametrize("reader", [read_volume, read_label, read_grid])
+def test_a_voxel_size_of_zero_is_refused(tmp_path: Path, reader: object) -> None:
+    path = save(tmp_path / "a.nii", VOXELS)
+    content = bytearray(path.read_bytes())
+    content[252:256] = struct.pack("<hh", 0, 0)  # neither qform nor sform: pixdim alone
+    content[80:84] = struct.pack("<f", 0.0)  # pixdim[1]
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.nii: .*0"):
+        reader(path)
+
+
+def test_volumes_of_sheared_axes_go_by_the_determinant(tmp_path: Path) -> None:
+    gantry_tilt = np.array([[1.0, 0, 0, 5], [0, 1, 1, 5], [0, 0, 2, 5], [0, 0, 0, 1]])
+    assert spacing_of(gantry_tilt) == pytest.approx((1, 1, math.sqrt(5)))
+    assert math.prod(metric_spacing(gantry_tilt)) == pytest.approx(2)
+    assert sorted(metric_spacing(gantry_tilt[:, [2, 0, 1, 3]])) == sorted(
+        metric_spacing(gantry_tilt)
+    )
+    volume = read_volume(save(tmp_path / "a.nii", VOXELS, affine=gantry_tilt))
+    assert math.prod(volume.spacing_mm) == pytest.approx(2)
+
+
+def test_axes_at_right_angles_have_their_lengths_to_the_bit() -> None:
+    turn = np.array([[np.cos(0.3), -np.sin(0.3), 0], [np.sin(0.3), np.cos(0.3), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn * (0.9, 1.1, 3.3)
+    assert metric_spacing(affine) == spacing_of(affine)
+    assert metric_spacing(affine.astype(np.float32)) == spacing_of(affine.astype(np.float32))

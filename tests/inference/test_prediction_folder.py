@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from helpers.networks import FirstChannel
 from helpers.oblique_cases import FLAIR, a_case
-from tversky_seg.data.nifti import affine_shift_voxels, read_volume, spacing_of
+from tversky_seg.data.nifti import affine_shift_voxels, read_volume
 from tversky_seg.inference.lesion_table import MANY_VOXELS, distance_to_edge
 from tversky_seg.inference.predict import predict_cases
 from tversky_seg.inference.prediction_folder import (
@@ -79,7 +79,7 @@ def test_lesions_are_those_of_scipy(tmp_path: Path) -> None:
     rows = write_prediction(tmp_path, "a", probability[None], OBLIQUE, threshold=threshold)
     mask = read_volume(tmp_path / "a_mask.nii.gz").data > 0
     labels, _ = ndimage.label(mask, np.ones((3, 3, 3)))
-    sizes = np.sort(np.bincount(labels.ravel())[1:])[::-1] * np.prod(spacing_of(OBLIQUE))
+    sizes = np.sort(np.bincount(labels.ravel())[1:])[::-1] * abs(np.linalg.det(OBLIQUE[:3, :3]))
     np.testing.assert_allclose([row["volume_mm3"] for row in rows], sizes, atol=1e-3)
     largest = 1 + np.argmax(np.bincount(labels.ravel())[1:])
     centre = OBLIQUE[:3, :3] @ ndimage.center_of_mass(labels == largest) + OBLIQUE[:3, 3]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from tversky_seg.data.nifti import ras_grid, spacing_of
+from tversky_seg.data.nifti import metric_spacing, ras_grid, spacing_of
 
 Shape = tuple[int, int, int]
 Floats = NDArray[np.float32]
@@ -59,8 +59,8 @@ class Geometry:
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Voxel size that the network sees, along R, A, S."""
-        return spacing_of(self.full_affine)
+        """Voxel size that the network sees, along R, A, S; the product is a voxel's volume."""
+        return metric_spacing(self.full_affine)
 
     def as_dict(self) -> dict[str, Any]:
         """Convert to plain lists, for JSON."""

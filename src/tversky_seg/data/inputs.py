@@ -92,9 +92,9 @@ def _case_of_files(
         if not file.is_file():
             raise DataError(path, "no such file", f"expected the image of {name}")
     case_id = normal_form(image_stem(paths[names[0]]) if case_id is None else case_id)
-    expected = broken_name_rule(case_id)
-    if expected is not None:
-        raise DataError("case_id", repr(case_id), f"{expected}; set case_id=")
+    rule = broken_name_rule(case_id)
+    if rule is not None:
+        raise DataError("case_id", repr(case_id), f"{rule}; set case_id=")
     images = {name: paths[name] for name in names}
     case = Case(
         case_id=case_id, subject_id=case_id, images=images, brain_mask=paths.get("brain_mask")

@@ -11,11 +11,11 @@ import numpy as np
 from tversky_seg.data.cache import fingerprint
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.nifti import read_label, spacing_of
+from tversky_seg.data.nifti import read_label
 from tversky_seg.runtime.files import read_json, write_json
 from tversky_seg.runtime.progress import Reporter
 
-FORMAT_VERSION = 1  # of the store: raise it when the same label file gives other volumes
+FORMAT_VERSION = 2  # of the store: raise it when the same label file gives other volumes
 
 VolumesByValue = dict[str, float]
 """Label value, as text for JSON -> volume in mm3."""
@@ -79,7 +79,7 @@ def _count(label: Path) -> VolumesByValue:
     volume = read_label(label)
     foreground = volume.data[volume.data != 0]
     values, counts = np.unique(foreground, return_counts=True)
-    voxel_mm3 = math.prod(spacing_of(volume.affine))
+    voxel_mm3 = math.prod(volume.spacing_mm)
     volumes = {}
     for value, count in zip(values.tolist(), counts.tolist(), strict=True):
         volumes[str(value)] = round(count * voxel_mm3, 3)

@@ -6,6 +6,7 @@ import gzip
 import itertools
 import math
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,11 @@ from tversky_seg.runtime.files import replacing
 
 PROBABILITY_SCALE = 1 / 65535
 MAX_VOXELS = 2**30
+MIN_VOXEL_MM = 0.001
+MAX_VOXEL_MM = 100
 _MAX_GZIP_RATIO = 1032  # deflate never does better
 _CHUNK = 2**20  # bytes
+_RIGHT_ANGLE_TOLERANCE = 1e-5  # relative; headers store float32
 _UNIT_BITS = 0b111  # of xyzt_units; the others are the unit of time
 _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, mm, micron
 _WHOLE_NUMBER_TOLERANCE = 1e-3
@@ -67,8 +71,8 @@ class Volume:
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Voxel size along each axis of the array."""
-        return spacing_of(self.affine)
+        """Voxel size along each axis of the array; the product is the volume of a voxel."""
+        return metric_spacing(self.affine)
 
 
 def read_volume(path: Path | str, *, dtype: DTypeLike | None = np.float32) -> Volume:
@@ -81,7 +85,7 @@ def read_volume(path: Path | str, *, dtype: DTypeLike | None = np.float32) -> Vo
 
     Raises:
         DataError: The file is missing, not a NIfTI file, damaged, not 3D, absurdly large, has no
-            usable affine, or holds voxels that are NaN or infinite.
+            usable affine, voxels beyond 0.001 to 100 mm, or voxels that are NaN or infinite.
     """
     path = Path(path)
     image = _open(path)
@@ -165,9 +169,25 @@ def write_volume(
 
 
 def spacing_of(affine: ArrayLike) -> tuple[float, float, float]:
-    """Measure the voxel size in mm along each axis of an array with this affine (4, 4)."""
+    """Measure the distance in mm of neighbouring voxels along each axis of an affine (4, 4)."""
     x, y, z = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)
     return (float(x), float(y), float(z))
+
+
+def metric_spacing(affine: ArrayLike) -> tuple[float, float, float]:
+    """Return the voxel size in mm to measure volumes and distances with.
+
+    The product of the three is the volume of a voxel, the determinant of the affine. At right
+    angles they are the distances of neighbouring voxels; of sheared axes, as of a CT with tilted
+    gantry, these times one factor, and distances are approximate.
+    """
+    x, y, z = spacing_of(affine)
+    volume = abs(float(np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3])))
+    share = volume / (x * y * z)
+    if share > 1 - _RIGHT_ANGLE_TOLERANCE:
+        return (x, y, z)
+    factor = math.cbrt(share)
+    return (x * factor, y * factor, z * factor)
 
 
 def axis_codes(affine: ArrayLike) -> str:
@@ -237,6 +257,7 @@ def _open(path: Path) -> Any:
         raise DataError(file, f"is a {type(image).__name__}", "expected a NIfTI image")
     _check_shape(shape, path)
     _check_size(image, file, size)
+    _refuse_zero_voxels(image, file)
     return image
 
 
@@ -251,6 +272,18 @@ def _check_shape(shape: tuple[int, ...], path: Path) -> None:
     if frame is not None and (len(shape) > 4 or frame >= n_frames):
         expected = f"expected one from 0 to {n_frames - 1}"
         raise DataError(path, f"{fault}, no frame {frame}", expected)
+
+
+def _refuse_zero_voxels(image: Any, file: Path) -> None:
+    """Refuse a voxel size of 0, which nibabel replaces by 1 mm."""
+    if image.header["sform_code"] > 0:
+        return  # the voxel sizes are those of the sform
+    with image.file_map["image"].get_prepare_fileobj("rb") as stream:
+        header = type(image.header).from_fileobj(stream, check=False)
+    sizes = header["pixdim"][1:4]
+    if 0 in sizes:
+        fault = f"its header gives voxels of {_times_mm(sizes)}"
+        raise DataError(file, fault, "repair pixdim in the header")
 
 
 def _check_size(image: Any, file: Path, size: int) -> None:
@@ -343,6 +376,11 @@ def _affine_of(image: Any, path: Path) -> NDArray[np.float64]:
     if not _is_invertible(affine):
         fault = f"its affine {affine[:3].round(4).tolist()} is not a map to space"
         raise DataError(path, fault, "repair the header")
+    spacing_mm = spacing_of(affine)
+    # A voxel of a kilometre would be resampled to a million, with gigabytes.
+    if min(spacing_mm) < MIN_VOXEL_MM or max(spacing_mm) > MAX_VOXEL_MM:
+        fault = f"has voxels of {_times_mm(spacing_mm)}"
+        raise DataError(path, fault, f"expected {MIN_VOXEL_MM} to {MAX_VOXEL_MM} mm")
     return affine
 
 
@@ -387,3 +425,7 @@ def _scaled(data: NDArray[Any], scale: float) -> NDArray[np.uint16]:
 
 def _times(shape: tuple[int, ...]) -> str:
     return " x ".join(str(n) for n in shape)
+
+
+def _times_mm(spacing_mm: Iterable[float]) -> str:
+    return " x ".join(f"{size:g}" for size in spacing_mm) + " mm"

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import KDTree
 
-from tversky_seg.data.nifti import spacing_of
+from tversky_seg.data.nifti import metric_spacing
 from tversky_seg.inference.output_errors import writing
 from tversky_seg.runtime.files import write_csv
 
@@ -42,7 +42,7 @@ def number_lesions(
     # Stable: lesions of equal size keep the order of their first voxels.
     order = np.argsort(-n_voxels, kind="stable")
     # A lesion of exactly this size stays; the voxel size has the error of float32.
-    is_large = n_voxels[order] * math.prod(spacing_of(affine)) >= min_volume_mm3 * (1 - 1e-6)
+    is_large = n_voxels[order] * math.prod(metric_spacing(affine)) >= min_volume_mm3 * (1 - 1e-6)
     order = order[is_large]
     # From component to number; 0 for the background and for what is too small.
     numbers = np.zeros(n + 1, dtype=np.uint32)
@@ -79,7 +79,7 @@ def lesion_rows(
     if not len(voxels):
         return []
     affine = np.asarray(affine, dtype=np.float64)
-    spacing_mm = spacing_of(affine)
+    spacing_mm = metric_spacing(affine)
     number = lesions[tuple(voxels.T)]
     n_voxels = np.bincount(number)[1:]
     centres = np.stack([_sums(number, axis) for axis in voxels.T]) / n_voxels
