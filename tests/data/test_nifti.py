@@ -427,3 +427,17 @@ def test_axes_at_right_angles_have_their_lengths_to_the_bit() -> None:
     affine[:3, :3] = turn * (0.9, 1.1, 3.3)
     assert metric_spacing(affine) == spacing_of(affine)
     assert metric_spacing(affine.astype(np.float32)) == spacing_of(affine.astype(np.float32))
+
+
+@pytest.mark.parametrize("unit", ["meter", "mm", "micron"])
+def test_a_mask_has_the_unit_and_the_forms_of_its_image(tmp_path: Path, unit: str) -> None:
+    mm = {"meter": 1000, "mm": 1, "micron": 0.001}[unit]
+    image = nib.Nifti1Image(VOXELS, np.diag([2 / mm, 1 / mm, 3 / mm, 1]))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii")
+    source = read_volume(tmp_path / "a.nii")
+    write_volume(tmp_path / "b.nii", source.data > 5, source.affine, like=tmp_path / "a.nii")
+    header = nib.load(tmp_path / "b.nii").header
+    assert header.get_xyzt_units()[0] == unit
+    assert np.allclose(header.get_sform(), image.affine)
+    assert np.allclose(read_label(tmp_path / "b.nii").affine, source.affine)

@@ -142,8 +142,8 @@ def write_volume(
         affine: (4, 4), stored as sform and qform.
         scale: Store `data / scale` rounded to uint16 with this as scale factor, as
             `PROBABILITY_SCALE` for probabilities in [0, 1]; None: store the values themselves.
-        like: Image on the same grid, whose sform and qform are stored with their codes; None: the
-            affine is both, with code 1.
+        like: Image on the same grid, whose sform, qform, codes and unit are stored; None: the
+            affine is both forms in mm, with code 1.
 
     Raises:
         DataError: The file cannot be written, or `like` cannot be read.
@@ -156,9 +156,11 @@ def write_volume(
     image.header.set_xyzt_units("mm")
     image.set_sform(image.affine, code=1)
     image.set_qform(image.affine, code=1)
-    if like is not None:
-        _copy_forms(_open(Path(like)).header, image)
     image.header.set_slope_inter(1.0 if scale is None else scale, 0.0)
+    if like is not None:
+        _copy_forms(Path(like), image)
+        # An image without affine is saved with the forms of its header, whatever their unit.
+        image = nib.Nifti1Image(stored, None, image.header)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as scratch:
@@ -226,17 +228,21 @@ def ras_grid(
     return (x, y, z), np.asarray(affine, dtype=np.float64) @ back
 
 
-def _copy_forms(header: Any, image: Any) -> None:
-    """Give an image the sform and qform of another header that places its voxels alike.
+def _copy_forms(source: Path, image: Any) -> None:
+    """Give an image the sform, qform and unit of another file that places its voxels alike.
 
     A header can hold two positions: the qform, mostly that in the scanner, and the sform, mostly
     one in a template. Programs differ in which they use: ITK takes the qform unless the code of the
     sform is 1. With both, a mask lies on its image in all of them.
     """
-    codes = int(header["sform_code"]), int(header["qform_code"])
-    shift = affine_shift_voxels(image.affine, header.get_best_affine(), image.shape)
-    if codes == (0, 0) or shift > _ALIKE_VOXELS:
+    opened = _open(source)
+    header = opened.header
+    has_form = header["sform_code"] > 0 or header["qform_code"] > 0
+    shift = affine_shift_voxels(image.affine, _affine_of(opened, source), image.shape)
+    if not has_form or shift > _ALIKE_VOXELS:
         return
+    if _unit_mm(header, source) != 1:
+        image.header["xyzt_units"] = header["xyzt_units"]
     for field in _FORM_FIELDS:
         image.header[field] = header[field]
     # The size of a voxel belongs to the qform; behind it are the sizes of further axes.
