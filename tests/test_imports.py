@@ -30,7 +30,11 @@ CORE = {
 
 CORE_LIBRARIES = {"numpy", "scipy", "torch", "cc3d", "tversky_seg"}
 
-ONLY_IN = {"nibabel": {"data/nifti.py"}, "hydra": {"config"}, "omegaconf": {"config"}}
+ONLY_IN = {
+    "nibabel": {"data/nifti.py", "data/affines.py"},
+    "hydra": {"config"},
+    "omegaconf": {"config"},
+}
 NEVER_AT_THE_TOP = {
     "matplotlib",
     "mlflow",

@@ -7,8 +7,8 @@ import pytest
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
+from tversky_seg.data.affines import spacing_of
 from tversky_seg.data.grids import Geometry, crop_or_pad, network_grid, resample, to_input_grid
-from tversky_seg.data.nifti import spacing_of
 
 RNG = np.random.default_rng(0)
 OBLIQUE = np.array([[0.9, 0.2, -0.1, 40], [-0.2, 1.1, 0.1, -20], [0.1, -0.1, 2.8, 7], [0, 0, 0, 1]])

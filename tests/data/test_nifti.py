@@ -12,16 +12,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from tversky_seg.data.affines import affine_shift_voxels, metric_spacing, ras_grid, spacing_of
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import (
     PROBABILITY_SCALE,
-    affine_shift_voxels,
-    metric_spacing,
-    ras_grid,
     read_grid,
     read_label,
     read_volume,
-    spacing_of,
     write_volume,
 )
 
@@ -441,3 +438,11 @@ def test_a_mask_has_the_unit_and_the_forms_of_its_image(tmp_path: Path, unit: st
     assert header.get_xyzt_units()[0] == unit
     assert np.allclose(header.get_sform(), image.affine)
     assert np.allclose(read_label(tmp_path / "b.nii").affine, source.affine)
+
+
+def test_probabilities_keep_their_scale_with_the_forms_of_an_image(tmp_path: Path) -> None:
+    source = save(tmp_path / "a.nii", VOXELS, affine=np.diag([2.0, 1, 3, 1]))
+    probability = (VOXELS / VOXELS.max()).astype(np.float32)
+    affine = np.diag([2.0, 1, 3, 1])
+    write_volume(tmp_path / "p.nii", probability, affine, scale=PROBABILITY_SCALE, like=source)
+    assert np.allclose(read_volume(tmp_path / "p.nii").data, probability, atol=1e-5)

@@ -7,7 +7,8 @@ from scipy import ndimage
 
 from helpers.networks import FirstChannel
 from helpers.oblique_cases import FLAIR, a_case
-from tversky_seg.data.nifti import affine_shift_voxels, read_volume
+from tversky_seg.data.affines import affine_shift_voxels
+from tversky_seg.data.nifti import read_volume
 from tversky_seg.inference.lesion_table import MANY_VOXELS, distance_to_edge
 from tversky_seg.inference.predict import predict_cases
 from tversky_seg.inference.prediction_folder import (

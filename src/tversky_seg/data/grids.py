@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from tversky_seg.data.nifti import metric_spacing, ras_grid, spacing_of
+from tversky_seg.data.affines import metric_spacing, ras_grid, spacing_of
 
 Shape = tuple[int, int, int]
 Floats = NDArray[np.float32]

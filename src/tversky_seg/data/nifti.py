@@ -1,9 +1,8 @@
-"""3D images in NIfTI files: checked when read, whole or absent when written. The only nibabel."""
+"""3D images in NIfTI files: checked when read, whole or absent when written."""
 
 from __future__ import annotations
 
 import gzip
-import itertools
 import math
 import zlib
 from collections.abc import Iterable
@@ -17,7 +16,9 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from tversky_seg.data.affines import affine_shift_voxels, metric_spacing, spacing_of
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.grids import FINE_SHIFT_VOXELS
 from tversky_seg.data.image_files import check_image_file, file_and_frame, is_gzip
 from tversky_seg.runtime.files import replacing
 
@@ -27,7 +28,6 @@ MIN_VOXEL_MM = 0.001
 MAX_VOXEL_MM = 100
 _MAX_GZIP_RATIO = 1032  # deflate never does better
 _CHUNK = 2**20  # bytes
-_RIGHT_ANGLE_TOLERANCE = 1e-5  # relative; headers store float32
 _UNIT_BITS = 0b111  # of xyzt_units; the others are the unit of time
 _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, mm, micron
 _WHOLE_NUMBER_TOLERANCE = 1e-3
@@ -44,7 +44,6 @@ _UNREADABLE = (
     MemoryError,
     OverflowError,
 )
-_ALIKE_VOXELS = 0.01  # as grids.FINE_SHIFT_VOXELS, which imports this module
 _FORM_FIELDS = (
     *("sform_code", "srow_x", "srow_y", "srow_z"),
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -156,11 +155,11 @@ def write_volume(
     image.header.set_xyzt_units("mm")
     image.set_sform(image.affine, code=1)
     image.set_qform(image.affine, code=1)
-    image.header.set_slope_inter(1.0 if scale is None else scale, 0.0)
     if like is not None:
         _copy_forms(Path(like), image)
         # An image without affine is saved with the forms of its header, whatever their unit.
         image = nib.Nifti1Image(stored, None, image.header)
+    image.header.set_slope_inter(1.0 if scale is None else scale, 0.0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as scratch:
@@ -168,64 +167,6 @@ def write_volume(
     except OSError as error:
         fault = f"cannot be written ({error.strerror or error})"
         raise DataError(path, fault, "name a folder with room") from error
-
-
-def spacing_of(affine: ArrayLike) -> tuple[float, float, float]:
-    """Measure the distance in mm of neighbouring voxels along each axis of an affine (4, 4)."""
-    x, y, z = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)
-    return (float(x), float(y), float(z))
-
-
-def metric_spacing(affine: ArrayLike) -> tuple[float, float, float]:
-    """Return the voxel size in mm to measure volumes and distances with.
-
-    The product of the three is the volume of a voxel, the determinant of the affine. At right
-    angles they are the distances of neighbouring voxels; of sheared axes, as of a CT with tilted
-    gantry, these times one factor, and distances are approximate.
-    """
-    x, y, z = spacing_of(affine)
-    volume = abs(float(np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3])))
-    share = volume / (x * y * z)
-    if share > 1 - _RIGHT_ANGLE_TOLERANCE:
-        return (x, y, z)
-    factor = math.cbrt(share)
-    return (x * factor, y * factor, z * factor)
-
-
-def axis_codes(affine: ArrayLike) -> str:
-    """Name the directions that the axes of an affine (4, 4) run to most nearly: "RAS", "LPS"."""
-    return "".join(nib.aff2axcodes(np.asarray(affine, dtype=np.float64)))
-
-
-def affine_shift_voxels(a: ArrayLike, b: ArrayLike, shape: tuple[int, int, int]) -> float:
-    """Measure how far apart two affines (4, 4) put a voxel: the most along any axis.
-
-    Args:
-        a: Affine in whose voxels the shift is measured.
-        b: The other affine.
-        shape: Shape of the array.
-    """
-    # Two affine maps differ most at a corner of the array, so the corners stand for all voxels.
-    corners = np.array([*itertools.product(*((0, n - 1) for n in shape))])
-    homogeneous = np.c_[corners, np.ones(8)]
-    b_to_a = np.linalg.solve(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
-    voxels = homogeneous @ b_to_a.T
-    return float(np.abs(voxels[:, :3] - corners).max())
-
-
-def ras_grid(
-    shape: tuple[int, int, int], affine: ArrayLike
-) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
-    """Turn a grid by permuting and flipping axes until they run most nearly to R, A and S.
-
-    Returns:
-        Shape and affine (4, 4) of the same voxels.
-    """
-    orientation = nib.io_orientation(affine)
-    order = np.argsort(orientation[:, 0])
-    back = nib.orientations.inv_ornt_aff(orientation, shape)
-    x, y, z = (shape[axis] for axis in order)
-    return (x, y, z), np.asarray(affine, dtype=np.float64) @ back
 
 
 def _copy_forms(source: Path, image: Any) -> None:
@@ -239,7 +180,7 @@ def _copy_forms(source: Path, image: Any) -> None:
     header = opened.header
     has_form = header["sform_code"] > 0 or header["qform_code"] > 0
     shift = affine_shift_voxels(image.affine, _affine_of(opened, source), image.shape)
-    if not has_form or shift > _ALIKE_VOXELS:
+    if not has_form or shift > FINE_SHIFT_VOXELS:
         return
     if _unit_mm(header, source) != 1:
         image.header["xyzt_units"] = header["xyzt_units"]

@@ -22,17 +22,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tversky_seg.data.affines import affine_shift_voxels, axis_codes, spacing_of
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.image_files import file_and_frame
-from tversky_seg.data.nifti import (
-    affine_shift_voxels,
-    axis_codes,
-    read_grid,
-    read_label,
-    read_volume,
-    spacing_of,
-)
+from tversky_seg.data.nifti import read_grid, read_label, read_volume
 from tversky_seg.data.preprocessing.note import OUTSIDE_BRAIN, Note
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess, require_lesions
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase

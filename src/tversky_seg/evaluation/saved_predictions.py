@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tversky_seg.data.affines import affine_shift_voxels
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.nifti import Volume, affine_shift_voxels, read_label, read_volume
+from tversky_seg.data.nifti import Volume, read_label, read_volume
 from tversky_seg.data.settings import check_classes
 from tversky_seg.inference.prediction_folder import (
     PROBABILITY_ENDING,

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tversky_seg.data.affines import ras_grid
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import resample
-from tversky_seg.data.nifti import Volume, ras_grid, read_label, read_volume
+from tversky_seg.data.nifti import Volume, read_label, read_volume
 from tversky_seg.evaluation.saved_predictions import Predictions
 from tversky_seg.report.slices import ShownCase
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import KDTree
 
-from tversky_seg.data.nifti import metric_spacing
+from tversky_seg.data.affines import metric_spacing
 from tversky_seg.inference.output_errors import writing
 from tversky_seg.runtime.files import write_csv
 

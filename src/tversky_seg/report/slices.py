@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from tversky_seg.data.nifti import spacing_of
+from tversky_seg.data.affines import spacing_of
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.metrics.masks import Mask, bounding_box
 from tversky_seg.metrics.surface import surface

@@ -8,6 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from tversky_seg.data.affines import affine_shift_voxels
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import (
     FINE_SHIFT_VOXELS,
@@ -16,7 +17,7 @@ from tversky_seg.data.grids import (
     Shape,
     resample,
 )
-from tversky_seg.data.nifti import Volume, affine_shift_voxels
+from tversky_seg.data.nifti import Volume
 from tversky_seg.data.preprocessing.note import HALF_VOXEL, OTHER_GRID, Note
 
 

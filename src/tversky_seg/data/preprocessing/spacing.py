@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tversky_seg.data.affines import ras_grid, spacing_of
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.nifti import ras_grid, read_grid, spacing_of
+from tversky_seg.data.nifti import read_grid
 
 Spacing = tuple[float, float, float]
 

@@ -1,0 +1,70 @@
+"""Affines (4, 4) from voxel indices to mm in RAS: voxel sizes, orientation, shifts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_RIGHT_ANGLE_TOLERANCE = 1e-5  # relative; headers store float32
+
+
+def spacing_of(affine: ArrayLike) -> tuple[float, float, float]:
+    """Measure the distance in mm of neighbouring voxels along each axis of an affine (4, 4)."""
+    x, y, z = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)
+    return (float(x), float(y), float(z))
+
+
+def metric_spacing(affine: ArrayLike) -> tuple[float, float, float]:
+    """Return the voxel size in mm to measure volumes and distances with.
+
+    The product of the three is the volume of a voxel, the determinant of the affine. At right
+    angles they are the distances of neighbouring voxels; of sheared axes, as of a CT with tilted
+    gantry, these times one factor, and distances are approximate.
+    """
+    x, y, z = spacing_of(affine)
+    volume = abs(float(np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3])))
+    share = volume / (x * y * z)
+    if share > 1 - _RIGHT_ANGLE_TOLERANCE:
+        return (x, y, z)
+    factor = math.cbrt(share)
+    return (x * factor, y * factor, z * factor)
+
+
+def axis_codes(affine: ArrayLike) -> str:
+    """Name the directions that the axes of an affine (4, 4) run to most nearly: "RAS", "LPS"."""
+    return "".join(nib.aff2axcodes(np.asarray(affine, dtype=np.float64)))
+
+
+def affine_shift_voxels(a: ArrayLike, b: ArrayLike, shape: tuple[int, int, int]) -> float:
+    """Measure how far apart two affines (4, 4) put a voxel: the most along any axis.
+
+    Args:
+        a: Affine in whose voxels the shift is measured.
+        b: The other affine.
+        shape: Shape of the array.
+    """
+    # Two affine maps differ most at a corner of the array, so the corners stand for all voxels.
+    corners = np.array([*itertools.product(*((0, n - 1) for n in shape))])
+    homogeneous = np.c_[corners, np.ones(8)]
+    b_to_a = np.linalg.solve(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
+    voxels = homogeneous @ b_to_a.T
+    return float(np.abs(voxels[:, :3] - corners).max())
+
+
+def ras_grid(
+    shape: tuple[int, int, int], affine: ArrayLike
+) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+    """Turn a grid by permuting and flipping axes until they run most nearly to R, A and S.
+
+    Returns:
+        Shape and affine (4, 4) of the same voxels.
+    """
+    orientation = nib.io_orientation(affine)
+    order = np.argsort(orientation[:, 0])
+    back = nib.orientations.inv_ornt_aff(orientation, shape)
+    x, y, z = (shape[axis] for axis in order)
+    return (x, y, z), np.asarray(affine, dtype=np.float64) @ back
