@@ -11,7 +11,7 @@ from helpers.cohorts import AFFINE, add_case, make_cohort, save, scan, write_row
 from helpers.command_line import call, train
 from helpers.runs import images_equal, rows_of
 from tversky_seg.data.manifest import read_manifest
-from tversky_seg.evaluation.evaluator import METRICS
+from tversky_seg.metrics.case_metrics import METRICS
 
 # Cohorts as they come
 

@@ -139,7 +139,7 @@ def of_another_program(finished: Run, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "found"),
     [
-        (damaged_checkpoint, "cut.pt: damaged; "),
+        (damaged_checkpoint, "cut.pt: damaged"),
         (with_code, "code.pt: holds more than tensors and plain values; "),
         (with_another_target, "model._target_: os.system; "),
         (with_other_weights, "weights.pt: its parts do not fit each other; "),

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from helpers.command_line import train
 from helpers.runs import Run, contents
 from tversky_seg.data.manifest import read_manifest
-from tversky_seg.evaluation.evaluator import METRICS
+from tversky_seg.metrics.case_metrics import METRICS
 
 # What a run leaves
 
