@@ -22,7 +22,7 @@ from tversky_seg.data.preprocessing.parallel import prepare_all
 from tversky_seg.data.preprocessing.pipeline import preprocessing_of
 from tversky_seg.data.preprocessing.prepared_case import one_case_per_rater
 from tversky_seg.data.split import split_dataset
-from tversky_seg.data_check.examine import check_training
+from tversky_seg.data_check import check_training
 from tversky_seg.inference.predict import predict_cases
 from tversky_seg.report.terminal import metrics_table
 from tversky_seg.runtime.checkpoints import checksum, load_checkpoint

@@ -1,6 +1,7 @@
-"""The doctor: every fault of bad data is named with file, finding and remedy; costs and plan are right."""
+"""Dataset check: every fault is named with file and remedy; costs and plan are right."""
 
 import csv
+import re
 import shlex
 import shutil
 import sys
@@ -26,17 +27,11 @@ from tversky_seg.data.patches.samplers import (
 )
 from tversky_seg.data.preprocessing.parallel import prepare_all
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess
-from tversky_seg.data_check.examine import Finding, examine, examine_cases
-from tversky_seg.data_check.memory import (
-    GIB,
-    draws_for_all,
-    expected_draws,
-    lesion_shares,
-    loader_bytes,
-    make_plan,
-    memory_at_hand,
-    step_bytes,
-)
+from tversky_seg.data_check.coverage import draws_for_all, expected_draws, lesion_shares
+from tversky_seg.data_check.examine import examine, examine_cases
+from tversky_seg.data_check.finding import Finding
+from tversky_seg.data_check.memory import GIB, free_memory, loader_bytes, step_bytes
+from tversky_seg.data_check.plan import make_plan
 from tversky_seg.models import UNet3D
 
 SETTINGS = Preprocessing(modalities=MODALITIES)
@@ -49,7 +44,7 @@ def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(manifest: Path, *words: object) -> Outcome:
-    """Run the doctor on a manifest, in this process."""
+    """Run the check on a manifest, in this process."""
     where = [f"data.manifest={manifest}", f"data.cache_dir={manifest.parent / 'cache'}"]
     own = [f"output_dir={manifest.parent / 'check'}", "n_workers=1"]
     return call("check_data", "data=manifest", *where, *own, *NETWORK, *words)
@@ -87,17 +82,18 @@ def broken(folder: Path, name: str, content: bytes) -> Case:
 def test_a_sound_cohort_has_no_errors_and_gets_a_page_that_needs_no_other_file(tmp_path):
     outcome = check(make_cohort(tmp_path, n=6))
     assert outcome.status == 0, outcome
-    assert "6 cases looked at: 0 errors" in outcome.stdout
+    assert "6 cases checked: 0 errors" in outcome.stdout
     page = (tmp_path / "check" / "report.html").read_text()
-    assert page.count("data:image/svg+xml;base64,") == 3, "lesion sizes, prevalence, spacing"
+    assert page.count("<svg") == 3, "lesion sizes, prevalence, spacing"
     assert page.count("data:image/png;base64,") == 6, "a picture of each case"
-    assert "http" not in page.replace("http://www.w3.org", "")
+    assert not re.findall(r"(?:src|href)=\"http", page)
     rows = rows_of(tmp_path / "check" / "cases.csv")
     assert [row["case"] for row in rows] == [f"c{i}" for i in range(6)]
     assert rows[0]["shape"] == "24 x 26 x 22"
     assert rows[0]["spacing (mm)"] == "2 x 2 x 2"
     assert {row["set"] for row in rows} == {"train", "val", "test"}
-    lines = [line.split()[0] for line in outcome.stdout.splitlines() if line.startswith("c")]
+    table = outcome.stdout[outcome.stdout.index("\ncase") :]
+    lines = [line.split()[0] for line in table.splitlines() if line.startswith("c")]
     assert lines[:7] == ["case", *(f"c{i}" for i in range(6))], "plain text, a line for each case"
     assert not set("\x1b│┃━─") & set(outcome.stdout)
 
@@ -190,7 +186,7 @@ def test_a_mask_that_a_scale_factor_decodes_to_almost_one_is_read_and_noted(tmp_
     report = examine(case, SETTINGS)
     assert report.n_lesions == examine(one_case(tmp_path / "plain"), SETTINGS).n_lesions
     assert [f.level for f in report.findings] == ["note"]
-    assert "decode to no whole number, as 0.999999" in report.findings[0].found
+    assert "decode to 0.999999" in report.findings[0].found
 
 
 def test_a_negative_background_a_lesion_outside_the_brain_and_no_lesion_are_warnings(tmp_path):
@@ -255,10 +251,10 @@ def test_faults_of_the_list_are_all_named_and_the_sound_cases_looked_at(tmp_path
     assert any("duplicate case_id" in text for text in found)
     assert any("is in split test and train" in text for text in found)
     assert any(text == "no such file" for text in found)
-    assert "3 cases looked at" in outcome.stdout
+    assert "3 cases checked" in outcome.stdout
 
 
-def test_what_the_doctor_calls_an_error_training_refuses_in_the_same_words(tmp_path):
+def test_what_the_check_calls_an_error_training_refuses_in_the_same_words(tmp_path):
     manifest = make_cohort(tmp_path, n=4)
     (tmp_path / "c1_T1.nii.gz").write_bytes(b"<html></html>")
     save(tmp_path / "c2_label.nii.gz", scan(2)[1] * 3)
@@ -287,7 +283,7 @@ def test_copies_and_other_units_are_found_between_cases(tmp_path):
     )
 
 
-def test_training_warns_of_cases_without_lesion_as_the_doctor_does(tmp_path):
+def test_training_warns_of_cases_without_lesion_as_the_check_does(tmp_path):
     rows = [
         add_case(tmp_path, f"c{i}", seed=i) | {"split": "test" if i == 3 else "train"}
         for i in range(4)
@@ -331,13 +327,9 @@ def test_where_nothing_can_be_done_one_line_says_why(tmp_path):
     assert not (tmp_path / "check").exists()
 
 
-def test_it_takes_the_words_of_train():
-    read = {
-        name: yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
-        for name in ("train", "check_data")
-    }
-    assert read["train"]["defaults"] == read["check_data"]["defaults"]
-    assert {*read["train"]} <= {*read["check_data"]}
+def test_it_takes_the_settings_of_train():
+    check_data = yaml.safe_load((ROOT / "configs" / "check_data.yaml").read_text())
+    assert check_data["defaults"][0] == "train"
 
 
 def test_mask_only_subjects_of_the_real_cohort_are_warnings(real_data, tmp_path):
@@ -348,7 +340,7 @@ def test_mask_only_subjects_of_the_real_cohort_are_warnings(real_data, tmp_path)
     ]
     outcome = call("check_data", "data=lesjak2017", *words, *NETWORK, "n_workers=1")
     assert outcome.status == 0
-    assert "2 cases looked at: 0 errors, 28 warnings, 2 notes" in outcome.stdout
+    assert "2 cases checked: 0 errors, 28 warnings, 2 notes" in outcome.stdout
     assert "patient01 has no FLAIR, T1, T2" in outcome.stdout
     assert "3 of 49769 lesion voxels lie outside the brain" in outcome.stdout
 
@@ -420,7 +412,7 @@ def test_exact_shares_are_those_of_the_draws(tmp_path, sampler):
 def test_a_sampler_that_does_not_aim_at_lesions_has_no_shares(tmp_path):
     prepared = [preprocess(one_case(tmp_path), SETTINGS)]
     assert lesion_shares(UniformSampler(patch_size=8), prepared) is None
-    assert "not known" in check(make_cohort(tmp_path, n=3), "sampler=uniform").stdout
+    assert "unknown" in check(make_cohort(tmp_path, n=3), "sampler=uniform").stdout
 
 
 def test_the_memory_of_a_step_is_counted_to_a_quarter():
@@ -463,4 +455,4 @@ def test_a_plan_fits_the_memory_the_volumes_and_thick_slices():
         network, spacing_mm=(0.5, 0.5, 5), shape=(300, 300, 24), memory_bytes=80 * GIB, **known
     )
     assert thick.patch_size == (128, 128, 12)
-    assert memory_at_hand(torch.device("cpu")) > 0
+    assert free_memory(torch.device("cpu")) > 0

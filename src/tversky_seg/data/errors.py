@@ -51,3 +51,10 @@ class DataError(ValueError):
         parts = [part for part in (first.where, first.found, first.expected) if part]
         parts[-1] += f" (and {len(faults) - 1} more: run scripts/check_data.py)"
         return cls(*parts, case_id=first.case_id, faults=faults)
+
+
+class NonFiniteError(DataError):
+    """A volume with voxels that are NaN or infinite."""
+
+    n_voxels: int = 0
+    """Number of these voxels."""

@@ -17,7 +17,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from tversky_seg.data.affines import affine_shift_voxels, metric_spacing, spacing_of
-from tversky_seg.data.errors import DataError
+from tversky_seg.data.errors import DataError, NonFiniteError
 from tversky_seg.data.grids import FINE_SHIFT_VOXELS
 from tversky_seg.data.image_files import check_image_file, file_and_frame, is_gzip
 from tversky_seg.runtime.files import replacing
@@ -294,7 +294,9 @@ def _refuse_non_finite(data: NDArray[Any], path: Path) -> None:
     n = data.size - np.count_nonzero(np.isfinite(data))
     if n:
         expected = "expected finite values, as 0 outside the brain"
-        raise DataError(path, f"{n} voxels are NaN or infinite", expected)
+        fault = NonFiniteError(path, f"{n} voxels are NaN or infinite", expected)
+        fault.n_voxels = int(n)
+        raise fault
 
 
 def _rounded(data: NDArray[Any], path: Path) -> NDArray[Any]:

@@ -1,1 +1,6 @@
-"""The check of a dataset before a training: every file, the plan, the page."""
+"""The check of a dataset before a training: every file, the costs, a plan."""
+
+from tversky_seg.data_check.check import DatasetCheck, Training, check_dataset, survey_dataset
+from tversky_seg.data_check.cohort import check_training
+
+__all__ = ["DatasetCheck", "Training", "check_dataset", "check_training", "survey_dataset"]

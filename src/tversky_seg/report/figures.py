@@ -45,7 +45,7 @@ class Curve:
 
 def curve_figure(curves: Sequence[Curve]) -> Figure:
     """Draw precision against recall, all cases pooled, and mark the masks on it."""
-    figure, axes = _new_axes(xlabel="Recall (sensitivity)", ylabel="Precision")
+    figure, axes = new_axes(xlabel="Recall (sensitivity)", ylabel="Precision")
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     for k, curve in enumerate(curves):
         prefix = f"{_literal(curve.name)}: " if len(curves) > 1 else ""
@@ -72,7 +72,7 @@ def threshold_figure(columns: Columns, *, threshold: float | None) -> Figure:
         columns: Columns of threshold_curve.csv, of one class.
         threshold: Threshold of the masks, drawn as a vertical line; None: not drawn.
     """
-    figure, axes = _new_axes(xlabel="Threshold", ylabel="Dice, F2")
+    figure, axes = new_axes(xlabel="Threshold", ylabel="Dice, F2")
     axes.set(xlim=(0, 1), ylim=(0, 1))
     at = columns["threshold"]
     axes.plot(at, columns["mean_dice"], color=COLOURS[0], label="Dice, mean over cases")
@@ -92,7 +92,7 @@ def froc_figure(columns: Columns, froc: Mapping[str, Any]) -> Figure:
         columns: Columns of froc.csv, of one class.
         froc: Summary of the curve, as in metrics.json.
     """
-    figure, axes = _new_axes(xlabel="False lesions per case", ylabel="Lesion recall")
+    figure, axes = new_axes(xlabel="False lesions per case", ylabel="Lesion recall")
     # The curve starts at no prediction at all.
     false_lesions = np.append(columns["false_lesions_per_case"], 0.0)
     recall = np.append(columns["recall"], 0.0)
@@ -116,7 +116,7 @@ def size_figure(bins: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
         bins: Volume bins with at least one lesion, as in metrics.json.
     """
-    figure, axes = _new_axes(xlabel="Lesion volume (mm³)", ylabel="Lesion recall")
+    figure, axes = new_axes(xlabel="Lesion volume (mm³)", ylabel="Lesion recall")
     for k, part in enumerate(bins):
         recall = part["recall"] or 0.0
         axes.bar(k, recall, width=0.72, color=COLOURS[0], alpha=0.8)
@@ -143,7 +143,7 @@ def bland_altman_figure(
             differences are named.
         limits: `bias_mm3`, `lowest_mm3` and `highest_mm3` of metrics.json; None where undefined.
     """
-    figure, axes = _new_axes(
+    figure, axes = new_axes(
         xlabel="Mean of both volumes (mm³)", ylabel="Predicted - reference (mm³)"
     )
     axes.axhline(0, color=GREY, linewidth=0.5)
@@ -175,7 +175,7 @@ def calibration_figure(bins: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
         bins: Bins with at least one voxel, as in metrics.json.
     """
-    figure, axes = _new_axes(xlabel="Mean predicted probability", ylabel="Share of lesion voxels")
+    figure, axes = new_axes(xlabel="Mean predicted probability", ylabel="Share of lesion voxels")
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="perfect calibration")
     probability = [part["mean_probability"] for part in bins]
@@ -204,7 +204,8 @@ def as_svg(figure: Figure) -> str:
     return document[document.index("<svg") :]
 
 
-def _new_axes(*, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+def new_axes(*, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """Make a figure of one chart in the style of the pages."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.8, 3.6), layout="constrained")

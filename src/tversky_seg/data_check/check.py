@@ -1,0 +1,298 @@
+"""The check of a dataset before a training: cases, findings, costs and a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from tversky_seg.data.case import Case
+from tversky_seg.data.dataset import Dataset, find_cases, survey_cases, with_modalities
+from tversky_seg.data.errors import DataError
+from tversky_seg.data.nifti import read_grid
+from tversky_seg.data.patches.sampling import patch_sides
+from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocessing_of
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase, one_case_per_rater
+from tversky_seg.data.split import draw_split
+from tversky_seg.data_check.case_report import CaseReport
+from tversky_seg.data_check.cohort import cohort_findings, training_findings
+from tversky_seg.data_check.coverage import draws_for_all, expected_draws, lesion_shares
+from tversky_seg.data_check.examine import examine_cases
+from tversky_seg.data_check.finding import LEVELS, NOTE, WARNING, Finding
+from tversky_seg.data_check.memory import format_bytes, free_memory, loader_bytes, step_bytes
+from tversky_seg.data_check.plan import Plan, make_plan, times
+from tversky_seg.report.labels import count
+from tversky_seg.runtime.workers import n_cores
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training whose costs are estimated."""
+
+    network: nn.Module
+    sampler: Any
+    max_steps: int
+    batch_size: int
+    precision: str
+    device: torch.device
+    memory_bytes: int | None = None
+    """Memory to plan with; None: what is free on the device."""
+
+    @property
+    def n_patches(self) -> int:
+        """Patches that the run draws."""
+        return self.max_steps * self.batch_size
+
+    @property
+    def free_bytes(self) -> int:
+        """Memory to plan with."""
+        if self.memory_bytes is None:
+            return free_memory(self.device)
+        return self.memory_bytes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One thing that a training takes."""
+
+    what: str
+    amount: str
+    basis: str
+    """Basis of the estimate."""
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetCheck:
+    """Result of the check of a dataset."""
+
+    reports: Sequence[CaseReport]
+    sets: dict[str, str]
+    """Case id -> "train", "val" or "test"."""
+    findings: Sequence[Finding]
+    """Findings of the dataset and of its cases, errors first."""
+    costs: Sequence[Cost]
+    plan: Plan | None
+    """None where no case can be preprocessed."""
+
+    def count(self, level: str) -> int:
+        """Count the findings of a level."""
+        return sum(finding.level == level for finding in self.findings)
+
+    @property
+    def summary(self) -> str:
+        """Number of cases and findings in one line."""
+        by_level = ", ".join(count(self.count(level), level) for level in LEVELS)
+        return f"{count(len(self.reports), 'case')} checked: {by_level}"
+
+
+def survey_dataset(dataset: Dataset) -> tuple[Dataset, list[Case], list[Finding]]:
+    """List the cases of a dataset as far as possible.
+
+    Returns:
+        The dataset with its modalities named, the cases, and findings about the list.
+
+    Raises:
+        DataError: There is no case to examine.
+    """
+    if dataset.importer is not None:
+        dataset = with_modalities(dataset)
+    cases, incomplete, faults = survey_cases(dataset)
+    if not cases:
+        find_cases(dataset)
+        raise DataError.gather(faults)
+    if not dataset.modalities:
+        most_images = max((case.images for case in cases), key=len)
+        dataset = replace(dataset, modalities=tuple(most_images))
+    findings: list[Finding] = []
+    for fault in faults:
+        findings.extend(Finding.of_fault(one) for one in fault.faults)
+    for case_id, missing in incomplete.items():
+        finding = Finding(
+            WARNING,
+            str(dataset.root),
+            f"{case_id} has no {missing}",
+            "it is left out; download the files or set other data.modalities",
+            case_id,
+        )
+        findings.append(finding)
+    return dataset, cases, findings
+
+
+def check_dataset(
+    dataset: Dataset,
+    cases: Sequence[Case],
+    training: Training,
+    *,
+    list_findings: Sequence[Finding] = (),
+    n_workers: int | None = None,
+) -> DatasetCheck:
+    """Examine every case, estimate what the training takes, and plan it.
+
+    Args:
+        dataset: Dataset with its modalities named, see `survey_dataset`.
+        cases: Cases to examine.
+        training: Training whose costs are estimated.
+        list_findings: Findings about the list of cases.
+        n_workers: Processes; None: as many as save time.
+    """
+    sets, split_findings = _assign_sets(dataset, cases)
+    findings = [*list_findings, *split_findings]
+    settings = _preprocessing_for(dataset, cases)
+    reports = examine_cases(cases, settings, n_workers=n_workers)
+    for report in reports:
+        findings.extend(report.findings)
+    findings.extend(cohort_findings(reports, normalization=dataset.normalization))
+
+    training_reports: list[CaseReport] = []
+    training_cases: list[PreparedCase] = []
+    for report in reports:
+        if report.prepared is not None and sets.get(report.case.case_id) == "train":
+            training_reports.append(report)
+            training_cases.append(report.prepared)
+    if training_cases:
+        findings.extend(training_findings(training_cases))
+    shares = lesion_shares(training.sampler, one_case_per_rater(training_cases))
+    findings.extend(_coverage_findings(shares, training))
+
+    n_classes = len(dataset.classes)
+    n_channels = max((len(report.case.images) for report in reports), default=1)
+    costs = [
+        *_preprocessing_costs(reports),
+        *_step_costs(training, n_channels=n_channels, n_classes=n_classes),
+        *_coverage_costs(shares, training),
+    ]
+    return DatasetCheck(
+        reports=reports,
+        sets=sets,
+        findings=sorted(findings, key=lambda finding: LEVELS.index(finding.level)),
+        costs=costs,
+        plan=_plan(training_reports or reports, training, n_channels=len(dataset.modalities)),
+    )
+
+
+def _assign_sets(dataset: Dataset, cases: Sequence[Case]) -> tuple[dict[str, str], list[Finding]]:
+    """Split the cases as training would, or report why it would not."""
+    try:
+        split = draw_split(dataset, cases)
+    except DataError as fault:
+        return {}, [Finding.of_fault(one) for one in fault.faults]
+    sets: dict[str, str] = {}
+    for name, part in (("train", split.train), ("val", split.val), ("test", split.test)):
+        for case in part:
+            sets[case.case_id] = name
+    return sets, []
+
+
+def _preprocessing_for(dataset: Dataset, cases: Sequence[Case]) -> Preprocessing:
+    """Choose the preprocessing; its voxel size follows from the headers that can be read."""
+    readable = [case for case in cases if _has_header(next(iter(case.images.values())))]
+    if not readable:
+        dataset = replace(dataset, spacing_mm="native")
+    return preprocessing_of(dataset, readable)
+
+
+def _has_header(path: Path) -> bool:
+    try:
+        read_grid(path)
+    except DataError:
+        return False
+    return True
+
+
+def _preprocessing_costs(reports: Sequence[CaseReport]) -> Iterator[Cost]:
+    prepared = [report for report in reports if report.prepared is not None]
+    if not prepared:
+        return
+    cache_bytes = sum(report.cache_bytes for report in prepared)
+    amount = f"{format_bytes(cache_bytes)} for {count(len(prepared), 'case')}"
+    yield Cost("cache on disk", amount, "as preprocessed here")
+    peak_bytes = max(report.peak_bytes for report in prepared)
+    seconds = sum(report.seconds for report in prepared)
+    yield Cost(
+        "preprocessing",
+        f"{format_bytes(peak_bytes)} a process, {seconds:.0f} s on one core",
+        "measured here, with Python and torch",
+    )
+
+
+def _step_costs(training: Training, *, n_channels: int, n_classes: int) -> Iterator[Cost]:
+    sides = patch_sides(training.sampler.patch_size)
+    shape = (training.batch_size, n_channels, *sides)
+    batch = f"a batch of {training.batch_size} x {times(sides)}"
+    try:
+        need = step_bytes(training.network, shape, precision=training.precision)
+    except (RuntimeError, ValueError, TypeError) as fault:
+        # The network cannot take such a batch, or looks at values, which the meta device lacks.
+        yield Cost("training step", f"unknown for {batch}", str(fault).splitlines()[0])
+    else:
+        free = format_bytes(training.free_bytes)
+        yield Cost(
+            "training step",
+            f"{format_bytes(need)} for {batch}",
+            f"estimated, without Python and torch; {free} are free",
+        )
+    amount = format_bytes(loader_bytes(shape, n_classes=n_classes))
+    yield Cost("loader worker", amount, "for batches, without Python and torch")
+
+
+def _coverage_costs(shares: NDArray[np.float64] | None, training: Training) -> Iterator[Cost]:
+    what = "patches needed to sample every lesion once"
+    if shares is None:
+        yield Cost(what, "unknown", "this sampler does not aim at single lesions")
+    elif shares.size:
+        mean = expected_draws(shares)
+        amount = "never"
+        if math.isfinite(mean):
+            amount = f"{mean:,.0f} on average, {draws_for_all(shares):,.0f} with 95 % certainty"
+        rarest = f"{shares.min() * training.n_patches:,.1f} times"
+        yield Cost(
+            what,
+            amount,
+            f"{shares.size} training lesions; the run draws {training.n_patches:,} patches, the "
+            f"rarest lesion {rarest}",
+        )
+
+
+def _coverage_findings(shares: NDArray[np.float64] | None, training: Training) -> Iterator[Finding]:
+    """Note a run that ends before each lesion was sampled once."""
+    if shares is None:
+        return
+    needed = expected_draws(shares)
+    if needed > training.n_patches:
+        yield Finding(
+            NOTE,
+            "trainer.max_steps",
+            f"the run draws {training.n_patches:,} patches, but about {needed:,.0f} are needed "
+            f"before each of the {shares.size} lesions has been sampled once",
+            "lesions are also seen in passing; increase max_steps or batch_size",
+        )
+
+
+def _plan(reports: Sequence[CaseReport], training: Training, *, n_channels: int) -> Plan | None:
+    prepared = [report.prepared for report in reports if report.prepared is not None]
+    if not prepared:
+        return None
+    spacing = np.median([case.spacing_mm for case in prepared], axis=0)
+    x_mm, y_mm, z_mm = (round(float(size), 4) for size in spacing)
+    shape = np.median([case.geometry.shape for case in prepared], axis=0).astype(int).tolist()
+    try:
+        return make_plan(
+            training.network,
+            spacing_mm=(x_mm, y_mm, z_mm),
+            shape=shape,
+            n_channels=n_channels,
+            device=training.device,
+            precision=training.precision,
+            memory_bytes=training.free_bytes,
+            n_cores=n_cores(),
+        )
+    except (RuntimeError, TypeError):
+        # A network that looks at values cannot be measured on the meta device.
+        return None
