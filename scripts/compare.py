@@ -10,7 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from tversky_seg.analysis.comparison import MEASURES, compare, markdown, read_runs, write_comparison
+from tversky_seg.analysis.comparison import MEASURES, compare, markdown, write_comparison
+from tversky_seg.analysis.runs import read_runs
 from tversky_seg.data.errors import DataError
 from tversky_seg.runtime.cli import OneLineParser
 

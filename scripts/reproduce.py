@@ -32,10 +32,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tversky_seg.analysis.comparison import average, compare, read_runs, write_comparison
-from tversky_seg.analysis.cross_validation import judge_folds
+from tversky_seg.analysis.comparison import compare, write_comparison
+from tversky_seg.analysis.cross_validation import evaluate_folds
+from tversky_seg.analysis.runs import average_runs, read_runs
 from tversky_seg.analysis.sweep import (
-    group,
+    group_runs,
     read_sweep,
     recommend,
     summarize_settings,
@@ -392,18 +393,18 @@ def report(paper: Paper, request: Request, jobs: Sequence[Job]) -> None:
         for row in request.rows:
             runs = [job.folder for job in jobs if (job.row, job.seed) == (row, seed)]
             joined = request.output_dir / "cohorts" / f"seed{seed}" / row
-            judged.setdefault(row, []).append(judge_folds(runs, joined))
+            judged.setdefault(row, []).append(evaluate_folds(runs, joined))
             folders.setdefault(row, []).append(joined)
     text = table(paper, request, judged)
     (request.output_dir / "table.md").write_text(text, encoding="utf-8")
     write_csv(paper, request, judged, request.output_dir / "table.csv")
-    settings = group(read_sweep(sorted({job.folder for job in jobs})))
-    said = recommend(settings, "f2")[1] if len(settings) > 1 else ""
+    settings = group_runs(read_sweep(sorted({job.folder for job in jobs})))
+    said = recommend(settings, "f2").text if len(settings) > 1 else ""
     write_summary(
         settings, summarize_settings(settings), said, output_dir=request.output_dir / "summary"
     )
     if len(folders) > 1:
-        compared = [average(read_runs(of_row), name=row) for row, of_row in folders.items()]
+        compared = [average_runs(read_runs(of_row), name=row) for row, of_row in folders.items()]
         write_comparison(compared, compare(compared), output_dir=request.output_dir / "comparison")
     print(f"{text}\n{said}\n{request.output_dir}")
 

@@ -20,19 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from tversky_seg.analysis.comparison import (
-    average,
-    compare,
-    mean_of_defined,
-    read_runs,
-    write_comparison,
-)
-from tversky_seg.analysis.cross_validation import judge_folds
+from tversky_seg.analysis.comparison import compare, write_comparison
+from tversky_seg.analysis.cross_validation import evaluate_folds
+from tversky_seg.analysis.runs import average_runs, read_runs
 from tversky_seg.analysis.sweep import (
     MEASURES,
     Setting,
     SweepRun,
-    group,
+    group_runs,
     markdown_table,
     read_sweep,
     reading,
@@ -43,6 +38,7 @@ from tversky_seg.analysis.sweep import (
 )
 from tversky_seg.data.errors import DataError
 from tversky_seg.inference.operating_point import check_goal
+from tversky_seg.metrics.averages import mean_of_defined
 from tversky_seg.runtime.cli import OneLineParser
 
 
@@ -70,9 +66,9 @@ def main() -> None:
     try:
         check_goal(words.goal)
         runs = read_sweep(words.runs)
-        settings = group(runs)
+        settings = group_runs(runs)
         summaries = summarize_settings(settings, measures=words.measures)
-        _, recommendation = recommend(settings, words.goal)
+        recommendation = recommend(settings, words.goal).text
         recommendation = " ".join(filter(None, [recommendation if len(settings) > 1 else "", left]))
         output = words.output or (
             words.runs[0] / "summary" if len(words.runs) == 1 and len(runs) > 1 else None
@@ -103,7 +99,7 @@ def write_cohorts(settings: Sequence[Setting], output: Path | None) -> None:
             for s in setting.cohorts
         ]
         for seed, folder in zip(setting.cohorts, folders, strict=True):
-            judge_folds(
+            evaluate_folds(
                 [
                     run.judged.folder.parent
                     for run in setting.runs
@@ -112,7 +108,7 @@ def write_cohorts(settings: Sequence[Setting], output: Path | None) -> None:
                 folder,
             )
             print(folder / "evaluation" / "report.html")
-        compared.append(average(read_runs(folders), name=setting.name))
+        compared.append(average_runs(read_runs(folders), name=setting.name))
     if len(compared) > 1:
         write_comparison(compared, compare(compared), output_dir=output / "comparison")
         print(output / "comparison" / "comparison.md")

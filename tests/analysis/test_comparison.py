@@ -14,17 +14,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tversky_seg.analysis.comparison import (
-    average,
-    bootstrap_interval,
-    compare,
-    holm,
-    latex,
-    markdown,
-    read_runs,
-    subject_means,
-    wilcoxon_p,
-)
+from tversky_seg.analysis.comparison import compare, latex, markdown
+from tversky_seg.analysis.runs import average_runs, read_runs
+from tversky_seg.analysis.statistics import bootstrap_interval, holm, subject_means, wilcoxon_p
 from tversky_seg.data.errors import DataError
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compare.py"
@@ -216,7 +208,7 @@ def test_seeds_are_averaged_and_do_not_count_as_subjects(tmp_path):
         for n, v in ((2, 0.2), (4, 0.4))
     ]
     others = [write_run(tmp_path / f"two{n}", {"a": 0.5, "b": v}) for n, v in ((2, None), (4, 0.6))]
-    runs = [average(read_runs(seeds), name="one"), average(read_runs(others), name="two")]
+    runs = [average_runs(read_runs(seeds), name="one"), average_runs(read_runs(others), name="two")]
     (dice,) = compare(runs, measures=["dice"])
     assert (dice.mean_first, dice.mean_second, dice.n_subjects) == (
         pytest.approx(0.4),
@@ -228,7 +220,9 @@ def test_seeds_are_averaged_and_do_not_count_as_subjects(tmp_path):
     assert "Each value is the mean of 2 seeds" in text
     assert "one at threshold 0.3" in text
     with pytest.raises(DataError, match="was not judged there"):
-        average([runs[0], *read_runs([write_run(tmp_path / "other", {"a": 0.5})])], name="none")
+        average_runs(
+            [runs[0], *read_runs([write_run(tmp_path / "other", {"a": 0.5})])], name="none"
+        )
 
 
 def test_latex_escapes_names_and_has_equal_columns(tmp_path):

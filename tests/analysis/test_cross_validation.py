@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from helpers.cohorts import AFFINE, make_cohort, scan
-from tversky_seg.analysis.cross_validation import judge_folds
+from tversky_seg.analysis.cross_validation import evaluate_folds
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import read_manifest, write_manifest
@@ -79,7 +79,7 @@ def test_a_folds_smallest_lesion_takes_nothing_from_another_fold(
     folds: list[Path], tmp_path: Path
 ) -> None:
     change(folds[0] / "predictions" / "predictions.json", min_volume_mm3=1e9)
-    joined = rows(judge_folds(folds, tmp_path / "joined"))
+    joined = rows(evaluate_folds(folds, tmp_path / "joined"))
     of_fold = rows(json.loads((folds[1] / "evaluation" / "metrics.json").read_text()))
     assert of_fold["c2"]["n_predicted_lesions"] > 1
     assert {name: joined[name] for name in of_fold} == of_fold
@@ -90,20 +90,20 @@ def test_a_cohort_of_other_folds_is_judged_anew_and_that_of_the_same_is_kept(
 ) -> None:
     written = tmp_path / "joined" / "evaluation" / "metrics.json"
     for n_folds in (2, 3, 1):  # all of them finished before the first was judged
-        assert judge_folds(folds[:n_folds], tmp_path / "joined")["n_cases"] == 2 * n_folds
+        assert evaluate_folds(folds[:n_folds], tmp_path / "joined")["n_cases"] == 2 * n_folds
         before = written.stat().st_mtime_ns
-        assert judge_folds(folds[:n_folds], tmp_path / "joined")["n_cases"] == 2 * n_folds
+        assert evaluate_folds(folds[:n_folds], tmp_path / "joined")["n_cases"] == 2 * n_folds
         assert written.stat().st_mtime_ns == before
 
 
 def test_a_fold_that_is_missing_is_said(
     folds: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    judge_folds(folds[1:], tmp_path / "joined")
+    evaluate_folds(folds[1:], tmp_path / "joined")
     assert "2 of 6 labelled cases were judged by none of 2 runs, as c0" in caplog.text
     caplog.clear()
-    judge_folds(folds, tmp_path / "joined")
-    judge_folds(folds[:1], tmp_path / "single")  # as of a cohort with a fixed split
+    evaluate_folds(folds, tmp_path / "joined")
+    evaluate_folds(folds[:1], tmp_path / "single")  # as of a cohort with a fixed split
     assert "judged by none" not in caplog.text
 
 
@@ -111,22 +111,22 @@ def test_what_a_fold_lacks_is_named(folds: list[Path], tmp_path: Path) -> None:
     mask = folds[1] / "predictions" / "c2_mask.nii.gz"
     mask.unlink()
     with pytest.raises(DataError, match=rf"{mask}: no such file; expected all predictions"):
-        judge_folds(folds, tmp_path / "joined")
+        evaluate_folds(folds, tmp_path / "joined")
     (folds[1] / "predictions" / "predictions.json").unlink()
     with pytest.raises(DataError, match=r"fold1/predictions/predictions\.json: no such file"):
-        judge_folds(folds, tmp_path / "joined")
+        evaluate_folds(folds, tmp_path / "joined")
     (folds[0] / "evaluation" / "metrics.json").write_text('{"n_cases"')
     with pytest.raises(DataError, match=r"fold0/evaluation/metrics\.json: damaged"):
-        judge_folds(folds, tmp_path / "joined")
+        evaluate_folds(folds, tmp_path / "joined")
 
 
 def test_folds_that_are_none_of_one_setting_are_refused(folds: list[Path], tmp_path: Path) -> None:
     change(folds[2] / "predictions" / "predictions.json", classes={"liver": [1], "tumour": [2]})
     with pytest.raises(DataError, match=r"fold2: has other classes than .*fold0"):
-        judge_folds(folds, tmp_path / "joined")
+        evaluate_folds(folds, tmp_path / "joined")
     change(folds[1] / "evaluation" / "metrics.json", surface_tolerance_mm=2.0)
     with pytest.raises(DataError, match=r"fold1: was judged by another rule than .*fold0"):
-        judge_folds(folds, tmp_path / "joined")
+        evaluate_folds(folds, tmp_path / "joined")
 
 
 def test_a_subject_in_two_folds_is_refused(folds: list[Path], tmp_path: Path) -> None:
@@ -137,4 +137,4 @@ def test_a_subject_in_two_folds_is_refused(folds: list[Path], tmp_path: Path) ->
     with pytest.raises(
         DataError, match=r"fold2: subject subject_c0 is held out in two of 3 runs, also in .*fold0"
     ):
-        judge_folds(folds, tmp_path / "joined")
+        evaluate_folds(folds, tmp_path / "joined")

@@ -17,7 +17,7 @@ from helpers.cohorts import make_cohort
 from helpers.command_line import train
 from tversky_seg.analysis.sweep import (
     figures,
-    group,
+    group_runs,
     latex_table,
     loss_weights,
     markdown_table,
@@ -114,7 +114,7 @@ def run_script(*words):
 
 
 def test_runs_are_grouped_by_what_they_set_and_ordered_by_beta(tmp_path):
-    settings = group(read_sweep([beta_sweep(tmp_path)]))
+    settings = group_runs(read_sweep([beta_sweep(tmp_path)]))
     assert [setting.name for setting in settings] == [
         "loss.alpha=0.5, loss.beta=0.5", "loss.alpha=0.3, loss.beta=0.7", "loss.alpha=0.1, loss.beta=0.9"
     ]  # fmt: skip
@@ -125,13 +125,13 @@ def test_runs_are_grouped_by_what_they_set_and_ordered_by_beta(tmp_path):
 
 
 def test_folds_make_one_cohort_of_all_subjects(tmp_path):
-    setting = group(read_sweep([beta_sweep(tmp_path)]))[0]
+    setting = group_runs(read_sweep([beta_sweep(tmp_path)]))[0]
     assert sorted(setting.cohorts) == [0, 1]
     assert sorted(setting.cohorts[0].subjects) == ["c0", "c1", "c2", "c3"]
 
 
 def test_mean_spread_and_interval_are_those_worked_by_hand(tmp_path):
-    settings = group(read_sweep([beta_sweep(tmp_path)]))
+    settings = group_runs(read_sweep([beta_sweep(tmp_path)]))
     found = {
         s.measure: s for s in summarize_settings(settings[:1], measures=["dice", "lesion_tpr"])
     }
@@ -157,7 +157,7 @@ def test_pooled_rates_equal_those_of_all_voxels_together(tmp_path):
         }  # fmt: skip
     (run / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
     expected = overlap_counts(*map(np.concatenate, zip(*masks, strict=True)))
-    found = {s.measure: s.pooled for s in summarize_settings(group(read_sweep([run])))}
+    found = {s.measure: s.pooled for s in summarize_settings(group_runs(read_sweep([run])))}
     assert found["dice"] == pytest.approx(expected.dice)
     assert found["precision"] == pytest.approx(expected.precision)
     assert found["f2"] == pytest.approx(expected.f(2))
@@ -166,7 +166,7 @@ def test_pooled_rates_equal_those_of_all_voxels_together(tmp_path):
 def test_sessions_of_a_subject_are_averaged_first(tmp_path):
     subjects = {"a1": "a", "a2": "a", "b1": "b"}
     run = write_run(tmp_path / "run", {"a1": 0.2, "a2": 0.4, "b1": 0.9}, subjects=subjects)
-    (found,) = summarize_settings(group(read_sweep([run])), measures=["dice"])
+    (found,) = summarize_settings(group_runs(read_sweep([run])), measures=["dice"])
     assert found.mean == pytest.approx((0.3 + 0.9) / 2)
     assert found.n_subjects == 2
 
@@ -180,7 +180,7 @@ def test_undefined_values_are_left_out_and_an_undefined_measure_is_a_dash(tmp_pa
         row["pr_auc"] = None
     path.write_text(json.dumps(metrics))
     table = markdown_table(
-        summarize_settings(group(read_sweep([run])), measures=["dice", "pr_auc"])
+        summarize_settings(group_runs(read_sweep([run])), measures=["dice", "pr_auc"])
     )
     assert table.splitlines()[-1] == "| all runs | 0.500 | – |"
 
@@ -210,7 +210,7 @@ def test_settings_of_different_classes_are_named_by_class_and_what_differs_withi
     write_run(tmp_path / "c", {"x": 0.5}, loss=dice)
     weighting = {"_target_": "tversky_seg.weighting.inverse_weights", "w_max": 2e5}
     write_run(tmp_path / "d", {"x": 0.5}, loss=dice, weighting=weighting)
-    assert {setting.name for setting in group(read_sweep([tmp_path]))} == {
+    assert {setting.name for setting in group_runs(read_sweep([tmp_path]))} == {
         "TverskyLoss, loss.alpha=0.4, loss.beta=0.6, no weighting",
         "TverskyLoss, loss.alpha=0.2, loss.beta=0.8, no weighting",
         "DiceLoss, no weighting",
@@ -222,8 +222,9 @@ def test_settings_of_different_classes_are_named_by_class_and_what_differs_withi
 
 
 def test_validation_recommends_whatever_the_test_cases_say(tmp_path):
-    settings = group(read_sweep([beta_sweep(tmp_path)]))  # on the test cases 0.9 is best
-    best, said = recommend(settings, "f2")
+    settings = group_runs(read_sweep([beta_sweep(tmp_path)]))  # on the test cases 0.9 is best
+    recommended = recommend(settings, "f2")
+    best, said = recommended.setting, recommended.text
     assert best.weights == pytest.approx((0.3, 0.7))
     assert (
         said
@@ -232,17 +233,20 @@ def test_validation_recommends_whatever_the_test_cases_say(tmp_path):
 
 
 def test_a_recall_that_is_asked_for_leaves_the_most_precise_setting(tmp_path):
-    settings = group(read_sweep([beta_sweep(tmp_path)]))
-    best, said = recommend(settings, "recall=0.55")
+    settings = group_runs(read_sweep([beta_sweep(tmp_path)]))
+    recommended = recommend(settings, "recall=0.55")
+    best, said = recommended.setting, recommended.text
     assert best.weights == pytest.approx((0.3, 0.7))
-    best, said = recommend(settings, "recall=0.95")
+    recommended = recommend(settings, "recall=0.95")
+    best, said = recommended.setting, recommended.text
     assert best.weights == pytest.approx((0.1, 0.9))
     assert said.endswith("No setting reaches recall=0.95; this one has the highest recall.")
 
 
 def test_nothing_is_recommended_without_validation_cases(tmp_path):
     write_run(tmp_path / "a", {"x": 0.5}, loss={"beta": 0.6})
-    best, said = recommend(group(read_sweep([tmp_path])), "dice")
+    recommended = recommend(group_runs(read_sweep([tmp_path])), "dice")
+    best, said = recommended.setting, recommended.text
     assert best is None
     assert said.startswith("No setting is recommended: 1 runs had no validation cases")
 
@@ -251,7 +255,8 @@ def test_nothing_is_recommended_where_the_goal_is_undefined_on_validation(tmp_pa
     for beta in (0.6, 0.8):
         undefined = {10: {"dice": "nan", "f2": "nan", "lesion_f1": 0.5}}
         write_run(tmp_path / str(beta), {"x": 0.5}, loss={"beta": beta}, validation=undefined)
-    best, said = recommend(group(read_sweep([tmp_path])), "f2")
+    recommended = recommend(group_runs(read_sweep([tmp_path])), "f2")
+    best, said = recommended.setting, recommended.text
     assert (best, said) == (
         None,
         "No setting is recommended: F2 is undefined on the validation cases of all.",
@@ -294,7 +299,7 @@ def test_a_run_made_again_under_another_name_counts_once(tmp_path, caplog):
     for name in ("loss.beta=0.7", "loss.beta=0.7,seed=0"):
         write_run(tmp_path / name, {"x": 0.5, "y": 0.7}, loss={"beta": 0.7})
     write_run(tmp_path / "loss.beta=0.7,seed=1", {"x": 0.5, "y": 0.9}, loss={"beta": 0.7}, seed=1)
-    (setting,) = group(read_sweep([tmp_path]))
+    (setting,) = group_runs(read_sweep([tmp_path]))
     assert (len(setting.runs), len(setting.cohorts)) == (2, 2)
     assert "loss.beta=0.7,seed=0: has the settings of " in caplog.text
 
@@ -303,7 +308,7 @@ def test_settings_judged_on_different_cases_are_refused(tmp_path):
     write_run(tmp_path / "a", {"x": 0.5, "y": 0.5}, loss={"beta": 0.6})
     write_run(tmp_path / "b", {"x": 0.5}, loss={"beta": 0.8})
     with pytest.raises(DataError, match="case y was not judged there"):
-        group(read_sweep([tmp_path]))
+        group_runs(read_sweep([tmp_path]))
 
 
 def test_a_missing_fold_is_refused(tmp_path):
@@ -320,7 +325,7 @@ def test_settings_judged_by_other_references_or_rules_are_refused(tmp_path, othe
     write_run(tmp_path / "a", {"x": 0.5}, loss={"beta": 0.6})
     write_run(tmp_path / "b", {"x": 0.5}, loss={"beta": 0.8}, **other)
     with pytest.raises(DataError, match="expected"):
-        group(read_sweep([tmp_path]))
+        group_runs(read_sweep([tmp_path]))
 
 
 def test_a_case_judged_twice_in_one_setting_is_refused(tmp_path):
@@ -329,7 +334,7 @@ def test_a_case_judged_twice_in_one_setting_is_refused(tmp_path):
     with pytest.raises(
         DataError, match="case x was judged by another run of the same setting and seed"
     ):
-        group(read_sweep([tmp_path]))
+        group_runs(read_sweep([tmp_path]))
 
 
 def test_no_run_and_an_unknown_measure_are_one_line(tmp_path):
@@ -363,7 +368,7 @@ def test_lines_join_settings_that_differ_in_alpha_and_beta_alone(tmp_path):
         write_run(tmp_path / f"{name}_dice", {"x": 0.5}, loss=dice, weighting=of)
         write_run(tmp_path / f"{name}_tversky", {"x": 0.6}, loss={"beta": 0.7}, weighting=of)
     write_run(tmp_path / "alone", {"x": 0.6}, loss={"beta": 0.7, "smooth": 0.0})
-    drawn = figures(group(read_sweep([tmp_path])))
+    drawn = figures(group_runs(read_sweep([tmp_path])))
     frontier = drawn["frontier"].axes[0]
     assert sorted(line.get_label() for line in frontier.lines) == [
         "inverse_weights",
@@ -388,19 +393,21 @@ def test_one_setting_shows_its_runs_and_writes_no_figure(tmp_path):
 
 def test_latex_escapes_and_balances(tmp_path):
     table = latex_table(
-        summarize_settings(group(read_sweep([beta_sweep(tmp_path)])), measures=["dice"])
+        summarize_settings(group_runs(read_sweep([beta_sweep(tmp_path)])), measures=["dice"])
     )
     assert table.count(r"\\") == 4
     assert r"0.325 $\pm$ 0.035" in table
     loss = {"_target_": "a_package.losses.Own", "form": "x^2~{y}"}
     write_run(tmp_path / "b" / "1", {"x": 0.5}, loss=loss)
     write_run(tmp_path / "b" / "2", {"x": 0.5}, loss=loss | {"form": "z"})
-    table = latex_table(summarize_settings(group(read_sweep([tmp_path / "b"])), measures=["dice"]))
+    table = latex_table(
+        summarize_settings(group_runs(read_sweep([tmp_path / "b"])), measures=["dice"])
+    )
     assert r"loss.form=x\textasciicircum{}2\textasciitilde{}\{y\}" in table
 
 
 def test_an_output_that_cannot_be_written_is_named(tmp_path):
-    settings = group(read_sweep([beta_sweep(tmp_path / "runs")]))
+    settings = group_runs(read_sweep([beta_sweep(tmp_path / "runs")]))
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="cannot be written"):
         write_summary(
@@ -431,11 +438,13 @@ def test_a_sweep_is_finished_where_it_was_left_and_never_written_over(tmp_path):
     grid = ("-m", "loss.beta=0.5,0.9", "data.fold=0,1")
     assert train(manifest, sweep, *grid, *words).status == 0
     runs = sorted(path for path in sweep.iterdir() if path.is_dir())
-    named = [[f"loss.beta={beta}," in run.name and f"data.fold={fold}," in run.name for run in runs]
-             for beta in (0.5, 0.9) for fold in (0, 1)]  # fmt: skip
-    assert np.array_equal(np.sum(named, axis=0), [1, 1, 1, 1])
-    assert np.array_equal(np.sum(named, axis=1), [1, 1, 1, 1])
-    settings = group(read_sweep([sweep]))
+    assert [run.name for run in runs] == [
+        "data.fold=0,loss.beta=0.5",
+        "data.fold=0,loss.beta=0.9",
+        "data.fold=1,loss.beta=0.5",
+        "data.fold=1,loss.beta=0.9",
+    ]
+    settings = group_runs(read_sweep([sweep]))
     assert [len(setting.runs) for setting in settings] == [2, 2]
     assert [len(setting.cohorts[0].subjects) for setting in settings] == [4, 4]
 

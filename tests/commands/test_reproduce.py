@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from helpers.command_line import ROOT, call, composed, script
 from helpers.isbi import isbi_submission, masks
-from tversky_seg.analysis.cross_validation import judge_folds
+from tversky_seg.analysis.cross_validation import evaluate_folds
 from tversky_seg.config import build, check_config
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
@@ -379,7 +379,7 @@ def test_folds_are_judged_as_one_cohort_with_the_numbers_of_each(
     table_of_two_rows: Path, tmp_path: Path
 ) -> None:
     runs = [table_of_two_rows / "tversky_b05" / f"fold{fold}_seed0" for fold in (0, 1)]
-    joined = judge_folds(runs, tmp_path / "joined")
+    joined = evaluate_folds(runs, tmp_path / "joined")
     single = [json.loads((run / "evaluation" / "metrics.json").read_text()) for run in runs]
     rows = {case["case_id"]: case for metrics in single for case in metrics["cases"]}
     assert joined["n_cases"] == 4 == len(rows)
@@ -391,16 +391,16 @@ def test_folds_are_judged_as_one_cohort_with_the_numbers_of_each(
         None
     ] * 4
     before = (tmp_path / "joined" / "evaluation" / "metrics.json").stat().st_mtime_ns
-    judge_folds(runs, tmp_path / "joined")
+    evaluate_folds(runs, tmp_path / "joined")
     assert (tmp_path / "joined" / "evaluation" / "metrics.json").stat().st_mtime_ns == before
 
 
 def test_a_fold_twice_or_unfinished_is_refused(table_of_two_rows: Path, tmp_path: Path) -> None:
     run = table_of_two_rows / "tversky_b05" / "fold0_seed0"
     with pytest.raises(DataError, match="is held out in two of 2 runs"):
-        judge_folds([run, run], tmp_path / "a")
+        evaluate_folds([run, run], tmp_path / "a")
     with pytest.raises(DataError, match="finish the run first"):
-        judge_folds([run, tmp_path / "none"], tmp_path / "b")
+        evaluate_folds([run, tmp_path / "none"], tmp_path / "b")
 
 
 # The submission to the ISBI site

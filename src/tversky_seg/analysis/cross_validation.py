@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tversky_seg.analysis.comparison import OPERATING_POINT
+from tversky_seg.analysis.runs import OPERATING_POINT
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import read_manifest, write_manifest
@@ -25,7 +25,7 @@ logger = logging.getLogger("tversky_seg")
 WANTED = "expected all predictions of a finished run, which the cohort is judged from"
 
 
-def judge_folds(runs: Sequence[Path], output_dir: Path) -> dict[str, Any]:
+def evaluate_folds(runs: Sequence[Path], output_dir: Path) -> dict[str, Any]:
     """Judge the held-out subjects of several runs together, as saved: each fold's masks at its own threshold.
 
     Args:

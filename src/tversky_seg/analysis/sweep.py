@@ -13,18 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from tversky_seg.analysis.comparison import (
-    OPERATING_POINT,
-    TEX,
-    Run,
-    bootstrap_interval,
-    check_alike,
-    mean_of_defined,
-    read_runs,
-)
+from tversky_seg.analysis.comparison import TEX
+from tversky_seg.analysis.runs import OPERATING_POINT, Run, check_alike, read_runs
+from tversky_seg.analysis.statistics import bootstrap_interval
 from tversky_seg.data.errors import DataError
 from tversky_seg.inference.operating_point import check_goal
 from tversky_seg.losses.checks import tversky_weights
+from tversky_seg.metrics.averages import mean_of_defined
 from tversky_seg.report.labels import LABELS, count
 from tversky_seg.runtime.run_settings import flatten, is_free
 
@@ -158,7 +153,7 @@ def _is_finished(folder: Path) -> bool:
     return (folder / "evaluation" / "metrics.json").exists()
 
 
-def group(runs: Sequence[SweepRun]) -> list[Setting]:
+def group_runs(runs: Sequence[SweepRun]) -> list[Setting]:
     """Runs by setting, those with the loss's weights in the order of beta.
 
     Raises:
@@ -213,7 +208,20 @@ def loss_weights(settings: Settings) -> tuple[float, float] | None:
     return None
 
 
-def recommend(settings: Sequence[Setting], goal: str) -> tuple[Setting | None, str]:
+@dataclass(frozen=True)
+class Recommendation:
+    """The setting that serves a goal best on the validation cases.
+
+    Attributes:
+        setting: None where validation does not tell.
+        text: A sentence that says why.
+    """
+
+    setting: Setting | None
+    text: str
+
+
+def recommend(settings: Sequence[Setting], goal: str) -> Recommendation:
     """The setting that serves a goal best on the validation cases; the test cases have no say.
 
     Args:
@@ -233,7 +241,7 @@ def recommend(settings: Sequence[Setting], goal: str) -> tuple[Setting | None, s
         run.judged.folder for setting in settings for run in setting.runs if not run.validation
     ]
     if lacking:
-        return (
+        return Recommendation(
             None,
             f"No setting is recommended: {len(lacking)} runs had no validation cases (as {lacking[0].parent}).",
         )
@@ -244,7 +252,7 @@ def recommend(settings: Sequence[Setting], goal: str) -> tuple[Setting | None, s
     }.get(kind, (kind, ""))
     means = {setting.name: _validation_means(setting) for setting in settings}
     if all(math.isnan(found.get(worth, math.nan)) for found in means.values()):
-        return (
+        return Recommendation(
             None,
             f"No setting is recommended: {LABELS[worth]} is undefined on the validation cases of all.",
         )
@@ -263,7 +271,7 @@ def recommend(settings: Sequence[Setting], goal: str) -> tuple[Setting | None, s
     )
     short = "" if able else f" No setting reaches {goal}; this one has the highest recall."
     n = sum(len(setting.runs) for setting in settings)
-    return (
+    return Recommendation(
         best,
         f"Recommended for {goal}, by validation alone ({n} runs): {best.name} ({said} there).{short}",
     )
