@@ -30,9 +30,11 @@ def test_incomplete_cases_of_a_download_are_left_out_and_listed_once(
         cases = find_cases(dataset)
     assert case_ids(cases) == ["whole", "official_test"]
     assert list(cases[0].images) == ["T1", "FLAIR"]
-    assert [record.message for record in caplog.records] == [
-        "3 of 5 cases are incomplete and left out (no T1, FLAIR: mask_only; no T1: no_t1; no label: no_label)"
-    ]
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert "3 of 5" in message
+    for part in ("no T1, FLAIR: mask_only", "no T1: no_t1", "no label: no_label"):
+        assert part in message
 
 
 def test_a_download_without_a_complete_case_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tiny cohorts as files: bright lesions in a noisy box, written as NIfTI with a manifest beside."""
+"""Tiny cohorts as files: bright lesions in a noisy box, written as NIfTI with a manifest."""
 
 import csv
 from collections.abc import Sequence
@@ -19,9 +19,10 @@ HEADER = "case_id,subject_id,FLAIR,label"
 def scan(
     seed: int, *, shape: Sequence[int] = SHAPE, values: Sequence[int] = (1,)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A brain (X, Y, Z) with lesions that are 40 % brighter, and the label of one lesion per 6000 voxels and value."""
+    """Make a brain (X, Y, Z) with three lesions of each value, 40 % brighter, and their label."""
     rng = np.random.default_rng(seed)
-    image, label = np.zeros(shape), np.zeros(shape, np.uint8)
+    image = np.zeros(shape)
+    label = np.zeros(shape, np.uint8)
     brain = tuple(slice(3, side - 3) for side in shape)
     image[brain] = 100 + rng.normal(0, 4, [side - 6 for side in shape])
     for value in values:
@@ -41,7 +42,7 @@ def save(path: Path, data: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
 def add_case(
     folder: Path, case_id: str, *, seed: int, affine: np.ndarray = AFFINE, **content: Any
 ) -> dict[str, str]:
-    """Write the two modalities and the label of a case; returns its line of the manifest."""
+    """Write the two modalities and the label of a case, and return its line of the manifest."""
     image, label = scan(seed, **content)
     save(folder / f"{case_id}_FLAIR.nii.gz", image.astype(np.int16), affine)
     save(
@@ -64,7 +65,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> Path:
 
 
 def make_cohort(folder: Path, *, n: int = 6, splits: Sequence[str] = (), **content: Any) -> Path:
-    """Write n cases and their manifest; returns the manifest."""
+    """Write n cases and their manifest, and return the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [add_case(folder, f"c{i}", seed=i, **content) for i in range(n)]
     for row, split in zip(rows, splits, strict=False):

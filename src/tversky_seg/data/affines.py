@@ -48,11 +48,17 @@ def affine_shift_voxels(a: ArrayLike, b: ArrayLike, shape: tuple[int, int, int])
         shape: Shape of the array.
     """
     # Two affine maps differ most at a corner of the array, so the corners stand for all voxels.
-    corners = np.array([*itertools.product(*((0, n - 1) for n in shape))])
+    corners = corner_voxels(shape)
     homogeneous = np.c_[corners, np.ones(8)]
     b_to_a = np.linalg.solve(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
     voxels = homogeneous @ b_to_a.T
     return float(np.abs(voxels[:, :3] - corners).max())
+
+
+def corner_voxels(shape: tuple[int, int, int]) -> NDArray[np.int64]:
+    """List the eight corner voxels of an array: (8, 3)."""
+    x, y, z = shape
+    return np.array([*itertools.product((0, x - 1), (0, y - 1), (0, z - 1))])
 
 
 def ras_grid(
@@ -63,6 +69,7 @@ def ras_grid(
     Returns:
         Shape and affine (4, 4) of the same voxels.
     """
+    # For each axis of the array, the axis of space that it runs along, and in which direction.
     orientation = nib.io_orientation(affine)
     order = np.argsort(orientation[:, 0])
     back = nib.orientations.inv_ornt_aff(orientation, shape)

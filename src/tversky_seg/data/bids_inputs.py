@@ -61,6 +61,7 @@ def _case_of_session(folder: Path, anatomy: Path, modalities: Sequence[str]) -> 
         file = _file_of_modality(anatomy, name)
         if file is not None:
             images[name] = file
+    # Of several masks, none is the obvious one.
     brain_masks = sorted(anatomy.glob("*_desc-brain_mask.nii*"))
     return Case(
         case_id="_".join([subject, *session]),

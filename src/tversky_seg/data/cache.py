@@ -70,6 +70,7 @@ def write_entry(entry: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[
     Raises:
         DataError: The folder cannot be written.
     """
+    # The second attempt meets a damaged entry no more, unless another process makes one.
     try:
         for _ in range(MAX_ATTEMPTS):
             if _try_to_write(entry, arrays, facts):
@@ -88,6 +89,7 @@ def _try_to_write(
         with new_folder(entry) as folder:
             _fill(folder, arrays, facts)
     except OSError:
+        # A folder is not renamed to one that exists.
         if read_entry(entry) is not None:
             return True  # another process was first, with the same arrays
         if not entry.exists():

@@ -146,6 +146,7 @@ def check_cases(cases: Sequence[Case], *, source: str) -> None:
 
 def case_faults(cases: Sequence[Case], *, source: str) -> list[DataError]:
     """List unsafe and duplicate case ids, and subjects in two splits or folds."""
+    # Each case is checked by itself, so that the data check lists all faults at once.
     faults: list[DataError] = []
     case_id_of: dict[str, str] = {}  # file name on macOS and Windows -> case
     for case in cases:
@@ -195,6 +196,7 @@ def value_by_subject(cases: Sequence[Case], column: str, *, source: str = "data"
 
 def _duplicate(case_id: str, earlier: str, *, source: str) -> DataError:
     fault = f"duplicate case_id {case_id!r}"
+    # They look different to the user: say why they clash.
     if earlier != case_id:
         fault += f" (the same file as {earlier!r} on some systems)"
     return DataError(source, fault, "give each case its own", case_id=case_id)

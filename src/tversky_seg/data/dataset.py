@@ -78,6 +78,7 @@ class Dataset:
         classes = self.default_classes if self.classes is None else self.classes
         object.__setattr__(self, "classes", classes)
         set_checked(self)
+        # "native" and "median" are resolved by the cases, in preprocessing.
         if self.spacing_mm not in SPACINGS:
             object.__setattr__(self, "spacing_mm", check_spacing(self.spacing_mm))
         for name in ("manifest", "root", "cache_dir"):
@@ -196,6 +197,7 @@ def _part_incomplete(
 
 def _missing_files(case: Case, modalities: Sequence[str]) -> list[str]:
     missing = [name for name in modalities if name not in case.images]
+    # Labels of official test sets are not published.
     if not case.labels and case.split != "test":
         missing.append("label")
     return missing

@@ -72,6 +72,7 @@ def _folds_of_subjects(
     seed: int,
     loads: Mapping[str, float] | None,
 ) -> dict[str, int]:
+    # In the order of precedence: leave one out, the column, drawn.
     if folds in LEAVE_ONE_OUT:
         return _leave_one_out(cases, LEAVE_ONE_OUT[str(folds)])
     by_column = value_by_subject(cases, "fold")
@@ -79,8 +80,9 @@ def _folds_of_subjects(
         return by_column
     subjects = sorted({case.subject_id for case in cases})
     _check_enough_subjects(subjects)
+    # Two subjects make two folds, whatever number is asked for.
     n_folds = min(int(folds), len(subjects))
-    rng = np.random.default_rng([seed, 0])
+    rng = np.random.default_rng([seed, 0])  # [seed, 1] draws the validation set
     if loads is None:
         return _draw_folds([subjects], n_folds=n_folds, rng=rng)
     blocks = _blocks_of_like_subjects(cases, loads, size=n_folds)
@@ -118,7 +120,11 @@ def _check_enough_subjects(subjects: Sequence[str]) -> None:
 def _draw_folds(
     blocks: Sequence[Sequence[str]], *, n_folds: int, rng: np.random.Generator
 ) -> dict[str, int]:
-    """Deal the subjects of each block out to the folds, in random order."""
+    """Deal the subjects of each block out to the folds, in random order.
+
+    _draw_folds([["a", "b"], ["c", "d"]], n_folds=2, rng=rng)
+    # for example {"b": 0, "a": 1, "c": 0, "d": 1}: each fold has one of each block
+    """
     fold_of = {}
     for block in blocks:
         for place, index in enumerate(rng.permutation(len(block))):
@@ -134,6 +140,7 @@ def _blocks_of_like_subjects(
     load: dict[str, float] = {}
     for case in cases:
         site[case.subject_id] = case.site or ""
+        # The load of a subject is that of its worst session.
         of_case = loads.get(case.case_id, 0.0)
         load[case.subject_id] = max(load.get(case.subject_id, of_case), of_case)
     ordered = sorted(site, key=lambda subject: (site[subject], load[subject], subject))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from tversky_seg.data.affines import metric_spacing, ras_grid, spacing_of
+from tversky_seg.data.affines import corner_voxels, metric_spacing, ras_grid, spacing_of
 
 Shape = tuple[int, int, int]
 Floats = NDArray[np.float32]
@@ -97,6 +97,7 @@ def network_grid(
     if spacing_mm is None:
         return shape, affine
     own = spacing_of(affine)
+    # None keeps the file's own size.
     wanted = [size if given is None else given for given, size in zip(spacing_mm, own, strict=True)]
     step = np.divide(wanted, own)  # file voxels per network voxel
     step[np.abs(step - 1) <= SAME_SPACING] = 1
@@ -135,6 +136,7 @@ def resample(
         An array of `shape`; a view of the data if it is only moved.
     """
     matrix = _target_to_source(source_affine, affine)
+    # Along the target's axes, the blur below is separable, and a turn by 90 degrees is a view.
     data, matrix = _aligned(data, matrix)
     if _is_shift(matrix, shape):
         x, y, z = np.rint(matrix[:3, 3]).astype(int).tolist()
@@ -241,6 +243,7 @@ def _aligned(data: NDArray[Any], matrix: Affine) -> tuple[NDArray[Any], Affine]:
     Returns:
         A view of the data, and the matrix from target voxels to its voxels.
     """
+    # Of the six orders of axes, the one that turns them least.
     cosines = matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0)
     order = max(
         itertools.permutations(range(3)),
@@ -250,6 +253,7 @@ def _aligned(data: NDArray[Any], matrix: Affine) -> tuple[NDArray[Any], Affine]:
     matrix = matrix[[*order, 3]]
     for axis in range(3):
         if matrix[axis, axis] < 0:
+            # Voxel i becomes n - 1 - i.
             data = np.flip(data, axis)
             matrix[axis] = -matrix[axis]
             matrix[axis, 3] += data.shape[axis] - 1
@@ -259,7 +263,7 @@ def _aligned(data: NDArray[Any], matrix: Affine) -> tuple[NDArray[Any], Affine]:
 def _is_shift(matrix: Affine, shape: Shape) -> bool:
     """Tell whether target voxels fall on source voxels, within 0.01 voxel."""
     # An affine map is farthest from a shift at a corner.
-    corners = np.array([*itertools.product(*((0, n - 1) for n in shape))])
+    corners = corner_voxels(shape)
     exact = corners + np.rint(matrix[:3, 3])
     return bool(
         np.abs(corners @ matrix[:3, :3].T + matrix[:3, 3] - exact).max() <= FINE_SHIFT_VOXELS

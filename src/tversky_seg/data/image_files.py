@@ -65,6 +65,7 @@ def other_format(path: Path) -> DataError:
 def image_stem(path: Path) -> str:
     """Return the name of an image file without its ending and frame."""
     file, _ = file_and_frame(path)
+    # Path.stem would leave "scan.nii" of "scan.nii.gz".
     name = file.name
     for ending in (*NIFTI_ENDINGS, *OTHER_ENDINGS):
         if name.lower().endswith(ending):
@@ -96,6 +97,7 @@ def check_image_file(path: Path) -> int:
 
 
 def _size_of(path: Path) -> int:
+    # Links to files of git-annex or of an absent disk are common.
     try:
         size = path.stat().st_size
     except OSError as error:

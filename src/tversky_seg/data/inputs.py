@@ -65,6 +65,7 @@ def find_inputs(
         return [_case_of_one_file(path, modalities, case_id=case_id, may_lack=may_lack)]
     else:
         cases = _cases_in_manifest(path, modalities, may_lack=may_lack)
+    # First the choice: what other cases lack does not matter.
     cases = _pick(cases, case_id, source=path)
     _check_modalities(cases, modalities, may_lack=may_lack, source=path)
     return cases
@@ -118,6 +119,7 @@ def _cases_in_manifest(path: Path, modalities: Sequence[str], *, may_lack: bool)
     cases = read_manifest(path, modalities=modalities, may_lack_modalities=may_lack)
     if not may_lack:
         return cases
+    # Labels, site and split of the manifest are no matter of a prediction.
     return [
         Case(
             case_id=case.case_id,
@@ -158,6 +160,7 @@ def _cases_in_folder(folder: Path, modalities: Sequence[str], *, may_lack: bool)
 
 def _files_by_case(folder: Path, modalities: Sequence[str]) -> dict[str, dict[str, Path]]:
     """Map each case id to its files by modality, and `brain_mask` among them."""
+    # case id -> modality -> file
     files_of: dict[str, dict[str, Path]] = defaultdict(dict)
     for path in _files_below(folder):
         case_and_name = _case_and_modality(path, modalities, folder=folder)
@@ -181,6 +184,7 @@ def _faults_of_other_formats(
         if case_and_name is None or not is_other_image(path):
             continue
         case_id, name = case_and_name
+        # Files .hdr and .img of one image make one fault.
         if name not in files_of.get(case_id, {}):
             faults[case_and_name] = other_format(path)
     return list(faults.values())

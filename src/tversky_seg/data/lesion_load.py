@@ -46,6 +46,7 @@ def lesion_loads(
             volumes_by_case[case.case_id] = _volumes_of(label, volumes_by_file)
             reporter.advance(case.case_id)
     _write_store(store, volumes_by_file)
+    # Of nested classes, as liver and tumour, the smallest is the target.
     loads = [_loads_of_class(values, volumes_by_case) for values in classes.values()]
     return min(loads, key=_total_or_infinity)
 

@@ -106,6 +106,7 @@ def inspect_manifest(
         try:
             case = _case_of(row, names, needed, path=path)
             name = same_file_name(case.case_id)
+            # Here, so that the fault of the second line does not cost the first its place.
             if name in cases:
                 check_cases([cases[name], case], source=str(path))
             cases[name] = case
@@ -137,16 +138,22 @@ def write_manifest(
     check_cases(cases, source=str(path))
     if modalities is None:
         modalities = _modalities_of(cases)
-    n_labels = max([1, *(len(case.labels) for case in cases)])
+    n_labels = 1
+    for case in cases:
+        n_labels = max(n_labels, len(case.labels))
     folder = path.parent.absolute()
     rows = [_cells_of(case, modalities, n_labels=n_labels, folder=folder) for case in cases]
+    # Other columns are left out where no case has a value.
     always = {"case_id", "subject_id", "label", *modalities}
     header = []
     for column in rows[0]:
         if column in always or any(row[column] for row in rows):
             header.append(column)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_csv(path, header, ([row[column] for column in header] for row in rows))
+    lines = []
+    for row in rows:
+        lines.append([row[column] for column in header])
+    write_csv(path, header, lines)
 
 
 def is_reserved(column: str) -> bool:
@@ -159,8 +166,10 @@ def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
     try:
         text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin with a byte order mark
         first_line = text.partition("\n")[0]
+        # The one that the header has most of.
         delimiter = max(_DELIMITERS, key=first_line.count)
         reader = csv.reader(text.splitlines(), delimiter=delimiter, strict=True)
+        # Spreadsheets leave empty rows at the end.
         lines = [(reader.line_num, row) for row in reader if any(row)]
     except OSError as error:
         reason = error.strerror or str(error)
@@ -174,6 +183,7 @@ def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
     rows = []
     for number, row in lines[1:]:
         cells = [cell.strip() for cell in row]
+        # A comma in an unquoted cell moves what comes after it; empty cells beyond do no harm.
         if any(cells[len(columns) :]):
             raise DataError(
                 f"{path} line {number}",
@@ -200,6 +210,7 @@ def _check_header(header: Sequence[str], modalities: Sequence[str], *, path: Pat
     duplicates = [name for name, count in Counter(header).items() if count > 1]
     if duplicates:
         raise DataError(path, f"duplicate column {', '.join(duplicates)}", "expected each once")
+    # "Label" or "case id" would be taken for a modality.
     for name in header:
         plain = name.lower().replace(" ", "_")
         if name != plain and is_reserved(plain):

@@ -238,6 +238,7 @@ def _check_size(image: Any, file: Path, size: int) -> None:
     dtype = image.get_data_dtype()
     if dtype.kind not in "iuf":
         raise DataError(file, f"holds {dtype} voxels", "expected one number per voxel")
+    # Before anything is allocated: a damaged header can declare terabytes.
     n_voxels = math.prod(image.shape)
     last_byte = image.dataobj.offset + n_voxels * dtype.itemsize
     capacity = size * _MAX_GZIP_RATIO if is_gzip(file) else size
@@ -260,6 +261,7 @@ def _read_voxels(image: Any, path: Path, *, dtype: DTypeLike | None) -> NDArray[
     except _UNREADABLE as error:
         fault = f"is cut off or damaged ({_reason(error, file)})"
         raise DataError(path, fault, "copy or download it again") from error
+    # A 4D file of one frame becomes 3D, without a copy in NIfTI's order of voxels.
     return data.reshape(data.shape[:3], order="F")
 
 

@@ -43,8 +43,10 @@ def set_checked(settings: Any) -> None:
 def check_modalities(modalities: Sequence[str] | None) -> tuple[str, ...]:
     """Return modality names as a tuple, if they are distinct and can stand in file names."""
     key = "data.modalities"
+    # A text would be taken letter by letter.
     if isinstance(modalities, str):
         raise DataError(key, repr(modalities), "expected a list as in [FLAIR,T1]")
+    # Names from YAML may be numbers, and accents have two forms in Unicode.
     names = tuple(normal_form(str(name)) for name in modalities or ())
     for name in names:
         _check_name(name, key=key)
@@ -86,6 +88,7 @@ def check_spacing(spacing_mm: Any) -> Spacing | None:
     except (TypeError, ValueError):
         raise _spacing_fault(spacing_mm) from None
     x, y, z = (_voxel_size(float(size), spacing_mm) for size in sizes)
+    # [null, null, null] is null.
     if x is None and y is None and z is None:
         return None
     return (x, y, z)

@@ -51,12 +51,14 @@ def split_dataset(dataset: Dataset, manifest: Path, *, is_started: bool) -> Spli
         fault = f"{manifest.parent} holds data.manifest, which a run would replace"
         raise DataError("output_dir", fault, "choose another")
     split = draw_split(dataset, find_cases(dataset))
+    # With a split and no fold: whoever reads the manifest gets this split, not a fold of it.
     rows = []
     for name in SPLITS:
         for case in getattr(split, name):
             rows.append(replace(case, split=name, fold=None))
     if is_started:
         _check_same_cases(rows, manifest, modalities=dataset.modalities)
+    # Of the processes of one run, one writes.
     if is_first():
         write_manifest(rows, manifest, modalities=dataset.modalities)
     logger.info(
@@ -117,6 +119,7 @@ def split_cases(
             two subjects in two splits.
     """
     check_cases(cases, source="data")
+    # The split is one of labelled subjects; the others only join the test set.
     labelled = [case for case in cases if case.labels]
     split_of: dict[str, str] = {}
     if fold is None and folds not in LEAVE_ONE_OUT:
@@ -183,6 +186,7 @@ def _check_no_shared_images(parts: Mapping[str, Sequence[Case]]) -> None:
     for part, cases in parts.items():
         for case in cases:
             for file in case.images.values():
+                # Resolved, since two names of one file are one image.
                 other, subject = owner_of.setdefault(file.resolve(), (part, case.subject_id))
                 if other != part:
                     raise DataError(
