@@ -161,6 +161,31 @@ def test_a_measure_that_is_never_defined_keeps_the_last(tmp_path: Path) -> None:
     assert load_checkpoint(best)["step"] == 6
 
 
+def test_a_second_training_in_the_same_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_run, "SECONDS_TO_WAIT", 0.0)
+    refusals = []
+
+    def validate(model: nn.Module) -> Validation:
+        with pytest.raises(CheckpointError, match=tmp_path.name) as refusal:
+            a_trainer().fit(Blobs(), tmp_path)
+        refusals.append(str(refusal.value))
+        return Validation({"dice": 0.5})
+
+    a_trainer(max_steps=3).fit(Blobs(), tmp_path, validate=validate)
+    assert len(refusals) == 1
+    assert rows(tmp_path, "loss").keys() == {2, 3}
+
+
+def test_what_a_killed_process_left_of_a_checkpoint_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / ".scratch-0123.pt").write_bytes(b"half a ch")
+    a_trainer(max_steps=1).fit(Blobs(), tmp_path)
+    assert {path.name for path in folder.iterdir()} == {"best.pt", "last.pt"}
+
+
 def test_without_validation_the_best_is_the_last_and_the_log_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tversky_seg.data.errors import DataError
 from tversky_seg.inference.case_records import RECORDS_FOLDER
 from tversky_seg.inference.output_errors import writing
-from tversky_seg.runtime.files import SCRATCH_PREFIX
+from tversky_seg.runtime.files import remove_scratch_files
 from tversky_seg.runtime.locks import Locked, is_abandoned, lock_file, owner_of, read_lock
 
 SECONDS_TO_WAIT = 300.0  # for jobs that begin or end; each takes moments
@@ -54,8 +54,8 @@ def running_job(output_dir: Path, case_ids: Sequence[str]) -> Iterator[None]:
                 _refuse_same_cases(output_dir, job, case_ids)
             # The scratch files of a job that runs are its own.
             if not jobs:
-                _remove_scratch_files(output_dir)
-                _remove_scratch_files(folder)
+                remove_scratch_files(output_dir)
+                remove_scratch_files(folder)
             # Still under the lock, so that of two equal jobs the second sees the first.
             job = folder / f"job-{secrets.token_hex(8)}.lock"
             with writing(job):
@@ -84,9 +84,3 @@ def _refuse_same_cases(output_dir: Path, job: Path, case_ids: Sequence[str]) -> 
             "wait until it has ended (at most two minutes after a crash), "
             "or name another output_dir",
         )
-
-
-def _remove_scratch_files(folder: Path) -> None:
-    for scratch in folder.glob(f"{SCRATCH_PREFIX}*"):
-        with suppress(OSError):
-            scratch.unlink()

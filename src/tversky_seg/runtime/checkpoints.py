@@ -71,9 +71,11 @@ def load_checkpoint(path: Path, *, map_location: str = "cpu") -> dict[str, Any]:
             f"{path}: no such file; give a checkpoint such as <run>/checkpoints/best.pt"
         )
     damaged = f"{path}: damaged, or not a checkpoint; restore it or train again"
+    # torch reads a file with flipped bits without a word.
     if not _is_whole(path):
         raise CheckpointError(damaged)
     try:
+        # weights_only refuses pickles that call functions.
         content = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -150,6 +152,7 @@ def warm_start(network: nn.Module, path: str | Path | None, *, is_strict: bool =
             len(misfits),
             ", ".join(misfits),
         )
+    # Not strict, because the misfits have been dealt with above.
     network.load_state_dict(fitting, strict=False)
 
 

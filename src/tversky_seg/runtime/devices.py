@@ -45,6 +45,7 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(name)
+    # Otherwise NCCL and new tensors without a device would use the first card.
     if device.index is not None:
         torch.cuda.set_device(device)
     return device
@@ -67,6 +68,7 @@ def use_deterministic_algorithms() -> None:
     """Make CUDA repeat its bits; from now on an operation without such an algorithm is an error."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+    # The fastest algorithm of a benchmark may be another one after a restart.
     torch.backends.cudnn.benchmark = False
 
 
@@ -89,6 +91,7 @@ def use_threads(n_threads: int | None) -> None:
         return
     if n_threads < 1:
         raise ValueError(f"threads must be >= 1, got {n_threads}")
+    # Processes that are started later read the variable.
     os.environ["OMP_NUM_THREADS"] = str(n_threads)
     torch.set_num_threads(n_threads)
 

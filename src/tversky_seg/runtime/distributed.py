@@ -1,4 +1,4 @@
-"""Several processes that train one network: who writes, and how work is shared (docs/cluster.md)."""
+"""Several processes that train one network: who writes, how work is shared (docs/cluster.md)."""
 
 from __future__ import annotations
 
@@ -160,6 +160,7 @@ def any_process(condition: bool) -> bool:
     """Tell whether a condition holds in any process; all of them get the same answer."""
     if world_size() == 1:
         return condition
+    # On the host, so that a GPU need not finish its work first.
     flag = torch.tensor([float(condition)])
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return bool(flag.item())

@@ -82,6 +82,7 @@ def data_fingerprint(files: Sequence[Path]) -> str:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             digest.update(size.to_bytes(8, "big"))
+            # The header lies at the start, the checksum of a gzip file at the end.
             for start in (0, max(size - FINGERPRINT_BYTES, 0)):
                 file.seek(start)
                 digest.update(file.read(FINGERPRINT_BYTES))
@@ -90,6 +91,7 @@ def data_fingerprint(files: Sequence[Path]) -> str:
 
 def _warn_of_changes(previous: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Warn of every entry that decides bits and differs between two environments."""
+    # Other entries, such as the command and the platform, may differ without any harm.
     pairs = {}
     for name in DECIDES_BITS:
         pairs[name] = (previous.get(name), current[name])
@@ -111,6 +113,7 @@ def _device_name() -> str:
 def _git(*arguments: str) -> str | None:
     """Ask git about the folder of this package; None without git, or outside a repository."""
     try:
+        # A folder on a network drive may hang; a run must not wait for its commit.
         process = subprocess.run(
             ["git", *arguments],
             cwd=Path(__file__).parent,
@@ -121,4 +124,6 @@ def _git(*arguments: str) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return process.stdout.strip() if process.returncode == 0 else None
+    if process.returncode != 0:
+        return None
+    return process.stdout.strip()

@@ -40,6 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
     scratch = _scratch_beside(path)
     try:
         yield scratch
+        # Without the sync a file system may keep the rename and lose the content.
         sync(scratch)
         scratch.replace(path)
         _sync_folder(path.parent)
@@ -72,6 +73,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def remove_scratch_files(folder: Path) -> None:
+    """Remove what killed processes left of unfinished files; only the owner of a folder may."""
+    for scratch in folder.glob(f"{SCRATCH_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            scratch.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -105,6 +105,7 @@ def reason_to_stop(max_hours: float | None = None) -> str | None:
         return _request.reason
     if max_hours is None:
         return None
+    # Preparing the data counts as well: a scheduler's limit holds for the whole command.
     hours = (time.monotonic() - _request.command_start) / 3600
     return f"trainer.max_hours={max_hours:g}" if hours > max_hours else None
 

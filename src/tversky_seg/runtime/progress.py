@@ -69,6 +69,7 @@ class Reporter:
             task = self._bar.tasks[0]
             rate = f"{self._rate():.2f}/s"
             self._bar.update(task.id, completed=self.done, rate=rate, note=note)
+        # The last line comes at the end, with the whole time.
         elif self.done < self.total and self._is_line_due():
             self._log_line(note)
 
@@ -77,6 +78,7 @@ class Reporter:
 
     def _rate(self) -> float:
         """Items a second, counted in this command alone."""
+        # What an earlier command did says nothing of the speed of this one.
         seconds = time.monotonic() - self._start
         return (self.done - self._done_before) / max(seconds, 1e-9)
 

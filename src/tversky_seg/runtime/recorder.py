@@ -50,6 +50,7 @@ class Recorder:
         self._metrics = output_dir / "metrics.csv"
         self._timings = output_dir / "timings.csv"
         scalars = cut_table(self._metrics, from_step) + cut_table(self._timings, from_step)
+        # TensorBoard wants steps in order, and keeps both values of a step that comes twice.
         scalars.sort(key=lambda scalar: scalar.step)
         shutil.rmtree(output_dir / "tensorboard", ignore_errors=True)
         self._events = SummaryWriter(str(output_dir / "tensorboard"))

@@ -33,6 +33,7 @@ def flatten(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
     """Return eight hexadecimal digits of the settings that decide the numbers of a run."""
+    # Sorted keys: the order of lines in a YAML file decides nothing.
     deciding = _deciding_settings(settings)
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -128,6 +128,7 @@ class MLflow:
     def _read_last_steps(self) -> dict[str, int]:
         """Ask the server for the last step of each metric."""
         last_steps = {}
+        # Rows after the last checkpoint are repeated by a resumed run, and must not be sent twice.
         for name in self._client.get_run(self.run_id).data.metrics:
             history = self._client.get_metric_history(self.run_id, name)
             last_steps[name] = max(metric.step for metric in history)
@@ -146,6 +147,7 @@ class WeightsAndBiases:
         self._image = wandb.Image
         self._note = _TrackerNote(output_dir, "wandb")
         if self._note.run_id is None:
+            # An id of our own, because offline no server gives one.
             self._note.save(run_id=uuid.uuid4().hex[:12])
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", DEFAULT_PROJECT),

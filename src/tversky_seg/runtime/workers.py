@@ -41,6 +41,7 @@ def map_in_processes(
     Raises:
         WorkerDied: A process was killed, or the calling script lacks `if __name__ == "__main__":`.
     """
+    # Starting a pool takes seconds, so the first items are done here, and timed.
     start = time.monotonic()
     for number, item in enumerate(items):
         n_left = len(items) - number

@@ -39,10 +39,12 @@ class WeightAverage:
         """Add the weights after a step, counted from 1."""
         if self.decay is None:
             return
+        # After step 1 the weights count 9/11, after step 90 they count 9/100.
         share = 1 - min(self.decay, (1 + step) / (10 + step))
         pairs = zip(self.network.parameters(), self.model.parameters(), strict=True)
         for average, weight in pairs:
             average.lerp_(weight, share)
+        # A mean of running variances would describe no network.
         for own, buffer in zip(self.network.buffers(), self.model.buffers(), strict=True):
             own.copy_(buffer)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,10 @@ import numpy as np
 from torch import nn
 
 from tversky_seg.data.patches.batches import Batch
-from tversky_seg.runtime.checkpoints import load_newest, save_checkpoint
+from tversky_seg.runtime.checkpoints import CheckpointError, load_newest, save_checkpoint
 from tversky_seg.runtime.distributed import any_process, is_first, wait_for_all
+from tversky_seg.runtime.files import remove_scratch_files
+from tversky_seg.runtime.locks import SECONDS_UNTIL_ABANDONED, Locked, lock_file
 from tversky_seg.runtime.preemption import Preempted, allow_signals, reason_to_stop
 from tversky_seg.runtime.progress import Reporter
 from tversky_seg.runtime.recorder import Recorder, SilentRecorder, Stopwatch, open_recorder
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from tversky_seg.training.trainer import StepResult, Trainer
 
 logger = logging.getLogger("tversky_seg")
+
+SECONDS_TO_WAIT = SECONDS_UNTIL_ABANDONED + 20.0
+"""Wait for the lock of a run: a job that a scheduler moved finds that of the killed one before."""
 
 
 @dataclass
@@ -87,6 +92,8 @@ class TrainingRun:
         self.output_dir = output_dir
         self.validate = validate
         self.keep = keep
+        # last.pt is to resume from, previous.pt for the case that last.pt gets damaged, and best.pt
+        # to predict with.
         self.last = output_dir / "checkpoints" / "last.pt"
         self.previous = output_dir / "checkpoints" / "previous.pt"
         self.best = output_dir / "checkpoints" / "best.pt"
@@ -94,6 +101,29 @@ class TrainingRun:
         self.stopwatch = Stopwatch()
         self.recorder: Recorder | SilentRecorder = SilentRecorder()
         self.progress = Reporter("train", total=trainer.max_steps)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Refuse a second training in the same directory, as of a job that was submitted twice.
+
+        Raises:
+            CheckpointError: Another process still trains there after the wait.
+        """
+        if not is_first():
+            yield
+            return
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                lock = lock_file(self.output_dir / ".training.lock", wait_s=SECONDS_TO_WAIT)
+                stack.enter_context(lock)
+            except Locked as error:
+                raise CheckpointError(
+                    f"{self.output_dir}: {error.owner or 'another process'} is training there; "
+                    "wait until it has ended, or choose another output_dir"
+                ) from error
+            remove_scratch_files(self.last.parent)
+            yield
 
     def resume(self) -> None:
         """Return to the newest readable checkpoint; stay at the start without one."""
@@ -113,6 +143,7 @@ class TrainingRun:
         """Tell whether the last step is done, or patience is exhausted."""
         if self.state.step == self.trainer.max_steps:
             return True
+        # Counted in validations, so that it does not depend on validate_every.
         patience = self.trainer.patience
         return patience is not None and self.state.n_without_gain >= patience
 
@@ -141,6 +172,7 @@ class TrainingRun:
             FloatingPointError: This and the steps before it were skipped, `max_skipped` in a row.
         """
         state = self.state
+        # A skipped step shows in the row of metrics.csv: its loss is NaN or infinite there.
         state.losses.append(result.loss)
         if result.is_skipped:
             state.n_skipped += 1
@@ -166,6 +198,7 @@ class TrainingRun:
 
         The processes must agree, because a step needs all of them.
         """
+        # Processes get a signal at different moments, or some of them none.
         reason = reason_to_stop(self.trainer.max_hours)
         if any_process(reason is not None):
             raise Preempted(reason or "another process was stopped")
@@ -190,6 +223,7 @@ class TrainingRun:
         """Make the last network the best one if nothing else has, and wait for all processes."""
         if self.validate is None:
             self._save_best()
+        # The others must not look for best.pt before the first process has written it.
         wait_for_all()
 
     def _validate(self) -> None:
@@ -198,7 +232,7 @@ class TrainingRun:
         # A validation is repeated as a whole, so a signal need not wait for its end.
         with allow_signals():
             validation = self.validate(self.trainer.average.network)
-        value = self._monitored_value(validation)
+        value = self._monitored_value(validation)  # refuses before anything is written
         self.recorder.metrics(
             state.step, {f"val_{name}": number for name, number in validation.measures.items()}
         )
@@ -248,6 +282,7 @@ class TrainingRun:
             "skipped": state.n_skipped,
         }
         self.recorder.metrics(state.step, row)
+        # Clocks go into a file of their own: metrics.csv repeats bit for bit.
         self.recorder.timings(state.step, self.stopwatch.read(n_steps=len(state.losses)))
         state.losses.clear()
 
@@ -257,6 +292,7 @@ class TrainingRun:
     def _save(self, path: Path, weights: dict[str, Any], *, previous: Path | None = None) -> None:
         if not is_first():
             return
+        # All entries are on the same level, where predict.py and older versions look for them.
         content = {
             **weights,
             **self.trainer.entries_to_resume(),

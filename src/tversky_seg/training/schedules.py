@@ -45,6 +45,7 @@ def steps(step: int, max_steps: int, *, every: int = 1000, factor: float = 0.9) 
 
 def _warmup(step: int, max_steps: int, warmup_steps: int) -> float:
     """Rise linearly to 1: with 4 warm-up steps 0.25, 0.5, 0.75, 1."""
+    # A warm-up without steps must not divide by zero.
     return min(1.0, (step + 1) / max(1, min(warmup_steps, max_steps)))
 
 

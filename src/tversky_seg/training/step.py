@@ -23,6 +23,7 @@ def check_parts(n_parts: int, *, batch_size: int) -> None:
         raise ValueError(
             f"batch_size must be at least the {n_processes} processes, got {batch_size}"
         )
+    # Whole batches need not be divisible: shares may differ by one patch.
     if n_parts == 1:
         return
     if n_parts < 1 or batch_size % (n_parts * n_processes) != 0:
@@ -72,6 +73,7 @@ def forward_backward(
         if weighting is not None and batch.components is not None:
             components = batch.components.chunk(n_parts)[part]
             weight = weighting(components.to(device, non_blocking=True))
+        # Processes exchange gradients once a batch, with those of the last part.
         with no_sync_until_last(network, is_last=part == n_parts - 1):
             with autocast(device, precision):
                 logits = network(image)
@@ -79,6 +81,7 @@ def forward_backward(
             loss_of_part = loss(logits, target, weight) / n_parts
             scaler.scale(loss_of_part).backward()
         losses.append(loss_of_part.detach())
+    # Reading a number waits for a GPU, so it is done once, after the last part.
     return float(torch.stack(losses).sum().item())
 
 

@@ -146,6 +146,7 @@ class Trainer:
     def __post_init__(self) -> None:
         """Check the settings and build everything that can refuse one."""
         self._check_ranges()
+        # These refuse a wrong setting themselves.
         check_trackers(self.trackers or ())
         use_threads(self.threads)
         self.torch_device = pick_device(self.device)
@@ -164,7 +165,9 @@ class Trainer:
 
         self.loss = with_deep_supervision(self.loss).to(self.torch_device)
         self.torch_optimizer = self.optimizer(self.model.parameters())
+        # The schedule multiplies these, so that the rate of a step follows from the step alone.
         self.base_rates = [group["lr"] for group in self.torch_optimizer.param_groups]
+        # bf16 has the range of float32; only fp16 needs its loss scaled.
         self.scaler = torch.amp.GradScaler(self.torch_device.type, enabled=self.precision == "fp16")
 
     def fit(
@@ -188,23 +191,26 @@ class Trainer:
             The file of the best checkpoint.
 
         Raises:
+            CheckpointError: A checkpoint cannot be read or written, or another process trains in
+                `output_dir`.
             FloatingPointError: `max_skipped` steps in a row had no finite gradient.
             Preempted: A signal came, or `max_hours` are over. A checkpoint is written, and the same
                 call resumes from it.
         """
         run = TrainingRun(self, output_dir, validate=validate, keep=keep or {})
-        run.resume()
-        if run.is_complete():
-            return run.best
-        self.network = self._prepare_network()
-        with run.recording(), defer_signals():
-            try:
-                self._train(run, batches)
-            except Preempted as stop:
-                run.save_last()
-                progress = f"after step {run.state.step} of {self.max_steps}"
-                raise Preempted(f"{stop} {progress}, checkpoint written") from None
-        run.finish()
+        with run.locked():
+            run.resume()
+            if run.is_complete():
+                return run.best
+            self.network = self._prepare_network()
+            with run.recording(), defer_signals():
+                try:
+                    self._train(run, batches)
+                except Preempted as stop:
+                    run.save_last()
+                    progress = f"after step {run.state.step} of {self.max_steps}"
+                    raise Preempted(f"{stop} {progress}, checkpoint written") from None
+            run.finish()
         return run.best
 
     def _train(self, run: TrainingRun, batches: PatchBatches) -> None:
@@ -216,12 +222,15 @@ class Trainer:
             n_workers=self.n_workers,
             device=self.torch_device,
         )
+        # The loader is a generator: workers start with the first batch, after this.
         run.repeat_interrupted_validation()
         for step, batch in enumerate(remaining_batches, run.state.step + 1):
             run.stopwatch.lap("data_wait_s")
             result = self.train_step(step, batch)
             run.count_step(step, result, batch)
             run.log_if_due()
+            # Before the validation, which may take longer than a scheduler waits after its signal;
+            # a validation that was due is then made up for when the run resumes.
             run.stop_if_asked()
             run.validate_if_due()
             run.save_if_due()
@@ -235,6 +244,7 @@ class Trainer:
             step: Number of the update, from 1.
             batch: Patches, with their components where there is a weighting.
         """
+        # Dropout must differ from step to step and between processes, and repeat when resumed.
         torch.manual_seed(self.seed * 1_000_003 + step + 2**40 * rank())
         factor = self.schedule(step - 1, self.max_steps)
         for group, base_rate in zip(
@@ -257,8 +267,11 @@ class Trainer:
             precision=self.precision,
             n_parts=self.accumulate,
         )
+        # The norm must be that of the true gradient, not of the scaled one.
         self.scaler.unscale_(self.torch_optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        # A single NaN or infinite entry makes the norm so, and the processes share one gradient:
+        # all of them skip the same step.
         is_finite = bool(torch.isfinite(norm))
         if is_finite:
             self.scaler.step(self.torch_optimizer)

@@ -74,7 +74,7 @@ def validate(
     inference: Inference,
     precision: str = "fp32",
 ) -> Validation:
-    """Predict the validation cases, choose threshold and minimum lesion size, and measure with them.
+    """Predict the validation cases, choose threshold and minimum lesion size on them, and measure.
 
     Args:
         network: Network in training; each module's mode is restored.
@@ -96,6 +96,7 @@ def validate(
     for case, probability in zip(cases, map_over_ranks(cases, predict), strict=True):
         scored.append(_score(case, probability))
 
+    # One operating point for each class: a tumour's threshold is not that of the liver.
     points: dict[str, OperatingPoint] = {}
     measures_of: dict[str, dict[str, float]] = {}
     masks_of_first_case = []
@@ -152,6 +153,7 @@ def _choose_point(cases: Sequence[ScoredCase], name: str, inference: Inference) 
 
 
 def _mask(case: ScoredCase, point: OperatingPoint) -> Mask:
+    # Levels are 16-bit probabilities, as predictions are saved: 65535 means 1.
     mask: Mask = case.levels >= point.threshold * (N_LEVELS - 1)
     return remove_small_lesions(
         mask, spacing_mm=case.spacing_mm, min_volume_mm3=point.min_volume_mm3
@@ -163,12 +165,13 @@ def _measure(case: ScoredCase, mask: Mask) -> dict[str, float]:
     case_metrics, _ = measure_case(
         mask, case.reference, spacing_mm=case.spacing_mm, rule=LesionRule(), with_distances=False
     )
+    # All thresholds at once, from counts at the 65,536 levels.
     histogram = levels_histogram(case.levels, case.reference)
     return case_metrics.metrics() | {"pr_auc": histogram.average_precision()}
 
 
 def _with_class_names(measures_of: Mapping[str, dict[str, float]]) -> dict[str, float]:
-    """Average over classes, and add each class's own metrics as "liver/dice" if there are several."""
+    """Average over classes, and add each of several classes' own metrics as "liver/dice"."""
     measures = mean_metrics(list(measures_of.values()))
     if len(measures_of) == 1:
         return measures
