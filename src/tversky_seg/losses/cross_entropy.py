@@ -111,7 +111,9 @@ class FocalLoss(nn.Module):
         if weight is not None:
             weight = weight.expand(logits.shape)
         with torch.autocast(logits.device.type, enabled=False):
-            total = _FocalSum.apply(logits, target, weight, self.alpha, self.gamma)  # type: ignore[no-untyped-call]
+            total = _FocalSum.apply(  # type: ignore[no-untyped-call]
+                logits, target, weight, self.alpha, self.gamma
+            )
         return mean_over_batch(total, n_voxels=logits.numel())
 
     def extra_repr(self) -> str:

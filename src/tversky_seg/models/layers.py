@@ -1,4 +1,4 @@
-"""What the networks share: normalisation by name, padding to a multiple, and how the weights start."""
+"""Parts that the networks share: layers by name, padding to a multiple, initial weights."""
 
 import math
 from collections.abc import Callable
@@ -10,80 +10,131 @@ from torch import Tensor, nn
 
 Norm = Literal["instance", "batch", "group"]
 NORMS: tuple[Norm, ...] = ("instance", "batch", "group")
+Logits = TypeVar("Logits", bound=Tensor | tuple[Tensor, ...])
 
 
 def normalization(norm: Norm | None, n_channels: int, *, eps: float = 1e-5) -> nn.Module:
-    """The named normalisation for (B, C, X, Y, Z), with a learnt scale and shift; None does nothing.
+    """Make the named normalisation of (B, C, X, Y, Z), with a learnt scale and shift.
 
     Args:
-        norm: "instance" (each channel of each sample), "batch" (each channel over the batch; running statistics in
-            eval mode), "group" (up to 8 groups of two or more channels of each
-            sample), or None.
-        n_channels: channels C.
-        eps: added to the variance.
+        norm: "instance" (each channel of each sample), "batch" (each channel over the batch;
+            running statistics in eval mode), "group" (up to 8 groups of two or more channels of
+            each sample), or None, which does nothing.
+        n_channels: Channels C.
+        eps: Number added to the variance.
     """
     if norm is None:
         return nn.Identity()
-    if (
-        norm == "instance"
-    ):  # one group a channel: InstanceNorm3d's numbers, a fifth faster per step on the CPU
+    if norm == "instance":
+        # One group a channel: the numbers of InstanceNorm3d, a fifth faster per step on the CPU.
         return nn.GroupNorm(n_channels, n_channels, eps=eps)
     if norm == "batch":
         return nn.BatchNorm3d(n_channels, eps=eps)
     if norm == "group":
-        groups = next((g for g in (8, 4, 2) if n_channels % g == 0 and n_channels > g), 1)
-        return nn.GroupNorm(groups, n_channels, eps=eps)
+        return nn.GroupNorm(_n_groups(n_channels), n_channels, eps=eps)
     raise ValueError(f"norm must be one of {', '.join(NORMS)} or null, got {norm!r}")
 
 
-Logits = TypeVar("Logits", bound=Tensor | tuple[Tensor, ...])
+def _n_groups(n_channels: int) -> int:
+    """Choose 8, 4, 2 or 1 groups, of two or more channels: 16 -> 8, 12 -> 4, 8 -> 4, 3 -> 1."""
+    for n_groups in (8, 4, 2):
+        if n_channels % n_groups == 0 and n_channels > n_groups:
+            return n_groups
+    return 1
+
+
+def preactivation(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int = 3,
+    *,
+    norm: Norm | None,
+    bias: bool = False,
+    eps: float = 1e-5,
+) -> nn.Sequential:
+    """Make a normalisation, a ReLU and a convolution that keeps the size.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Side of the kernel, odd.
+        norm: See `normalization`.
+        bias: Give the convolution a bias even if `norm` is given; without `norm` it always has one.
+        eps: See `normalization`.
+    """
+    has_bias = bias or norm is None
+    conv = nn.Conv3d(
+        in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=has_bias
+    )
+    # In place only on the normalisation's own result: without one it would change features that
+    # are used elsewhere.
+    relu = nn.ReLU(inplace=norm is not None)
+    return nn.Sequential(normalization(norm, in_channels, eps=eps), relu, conv)
 
 
 def pad_and_crop(network: Callable[[Tensor], Logits], image: Tensor, *, multiple: int) -> Logits:
     """Run a network that needs sides divisible by `multiple` on an image of any size.
 
-    The image is padded with zeros (the background of a normalised image) at the far end of each axis, and the
-    result is cropped to the image's size.
+    The image is padded with zeros (the background of a normalised image) at the far end of each
+    axis, and the result is cropped to the image's size.
 
     Args:
-        network: (B, C, X', Y', Z') -> (B, K, X', Y', Z'), or a tuple of this and of half, quarter ... its sides.
+        network: (B, C, X', Y', Z') -> (B, K, X', Y', Z'), or a tuple of this and of half, quarter
+            ... its sides.
         image: (B, C, X, Y, Z).
-        multiple: what X', Y', Z' are divisible by.
+        multiple: Divisor of X', Y' and Z'.
     """
     x, y, z = image.shape[2:]
     image = F.pad(image, (0, -z % multiple, 0, -y % multiple, 0, -x % multiple))
     logits = network(image)
-    if isinstance(logits, tuple):
-        cropped = [of[..., : -(-x >> k), : -(-y >> k), : -(-z >> k)] for k, of in enumerate(logits)]
-        return tuple(cropped)  # type: ignore[return-value]
-    return logits[..., :x, :y, :z]  # type: ignore[return-value]
+    if not isinstance(logits, tuple):
+        return logits[..., :x, :y, :z]  # type: ignore[return-value]
+    cropped = []
+    for level, level_logits in enumerate(logits):
+        side = 2**level
+        cropped.append(
+            level_logits[..., : _ceil_div(x, side), : _ceil_div(y, side), : _ceil_div(z, side)]
+        )
+    return tuple(cropped)  # type: ignore[return-value]
+
+
+def _ceil_div(a: int, b: int) -> int:
+    # Not by math.ceil(a / b): torch.export traces it with symbolic sizes.
+    return -(-a // b)
 
 
 def require_statistics(image: Tensor, *, norm: Norm | None, multiple: int, training: bool) -> None:
-    """Refuse an image that leaves the lowest level one value a channel: its normalisation would erase it.
+    """Refuse an image that leaves the lowest level one value a channel: normalising would erase it.
 
     Args:
         image: (B, C, X, Y, Z).
-        norm: the network's; "instance" needs more than one voxel, "batch" more than one voxel or sample in training.
-        multiple: voxels of the image that one voxel of the lowest level stands for, along an axis.
-        training: the network's mode.
+        norm: Normalisation of the network. "instance" needs more than one voxel; "batch", in
+            training, more than one voxel or sample.
+        multiple: Voxels of the image along an axis that become one voxel at the lowest level.
+        training: Whether the network is in training mode.
 
     Raises:
-        ValueError: naming the multiple, and what to do.
+        ValueError: Names the multiple, and what to do.
     """
     if norm not in ("instance", "batch") or max(image.shape[2:]) > multiple:
         return
     if norm == "batch" and (not training or image.shape[0] > 1):
         return
+    sides = "x".join(str(int(side)) for side in image.shape[2:])
+    remedies = f"a side of more than {multiple} (sides are padded to multiples of {multiple}), "
+    if norm == "batch":
+        remedies += "a batch of more than 1, "
     raise ValueError(
-        f"a patch of {'x'.join(str(int(side)) for side in image.shape[2:])} is one voxel at the lowest level, too few "
-        f"for norm={norm}; expected a side of more than {multiple} (sides are padded to multiples of {multiple}), "
-        f"{'a batch of more than 1, ' if norm == 'batch' else ''}or norm=group"
+        f"a patch of {sides} is one voxel at the lowest level, too few for norm={norm}; "
+        f"expected {remedies}or norm=group"
     )
 
 
 def initialize(network: nn.Module) -> None:
-    """Start every convolution by He's rule for ReLU: N(0, sqrt(2 / fan_in)), biases zero (arXiv 1502.01852, eq. 10)."""
+    """Draw the weights of every convolution by He's rule for ReLU; set biases to zero.
+
+    N(0, sqrt(2 / fan_in)): arXiv 1502.01852, eq. 10.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
             nn.init.normal_(module.weight, std=math.sqrt(2 / _fan_in(module)))
@@ -92,11 +143,12 @@ def initialize(network: nn.Module) -> None:
 
 
 def set_prior(last: nn.Module, prior: float | None) -> None:
-    """Shift the layer that makes the logits so that the untrained network says about `prior` everywhere.
+    """Shift the logits so that the untrained network predicts about `prior` everywhere.
 
     Args:
-        last: a layer with a bias, (B, K, X, Y, Z) logits out.
-        prior: probability of foreground in (0, 1) (arXiv 1708.02002, section 3.3); None leaves it at about 0.5.
+        last: Layer with a bias whose output (B, K, X, Y, Z) are the logits.
+        prior: Probability of foreground, in (0, 1) (arXiv 1708.02002, section 3.3); None leaves it
+            at about 0.5.
     """
     if prior is None:
         return
@@ -108,6 +160,9 @@ def set_prior(last: nn.Module, prior: float | None) -> None:
 
 
 def _fan_in(conv: nn.Conv3d | nn.ConvTranspose3d) -> float:
-    """How many inputs a value of the output sums, away from the border."""
-    strides = math.prod(conv.stride) if isinstance(conv, nn.ConvTranspose3d) else 1
-    return conv.in_channels * math.prod(conv.kernel_size) / strides
+    """Count the inputs that one value of the output sums, away from the border."""
+    n_inputs = conv.in_channels * math.prod(conv.kernel_size)
+    if isinstance(conv, nn.ConvTranspose3d):
+        # Only every stride-th weight of the kernel meets an input, along each axis.
+        return n_inputs / math.prod(conv.stride)
+    return n_inputs

@@ -20,15 +20,15 @@ def recompute_blocks(network: nn.Module) -> None:
     The numbers stay the same, bit for bit; a step needs less memory and about a third more time.
 
     Args:
-        network: Any network; the `forward` of its blocks is replaced in place. Blocks are the children
-            that have children themselves, and likewise the members of lists of modules.
+        network: Any network; the `forward` of its blocks is replaced in place. Blocks are the
+            children that have children themselves, and likewise the members of lists of modules.
     """
     for block in _blocks(network):
         block.forward = partial(recomputed, block, block.forward)
 
 
 def recomputed(block: nn.Module, forward: Callable[..., Any], *features: Any) -> Any:
-    """Call `forward(*features)` and keep only its inputs for the backward pass, if there will be one.
+    """Call `forward(*features)` and keep only its inputs for a backward pass.
 
     Args:
         block: The module that holds the batch normalisations of `forward`.

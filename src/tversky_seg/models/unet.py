@@ -1,5 +1,7 @@
 """The 3D U-Net of Salehi et al. 2017 (arXiv 1706.05721, section 2.1)."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,10 @@ from tversky_seg.models.layers import (
 
 
 class ConvBlock(nn.Module):
-    """Two 3^3 convolutions, each normalised and followed by ReLU; with `residual`, around a shortcut."""
+    """Two 3^3 convolutions, each normalised and followed by ReLU.
+
+    With `residual`, a 1^3 convolution of the input is added before the last ReLU.
+    """
 
     def __init__(
         self,
@@ -33,10 +38,12 @@ class ConvBlock(nn.Module):
         self.norm2 = normalization(norm, out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout(dropout)
-        self.shortcut = nn.Conv3d(in_channels, out_channels, 1, bias=bias) if residual else None
+        self.shortcut = None
+        if residual:
+            self.shortcut = nn.Conv3d(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, in_channels, X, Y, Z) -> (B, out_channels, X, Y, Z)."""
+        """Compute (B, out_channels, X, Y, Z) from (B, in_channels, X, Y, Z)."""
         hidden = self.relu(self.norm1(self.conv1(features)))
         hidden = self.norm2(self.conv2(hidden))
         if self.shortcut is not None:
@@ -45,26 +52,31 @@ class ConvBlock(nn.Module):
 
 
 class UNet3D(nn.Module):
-    """A U-shaped network: half the resolution and twice the features a level down, and back with shortcuts.
+    """A U-shaped network: each level has half the resolution and twice the features.
 
-    Salehi et al. 2017 (arXiv 1706.05721, section 2.1, Fig. 1): two 3^3 convolutions + ReLU a level, 2^3 max-pooling,
-    2^3 transposed convolutions, concatenation, a last 1^3 convolution. The paper names neither depth nor width nor a
-    normalisation; `norm=None, prior=None` with one logit a class is its text to the letter.
+    Salehi et al. 2017 (arXiv 1706.05721, section 2.1, Fig. 1): two 3^3 convolutions + ReLU a level,
+    2^3 max-pooling, 2^3 transposed convolutions, concatenation, a last 1^3 convolution. The paper
+    names neither depth nor width nor a normalisation; `norm=None, prior=None` with one logit a
+    class is its text to the letter.
 
     Args:
-        in_channels: modalities C of the image.
-        out_channels: foreground classes K, one logit each.
-        n_levels: resolutions, the input's included; sides are padded inside to a multiple of 2^(n_levels - 1).
-        width: features of the first level; doubled a level.
-        norm: "group", "instance", "batch" or None, after every 3^3 convolution (which then has no bias).
-        dropout: share of features zeroed after each level's second convolution, in [0, 1).
-        residual: add a 1^3 convolution of a level's input to its output.
-        prior: foreground probability of the untrained network, in (0, 1); None is about 0.5, from which
-            the Tversky loss of a rare class starts slowly.
-        deep_supervision: so many coarser levels, below n_levels, have a 1^3 convolution of their own in training.
+        in_channels: Modalities C of the image.
+        out_channels: Foreground classes K, one logit each.
+        n_levels: Resolutions, the input's included. Sides are padded inside to a multiple of
+            2^(n_levels - 1).
+        width: Features of the first level; doubled at each level.
+        norm: "group", "instance", "batch" or None, after every 3^3 convolution (which then has no
+            bias).
+        dropout: Share of features zeroed after each level's second convolution, in [0, 1).
+        residual: Add a 1^3 convolution of a level's input to its output.
+        prior: Foreground probability of the untrained network, in (0, 1); None is about 0.5, from
+            which the Tversky loss of a rare class starts slowly.
+        deep_supervision: Number of coarser levels, below n_levels, that have a 1^3 convolution of
+            their own in training.
 
     Raises:
-        ValueError: for n_levels or width below 1, an unknown norm, a prior outside (0, 1), too many heads.
+        ValueError: n_levels or width is below 1, the norm is unknown, the prior is outside (0, 1),
+            or there are too many heads.
     """
 
     def __init__(
@@ -90,50 +102,57 @@ class UNet3D(nn.Module):
                 f"deep_supervision must be >= 0 and < n_levels={n_levels}, got {deep_supervision}"
             )
         widths = [width * 2**level for level in range(n_levels)]
-
-        def block(before: int, after: int) -> ConvBlock:
-            return ConvBlock(before, after, norm=norm, dropout=dropout, residual=residual)
-
+        widths_upward = widths[-2::-1]  # without the lowest level's
         self.norm = norm
         self.multiple = 2 ** (n_levels - 1)
-        self.encoder = nn.ModuleList(
-            block(*pair) for pair in zip([in_channels, *widths], widths, strict=False)
-        )
+        self.encoder = nn.ModuleList()
+        for before, after in pairwise([in_channels, *widths]):
+            self.encoder.append(
+                ConvBlock(before, after, norm=norm, dropout=dropout, residual=residual)
+            )
         self.upsample = nn.ModuleList(
-            nn.ConvTranspose3d(2 * w, w, 2, stride=2) for w in reversed(widths[:-1])
+            [nn.ConvTranspose3d(2 * w, w, 2, stride=2) for w in widths_upward]
         )
-        self.decoder = nn.ModuleList(block(2 * w, w) for w in reversed(widths[:-1]))
+        self.decoder = nn.ModuleList()
+        for w in widths_upward:
+            # Twice the features: those of the level below and those handed across.
+            self.decoder.append(ConvBlock(2 * w, w, norm=norm, dropout=dropout, residual=residual))
         self.pool = nn.MaxPool3d(2)
         self.head = nn.Conv3d(width, out_channels, 1)
-        initialize(self)  # before further heads, so that these change no weight
-        self.coarse_heads = nn.ModuleList(
-            nn.Conv3d(w, out_channels, 1) for w in widths[1 : deep_supervision + 1]
-        )
+        initialize(self)  # before further heads are made, so that these change no other weight
+        coarse_widths = widths[1 : deep_supervision + 1]
+        self.coarse_heads = nn.ModuleList([nn.Conv3d(w, out_channels, 1) for w in coarse_widths])
         initialize(self.coarse_heads)
         for head in (self.head, *self.coarse_heads):
             set_prior(head, prior)
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Logits (B, K, X, Y, Z) of an image (B, C, X, Y, Z) of any size.
+        """Compute logits (B, K, X, Y, Z) of an image (B, C, X, Y, Z) of any size.
 
-        In training with deep supervision, a tuple of these and of (B, K, X/2, Y/2, Z/2) ..., rounded up.
+        In training with deep supervision, a tuple of these and of (B, K, X/2, Y/2, Z/2) ...,
+        rounded up.
         """
         require_statistics(image, norm=self.norm, multiple=self.multiple, training=self.training)
         return pad_and_crop(self._logits, image, multiple=self.multiple)
 
-    def _logits(self, features: Tensor) -> Tensor | tuple[Tensor, ...]:
-        skips, coarse = [], []
+    def _logits(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Compute logits of an image whose sides are multiples of `self.multiple`."""
+        features = image
+        skips = []
         for level, block in enumerate(self.encoder):
-            features = block(self.pool(features) if level else features)
+            if level > 0:
+                features = self.pool(features)
+            features = block(features)
             skips.append(features)
-        for skip, upsample, block in zip(
-            reversed(skips[:-1]), self.upsample, self.decoder, strict=True
-        ):
-            coarse.append(features)
-            features = block(torch.cat((skip, upsample(features)), dim=1))
+        skips.pop()  # the lowest level's own output
+        coarse_features = []  # of the levels below the first, from the lowest upward
+        for upsample, block in zip(self.upsample, self.decoder, strict=True):
+            coarse_features.append(features)
+            features = block(torch.cat((skips.pop(), upsample(features)), dim=1))
+        logits = self.head(features)
         if not (self.training and self.coarse_heads):
-            return self.head(features)  # type: ignore[no-any-return]
-        coarse = [
-            head(level) for head, level in zip(self.coarse_heads, reversed(coarse), strict=False)
-        ]
-        return self.head(features), *coarse
+            return logits  # type: ignore[no-any-return]
+        all_logits = [logits]
+        for head in self.coarse_heads:
+            all_logits.append(head(coarse_features.pop()))
+        return tuple(all_logits)
