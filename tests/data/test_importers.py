@@ -133,6 +133,38 @@ def test_lits_batches_are_joined_and_the_test_volumes_are_predicted(tmp_path: Pa
         find_lits(tmp_path, split="p3")
 
 
+def test_lits_masks_without_geometry_get_that_of_their_scan(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, repaired = lits(tmp_path / "LITS"), tmp_path / "repaired"
+    file = next(root.rglob("segmentation-28.nii"))
+    label = nib.load(file).get_fdata().astype(np.uint8)
+    matlab = np.eye(4)
+    matlab[:3, 3] = 1
+    save(file, label, matlab)
+    before = file.read_bytes()
+    with caplog.at_level(logging.WARNING, logger="tversky_seg"):
+        cases = {case.case_id: case for case in find_lits(root, repaired=str(repaired))}
+    assert "segmentation-28" in caplog.text
+    assert "segmentation-40" not in caplog.text
+    case = cases["volume-28"]
+    assert case.label == repaired / "segmentation-28.nii.gz"
+    assert np.array_equal(np.asarray(nib.load(case.label).dataobj), label)
+    preprocess(case, Preprocessing(("CT",), {"liver": (1, 2)}, normalization="window"))
+    assert file.read_bytes() == before, "the download stays as it was"
+    assert cases["volume-40"].label.name == "segmentation-40.nii"
+    times = case.label.stat().st_mtime_ns
+    assert find_lits(root, repaired=str(repaired))[2].label.stat().st_mtime_ns == times
+
+
+def test_lits_masks_of_another_shape_are_left_to_preprocessing(tmp_path: Path) -> None:
+    root = lits(tmp_path / "LITS")
+    save(next(root.rglob("segmentation-28.nii")), np.zeros((5, 5, 5), np.uint8))
+    case = find_lits(root, repaired=str(tmp_path / "repaired"))[2]
+    with pytest.raises(DataError, match=r"segmentation-28.*\(5, 5, 5\)"):
+        preprocess(case, Preprocessing(("CT",), normalization="window"))
+
+
 def test_lits_classes_are_nested_and_its_window_is_cut_at_both_ends(tmp_path: Path) -> None:
     case = find_lits(lits(tmp_path))[0]
     settings = Preprocessing(

@@ -93,7 +93,10 @@ IMPORTERS = {
         find_lits,
         summary="LiTS, liver and liver tumours in CT",
         root="folder with volume-0.nii, segmentation-0.nii, … at any depth",
-        options=(SPLIT,),
+        options=(
+            SPLIT,
+            Option("repaired", "folder for masks whose affine is wrong (data/lits)", "data/lits"),
+        ),
     ),
     "luna16": Importer(
         find_luna16,

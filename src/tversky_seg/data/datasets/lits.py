@@ -5,23 +5,34 @@ doi 10.1016/j.media.2022.102680
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.datasets._common import check_split
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.grids import TOLERATED_SHIFT_VOXELS
 from tversky_seg.data.image_files import image_stem, is_nifti
+from tversky_seg.data.nifti import affine_shift_voxels, read_grid, read_label, write_volume
+
+logger = logging.getLogger("tversky_seg")
 
 SHIROKIKH2020 = "shirokikh2020"
 _TRAINING = re.compile(r"volume-(\d+)")
 _TEST = re.compile(r"test-volume-(\d+)")
 
 
-def find_lits(root: Path, *, split: str | None = None) -> list[Case]:
+def find_lits(root: Path, *, split: str | None = None, repaired: str | None = None) -> list[Case]:
     """List the CT volumes of an official download: both training batches and the test set.
 
     Label values: 1 liver, 2 tumour. The test volumes have no labels: they are predicted only.
+
+    Some masks of the archive lack the geometry of their scan: their affine is the identity. Their
+    voxels fit the scan's one by one, as the authors' own loaders read them
+    (github.com/MIC-DKFZ/nnUNet/issues/2751). Such masks are copied with the scan's affine.
 
     Args:
         root: Folder that holds `volume-0.nii`, `segmentation-0.nii` and so on at any depth, as in
@@ -29,9 +40,12 @@ def find_lits(root: Path, *, split: str | None = None) -> list[Case]:
         split: None: folds are drawn. "shirokikh2020": volumes 0 to 27 (batch 1) are the test set,
             28 to 32 the validation set, the others are trained on, and the official test set is
             left out.
+        repaired: Folder of the copied masks, made if needed, some 20 MB; None: masks are taken as
+            they are.
 
     Raises:
-        DataError: The folder does not look like this data set, or there is no such split.
+        DataError: The folder does not look like this data set, there is no such split, or
+            `repaired` cannot be written.
     """
     check_split(split, [SHIROKIKH2020])
     files = {}
@@ -52,6 +66,8 @@ def find_lits(root: Path, *, split: str | None = None) -> list[Case]:
     if split is None:
         for _, name in _numbered(files, _TEST):
             cases.append(Case(name, name, {"CT": files[name]}, split="test"))
+    if repaired is not None:
+        cases = _with_repaired_masks(cases, Path(repaired).expanduser())
     if not cases:
         raise DataError(
             root,
@@ -77,3 +93,35 @@ def _part_in_shirokikh2020(number: int) -> str:
     if number < 33:
         return "val"
     return "train"
+
+
+def _with_repaired_masks(cases: Sequence[Case], folder: Path) -> list[Case]:
+    """Replace masks that lie elsewhere than their scan by copies with the scan's affine."""
+    repaired_cases = []
+    names = []
+    for case in cases:
+        if case.label is not None and _lies_elsewhere(case.label, case.images["CT"]):
+            name = image_stem(case.label)
+            names.append(name)
+            copy = folder / f"{name}.nii.gz"
+            if not copy.is_file():
+                _, affine = read_grid(case.images["CT"])
+                write_volume(copy, read_label(case.label).data, affine)
+            case = replace(case, labels=(copy,))
+        repaired_cases.append(case)
+    if names:
+        message = "%d masks have another affine than their scans (%s): copied with the scan's to %s"
+        logger.warning(message, len(names), ", ".join(names), folder)
+    return repaired_cases
+
+
+def _lies_elsewhere(mask: Path, scan: Path) -> bool:
+    """Tell whether a mask has the shape of its scan, but another place or voxel size."""
+    try:
+        shape, affine = read_grid(scan)
+        mask_shape, mask_affine = read_grid(mask)
+    except DataError:  # preprocessing names the fault
+        return False
+    if mask_shape != shape:
+        return False
+    return affine_shift_voxels(affine, mask_affine, shape) > TOLERATED_SHIFT_VOXELS
