@@ -345,39 +345,35 @@ def test_bids_prefers_images_in_the_space_of_the_mask(tmp_path: Path) -> None:
 
 
 def luna16(root: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """Two scans of 0.5 x 0.5 x 2 mm, the second stored turned by 180 degrees, with the same nodule drawn by readers."""
+    """Two scans of 0.5 x 0.5 x 2 mm with the same pixels and outlines; the second patient lay turned.
+
+    LUNA16 keeps the pixels of the DICOM image, which the readers outlined, and tells by
+    TransformMatrix how they lie in space.
+    """
     sitk = pytest.importorskip("SimpleITK", reason="the extra luna16 is not installed")
     shape = (40, 36, 20)
-    lungs = np.where(ball((11, 18, 10), 7, shape), 3, 0) + np.where(
-        ball((28, 18, 10), 7, shape), 4, 0
-    )
+    left, right = ball((11, 18, 10), 7, shape), ball((28, 18, 10), 7, shape)
+    lungs = np.where(left, 3, 0) + np.where(right, 4, 0)
     lungs[19:21, 17:19, 15:20] = 5
+    ct = np.random.default_rng(1).integers(-900, 100, shape).astype(np.int16)
     expected = {}
     rows = ["seriesuid,coordX,coordY,coordZ,diameter_mm"]
-    for uid, turned, subset in (("1.3.6.1", False, 0), ("1.3.6.2", True, 1)):
-        origin = np.array([-10.0, -9.0, -100.0])  # of the DICOM image
-        ct = np.random.default_rng(1).integers(-900, 100, shape).astype(np.int16)
-        stored, stored_lungs, sign = (
-            (ct[::-1, ::-1], lungs[::-1, ::-1], -1) if turned else (ct, lungs, 1)
-        )
-        for path, data in (
-            (f"subset{subset}/{uid}", stored),
-            (f"seg-lungs-LUNA16/{uid}", stored_lungs.astype(np.uint8)),
-        ):
+    for uid, sign, subset in (("1.3.6.1", 1, 0), ("1.3.6.2", -1, 1)):
+        files = {f"subset{subset}": ct, "seg-lungs-LUNA16": lungs.astype(np.uint8)}
+        for folder, data in files.items():
             image = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
             image.SetSpacing((0.5, 0.5, 2.0))
             image.SetDirection((sign, 0, 0, 0, sign, 0, 0, 0, 1))
-            corner = origin + np.array([19.5, 17.5, 0]) * turned
-            image.SetOrigin(corner.tolist())
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            sitk.WriteImage(image, str(root / f"{path}.mhd"))
-        centre = origin + np.array([10, 18, 10]) * (0.5, 0.5, 2)
+            image.SetOrigin((-10.0 * sign, -9.0 * sign, -100.0))
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            sitk.WriteImage(image, str(root / folder / f"{uid}.mhd"))
+        centre = image.TransformIndexToPhysicalPoint((10, 18, 10))
         rows.append(",".join([uid, *map(str, centre), "5"]))
         (root / "tcia-lidc-xml/157").mkdir(parents=True, exist_ok=True)
         (root / f"tcia-lidc-xml/157/{uid}.xml").write_text(lidc_xml(uid))
-        square = np.zeros(shape, dtype=bool)
-        square[9:13, 16:21, 10] = True  # what the two readers have in common, outlines included
-        expected[uid] = square[::-1, ::-1] if turned else square
+        expected[uid] = np.zeros(shape, dtype=bool)
+        # What the two readers have in common, outlines included.
+        expected[uid][9:13, 16:21, 10] = True
     (root / "annotations.csv").write_text("\n".join(rows))
     return root, expected
 
@@ -414,10 +410,12 @@ def test_luna_scans_are_converted_once_with_the_masks_of_two_of_four_readers(
         label = nib.load(case.labels[0])
         assert np.array_equal(np.asarray(label.dataobj) > 0, expected[case.case_id])
         assert label.affine[2, 3] == -100
-    first, second = (preprocess(case, Preprocessing(("CT",), normalization="window", limits=(-1000, 300)))
-                     for case in cases)  # fmt: skip
-    assert np.array_equal(first.image, second.image), "the turned scan shows the same patient"
-    assert first.geometry.network_affine == pytest.approx(second.geometry.network_affine)
+    settings = Preprocessing(("CT",), normalization="window", limits=(-1000, 300))
+    first, second = (preprocess(case, settings) for case in cases)
+    assert first.target is not None
+    assert second.target is not None
+    turned = second.target[:, ::-1, ::-1]
+    assert np.array_equal(first.target, turned), "the second patient lay turned"
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "nifti").rglob("*.nii.gz")}
     assert [
         c.split for c in find_luna16(root, converted=str(tmp_path / "nifti"), split="shirokikh2020")

@@ -9,7 +9,7 @@ import csv
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,20 +20,17 @@ from scipy import ndimage
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.datasets._common import check_split
-from tversky_seg.data.datasets.luna16_lidc import (
-    Contour,
-    Nodule,
-    nodule_mask,
-    read_nodules,
-    series_of,
-)
+from tversky_seg.data.datasets.luna16_lidc import Nodule, nodule_mask, read_nodules, series_of
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import write_volume
 from tversky_seg.runtime.progress import Reporter
 
 logger = logging.getLogger("tversky_seg")
 
-FILES = ("CT.nii.gz", "label.nii.gz", "lungs.nii.gz")
+FILES = ("CT.nii.gz", "nodules.nii.gz", "lungs.nii.gz")
+"""Files of a converted scan. An earlier `label.nii.gz` is not used: those of turned scans were
+empty."""
+
 SPLITS = {"shirokikh2020": ["train"] * 6 + ["val"] * 2 + ["test"] * 2}
 """Part of each of the ten subsets."""
 
@@ -195,7 +192,7 @@ def _convert_all(download: Download, folder: Path) -> None:
 
 
 def _convert(uid: str, download: Download, folder: Path) -> None:
-    """Write the three files of a scan, each whole or not at all."""
+    """Write the files of a scan, each whole or not at all."""
     file = download.scans[uid]
     if uid not in download.lungs:
         raise DataError(file, "has no lung mask", "expected one of this series")
@@ -211,28 +208,25 @@ def _convert(uid: str, download: Download, folder: Path) -> None:
         readers.append([_in_voxels(nodule, scan) for nodule in nodules])
     centres = scan.voxels(download.centres.get(uid, ()))
     label = nodule_mask(readers, centres, scan.data.shape)
-    for name, data in zip(FILES, (scan.data, label, lung_mask(lungs.data)), strict=True):
-        write_volume(folder / name, data, scan.affine)
+    ct_file, label_file, lungs_file = (folder / name for name in FILES)
+    write_volume(label_file, label, scan.affine)
+    # An earlier version may have written these two already.
+    if not ct_file.is_file():
+        write_volume(ct_file, scan.data, scan.affine)
+    if not lungs_file.is_file():
+        write_volume(lungs_file, lung_mask(lungs.data), scan.affine)
 
 
 def _in_voxels(nodule: Nodule, scan: Scan) -> Nodule:
-    """Convert contours to the scan's voxels.
+    """Convert the place of contours from mm to slices.
 
-    LIDC counts x and y from the corner of the DICOM image; z is in mm. LUNA16 stores some scans
-    turned by 180 degrees in the plane, which the signs of their affine show: DICOM runs to L and
-    P, RAS is its opposite.
+    x and y are columns and rows of the DICOM image. LUNA16 keeps this order of voxels, also where
+    the patient lay turned (TransformMatrix -1 0 0 0 -1 0 0 0 1), so they are indices already.
     """
-    width, height = scan.data.shape[:2]
     contours = []
     for contour in nodule:
-        x, y = contour.points.T
-        if scan.affine[0, 0] > 0:
-            x = width - 1 - x
-        if scan.affine[1, 1] > 0:
-            y = height - 1 - y
         z = (contour.z - scan.affine[2, 3]) / scan.affine[2, 2]
-        points = np.stack([x, y], axis=1)
-        contours.append(Contour(round(float(z)), contour.is_inside, points))
+        contours.append(replace(contour, z=round(float(z))))
     return contours
 
 
