@@ -344,6 +344,40 @@ def test_bids_prefers_images_in_the_space_of_the_mask(tmp_path: Path) -> None:
     assert {name: file.parent for name, file in case.images.items()} == {"FLAIR": folder}
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [
+        "derivatives/manual/sub-01/anat/sub-01_label-lesion_mask",
+        "derivatives/labels/sub-01/anat/sub-01_FLAIR_lesion-manual",  # ivadomed
+        "derivatives/labels/sub-01/anat/sub-01_FLAIR_label-lesion_seg",  # Spinal Cord Toolbox
+        "sub-01/anat/sub-01_label-lesion_roi",  # as fMRIPrep asks for
+        "sub-01/anat/sub-01_FLAIR_roi",  # OpenNeuro
+        "derivatives/sub-01/anat/sub-01_msk",  # ISLES 2022
+    ],
+)
+def test_bids_masks_are_known_by_the_names_of_common_tools(tmp_path: Path, mask: str) -> None:
+    save(tmp_path / "sub-01/anat/sub-01_FLAIR.nii.gz", brain())
+    save(tmp_path / "sub-01/anat/sub-01_T1w.nii.gz", brain())
+    save(tmp_path / f"{mask}.nii.gz", lesion(14))
+    (case,) = find_bids(tmp_path)
+    assert case.labels == (tmp_path / f"{mask}.nii.gz",)
+    assert set(case.images) == {"FLAIR", "T1w"}
+
+
+def test_bids_masks_of_a_derivative_come_before_those_of_the_raw_data(tmp_path: Path) -> None:
+    folder = bids(tmp_path) / "sub-01/ses-a/anat"
+    save(folder / "sub-01_ses-a_FLAIR_roi.nii.gz", lesion(10))
+    assert [len(case.labels) for case in find_bids(tmp_path)] == [2, 2, 0]
+
+
+def test_bids_other_masks_are_no_lesions(tmp_path: Path) -> None:
+    others = ("desc-brain_mask", "label-GM_seg", "label-thalamus_roi", "FLAIR")
+    for name in [f"sub-01_{other}" for other in others]:
+        save(tmp_path / f"derivatives/sct/sub-01/anat/{name}.nii.gz", brain())
+    with pytest.raises(DataError, match="derivatives/"):
+        find_bids(tmp_path)
+
+
 def luna16(root: Path) -> tuple[Path, dict[str, np.ndarray]]:
     """Two scans of 0.5 x 0.5 x 2 mm with the same pixels and outlines; the second patient lay turned.
 

@@ -11,7 +11,10 @@ from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.image_files import image_stem, is_nifti
 
-MASK_SUFFIXES = ("mask", "roi", "dseg")
+MASK_SUFFIXES = ("mask", "roi", "dseg", "seg")
+MASK_SUFFIXES_ALONE = ("roi", "msk")
+"""Suffixes of lesion masks that no entity tells: of OpenNeuro's raw data and of ISLES 2022."""
+
 OTHER_SUFFIXES = ("probseg", "defacemask", "xfm", "warp")
 SPACE_ENTITIES = ("space", "res")  # which tell the grid of a derived image
 
@@ -69,34 +72,47 @@ class BidsName:
         return f"{self.suffix}ce" if "ce" in self.entities else self.suffix
 
     def is_lesion_mask(self, word: str) -> bool:
-        """Tell whether a file is a mask and an entity holds the word."""
+        """Tell whether a file is a mask of what the word names.
+
+        sub-01_label-lesion_mask     BIDS: a suffix of masks, and an entity with the word
+        sub-01_FLAIR_lesion-manual   ivadomed: the word in the last part
+        sub-01_FLAIR_roi             a suffix that means a lesion if nothing else is said
+        """
+        is_described = "label" in self.entities or "desc" in self.entities
+        if self.suffix in MASK_SUFFIXES_ALONE and not is_described:
+            return True
+        word = word.lower()
         if self.suffix not in MASK_SUFFIXES:
-            return False
-        return any(word.lower() in value.lower() for value in self.entities.values())
+            return word in self.suffix.lower()
+        return any(word in value.lower() for value in self.entities.values())
 
 
 def find_bids(root: Path, *, lesion: str = "lesion", derivative: str | None = None) -> list[Case]:
     """List the examinations with images in `anat`, and their lesion masks.
 
-    A lesion mask is a file of suffix `mask`, `roi` or `dseg` below `derivatives/` with an entity
-    that holds the word `lesion`, as in `sub-01_space-T1w_label-lesion_mask.nii.gz` or
-    `…_desc-lesions_mask.nii.gz`. Several masks of one examination are several raters; one whose
-    name holds `consensus` comes first. Images are called by their suffix (FLAIR, T1w, T2w, with
-    contrast agent T1wce). They are taken from the folder of the mask if it holds images of the
-    mask's space, else from the raw data. A brain mask is one with `desc-brain`.
+    Lesion masks lie in one folder below `derivatives/`, in `derivatives/` itself or, if these hold
+    none, among the raw images. Their names are as in `sub-01_space-T1w_label-lesion_mask.nii.gz`,
+    `…_desc-lesions_roi`, `…_label-lesion_seg` (Spinal Cord Toolbox), `…_lesion-manual` (ivadomed),
+    `…_FLAIR_roi` or `…_msk` (ISLES 2022). Several masks of one examination are several raters; one
+    whose name holds `consensus` comes first. Images are called by their suffix (FLAIR, T1w, T2w,
+    with contrast agent T1wce). They are taken from the folder of the mask if it holds images of
+    the mask's space, else from the raw data. A brain mask is one with `desc-brain`.
 
     Args:
         root: Folder with `sub-…` folders and `derivatives`.
-        lesion: Word in an entity of lesion masks.
+        lesion: Word in the names of lesion masks.
         derivative: Folder below `derivatives` to look for masks in; None: all of them.
 
     Raises:
-        DataError: The folder does not look like BIDS, or lesion masks are in no derivative or in
-            several.
+        DataError: The folder does not look like BIDS, holds no lesion mask, or holds some in
+            several derivatives.
     """
     root = Path(root)
     raw = _by_examination([*root.glob("sub-*/anat/*"), *root.glob("sub-*/ses-*/anat/*")])
     derived = _derivative_with_masks(root, lesion, derivative)
+    if not derived and not _has_masks(raw, lesion):
+        example = f"derivatives/<pipeline>/sub-01/anat/sub-01_label-{lesion}_mask.nii.gz"
+        raise DataError(root, "does not look like BIDS with lesion masks", f"expected {example}")
     sites = _sites(root / "participants.tsv")
     cases = []
     examinations = {*raw, *derived}
@@ -111,23 +127,29 @@ def find_bids(root: Path, *, lesion: str = "lesion", derivative: str | None = No
 
 
 def _derivative_with_masks(root: Path, lesion: str, derivative: str | None) -> Files:
-    """Return the files of the only derivative that holds lesion masks.
+    """Return the files of the only derivative that holds lesion masks; none if none does.
 
     Raises:
-        DataError: None or several hold masks.
+        DataError: Several hold masks.
     """
     with_masks: dict[str, Files] = {}
     for pipeline in sorted(root.glob(f"derivatives/{derivative or '*'}/")):
-        files = _by_examination([*pipeline.rglob("sub-*")])
-        if any(_lesion_masks(each, lesion) for each in files.values()):
-            with_masks[pipeline.name] = files
-    if not with_masks:
-        example = f"derivatives/<pipeline>/sub-01/anat/sub-01_label-{lesion}_mask.nii.gz"
-        raise DataError(root, "does not look like BIDS with lesion masks", f"expected {example}")
+        if not pipeline.name.startswith("sub-"):
+            with_masks[pipeline.name] = _by_examination([*pipeline.rglob("sub-*")])
+    if derivative is None:
+        # ISLES 2022 has the subjects in derivatives/ itself.
+        with_masks["."] = _by_examination([*root.glob("derivatives/sub-*/**/sub-*")])
+    for name, files in list(with_masks.items()):
+        if not _has_masks(files, lesion):
+            del with_masks[name]
     if len(with_masks) > 1:
         found = f"lesion masks in derivatives {', '.join(with_masks)}"
         raise DataError(root, found, "expected one of them as data.importer.derivative")
-    return next(iter(with_masks.values()))
+    return next(iter(with_masks.values()), {})
+
+
+def _has_masks(files: Files, lesion: str) -> bool:
+    return any(_lesion_masks(group, lesion) for group in files.values())
 
 
 def _case(
@@ -138,7 +160,7 @@ def _case(
     lesion: str,
     site: str | None,
 ) -> Case:
-    masks = _lesion_masks(derived, lesion)
+    masks = _lesion_masks(derived, lesion) or _lesion_masks(raw, lesion)
     images: dict[str, Path] = {}
     brain_masks = [file for file in (*derived, *raw) if _is_brain_mask(file)]
     if masks:
