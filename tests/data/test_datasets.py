@@ -134,6 +134,28 @@ def test_msseg_challenge_release_with_raw_images_alone(tmp_path: Path, folder: s
     assert [file.name for file in case.labels] == ["Consensus.nii.gz"]
 
 
+RAW_ARCHIVE = "Unprocessed training dataset"
+PREPARED_ARCHIVE = "Pre-processed training dataset"
+
+
+@pytest.mark.parametrize("root", ["", RAW_ARCHIVE, PREPARED_ARCHIVE])
+def test_msseg_archives_of_the_challenge_are_read_side_by_side(tmp_path: Path, root: str) -> None:
+    patient = "TrainingDataset_MSSEG/01016SACH"
+    raw = ("3DFLAIR", "3DT1", "T2", "DP", "3DT1GADO", "Consensus", "ManualSegmentation_1")
+    touch(tmp_path / RAW_ARCHIVE / patient, *(f"{name}.nii.gz" for name in raw))
+    prepared = [f"{name}_preprocessed.nii.gz" for name in ("FLAIR", "T1", "T2", "DP", "GADO")]
+    touch(tmp_path / PREPARED_ARCHIVE / patient, *prepared)
+    (case,) = find_msseg2016(tmp_path / root)
+    assert (case.case_id, case.site, case.consensus) == ("01016SACH", "01", True)
+    assert [file.name for file in case.labels] == [
+        "Consensus.nii.gz",
+        "ManualSegmentation_1.nii.gz",
+    ]
+    assert list(case.images) == ["FLAIR", "T1", "T2", "DP", "GADO"]
+    is_prepared = "preprocessed" in case.images["T1"].name
+    assert is_prepared == (root != RAW_ARCHIVE)
+
+
 def test_lesjak_parts_have_their_own_names(tmp_path: Path) -> None:
     base = tmp_path / "cross_sectional"
     suffix = "_N4_noneck_reduced_winsor_regtoFLAIR_regtoMNI.nii.gz"

@@ -32,19 +32,24 @@ RAW = {
 }
 """Stems of the scanner's images."""
 
-PATIENT = "[0-9][0-9][0-9][0-9][0-9]*"  # of the challenge: 01016SACH
+# Names of the challenge.
+PATIENT = "[0-9][0-9][0-9][0-9][0-9]*"  # 01016SACH
+PREPARED_FOLDER = "Pre-processed"
+RAW_FOLDERS = "Unprocessed*"
+MAX_DEPTH = 3  # folders from the root to that of a patient
 
 
 def find_msseg2016(root: Path) -> list[Case]:
     """List the cases of an official download, of the challenge or of the later public release.
 
     Public release: `{Training,Testing}/Center_xx/<patient>/{Preprocessed_Data,Raw_Data,Masks}`.
-    Challenge: `Pre-processed/<id>` and `ManualSegmentation/<id>`, or folders `<id>` of raw images
+    Challenge: its two archives unpacked side by side (`Unprocessed training dataset` has the
+    masks), or `Pre-processed/<id>` and `ManualSegmentation/<id>`, or folders `<id>` of raw images
     and masks together. Prepared images are taken where there are any, else the raw ones. The
     proton density image is called DP.
 
     Args:
-        root: Folder that holds `Training`, or `Pre-processed`, or the `<id>` folders.
+        root: Folder that holds `Training`, or the archives of the challenge, or one of these.
 
     Returns:
         Cases with the consensus as first label, the centre as site, and the official split if the
@@ -90,25 +95,44 @@ def _public_release(root: Path) -> Iterator[Case]:
 
 
 def _challenge_release(root: Path) -> Iterator[Case]:
-    # The last folder that holds a patient counts, so the most specific one comes last.
-    folders = [*sorted(root.glob("*/"), reverse=True), root, root / "Pre-processed"]
-    patients = {}
-    for folder in folders:
-        for patient in folder.glob(PATIENT):
-            patients[patient.name] = patient
-    for name, patient in sorted(patients.items()):
-        images = _images(patient, PREPARED) or _images(patient, RAW)
-        labels = _labels([root / "ManualSegmentation" / name, patient])
-        if images:
-            yield Case(
-                case_id=name,
-                subject_id=name,
-                images=images,
-                labels=labels,
-                brain_mask=find_nifti(patient, "Mask_registered"),
-                site=name[:2],
-                consensus=bool(labels) and labels[0].name.startswith("Consensus"),
-            )
+    for name, folders in sorted(_challenge_patients(root).items()):
+        prepared = [_images(folder, PREPARED) for folder in folders]
+        raw = [_images(folder, RAW) for folder in folders]
+        images = next(filter(None, prepared + raw), None)
+        if images is None:
+            continue
+        labels = _labels(folders)
+        brain_masks = [find_nifti(folder, "Mask_registered") for folder in folders]
+        yield Case(
+            case_id=name,
+            subject_id=name,
+            images=images,
+            labels=labels,
+            brain_mask=next(filter(None, brain_masks), None),
+            site=name[:2],
+            consensus=bool(labels) and labels[0].name.startswith("Consensus"),
+        )
+
+
+def _challenge_patients(root: Path) -> dict[str, list[Path]]:
+    """Find the folders of each patient, those of prepared images first.
+
+    Prepared images, raw images and masks of a patient may lie in folders of one name:
+    `Pre-processed training dataset/TrainingDataset_MSSEG/01016SACH` has the prepared images, and
+    `Unprocessed training dataset/TrainingDataset_MSSEG/01016SACH` the masks.
+    """
+    roots = [root]
+    if root.name.startswith(PREPARED_FOLDER):
+        roots += sorted(root.parent.glob(RAW_FOLDERS))
+    patients: dict[str, list[Path]] = {}
+    for depth in range(MAX_DEPTH):
+        for folder in roots:
+            for patient in sorted(folder.glob("*/" * depth + PATIENT)):
+                if patient.is_dir():
+                    patients.setdefault(patient.name, []).append(patient)
+    for folders in patients.values():
+        folders.sort(key=lambda folder: PREPARED_FOLDER not in str(folder))
+    return patients
 
 
 def _images(folder: Path, stems: Mapping[str, list[str]]) -> dict[str, Path]:
