@@ -288,6 +288,26 @@ def test_nnunet_files_may_be_listed(tmp_path: Path) -> None:
     assert all(file.is_file() for case in cases for file in (*case.images.values(), *case.labels))
 
 
+def test_nnunet_version_1_is_read_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = nnunet(tmp_path / "Task07_Lesion")
+    listing = {
+        "modality": {"0": "FLAIR", "1": "T1 post"},
+        "labels": {"0": "background", "1": "edema", "2": "core"},
+        "training": [{"image": "./imagesTr/la_001.nii.gz", "label": "./labelsTr/la_001.nii.gz"}],
+        "test": ["./imagesTs/la_009.nii.gz"],
+    }
+    (root / "dataset.json").write_text(json.dumps(listing))
+    with caplog.at_level(logging.INFO, logger="tversky_seg"):
+        cases = find_nnunet(root)
+    assert [(c.case_id, len(c.labels), c.split) for c in cases] == [
+        ("la_001", 1, None),
+        ("la_002", 1, None),
+        ("la_009", 0, "test"),
+    ]
+    assert cases[0].images["T1_post"].name == "la_001_0001.nii.gz"
+    assert "{edema: [1], core: [2]}" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tversky_seg.data.affines import affine_shift_voxels
 from tversky_seg.data.case import Case
 from tversky_seg.data.datasets._common import check_split
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import TOLERATED_SHIFT_VOXELS
 from tversky_seg.data.image_files import image_stem, is_nifti
-from tversky_seg.data.nifti import affine_shift_voxels, read_grid, read_label, write_volume
+from tversky_seg.data.nifti import read_grid, read_label, write_volume
 
 logger = logging.getLogger("tversky_seg")
 

@@ -1,4 +1,7 @@
-"""A raw data set of nnU-Net, version 2 (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z)."""
+"""A raw data set of nnU-Net, version 1 or 2 (Isensee et al. 2021).
+
+doi 10.1038/s41592-020-01008-z
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ from tversky_seg.data.image_files import NIFTI_ENDINGS
 
 logger = logging.getLogger("tversky_seg")
 
-FOLDER = "the folder DatasetXXX_Name of nnU-Net v2"
+FOLDER = "the folder DatasetXXX_Name or TaskXXX_Name of nnU-Net"
 _CHANNEL_FILE = re.compile(r"(.+)_(\d{4})")
 
 
 def find_nnunet(root: Path) -> list[Case]:
-    """List the cases of a folder `DatasetXXX_Name`; channels are called as in `dataset.json`.
+    """List the cases of a raw data set; channels are called as in `dataset.json`.
 
     Images are `imagesTr/<case>_0000.nii.gz` and so on, labels `labelsTr/<case>.nii.gz`, or the
     files under the key `dataset` of the JSON. The images of `imagesTs` are predicted, and
@@ -30,13 +33,16 @@ def find_nnunet(root: Path) -> list[Case]:
     `subject_id`.
 
     Args:
-        root: Folder that holds `dataset.json`.
+        root: Folder that holds `dataset.json`: `DatasetXXX_Name` of version 2, or `TaskXXX_Name` of
+            version 1.
 
     Raises:
         DataError: There is no readable `dataset.json`, its files are not NIfTI, or none exists.
     """
     root = Path(root)
     listing = read_listing(root / "dataset.json", folder_name=FOLDER)
+    if "modality" in listing and "channel_names" not in listing:
+        listing = _as_version_2(listing)
     _check_listing(listing, root / "dataset.json")
     channels = _channels(listing)
     ending = listing["file_ending"]
@@ -49,10 +55,18 @@ def find_nnunet(root: Path) -> list[Case]:
         cases = [replace(case, split="train") for case in cases]
     cases += tests
     if not cases:
-        expected = f"expected imagesTr/<case>_0000{ending}, as dataset.json says"
+        expected = f"expected imagesTr/<case>_0000{ending} (a Decathlon task: data=decathlon)"
         raise DataError(root, "holds no case", expected)
     _log_classes(listing)
     return cases
+
+
+def _as_version_2(listing: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate the `dataset.json` of version 1, where labels are number -> name."""
+    labels = listing.get("labels")
+    if isinstance(labels, dict):
+        labels = {name: int(value) for value, name in labels.items() if value.isdecimal()}
+    return {"channel_names": listing["modality"], "labels": labels, "file_ending": ".nii.gz"}
 
 
 def _in_folders(root: Path, part: str, channels: Mapping[int, str], ending: str) -> list[Case]:
@@ -117,7 +131,7 @@ def _log_classes(listing: Mapping[str, Any]) -> None:
 def _check_listing(listing: Mapping[str, Any], path: Path) -> None:
     """Refuse a `dataset.json` that lacks a key, or names files that are not NIfTI."""
     missing = [key for key in ("channel_names", "labels", "file_ending") if key not in listing]
-    expected = "expected those of nnU-Net v2 (a Decathlon task: data=decathlon)"
+    expected = "expected those of nnU-Net (a Decathlon task: data=decathlon)"
     if missing:
         raise DataError(path, f"has no {', '.join(missing)}", expected)
     for key in ("channel_names", "labels"):
