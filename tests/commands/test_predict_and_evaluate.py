@@ -164,7 +164,7 @@ def test_evaluate_gives_the_numbers_of_the_run(finished: Run, tmp_path: Path) ->
     where = [f"predictions={finished.folder / 'predictions'}", f"output_dir={tmp_path}"]
     outcome = call("evaluate", *where, f"manifest={finished.folder / 'manifest.csv'}")
     assert outcome.status == 0, outcome.stderr
-    assert outcome.stdout.count("Measure") == 1
+    assert outcome.stdout.count("┏") == 1
     for name in ("metrics.json", "cases.csv", "lesions.csv", "pr_curve.csv"):
         assert (tmp_path / name).read_bytes() == (
             finished.folder / "evaluation" / name

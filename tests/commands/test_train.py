@@ -81,7 +81,7 @@ def test_metrics_json_has_the_names_of_the_contract(finished: Run) -> None:
 
 def test_a_run_prints_one_table_and_nothing_on_stderr(finished: Run) -> None:
     assert finished.outcome.stderr == ""
-    assert finished.outcome.stdout.count("Measure") == 1
+    assert finished.outcome.stdout.count("┏") == 1
     assert "3 train, 1 val, 2 test cases" in finished.outcome.stdout
 
 
@@ -132,7 +132,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(finished: Run) -> None:
     assert again.status == 0
     assert again.stderr == ""
     assert "already complete" in again.stdout
-    assert again.stdout.count("Measure") == 1
+    assert again.stdout.count("┏") == 1
     assert contents(finished.folder) == before
 
 

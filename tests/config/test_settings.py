@@ -189,3 +189,10 @@ def test_a_full_disk_is_one_line() -> None:
     fault = OSError(28, "No space left on device", "/scratch/a.pt")
     line = one_line(fault, config_name="train")
     assert line.startswith("/scratch/a.pt: No space left on device; ")
+
+
+def test_the_home_of_nobody_is_a_missing_file(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("case_id,subject_id,FLAIR,label\na,a,~nobody_of_this_name/x.nii,\n")
+    outcome = call("train", "data=manifest", f"data.manifest={manifest}")
+    assert "~nobody_of_this_name/x.nii: " in outcome.error

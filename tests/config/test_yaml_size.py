@@ -32,6 +32,11 @@ def test_merged_keys_count_too() -> None:
         check(f"a: &a\n{keys}\nb: {{<<: [{', '.join(['*a'] * 100)}]}}\n")
 
 
+def test_a_list_that_contains_itself_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"a\.yaml"):
+        check("a: &a [1, *a]\n")
+
+
 def test_a_checkpoint_cannot_hold_a_network_of_endless_lists() -> None:
     endless: list[object] = []
     endless.append(endless)

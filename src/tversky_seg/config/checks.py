@@ -53,6 +53,7 @@ def check_arguments(key: str, node: Mapping[str, Any], function: Callable[..., A
         ConfigError: Names the key and the expected type.
     """
     parameters = inspect.signature(function).parameters
+    # A function with **keywords takes any name, so none can be called misspelt.
     kinds = [parameter.kind for parameter in parameters.values()]
     takes_any_name = inspect.Parameter.VAR_KEYWORD in kinds
     annotations = _annotations(function)
@@ -78,6 +79,7 @@ def check_type(key: str, value: Any, annotation: Any) -> None:
 
 def nearest(key: str, known_keys: Iterable[str]) -> str:
     """Name the known key most similar to `key`, or list the known keys when none is similar."""
+    # `loss._target_` is a key of every file, but nobody means it.
     candidates = sorted({name.removesuffix("._target_") for name in known_keys})
     matches = difflib.get_close_matches(key, candidates, n=1, cutoff=0.5)
     if matches:
@@ -102,6 +104,7 @@ def nodes_with_target(node: Any, prefix: str = "") -> Iterator[tuple[str, dict[s
 def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
     """Read annotations by argument; none if they cannot be resolved, as in some torch classes."""
     try:
+        # The annotations of a class are those of its attributes, not of its arguments.
         if inspect.isclass(function):
             return typing.get_type_hints(function.__init__)
         return typing.get_type_hints(function)
@@ -117,6 +120,7 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 
 def _fits_member(value: Any, annotation: Any) -> bool:
+    # The origin of `list[int]` is list; what a list holds is left to its object to check.
     kind = typing.get_origin(annotation) or annotation
     if kind is typing.Literal:
         return value in typing.get_args(annotation)
@@ -136,6 +140,7 @@ def _fits_member(value: Any, annotation: Any) -> bool:
         return value is None or isinstance(value, list)  # null is an empty list
     if issubclass(dict, kind):
         return value is None or isinstance(value, dict)
+    # Any other class is an object of ours or of torch, which YAML describes by its name.
     return isinstance(value, dict) and "_target_" in value
 
 

@@ -70,6 +70,7 @@ def read_command_line(words: Sequence[str]) -> CommandLine:
         ConfigError: An option is unknown, or a setting has several values without `-m`.
         OverrideParseException: A word cannot be read as a setting.
     """
+    # Intermixed: `data=lits --config-dir=mine loss=dice`, which Hydra's own parser refuses.
     arguments = _parser().parse_intermixed_args(list(words))
     is_sweep = arguments.multirun
     options = []
@@ -81,18 +82,23 @@ def read_command_line(words: Sequence[str]) -> CommandLine:
         if getattr(arguments, name):
             options.append(f"--{name.replace('_', '-')}")
 
-    settings = [_quoted(word, is_sweep=is_sweep) for word in arguments.settings]
+    # Hydra's own parser of settings tells what sweeps: `0.5,0.7`, `range(3)`, `choice(a,b)`.
+    settings = []
     fixed_keys = []
     n_jobs: int | None = 1
     parser = OverridesParser.create()
-    for word in settings:
+    for typed in arguments.settings:
+        word = _quoted(typed, is_sweep=is_sweep)
+        settings.append(word)
         setting = parser.parse_overrides([word])[0]
         n_values = _count_values(setting)
         if n_values == 1:
             fixed_keys.append(setting.key_or_group)
         elif not is_sweep:
             _refuse_several_values(setting)
-        n_jobs = n_jobs * n_values if n_jobs and n_values else None
+        # A search over an interval decides itself how many jobs it runs.
+        if n_jobs is not None:
+            n_jobs = None if n_values is None else n_jobs * n_values
     return CommandLine(
         options=tuple(options),
         settings=tuple(settings),
@@ -155,6 +161,7 @@ def _quoted(word: str, *, is_sweep: bool) -> str:
     signs_of_more = "'\"" if key == "evaluation.pattern" else "'\"{["
     if name[0] in signs_of_more or "${" in name:
         return word
+    # In a sweep the comma separates values: output_dir=a,b.
     if is_sweep and "," in name:
         return word
     escaped = name.replace("'", r"\'")

@@ -53,6 +53,7 @@ def check_config(cfg: DictConfig, *, config_name: str) -> None:
             hint = similar_key(key, known_keys(config_name) - {"experiment"})
             raise UnknownKey(key, hint)
     settings = plain(cfg)
+    # A file that trusts its own packages would make the check of targets worthless.
     trust = settings.get("trust") or []
     if trust and not _is_on_the_command_line("trust"):
         raise ConfigError(
@@ -62,10 +63,12 @@ def check_config(cfg: DictConfig, *, config_name: str) -> None:
         if key in settings:
             check_type(key, settings[key], annotation)
     for key, node in nodes_with_target(settings):
+        # First what may be built at all, then whether its arguments are right.
         function = check_target(key, node, trust=trust)
         try:
             check_arguments(key, node, function)
         except UnknownKey as fault:
+            # `loss=dice +loss.beta=0.7`: the key is right, for another loss.
             if fault.key not in known_keys(config_name):
                 raise
             line = unknown_key(fault.key, config_name=config_name, chosen=_chosen())

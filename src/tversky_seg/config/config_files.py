@@ -81,8 +81,7 @@ def known_keys(config_name: str) -> set[str]:
     classes that those files name.
     """
     groups, content = top_level(config_name)
-    keys = {*groups, *content}
-    keys.update(key for key, _ in flatten(content))
+    keys = {*groups, *content, *dict(flatten(content))}
     for group in groups:
         for choice in choices(group):
             keys |= keys_of_choice(group, choice)
@@ -95,10 +94,13 @@ def keys_of_choice(group: str, choice: str) -> set[str]:
     file = CONFIG_DIR / group / f"{choice}.yaml"
     settings = read_yaml(file) or {}
     defaults = settings.pop("defaults", [])
+    # A file of the package _global_ sets keys of several groups, any other those of its own.
     if not file.read_text(encoding="utf-8").startswith("# @package _global_"):
         settings = {group: settings}
-    keys = {key for key, _ in flatten(settings)}
+    keys = set(dict(flatten(settings)))
     for key, node in nodes_with_target(settings):
+        # Arguments that a file leaves to their default are keys as well. MONAI's classes are not
+        # looked at, because importing them takes seconds.
         target = node["_target_"]
         function = find_object(target) if is_within(target, ("tversky_seg", "torch")) else None
         if function is not None:

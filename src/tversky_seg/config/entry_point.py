@@ -95,6 +95,7 @@ class Command:
                 print(help_page(self.name), end="")
                 return DONE
             self.n_jobs = line.n_jobs
+            # hydra.main reads sys.argv itself.
             sys.argv[1:] = line.words_for_hydra
             with _exceptions_from_hydra(), handle_signals():
                 self._hydra_main()()
@@ -116,6 +117,7 @@ class Command:
         def job(cfg: DictConfig) -> float | None:
             return self._run_job(cfg)
 
+        # Hydra derives the job's name from these, and a launcher pickles the job by them.
         job.__module__ = self.function.__module__
         job.__qualname__ = self.function.__qualname__
         decorate = hydra.main(
@@ -130,6 +132,7 @@ class Command:
         Returns:
             In a sweep, the value that a search maximises.
         """
+        # In a launcher's process nothing is set up yet.
         log_to_terminal()
         try:
             if is_sweep():
@@ -137,6 +140,7 @@ class Command:
             check_config(cfg, config_name=self.name)
             expand_home(cfg)
             with process_group():
+                # Now the rank is known, and only the first process keeps printing.
                 log_to_terminal()
                 self.statuses.append(self.function(cfg))
         except Exception as fault:
@@ -158,7 +162,7 @@ class Command:
 
     def _overall_status(self) -> int:
         """Summarise a sweep: SOME_FAILED when some of its jobs failed, FAILED when all did."""
-        n_failed = sum(status != DONE for status in self.statuses)
+        n_failed = len(self.statuses) - self.statuses.count(DONE)
         if 0 < n_failed < len(self.statuses):
             return SOME_FAILED
         return max(self.statuses, default=DONE)

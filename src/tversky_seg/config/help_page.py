@@ -26,6 +26,7 @@ def help_page(config_name: str) -> str:
     content = read_yaml(CONFIG_DIR / f"{config_name}.yaml")
     page = []
     for line in content["hydra"]["help"]["template"].splitlines():
+        # Hydra's own help would show every _target_ and no comment.
         if line == "$GROUPS":
             page += _lines_of_groups(config_name)
         elif line == "$KEYS":
@@ -41,7 +42,9 @@ def _lines_of_groups(config_name: str) -> list[str]:
     lines = []
     for group in sorted(groups):
         # The rows of a paper are many, and its folder's README.md lists them.
-        names = [*choices(group), *(f"{folder}/…" for folder in folders(group))]
+        names = choices(group)
+        for folder in folders(group):
+            names.append(f"{folder}/…")
         lines += textwrap.wrap(
             f"{group}: {', '.join(names)}", WIDTH, initial_indent="  ", subsequent_indent="      "
         )
@@ -88,6 +91,7 @@ def described_keys(text: str) -> Iterator[tuple[str, str, str]]:
             continue
         comments = [*comments_above, (match["comment"] or "").strip()]
         comments_above = []
+        # A key belongs to the nearest key above it that is indented less.
         indent = len(match["indent"])
         while parents and parents[-1][0] >= indent:
             parents.pop()
@@ -109,5 +113,8 @@ def _wrapped(key: str, value: str, comment: str) -> list[str]:
     if comment and len(word) + 4 > KEY_WIDTH:
         lines.insert(0, "")
     page = [f"  {word}".ljust(KEY_WIDTH) + lines[0]]
-    page += [" " * KEY_WIDTH + line for line in lines[1:]]
-    return [line.rstrip() for line in page]
+    for line in lines[1:]:
+        page.append(" " * KEY_WIDTH + line)
+    # An empty first line keeps a long word alone, without blanks at its end.
+    page[0] = page[0].rstrip()
+    return page

@@ -53,10 +53,12 @@ def similar_key(key: str, keys: Collection[str]) -> str:
         keys: All keys that exist.
     """
     name = key.rpartition(".")[2].lower()
+    # Names of other tools come before similar names: `epochs` resembles `trainer.loss` by letters.
     if name in NAMES_OF_EPOCHS and "trainer.max_steps" in keys:
         return "training is counted in steps: set trainer.max_steps"
     if USUAL_NAMES.get(name) in keys:
         return f"did you mean {USUAL_NAMES[name]}?"
+    # `lr` is `optimizer.lr`, `batch_size` is that of the trainer or of the inference.
     namesakes = sorted(other for other in keys if other.rpartition(".")[2] == name)
     if 0 < len(namesakes) <= MOST_NAMESAKES:
         return f"did you mean {' or '.join(namesakes)}?"
@@ -66,8 +68,9 @@ def similar_key(key: str, keys: Collection[str]) -> str:
 def _key_of_another_choice(key: str, *, chosen: Sequence[str]) -> str:
     """Say how to set a key that the chosen file does not set, or which choices have it."""
     group, _, name = key.partition(".")
+    # A choice has a key if its file sets it or its class takes it.
     owners = [choice for choice in choices(group) if key in keys_of_choice(group, choice)]
-    if any(choice in owners for choice in chosen):
+    if set(chosen) & set(owners):
         return f"{key}: stands in no chosen file, but can be set; write +{key}=…"
     subject = f"the chosen {group}"
     if chosen:

@@ -53,6 +53,7 @@ class CheckedConfigLoader(ConfigLoaderImpl):
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
         """Compose a config; a fault remembers which choices were made."""
+        # Hydra hands over the words of the command line, in the jobs of a sweep too.
         self.trusts_files = _is_trusted("hydra", overrides)
         self.chosen = {}
         try:
@@ -65,6 +66,8 @@ class CheckedConfigLoader(ConfigLoaderImpl):
 
     def _load_single_config(self, default: ResultDefault, repo: Any) -> ConfigResult:
         loaded = super()._load_single_config(default, repo)
+        # By now the settings stand where the file puts them: a header `# @package hydra.callbacks`
+        # and a block `hydra: {callbacks: …}` look alike.
         config_path = str(default.config_path)
         group, _, choice = config_path.rpartition("/")
         self.chosen.setdefault(group, []).append(choice)
@@ -94,6 +97,7 @@ class BoundedFileSource(FileConfigSource):
 def _may_set_hydra(config_path: str, loaded: ConfigResult) -> bool:
     """Tell whether a file comes with Hydra or is one of ours that configures Hydra."""
     place = str(loaded.path)
+    # Hydra and its plug-ins load theirs from packages (pkg://, structured://).
     if not place.startswith("file://"):
         return True
     is_ours = Path(place.removeprefix("file://")) == CONFIG_DIR

@@ -46,7 +46,8 @@ def build(cfg: DictConfig, key: str, **parts: Any) -> Any:
             raise ConfigError(
                 f"{key}.{name}: {node[name]}; expected no such key, it follows from other settings"
             )
-    names = {str(name) for name in node}
+    # The names of its arguments help to say which of them an error is about.
+    names = set(map(str, node))
     try:
         constructor = instantiate(node, _convert_="all", _partial_=True)
         names.update(inspect.signature(constructor).parameters)
@@ -69,7 +70,7 @@ def _keys_below(cfg: DictConfig, key: str) -> set[str]:
     node = OmegaConf.select(cfg, key)
     if not OmegaConf.is_dict(node):
         return set()
-    return {str(name) for name in node}
+    return set(map(str, node))
 
 
 def build_network(
@@ -87,6 +88,7 @@ def build_network(
         ConfigError: The config names anything but classes of networks and their parts.
     """
     model = settings.get("model") or {}
+    # The file may hold lists that refer to themselves, which OmegaConf would copy for ever.
     check_values(model, "model")
     for key, node in nodes_with_target({"model": model}):
         check_arguments(key, node, check_target(key, node, trust=trust, kind=nn.Module))
@@ -116,6 +118,7 @@ def check_network(network: nn.Module, *shapes: Sequence[int], n_classes: int) ->
             with torch.no_grad(), warnings.catch_warnings(action="ignore"):
                 logits = twin(batch)
         except (ValueError, RuntimeError, TypeError) as fault:
+            # It needs values (`if image.max() > 1`), which the meta device does not have.
             if "meta" in str(fault):
                 return
             raise ConfigError(

@@ -34,6 +34,7 @@ def one_line(fault: BaseException, *, config_name: str) -> str:
         return _unreadable_word(str(fault.override), config_name)
     if isinstance(fault, ConfigCompositionException):
         cause = fault.__cause__
+        # Hydra's text is of several lines; the cause under it has the key.
         if isinstance(cause, OmegaConfBaseException):
             key = cause.full_key or str(cause.key)
             chosen = getattr(fault, "chosen", {})
@@ -58,11 +59,13 @@ def _line_of_other_fault(fault: BaseException, config_name: str) -> str:
             "trainer.batch_size: out of memory; "
             "lower it, sampler.patch_size, inference.patch_size or model.width"
         )
+    # Without strerror an OSError is a library's own sentence, as of h5py or torch.
     if isinstance(fault, OSError) and fault.strerror:
         where = fault.filename or "files"
         return (
             f"{where}: {fault.strerror}; make it readable or make room, and run the command again"
         )
+    # Ours: DataError, CheckpointError and ConfigError are ValueErrors and already one line.
     if isinstance(fault, ValueError | FloatingPointError | LostProcess):
         names = {key.rpartition(".")[2] for key in known_keys(config_name)}
         return reword(first_line(fault), names=names)
@@ -115,6 +118,7 @@ def _unreadable_word(word: str, config_name: str) -> str:
 def _missing_choice(fault: MissingConfigException) -> str:
     """Say which choices a group has."""
     group, _, choice = (fault.missing_cfg_file or "").rpartition("/")
+    # experiment=salehi2017: the rows of a paper stand in a folder.
     if (CONFIG_DIR / group / choice).is_dir() and group and choice:
         names = [f"{choice}/{name}" for name in choices(f"{group}/{choice}")]
         return f"{group}: {choice} is a folder; expected one of {', '.join(names)}"

@@ -34,6 +34,7 @@ def open_run(cfg: DictConfig) -> Path:
             written.
     """
     output_dir = run_directory(cfg)
+    # As chosen, not as set: null and a relative path mean another place elsewhere.
     settings = plain(cfg) | {"output_dir": str(output_dir)}
     config_file = output_dir / "config.yaml"
     try:
@@ -72,7 +73,7 @@ def _refuse_other_settings(config_file: Path, settings: dict[str, Any]) -> None:
     try:
         before = read_yaml(config_file)
     except (yaml.YAMLError, UnicodeDecodeError):
-        before = None
+        before = None  # refused below, as is a file that a power cut emptied
     if not isinstance(before, dict):
         raise ConfigError(
             f"{config_file}: holds no settings; restore it or choose another output_dir"

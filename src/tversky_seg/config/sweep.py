@@ -30,7 +30,7 @@ def describe_job(n_jobs: int | None) -> str:
         n_jobs: Number of jobs of the sweep; None where a search decides.
     """
     hydra_config = HydraConfig.get()
-    number = str(hydra_config.job.num + 1)
+    number = str(hydra_config.job.num + 1)  # Hydra counts from 0
     if n_jobs is not None:
         number = f"{number} of {n_jobs}"
     fixed_keys = hydra_config.job.config.override_dirname.exclude_keys
@@ -67,6 +67,7 @@ def sweep_directory(
         return str(Path(output_dir).expanduser())
     varying = _varying_words(overrides, fixed_keys)
     fixed = sorted(word for word in _deciding_words(overrides) if word not in varying)
+    # Two sweeps of other data must not meet in a folder whose names hold what varies alone.
     if not fixed:
         return "runs/sweep"
     return f"runs/sweep_{_hash(fixed)}"
@@ -99,6 +100,7 @@ def _varying_words(overrides: Sequence[str], fixed_keys: Collection[str]) -> lis
 
 
 def _deciding_words(overrides: Sequence[str]) -> list[str]:
+    # command_line put names in quotes; folders go without.
     words = [word.replace("'", "") for word in overrides]
     return [word for word in words if not is_free(_key(word))]
 

@@ -47,12 +47,14 @@ def check_target(
     if kind is None:
         group = re.split(r"[.\[]", key)[0]
         kind = KINDS.get(group)
+    # Importing a module runs its code, so the name is checked before.
     candidate = find_object(target) if is_within(target, allowed) else None
     defining_module = getattr(candidate, "__module__", None) or ""
     if is_within(defining_module, allowed):
         if inspect.isclass(candidate):
             if issubclass(candidate, kind or object):
                 return candidate
+        # A schedule is a function; of a network or a loss the kind is known, and it is a class.
         elif isinstance(candidate, FunctionType | MethodType):
             is_handed_on = kind is None and bool(node.get("_partial_"))
             if is_handed_on:

@@ -48,6 +48,7 @@ class _SturdyStream:
 @contextmanager
 def sturdy_output() -> Iterator[None]:
     """Print what the encoding of the terminal has, and `?` for the rest; survive a closed pipe."""
+    # Tests replace the streams by others, which need no such care.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -57,6 +58,7 @@ def sturdy_output() -> Iterator[None]:
         try:
             yield
         finally:
+            # At exit Python flushes the streams below, and would complain of a closed pipe.
             stdout.flush()
             stderr.flush()
 

@@ -32,10 +32,14 @@ def check_yaml(file: TextIO, where: object, loader: Any) -> None:
         ConfigError: More than MOST_VALUES values, or DEEPEST levels.
     """
     size_of_anchor: dict[str, int] = {}
-    sizes = [0]  # of the collections that are open
+    # One entry for each collection that is open; the first is the document.
+    sizes = [0]
     anchors: list[str | None] = [None]
     for event in yaml.parse(file, Loader=loader):
         if isinstance(event, yaml.AliasEvent):
+            # A collection that contains itself never ends.
+            if event.anchor in anchors:
+                raise _too_large(where)
             sizes[-1] += size_of_anchor.get(str(event.anchor), 0)
         elif isinstance(event, yaml.ScalarEvent):
             sizes[-1] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -237,7 +238,9 @@ def _case_of(row: _Row, modalities: Sequence[str], needed: Sequence[str], *, pat
     files = {}
     for column, cell in row.cells.items():
         if cell:
-            files[column] = _in_existing_form(folder / Path(cell).expanduser())
+            # Unlike Path.expanduser, this keeps ~nobody, which is then a file that is missing.
+            file = folder / os.path.expanduser(cell)  # noqa: PTH111
+            files[column] = _in_existing_form(file)
     return Case(
         case_id=normal_form(row.cells["case_id"]),
         subject_id=normal_form(row.cells["subject_id"]),
