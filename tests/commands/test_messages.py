@@ -19,6 +19,43 @@ from helpers.command_line import call
             "loss: no choice named 'tverski'; did you mean tversky? (asymmetric, bce, blob, "
             "combined, dice, focal, focal_tversky, generalized_dice, tversky, weighted_bce)",
         ),
+        (
+            "train trainer.epochs=10",
+            "trainer.epochs: no such key; training is counted in steps: set trainer.max_steps",
+        ),
+        ("train lr=1e-3", "lr: no such key; did you mean optimizer.lr?"),
+        (
+            "train loss=dice loss.beta=0.7",
+            "loss.beta: loss=dice has no beta; choose loss=blob or focal_tversky or tversky",
+        ),
+        (
+            "train loss=dice +loss.beta=0.7",
+            "loss.beta: loss=dice has no beta; choose loss=blob or focal_tversky or tversky",
+        ),
+        (
+            "train augmentation.blur_mm=2",
+            "augmentation.blur_mm: stands in no chosen file, but can be set; "
+            "write +augmentation.blur_mm=…",
+        ),
+        (
+            "train experiment=salehi2017",
+            "experiment: salehi2017 is a folder; expected one of salehi2017/base, "
+            "salehi2017/small, salehi2017/tversky_b05, salehi2017/tversky_b06, "
+            "salehi2017/tversky_b07, salehi2017/tversky_b08, salehi2017/tversky_b09",
+        ),
+        (
+            "train data.modalities=FLAIR,T1",
+            "data.modalities: FLAIR,T1 are several values; expected a list in brackets, "
+            "data.modalities=[FLAIR,T1], or -m to run one job for each",
+        ),
+        (
+            "train --bogus",
+            "command line: unrecognized arguments: --bogus; --help shows what can be set",
+        ),
+        (
+            "evaluate pattern={case_id}_seg.nii.gz",
+            "pattern: no such key; did you mean evaluation.pattern?",
+        ),
         ("train loss.alpha=abc", 'loss.alpha: "abc"; expected a number or null'),
         ("train trainer.max_steps=0", "trainer.max_steps: got 0; max_steps must be >= 1"),
         (
@@ -37,6 +74,10 @@ from helpers.command_line import call
         (
             "predict",
             "checkpoint: no value given; set it on the command line as checkpoint=…",
+        ),
+        (
+            "train trust=os",
+            'trust: "os"; expected a list',
         ),
         (
             "predict checkpoint=a.pt output_dir=b",
