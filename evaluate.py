@@ -1,4 +1,4 @@
-"""Evaluate predictions against the labels of a manifest. `python evaluate.py --help` lists the settings."""
+"""Evaluate predictions against the labels of a manifest; `python evaluate.py --help`."""
 
 from pathlib import Path
 

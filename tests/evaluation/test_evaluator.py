@@ -656,7 +656,9 @@ NAN = math.nan
 
 @pytest.mark.parametrize(
     ("predicted", "there", "expected"),
-    [  # dice, sensitivity, specificity, precision, f2, pr_auc, lesion tpr, fpr, f1, assd, hd95, volume difference
+    # dice, sensitivity, specificity, precision, f2, pr_auc,
+    # lesion tpr, fpr, f1, assd, hd95, volume difference
+    [
         (False, True, (0, 0, 1, NAN, 0, 0.001, 0, NAN, 0, NAN, NAN, 1)),
         (True, False, (0, NAN, 0.999, 0, 0, NAN, NAN, 1, 0, NAN, NAN, NAN)),
         (False, False, (NAN, NAN, 1, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN)),

@@ -1,4 +1,4 @@
-"""The report page: what it shows, that nothing comes from elsewhere or breaks out, and that a browser draws it."""
+"""The report page: its parts, its safety, and how a browser draws it."""
 
 import base64
 import gzip

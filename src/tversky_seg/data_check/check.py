@@ -105,6 +105,7 @@ def survey_dataset(dataset: Dataset) -> tuple[Dataset, list[Case], list[Finding]
         dataset = with_modalities(dataset)
     cases, incomplete, faults = survey_cases(dataset)
     if not cases:
+        # This raises the error that training would end with.
         find_cases(dataset)
         raise DataError.gather(faults)
     if not dataset.modalities:
@@ -158,6 +159,7 @@ def check_dataset(
             training_cases.append(report.prepared)
     if training_cases:
         findings.extend(training_findings(training_cases))
+    # A sampler draws a rater with each case, hence one entry for each.
     shares = lesion_shares(training.sampler, one_case_per_rater(training_cases))
     findings.extend(_coverage_findings(shares, training))
 
@@ -193,6 +195,7 @@ def _assign_sets(dataset: Dataset, cases: Sequence[Case]) -> tuple[dict[str, str
 def _preprocessing_for(dataset: Dataset, cases: Sequence[Case]) -> Preprocessing:
     """Choose the preprocessing; its voxel size follows from the headers that can be read."""
     readable = [case for case in cases if _has_header(next(iter(case.images.values())))]
+    # Without a header there is no voxel size to take the median of.
     if not readable:
         dataset = replace(dataset, spacing_mm="native")
     return preprocessing_of(dataset, readable)
@@ -264,6 +267,7 @@ def _coverage_findings(shares: NDArray[np.float64] | None, training: Training) -
     """Note a run that ends before each lesion was sampled once."""
     if shares is None:
         return
+    # A run that ends earlier has probably never aimed at some lesion.
     needed = expected_draws(shares)
     if needed > training.n_patches:
         yield Finding(

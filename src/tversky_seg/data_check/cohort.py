@@ -69,6 +69,7 @@ def _copies(reports: Sequence[CaseReport]) -> Iterator[Finding]:
     for report in reports:
         if report.shape is not None:
             by_checksum[report.checksum].append(report)
+    # The first of each group is the original.
     for first, *copies in by_checksum.values():
         for copy in copies:
             yield _copy_finding(first, copy)
@@ -93,6 +94,7 @@ def _other_units(reports: Sequence[CaseReport], *, normalization: str) -> Iterat
     for report in reports:
         for name, (_, highest) in (report.intensities or {}).items():
             maxima[name][report.case.case_id] = highest
+    # Other normalisations scale each case by its own intensities.
     is_raw = normalization in RAW_NORMALIZATIONS
     remedy = "zscore" if is_raw else normalization
     for name, by_case in maxima.items():
@@ -111,7 +113,7 @@ def _other_units(reports: Sequence[CaseReport], *, normalization: str) -> Iterat
 
 
 def _empty_classes(reports: Sequence[CaseReport]) -> Iterator[Finding]:
-    """Find classes that no label holds; a single class is covered by the training set's findings."""
+    """Find classes that no label holds; of a single class, the training set tells."""
     labelled = [report.lesion_sizes for report in reports if report.lesion_sizes is not None]
     if not labelled or len(labelled[0]) == 1:
         return
@@ -132,6 +134,7 @@ def _voxel_sizes(reports: Sequence[CaseReport]) -> Iterator[Finding]:
     for report in reports:
         if report.prepared is None or report.spacing_mm is None:
             continue
+        # Sorted, because the file's axes may be in another order.
         own = np.sort(report.spacing_mm)
         network = np.sort(report.prepared.spacing_mm)
         if not np.allclose(own, network, rtol=0.01):

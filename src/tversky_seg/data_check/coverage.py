@@ -48,6 +48,7 @@ def lesion_shares(sampler: Any, cases: Sequence[PreparedCase]) -> NDArray[np.flo
             for of_case in sizes:
                 shares.append(np.full(len(of_case), 1 / len(of_case) / len(sizes)))
         case SizeTemperedSampler():
+            # First a case, then a lesion by its tempered size.
             for of_case in sizes:
                 weights = of_case**sampler.power
                 shares.append(weights / weights.sum() / len(sizes))
@@ -56,6 +57,7 @@ def lesion_shares(sampler: Any, cases: Sequence[PreparedCase]) -> NDArray[np.flo
             for of_case in sizes:
                 shares.append(of_case / of_case.sum() / len(cases))
         case Shirokikh2020Sampler():
+            # All lesions of the training set alike, whatever their case.
             n_lesions = sum(len(of_case) for of_case in sizes)
             shares.append(np.full(n_lesions, 1 / n_lesions))
         case _:
@@ -76,6 +78,7 @@ def expected_draws(shares: ArrayLike) -> float:
     Returns:
         Mean number of draws; infinite where an item is never drawn, 0 without items.
     """
+    # Thousands of lesions have a few distinct shares: one term for each.
     p, n_equal = np.unique(np.asarray(shares, dtype=np.float64), return_counts=True)
     if not p.size:
         return 0.0

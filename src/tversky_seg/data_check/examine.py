@@ -23,11 +23,16 @@ from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError, NonFiniteError
 from tversky_seg.data.image_files import file_and_frame
 from tversky_seg.data.nifti import read_grid, read_label, read_volume
-from tversky_seg.data.preprocessing.note import OUTSIDE_BRAIN, Note
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.data_check.case_report import CaseReport
-from tversky_seg.data_check.finding import NOTE, WARNING, Finding
+from tversky_seg.data_check.file_findings import (
+    background_findings,
+    lesion_findings,
+    note_findings,
+    stored_label_findings,
+)
+from tversky_seg.data_check.finding import WARNING, Finding
 from tversky_seg.report.slices import thumbnail
 from tversky_seg.runtime.progress import Reporter
 from tversky_seg.runtime.workers import WorkerDied, map_in_processes
@@ -36,8 +41,6 @@ logger = logging.getLogger("tversky_seg")
 
 N_PICTURES = 60
 """Cases with a picture on the page."""
-MOST_OF_THE_BRAIN = 0.5
-"""Share of the brain above which a label is probably inverted."""
 ARRAY_HEADER_BYTES = 128
 
 
@@ -92,8 +95,8 @@ def examine(case: Case, settings: Preprocessing, *, with_picture: bool = False) 
             findings = [Finding.of_fault(one, case_id=case.case_id) for one in faults] + findings
         else:
             report = _add_prepared(report, prepared, settings, with_picture=with_picture)
-            findings += _note_findings(case, prepared.notes)
-            findings += _lesion_findings(report, n_outside=_count_outside_brain(prepared))
+            findings += note_findings(case, prepared.notes)
+            findings += lesion_findings(report, n_outside=_count_outside_brain(prepared))
             findings += _rater_findings(case, settings)
     return replace(
         report,
@@ -134,13 +137,14 @@ def _examine_files(case: Case) -> tuple[CaseReport, list[Finding]]:
             volume = read_volume(path)
         except DataError:
             continue
+        # Before normalisation, to tell other units apart.
         intensities[name] = (float(volume.data.min()), float(volume.data.max()))
-        findings += _background_findings(volume.data, path, case)
+        findings += background_findings(volume.data, path, case)
     report = replace(report, intensities=intensities)
     if case.images:
         report = _add_geometry(report, next(iter(case.images.values())))
     if case.label is not None:
-        findings += _stored_label_findings(case.label, case)
+        findings += stored_label_findings(case.label, case)
     return report, findings
 
 
@@ -163,7 +167,8 @@ def _add_geometry(report: CaseReport, path: Path) -> CaseReport:
 def _affine_shift(
     case: Case, shape: tuple[int, int, int], affine: NDArray[np.float64]
 ) -> float | None:
-    """Measure how far the other files of a case lie off, in voxels; None without any of its shape."""
+    """Measure how far the other files of a case lie off, in voxels; None without another."""
+    # The first image defines the grid.
     paths = list(case.images.values())[1:] + list(case.labels)
     if case.brain_mask is not None:
         paths.append(case.brain_mask)
@@ -176,54 +181,6 @@ def _affine_shift(
         if other_shape == shape:
             shifts.append(affine_shift_voxels(affine, other_affine, shape))
     return max(shifts, default=None)
-
-
-def _background_findings(data: NDArray[np.float32], path: Path, case: Case) -> Iterator[Finding]:
-    """Find a background other than 0, by the eight corners, which show no body."""
-    x, y, z = (max(n - 1, 1) for n in data.shape)
-    corners = data[::x, ::y, ::z]
-    value = float(corners.flat[0])
-    has_background = np.all(corners == value)
-    if case.brain_mask is not None or value == 0 or not has_background:
-        return
-    yield Finding(
-        # A negative background is easily taken for tissue.
-        WARNING if value < 0 else NOTE,
-        str(path),
-        f"the background is {value:g}, not 0",
-        "it is recognised where it makes up most of the border; a brain_mask column is safer",
-        case.case_id,
-    )
-
-
-def _stored_label_findings(path: Path, case: Case) -> Iterator[Finding]:
-    """Find labels that are whole numbers stored as something else."""
-    try:
-        stored = read_volume(path, dtype=None).data
-        read_label(path)
-    except DataError:
-        return
-    if stored.dtype.kind != "f":
-        return
-    inexact = stored[stored != np.rint(stored)]
-    if inexact.size:
-        # A scale factor in the header decodes 1 to 0.99999997.
-        example = f"{inexact.flat[0]:.9g}"
-        yield Finding(
-            NOTE,
-            str(path),
-            f"{inexact.size} label voxels decode to {example} or the like, by a scale factor",
-            "they are rounded here; other tools may read an empty mask",
-            case.case_id,
-        )
-    else:
-        yield Finding(
-            NOTE,
-            str(path),
-            f"the label is stored as {stored.dtype} or with a scale factor",
-            "its values are whole numbers",
-            case.case_id,
-        )
 
 
 def _add_prepared(
@@ -240,6 +197,7 @@ def _add_prepared(
     arrays = prepared.arrays.values()
     return replace(
         report,
+        # Volumes stay behind: reports of a thousand cases are kept.
         prepared=replace(prepared, arrays={"lesion_offsets": offsets}),
         lesion_sizes=_lesion_sizes(prepared, settings),
         n_foreground=len(prepared.foreground_voxels),
@@ -256,6 +214,7 @@ def _lesion_sizes(
     if not prepared.n_lesions:
         return None
     sizes = np.diff(prepared.lesion_offsets)
+    # Lesions are listed class by class.
     ends = np.cumsum(prepared.n_lesions)
     by_class = np.split(sizes, ends[:-1])
     return dict(zip(settings.classes, by_class, strict=True))
@@ -266,59 +225,6 @@ def _count_outside_brain(prepared: PreparedCase) -> int:
         return 0
     lesions = np.asarray(prepared.target.any(axis=0))
     return int(np.count_nonzero(lesions & ~prepared.foreground))
-
-
-def _note_findings(case: Case, notes: Sequence[Note]) -> Iterator[Finding]:
-    """Report the oddities that preprocessing noted."""
-    for note in notes:
-        # _lesion_findings counts the voxels outside the brain.
-        if note.kind != OUTSIDE_BRAIN:
-            path = _file_of(note, case)
-            yield Finding(WARNING, str(path), note.found, note.handling, case.case_id)
-
-
-def _lesion_findings(report: CaseReport, *, n_outside: int) -> Iterator[Finding]:
-    """Find oddities of the label on the grid of the network."""
-    if report.lesion_sizes is None:
-        return
-    path = str(report.case.label)
-    case_id = report.case.case_id
-    if not report.n_lesion_voxels:
-        yield Finding(
-            WARNING,
-            path,
-            "holds no lesion",
-            "right if the subject has none; otherwise draw it, or leave the case out",
-            case_id,
-        )
-    if n_outside:
-        yield Finding(
-            WARNING,
-            path,
-            f"{n_outside} of {report.n_lesion_voxels} lesion voxels lie outside the brain",
-            "they are kept; check whether the brain mask cuts lesions off or the label is shifted",
-            case_id,
-        )
-    prevalence = report.prevalence or 0.0
-    if prevalence > MOST_OF_THE_BRAIN:
-        yield Finding(
-            WARNING,
-            path,
-            f"{prevalence:.0%} of the brain is labelled",
-            "check whether the mask is inverted",
-            case_id,
-        )
-    n_single = 0
-    for sizes in report.lesion_sizes.values():
-        n_single += int(np.count_nonzero(sizes == 1))
-    if n_single:
-        yield Finding(
-            NOTE,
-            path,
-            f"{n_single} of {report.n_lesions} lesions are one voxel",
-            "trained on and counted; evaluation.rule.min_volume_mm3=… leaves them out of metrics",
-            case_id,
-        )
 
 
 def _rater_findings(case: Case, settings: Preprocessing) -> list[Finding]:
@@ -375,15 +281,6 @@ def _fault_of_file(path: Path | None, read: Callable[[Path], object]) -> DataErr
     except DataError as fault:
         return fault
     return None
-
-
-def _file_of(note: Note, case: Case) -> Path | None:
-    """Return the file that a note of preprocessing is about."""
-    if note.volume == "label":
-        return case.label
-    if note.volume == "brain mask":
-        return case.brain_mask
-    return case.images[note.volume]
 
 
 def _checksum(path: Path) -> int:

@@ -47,12 +47,14 @@ def step_bytes(network: nn.Module, shape: Sequence[int], *, precision: str = "fp
     image = torch.empty(*shape, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         logits = functional_call(network, state, image, tie_weights=False)
+    # Weights that autograd saves are counted with the weights below.
     for tensor in state.values():
         saved_bytes.pop(_storage_key(tensor), None)
 
     workspace = 3 * max(saved_bytes.values(), default=0)
     loss = 4 * logits.untyped_storage().nbytes()
     activations = sum(saved_bytes.values()) + workspace + loss
+    # Half precision halves what is kept, but weights stay float32.
     if precision != "fp32":
         activations //= 2
     weights = sum(state[name].untyped_storage().nbytes() for name in parameter_names)

@@ -125,6 +125,7 @@ def _volume_figure(volumes: dict[str, NDArray[np.float64]]) -> Figure:
         median = format_number(float(np.median(sizes)))
         label = f"{name}: {len(sizes):,}, median {median} mm³"
         axes.hist(sizes, bins=bins, alpha=0.7, color=COLOURS[k % len(COLOURS)], label=label)
+    # Lesion volumes spread over four orders of magnitude.
     axes.set_xscale("log")
     axes.legend(fontsize=8)
     return figure
@@ -144,6 +145,7 @@ def _prevalence_figure(percent: Sequence[float]) -> Figure:
 
 def _spacing_figure(spacings: Sequence[tuple[float, ...]]) -> Figure:
     figure, axes = new_axes(xlabel="Cases", ylabel="Voxel size (mm)")
+    # Rounded, since affines are stored in float32.
     sizes, n_cases = np.unique(np.round(spacings, 3), axis=0, return_counts=True)
     axes.barh([times(size) for size in sizes], n_cases, color=COLOURS[0], alpha=0.8)
     axes.locator_params(axis="x", integer=True)

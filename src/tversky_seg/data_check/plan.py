@@ -87,6 +87,7 @@ def make_plan(
     def need(batch_size: int, sides: Sides) -> int:
         return step_bytes(network, (batch_size, n_channels, *sides), precision=precision)
 
+    # Memory is not considered here.
     preferred = _preferred_sides(spacing_mm, shape, longest=LONGEST_SIDE[device.type])
     sides = preferred
     while need(2, sides) > room and max(sides) > MULTIPLE:
@@ -94,6 +95,7 @@ def make_plan(
     batch_size = 2
     if need(batch_size, sides) > room:
         batch_size = 1
+    # Doubling keeps the batch even, which splits over processes.
     while 2 * batch_size <= LARGEST_BATCH[device.type] and need(2 * batch_size, sides) <= room:
         batch_size *= 2
     reasons = (
@@ -121,6 +123,7 @@ def _preferred_sides(spacing_mm: Sequence[float], shape: Sequence[int], *, longe
     sides: list[int] = []
     for size, n in zip(spacing_mm, shape, strict=True):
         wanted = longest * min(spacing_mm) / size
+        # Thick slices are few, and networks pool less along them.
         multiple = MULTIPLE if min(wanted, n) >= MULTIPLE else THICK_MULTIPLE
         n_multiples = max(round(wanted / multiple), 1)
         n_needed = math.ceil(n / multiple)

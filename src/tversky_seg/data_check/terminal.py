@@ -37,6 +37,7 @@ def print_check(check: DatasetCheck, console: Console, *, title: str, command: s
         title: Name of the dataset.
         command: Command line of the plan; None without a plan.
     """
+    # A log or a pipe gets neither colours nor folded lines.
     if not console.is_terminal:
         console = Console(
             file=console.file, width=WIDE, no_color=True, highlight=False, soft_wrap=True
@@ -60,6 +61,7 @@ def _print_findings(console: Console, level: str, findings: list[Finding]) -> No
     if not findings:
         return
     console.print(Text(f"\n{level}s", style=f"bold {STYLES[level]}"))
+    # A hundred cases with one fault are one line.
     for first, *others in group_by_remedy(findings):
         line = f"  {first}"
         if others:

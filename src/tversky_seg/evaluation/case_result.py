@@ -72,6 +72,7 @@ def evaluate_case(
             holds values that belong to no class.
     """
     assert case.label is not None
+    # The first label is the reference; further ones belong to single raters.
     reference = read_reference(case.label, source)
     other_labels: dict[int, Volume] = {}
     for number, path in enumerate(case.labels[1:], start=2):
@@ -80,6 +81,7 @@ def evaluate_case(
     classes: dict[str, ClassResult] = {}
     raters: dict[int, dict[str, CaseMetrics]] = {number: {} for number in other_labels}
     for name, values in source.classes.items():
+        # Each class is a mask of its own, so that nested classes need no special case.
         prediction = source.read(case, name, reference=reference)
         target = np.isin(reference.data, values)
         classes[name] = _evaluate_class(
@@ -90,6 +92,7 @@ def evaluate_case(
             tolerance_mm=tolerance_mm,
         )
         for number, label in other_labels.items():
+            # The same mask is compared with each rater, as the challenges do.
             against_rater = _evaluate_class(
                 prediction,
                 np.isin(label.data, values),
@@ -116,6 +119,7 @@ def read_reference(path: Path, source: Predictions) -> Volume:
     named = {0, *source.background_values}
     for values in source.classes.values():
         named.update(values)
+    # A value that nobody named is more likely a wrong setting than background.
     unnamed = sorted(set(np.unique(reference.data).tolist()) - named)
     if unnamed:
         classes = ", ".join(f"{name}: {list(values)}" for name, values in source.classes.items())
@@ -151,6 +155,7 @@ def _evaluate_class(
     )
     histogram = None
     if prediction.probability is not None:
+        # Exact ranking of the saved 16-bit probabilities, in memory that does not grow.
         histogram = levels_histogram(to_levels(prediction.probability), target)
         metrics = replace(metrics, ranking=ranking_from_histogram(histogram))
     return ClassResult(metrics, match, histogram, prediction.shift_voxels)

@@ -61,10 +61,12 @@ class ClassTotals:
         if is_first:
             self.histogram = histogram
         elif self.histogram is None or histogram is None:
+            # One case without probabilities leaves the cohort without a ranking.
             self.histogram = None
         else:
             self.histogram = self.histogram + histogram
         if histogram is not None and histogram.n_positive.any():
+            # Cases without a reference lesion have no recall, hence no F score to average.
             levels = level_of(THRESHOLDS)
             self.dice_sum += histogram.f(1)[levels]
             self.f2_sum += histogram.f(2)[levels]
@@ -101,6 +103,7 @@ class EvaluatedCohort:
 
     def add(self, result: CaseResult) -> None:
         """Add an evaluated case."""
+        # A histogram of None means "no probabilities" only after the first case.
         is_first = not self.cases
         for name, of_class in result.classes.items():
             totals = self.totals.setdefault(name, ClassTotals())

@@ -112,27 +112,29 @@ def evaluate(
         background_values=background_values,
     )
     labelled = [case for case in cases if case.label is not None]
-    _check_cases(labelled, source)
+    _check_cases(labelled, source, viewer=viewer)
     _check_settings(output_dir, source, n_bootstrap=n_bootstrap, tolerance_mm=tolerance_mm)
-    _warn_of_unknown_case(viewer, labelled)
 
+    # All files appear together, so a stopped evaluation leaves the old one whole.
     with _new_evaluation(output_dir) as folder:
-        lesion_file = folder / "lesions.csv"
         cohort = evaluate_cohort(
-            source, labelled, rule=rule, tolerance_mm=tolerance_mm, lesion_file=lesion_file
+            source,
+            labelled,
+            rule=rule,
+            tolerance_mm=tolerance_mm,
+            lesion_file=folder / "lesions.csv",
         )
+        # Sessions are read again in pairs, since one case is in memory at a time.
         cohort.session_pairs = compare_sessions(cohort.cases, source, rule=rule)
-        minimum = unwrap_single(source.min_volume_mm3)
         metrics = summarize(
             cohort,
             threshold=unwrap_single(source.threshold),
-            lesion_rule={**asdict(rule), "prediction_min_volume_mm3": minimum},
+            lesion_rule=_recorded_rule(rule, source),
             n_bootstrap=n_bootstrap,
             seed=seed,
         )
         metrics["surface_tolerance_mm"] = tolerance_mm
-        curves = [_pooled_curve(cohort, name) for name in source.classes]
-        _write_tables(folder, cohort, curves, metrics)
+        _write_tables(folder, cohort, metrics)
         _write_pictures(folder, cohort, source, metrics, viewer=viewer)
     return metrics
 
@@ -163,6 +165,7 @@ def evaluate_cohort(
         for case in track(cases, "evaluating", total=len(cases)):
             try:
                 result = evaluate_case(source, case, rule=rule, tolerance_mm=tolerance_mm)
+            # One bad file must not cost the evaluation of a thousand others.
             except DataError as fault:
                 faults.extend(fault.faults)
             else:
@@ -181,7 +184,7 @@ def evaluate_cohort(
     return cohort
 
 
-def _check_cases(labelled: Sequence[Case], source: Predictions) -> None:
+def _check_cases(labelled: Sequence[Case], source: Predictions, *, viewer: str) -> None:
     if not labelled:
         raise DataError(
             source.folder,
@@ -192,11 +195,16 @@ def _check_cases(labelled: Sequence[Case], source: Predictions) -> None:
     for case_id, n in n_by_id.items():
         if n > 1:
             raise DataError("case_id", f"duplicate {case_id!r}", "expected each case once")
+    if viewer not in ("worst", "none", *n_by_id):
+        # The page without this case is still worth having.
+        expected = "expected worst, none or a case_id"
+        logger.warning("viewer: %r is not a labelled case; %s", viewer, expected)
 
 
 def _check_settings(
     output_dir: Path, source: Predictions, *, n_bootstrap: int, tolerance_mm: float
 ) -> None:
+    # Both folders hold a lesions.csv.
     if output_dir.resolve() == source.folder.resolve():
         raise DataError(
             "output_dir",
@@ -209,13 +217,10 @@ def _check_settings(
         raise DataError("n_bootstrap", f"{n_bootstrap}", "expected 1 or more")
 
 
-def _warn_of_unknown_case(viewer: str, labelled: Sequence[Case]) -> None:
-    case_ids = [case.case_id for case in labelled]
-    if viewer not in ("worst", "none", *case_ids):
-        logger.warning(
-            "viewer: %r is not a labelled case, so none is shown; expected worst, none or a case_id",
-            viewer,
-        )
+def _recorded_rule(rule: LesionRule, source: Predictions) -> dict[str, Any]:
+    """Describe the rule for metrics.json, with the minimum that the predictions were given."""
+    minimum = unwrap_single(source.min_volume_mm3)
+    return {**asdict(rule), "prediction_min_volume_mm3": minimum}
 
 
 def _pooled_curve(cohort: EvaluatedCohort, name: str) -> Curve:
@@ -232,9 +237,8 @@ def _pooled_curve(cohort: EvaluatedCohort, name: str) -> Curve:
     )
 
 
-def _write_tables(
-    folder: Path, cohort: EvaluatedCohort, curves: Sequence[Curve], metrics: Mapping[str, Any]
-) -> None:
+def _write_tables(folder: Path, cohort: EvaluatedCohort, metrics: Mapping[str, Any]) -> None:
+    curves = [_pooled_curve(cohort, name) for name in cohort.totals]
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     write_csv(folder / "cases.csv", CASE_COLUMNS, case_rows(cohort))
     write_csv(folder / "froc.csv", FROC_COLUMNS, froc_rows(cohort))

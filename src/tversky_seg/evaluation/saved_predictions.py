@@ -1,4 +1,4 @@
-"""Saved predictions, read back for evaluation: our probabilities and masks, or another tool's masks."""
+"""Saved predictions, read back for evaluation: our own, or the masks of another tool."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ class Predictions:
             saved = self._read_own(case, name, reference)
         else:
             saved = self._read_foreign(case, name, reference, pattern=self.pattern)
+        # Whatever made the mask, the same minimum holds for all of them.
         mask = remove_small_lesions(
             saved.mask,
             spacing_mm=reference.spacing_mm,
@@ -96,6 +97,7 @@ class Predictions:
             shift_voxels = check_grid(volume, reference, path=files.probability)
             probability = _as_probability(volume.data, files.probability)
             threshold = self.threshold[name]
+            # A mask edited by hand counts, unless another threshold was asked for.
             if threshold is not None and not (self.uses_masks and has_mask):
                 return Prediction(probability >= threshold, probability, shift_voxels)
         volume = read_label(files.mask)
@@ -164,6 +166,7 @@ def open_predictions(
         has_probabilities = any(folder.glob(f"*{PROBABILITY_ENDING}"))
     else:
         _check_pattern(pattern)
+    # A threshold cannot be applied to what is already a mask.
     if threshold is not None and not has_probabilities:
         raise DataError(
             "threshold",
@@ -171,27 +174,21 @@ def open_predictions(
             "leave it out to evaluate them as they are",
         )
     checked_classes = _checked_classes(classes, saved, folder)
+    default_threshold = 0.5 if has_probabilities else None
+    chosen_threshold = _first_set(threshold, saved.get("threshold"), default_threshold)
+    chosen_minimum = _first_set(min_volume_mm3, saved.get("min_volume_mm3"), 0.0)
     if background_values is None:
         background_values = saved.get("background_values")
+    is_as_saved = threshold is None and min_volume_mm3 is None
     return Predictions(
         folder=folder,
         classes=checked_classes,
-        threshold=_by_class(
-            "threshold",
-            _first_set(threshold, saved.get("threshold"), 0.5 if has_probabilities else None),
-            names=checked_classes,
-            highest=1,
-        ),
+        threshold=_by_class("threshold", chosen_threshold, names=checked_classes, highest=1),
         min_volume_mm3=_by_class(
-            "min_volume_mm3",
-            _first_set(min_volume_mm3, saved.get("min_volume_mm3"), 0.0),
-            names=checked_classes,
-            highest=math.inf,
+            "min_volume_mm3", chosen_minimum, names=checked_classes, highest=math.inf
         ),
         pattern=pattern,
-        uses_masks=(
-            saved.get("threshold") is not None and threshold is None and min_volume_mm3 is None
-        ),
+        uses_masks=is_as_saved and saved.get("threshold") is not None,
         background_values=_label_values(background_values),
     )
 

@@ -69,6 +69,7 @@ def _session_order(case: Case) -> list[tuple[int, str]]:
     "month10" -> [(0, "month"), (10, "")]
     """
     key: list[tuple[int, str]] = []
+    # Digits are compared as numbers, the rest as text.
     for part in re.split(r"(\d+)", str(case.session)):
         if part.isdigit():
             key.append((int(part), ""))
@@ -82,6 +83,7 @@ def _compare(before: Case, after: Case, source: Predictions, *, rule: LesionRule
     assert after.label is not None
     earlier = read_reference(before.label, source)
     later = read_reference(after.label, source)
+    # Voxels are compared one by one, so both sessions must lie on one grid.
     check_grid(earlier, later, path=before.label)
     counts: dict[str, LesionCounts] = {}
     for name, values in source.classes.items():

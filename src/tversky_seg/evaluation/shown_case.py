@@ -54,6 +54,7 @@ def _background(case: Case, reference: Volume) -> NDArray[Any]:
     except DataError as fault:
         logger.warning("no picture of case %s: %s", case.case_id, fault)
         return black
+    # A modality on another grid would need resampling only to be drawn.
     if image.shape != reference.shape:
         return black
     return image.data

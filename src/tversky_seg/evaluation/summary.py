@@ -56,10 +56,12 @@ def summarize(
     }
     summary |= _statistics(cohort, CaseMetrics.metrics, n_bootstrap=n_bootstrap, seed=seed)
     summary["cases"] = _cases(cohort)
+    # The same resamplings as for the published metrics.
     summary["further"] = _statistics(
         cohort, CaseMetrics.further_metrics, n_bootstrap=n_bootstrap, seed=seed
     )
 
+    # These sections of metrics.json have one summary for each class.
     sections = {
         "cohort": _agreement_with_all_raters,
         "recall_by_volume": _recall_by_volume,
@@ -210,6 +212,7 @@ def _recall_by_volume(cohort: EvaluatedCohort, name: str) -> dict[str, Any]:
     volumes = np.concatenate([np.zeros(0), *totals.volume_mm3])
     is_detected = np.concatenate([np.zeros(0, bool), *totals.is_detected])
 
+    # Quartiles adapt to the cohort; fixed edges compare cohorts.
     def bins(edges_mm3: Sequence[float]) -> list[dict[str, Any]]:
         return [_volume_bin(one) for one in recall_by_volume(volumes, is_detected, edges_mm3)]
 
@@ -235,6 +238,7 @@ def _froc(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
     curve = scores.curve()
     n_detected = len(scores.detected)
 
+    # Without reference lesions there is no recall to speak of.
     average = average_over_recorded = highest = math.nan
     recall: NDArray[np.float64] = np.full(len(LUNA_POINTS), math.nan)
     if scores.n_reference:
@@ -243,6 +247,7 @@ def _froc(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
         highest = n_detected / scores.n_reference
         recall = recall_at(curve, LUNA_POINTS)
 
+    # Object Dice is a mean over detected lesions (arXiv 2007.10033).
     object_dice = object_dice_sd = math.nan
     if n_detected:
         object_dice = float(scores.dice.mean())

@@ -56,6 +56,7 @@ def case_rows(cohort: EvaluatedCohort) -> Iterator[Row]:
     """Yield a row of all metrics for each case and class; cells are empty where undefined."""
     for case, by_class in zip(cohort.cases, cohort.metrics, strict=True):
         for name, metrics in by_class.items():
+            # An empty cell is a missing value to spreadsheets and pandas alike.
             row: list[Any] = [case.case_id, case.subject_id, name]
             for value in all_metrics(metrics).values():
                 row.append("" if math.isnan(value) else value)
@@ -81,6 +82,7 @@ def _lesion_rows_of_class(
         ("reference", match.reference, detected_lesions(match, rule)),
     )
     for mask, lesions, is_matched in sides:
+        # Centres are in voxels; the affine takes them to scanner coordinates in mm.
         rotation = result.affine[:3, :3]
         centres_mm = lesions.centre @ rotation.T + result.affine[:3, 3]
         for k in range(len(lesions)):

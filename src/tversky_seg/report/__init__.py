@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML page, its figures, slices and viewer; the terminal's table."""
+"""The report of an evaluation: an HTML page with figures and viewer, and a table."""
 
 from tversky_seg.report.page import write_report
 from tversky_seg.report.terminal import metrics_table

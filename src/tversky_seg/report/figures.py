@@ -46,6 +46,7 @@ class Curve:
 def curve_figure(curves: Sequence[Curve]) -> Figure:
     """Draw precision against recall, all cases pooled, and mark the masks on it."""
     figure, axes = new_axes(xlabel="Recall (sensitivity)", ylabel="Precision")
+    # The top of the curve at precision 1 stays visible.
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     for k, curve in enumerate(curves):
         prefix = f"{_literal(curve.name)}: " if len(curves) > 1 else ""
@@ -74,6 +75,7 @@ def threshold_figure(columns: Columns, *, threshold: float | None) -> Figure:
     """
     figure, axes = new_axes(xlabel="Threshold", ylabel="Dice, F2")
     axes.set(xlim=(0, 1), ylim=(0, 1))
+    # The two means differ: one weighs cases alike, the other voxels.
     at = columns["threshold"]
     axes.plot(at, columns["mean_dice"], color=COLOURS[0], label="Dice, mean over cases")
     axes.plot(at, columns["mean_f2"], color=COLOURS[1], label="F2, mean over cases")
@@ -118,6 +120,7 @@ def size_figure(bins: Sequence[Mapping[str, Any]]) -> Figure:
     """
     figure, axes = new_axes(xlabel="Lesion volume (mm³)", ylabel="Lesion recall")
     for k, part in enumerate(bins):
+        # An empty bar still shows that there were lesions of this size.
         recall = part["recall"] or 0.0
         axes.bar(k, recall, width=0.72, color=COLOURS[0], alpha=0.8)
         detected = f"{part['n_detected']}/{part['n_lesions']}"
@@ -146,11 +149,13 @@ def bland_altman_figure(
     figure, axes = new_axes(
         xlabel="Mean of both volumes (mm³)", ylabel="Predicted - reference (mm³)"
     )
+    # A line at 0 tells over- from under-segmentation.
     axes.axhline(0, color=GREY, linewidth=0.5)
     differences: dict[str, float] = {}
     for case_id, (reference, predicted) in volumes_mm3.items():
         differences[case_id] = predicted - reference
         axes.plot((reference + predicted) / 2, predicted - reference, "o", color=COLOURS[0])
+    # Naming every case would cover the dots.
     by_size = sorted(differences, key=lambda case_id: -abs(differences[case_id]))
     for case_id in by_size[:N_NAMED]:
         mean = sum(volumes_mm3[case_id]) / 2

@@ -52,11 +52,14 @@ def format_value(name: str, value: float | None, *, signed: bool = False) -> str
     """
     if value is None or math.isnan(value):
         return UNDEFINED
+    # Differences show their direction.
     sign = "+" if signed or name.startswith("signed_") else ""
     if name.startswith("n_"):
         return f"{value:{sign}.1f}".removesuffix(".0")
+    # A tenth of a mm³ is far below a voxel.
     if name.endswith("mm3"):
         return f"{value:{sign},.0f}"
+    # Values close to 1 or 0 differ only in the fourth digit.
     if name in FOUR_DIGITS:
         return f"{value:{sign}.4f}"
     return f"{value:{sign}.3f}"
@@ -73,6 +76,7 @@ def split_by_class(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     Where the metrics hold a single class, its name is "".
     """
     parts = {part: metrics[part] for part in ("mean", "ci95", "pooled", "undefined")}
+    # With several classes, each part maps class names to metrics.
     first = next(iter(metrics["mean"].values()))
     if not isinstance(first, Mapping):
         return {"": parts}

@@ -105,6 +105,7 @@ def write_report(
         sections.append(_section(folder, metrics, name))
     slices: list[SlicesOfCase] = []
     viewer: Viewer | None = None
+    # Cases come one by one: their volumes are not all in memory at once.
     for title, case in shown:
         slices.append(_slices(title, case))
         if viewer is None and case.case_id == viewed:
@@ -129,6 +130,7 @@ def environment() -> jinja2.Environment:
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("tversky_seg.report"),
         autoescape=True,
+        # A misspelt name in a template is an error, not a blank.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -169,6 +171,7 @@ def _tiles(parts: Mapping[str, Any]) -> Iterator[Tile]:
 
 
 def _charts(folder: Path, metrics: Mapping[str, Any], name: str) -> Iterator[Chart]:
+    # In the order of the page.
     drawings: Sequence[Callable[[Path, Mapping[str, Any], str], Chart | None]] = (
         _precision_recall_chart,
         _threshold_chart,
@@ -224,6 +227,7 @@ def _threshold_chart(folder: Path, metrics: Mapping[str, Any], name: str) -> Cha
 def _froc_chart(folder: Path, metrics: Mapping[str, Any], name: str) -> Chart | None:
     froc = _of_class(metrics, "froc", name)
     columns = _read_columns(folder / "froc.csv", name)
+    # Masks without probabilities cannot be ranked.
     if froc is None or columns is None or not np.isfinite(columns["recall"]).any():
         return None
     note = "Predicted lesions ranked by their highest probability."
@@ -271,6 +275,7 @@ def _calibration_chart(folder: Path, metrics: Mapping[str, Any], name: str) -> C
 
 def _rater_rows(raters: Sequence[Mapping[str, Any]] | None) -> Iterator[tuple[str, ...]]:
     """List agreement with each rater; nothing for a single label."""
+    # A single rater is the reference itself.
     if raters is None or len(raters) < 2:
         return
     for rater in raters:
@@ -341,6 +346,7 @@ def _read_columns(path: Path, class_name: str) -> Columns | None:
         header, *rows = csv.reader(file)
     cells: list[list[str]] = []
     for name, *values in rows:
+        # Empty cells are undefined values.
         if class_name in ("", name):
             cells.append([value or "nan" for value in values])
     if not cells:

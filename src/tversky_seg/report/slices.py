@@ -80,6 +80,7 @@ def choose_cases(metrics: Mapping[str, Any], *, viewed: str = "worst") -> dict[s
     if false_volume:
         worst = max(false_volume, key=lambda case_id: false_volume[case_id])
         chosen["Lesion-free case with the largest false-positive volume"] = worst
+    # A case of another name was warned of before.
     is_evaluated = viewed in dice or viewed in false_volume
     if is_evaluated and viewed not in chosen.values():
         chosen["Chosen case"] = viewed
@@ -121,6 +122,7 @@ def slice_pictures(
         true = reference[:, box_x, box_y, z]
         nothing = np.zeros_like(predicted)
         grey = image[box_x, box_y, z]
+        # The bare slice shows what the outlines cover.
         bare = outline(grey, nothing, nothing, pixel_mm=spacing_mm[:2])
         outlined = outline(grey, predicted, true, pixel_mm=spacing_mm[:2])
         pictures[f"slice {z}: {', '.join(texts)}"] = np.concatenate([bare, outlined], axis=1)
@@ -178,6 +180,7 @@ def outline(
     zoom_x, zoom_y = (max(1, round(PICTURE_WIDTH / widest_mm * size)) for size in pixel_mm)
 
     def upright(part: NDArray[Any]) -> NDArray[Any]:
+        # Anisotropic pixels become square on the page; y runs upwards.
         return part.repeat(zoom_x, axis=0).repeat(zoom_y, axis=1).T[::-1]
 
     picture = _as_rgb(upright(to_grey(image)))
@@ -188,6 +191,7 @@ def outline(
     for mask in reference:
         region = upright(mask)
         rim = surface(region)
+        # Two rims wide, so that it shows beside the narrow prediction.
         second_rim = surface(region & ~rim)
         picture[rim | second_rim] = REFERENCE_COLOUR
     for mask in prediction:

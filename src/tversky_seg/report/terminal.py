@@ -23,6 +23,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     for header in ("Mean", "95 % interval", "Pooled", "Cases undefined"):
         table.add_column(header, justify="right")
     for class_name, parts in split_by_class(metrics).items():
+        # A heading for each class keeps the names of the metrics short.
         if class_name:
             table.add_row(f"[bold]{class_name}[/bold]")
         for row in summary_rows(parts):

@@ -65,6 +65,7 @@ def make_viewer(case: ShownCase, *, largest_bytes: int = LARGEST_BYTES) -> Viewe
     grey = to_grey(case.image[box])
     overlays = _overlays(case, box)
     origin_mm = case.affine @ np.array([*(part.start or 0 for part in box), 1.0])
+    # The page has to stay small enough to be sent by mail.
     for step in COARSENESS:
         affine = np.column_stack([case.affine[:, :3] * step, origin_mm])
         image = _nifti(grey[::step, ::step, ::step], affine)
@@ -124,6 +125,7 @@ def _first_look(prediction: Mask, reference: Mask) -> NDArray[np.int64]:
 
 
 def _nifti(volume: NDArray[np.uint8], affine: ArrayLike) -> str:
+    # NiiVue reads NIfTI files, and nibabel writes files.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "volume.nii.gz"
         write_volume(path, np.ascontiguousarray(volume), affine)
