@@ -18,25 +18,22 @@ from tversky_seg.data.split import draw_split, split_cases, split_dataset
 
 
 def cohort(n: int, *, sites: int = 1, sessions: int = 1) -> list[Case]:
-    return [
-        Case(
-            f"s{i:02d}_{j}",
-            f"s{i:02d}",
-            {"T1": Path(f"{i}_{j}.nii")},
-            (Path(f"{i}_{j}_l.nii"),),
-            site=f"h{i % sites}",
-        )
-        for i in range(n)
-        for j in range(sessions)
-    ]
+    """Make subjects of several sessions, each of one site; their files do not exist."""
+    cases = []
+    for i in range(n):
+        for j in range(sessions):
+            images = {"T1": Path(f"{i}_{j}.nii")}
+            labels = (Path(f"{i}_{j}_l.nii"),)
+            subject = f"s{i:02d}"
+            cases.append(Case(f"{subject}_{j}", subject, images, labels, site=f"h{i % sites}"))
+    return cases
 
 
 def held_out(cases: list[Case], **settings: object) -> list[list[Case]]:
-    n_folds = (
-        int(settings.get("folds", 5))
-        if settings.get("folds", 5) != "loso"
-        else len({c.subject_id for c in cases})
-    )
+    """List the test cases of each fold."""
+    n_folds = settings.get("folds", 5)
+    if n_folds == "loso":
+        n_folds = len({case.subject_id for case in cases})
     return [list(split_cases(cases, fold=fold, **settings).test) for fold in range(n_folds)]
 
 
