@@ -1,39 +1,42 @@
-"""All runs of a paper and its table with ours beside it; the scripts reproduce_*.sh call this.
+"""Run all rows of a paper's table and write the table, with the paper's numbers next to ours.
 
-`python scripts/reproduce.py PAPER [key=value …]`; PAPER is salehi2017, hashemi2018_msseg, hashemi2018_isbi or
-shirokikh2020. Further words go to every run (trainer.device=cpu trainer.threads=2). Environment:
+Examples, all from the repository root:
 
-DATA     phantom (default): the synthetic cohort of 15 subjects; or the folder of the official download
-SCALE    small (default with DATA=phantom): minutes a run on two CPU cores, voxels of 2 mm; full: the paper's, for a GPU
-SEEDS    seeds of training, as "0 1 2" (default 0); paired tests take each subject's mean over them
-ROWS     rows of the table to run, as "tversky_b05 tversky_b07" (default all)
-DATASET  of shirokikh2020: lits (default) or luna16
-OUT      where all goes (default runs/reproduce/PAPER_DATA_SCALE)
-JOBS     runs side by side (default 1), which share the cores unless OMP_NUM_THREADS or trainer.threads says otherwise
-DRY_RUN  1: print the commands, run and write nothing
+    python scripts/reproduce.py salehi2017                             synthetic cohort, on a CPU
+    python scripts/reproduce.py salehi2017 --data MSSEG2016 --seeds 0,1,2    at the paper's scale
+    python scripts/reproduce.py shirokikh2020_lits --scale full --dry-run    print the commands
+    python scripts/reproduce.py hashemi2018_isbi trainer.device=cpu trainer.threads=2
 
-The same call goes on with what is missing; a run that fails stops no other, and the table then has the complete rows.
-OUT gets a run directory for each row, fold and seed; for each row and seed the out-of-fold predictions of all subjects
-judged as one cohort; table.{md,csv}, the summary of the sweep and paired tests of each row against the first, with one
-precision-recall figure (comparison/).
+Run the same command again to resume. A failed run does not stop the others; the table then has the
+rows whose runs are complete. The output folder gets a run directory for each row, fold and seed,
+cohorts/ (the held-out predictions of all folds, evaluated as one cohort for each row and seed),
+table.{md,csv}, summary/ (as scripts/summarize.py writes it) and comparison/ (paired tests of each
+row against the first). scripts/papers.yaml holds the papers' tables.
 """
 
-import csv
-import math
+import argparse
 import os
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 from tversky_seg.analysis.comparison import compare, write_comparison
 from tversky_seg.analysis.cross_validation import evaluate_folds
+from tversky_seg.analysis.paper_runs import (
+    Request,
+    Run,
+    check_settings,
+    link_training_subjects,
+    plan_runs,
+    save_plan,
+)
+from tversky_seg.analysis.paper_table import paper_table, table_notes, write_paper_csv
+from tversky_seg.analysis.papers import Metrics, read_papers
 from tversky_seg.analysis.runs import average_runs, read_runs
 from tversky_seg.analysis.sweep import (
     group_runs,
@@ -45,496 +48,294 @@ from tversky_seg.analysis.sweep import (
 from tversky_seg.data.datasets.isbi2015 import find_isbi2015
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import write_manifest
-from tversky_seg.runtime.files import read_json, write_json
-from tversky_seg.runtime.run_settings import is_free
+from tversky_seg.runtime.cli import OneLineParser
+from tversky_seg.runtime.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-PHANTOM = ("data=phantom", "data.modalities=[FLAIR,T1,T2]", "data.importer.n_test=0")
-PLANNED = {"experiment": "follows from ROWS and SCALE", "data": "follows from DATA", "seed": "follows from SEEDS",
-           "output_dir": "follows from OUT", "data.fold": "each fold is run"}  # fmt: skip
-Values = Mapping[str, float]
+PAPERS = read_papers(Path(__file__).with_name("papers.yaml"))
+
+PHANTOM = "phantom"
 
 
-@dataclass(frozen=True)
-class Paper:
-    """A table of a paper.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the missing trainings and write the table.
 
-    Attributes:
-        title: Of the table.
-        folder: Below configs/experiment.
-        rows: Name of an experiment file -> the numbers that the paper gives, by the headings of `columns`.
-        columns: Heading -> where metrics.json has it, and what to multiply it by.
-        folds: Of the official data; 0: its split is fixed.
-        phantom: Words for DATA=phantom at SCALE=full, where the official data are named by the experiment.
-        prefix: Of the experiment files on the official data.
-        parts: Further experiment files at SCALE=small -> the rows that go without.
+    Returns:
+        Exit status: 0 complete, 1 some runs failed and the table has the other rows, 2 no row is
+        complete.
     """
-
-    title: str
-    folder: str
-    rows: Mapping[str, Values]
-    columns: Mapping[str, tuple[str, float]]
-    folds: int
-    phantom: tuple[str, ...] = ()
-    prefix: str = ""
-    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the environment asks for."""
-
-    data: str = "phantom"
-    scale: str = "small"
-    seeds: tuple[int, ...] = (0,)
-    rows: tuple[str, ...] = ()
-    dataset: str = "lits"
-    output_dir: Path = Path("runs/reproduce")
-    words: tuple[str, ...] = field(default=())
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training: its directory and its settings."""
-
-    row: str
-    seed: int
-    folder: Path
-    words: tuple[str, ...]
-
-
-VOXELS = {"DSC": ("mean.dice", 100), "Sensitivity": ("mean.sensitivity", 100), "Specificity": ("mean.specificity", 100),
-          "F2": ("mean.f2", 100), "APR": ("mean.pr_auc", 100)}  # fmt: skip
-LESIONS = {"LTPR": ("mean.lesion_tpr", 100), "LFPR": ("mean.lesion_fpr", 100)}
-SALEHI = {"05": (53.42, 49.85, 99.93, 51.77, 52.57), "06": (54.57, 55.85, 99.91, 55.47, 54.34),
-          "07": (56.42, 56.85, 99.93, 57.32, 56.04), "08": (48.57, 61.00, 99.89, 54.53, 53.31),
-          "09": (46.42, 65.57, 99.87, 56.11, 51.65)}  # fmt: skip
-SHIROKIKH = {  # object Dice and average recall: LUNA16, LiTS
-    "bce": (0.57, 0.45, 0.61, 0.55), "iwbce": (0.56, 0.76, 0.53, 0.68), "dl": (0.76, 0.80, 0.63, 0.70),
-    "iwdl": (0.77, 0.83, 0.49, 0.79), "asl": (0.77, 0.81, 0.63, 0.71), "iwasl": (0.76, 0.80, 0.53, 0.78),
-    "fl": (0.51, 0.38, 0.58, 0.58), "iwfl": (0.54, 0.65, 0.48, 0.72), "wce": (0.50, 0.82, 0.41, 0.56),
-    "gdl": (0.73, 0.79, 0.60, 0.76),
-}  # fmt: skip
-DATASETS = {"lits": "LiTS", "luna16": "LUNA16"}
-PAPERS = {
-    "salehi2017": Paper(
-        "Salehi et al. 2017, Table 1 (MSSEG 2016, 15 subjects, two folds, %)",
-        "salehi2017",
-        {f"tversky_b{beta}": dict(zip(VOXELS, row, strict=True)) for beta, row in SALEHI.items()},
-        VOXELS | {"APR pooled": ("pooled.pr_auc", 100)} | LESIONS,
-        folds=2,
-        phantom=("data.importer.spacing_mm=1",),
-    ),
-    "hashemi2018_msseg": Paper(
-        "Hashemi et al. 2018, MSSEG 2016 (15 subjects, five folds, %; of the paper's rows one number is known)",
-        "hashemi2018",
-        {"asl_b10": {}, "asl_b15": {"DSC": 69.9}, "asl_b20": {}, "asl_b25": {}, "asl_b30": {}, "focal": {}, "gdl": {},
-         "unet_asl_b15": {}, "without_selection": {}, "without_fusion": {}, "without_rotations": {}},
-        VOXELS | LESIONS | {"Lesion F1": ("mean.lesion_f1", 100), "ASSD (mm)": ("mean.assd_mm", 1)},
-        folds=5,
-        phantom=("data.importer.spacing_mm=1",),
-        prefix="msseg_",
-        parts={"small_selection": ("without_selection",), "small_network": ("unet_asl_b15",)},
-    ),
-    "hashemi2018_isbi": Paper(
-        "Hashemi et al. 2018, ISBI 2015 (%; paper: 61 test scans, here: the training subjects left out; SC: mean over "
-        "the raters; other columns: by the first label)",
-        "hashemi2018",
-        {"asl_b10": {}, "asl_b15": {"DSC": 65.74}, "gdl": {}, "unet_asl_b15": {},
-         "focal": {"SC": 92.49, "DSC": 58.4, "PPV": 92.1, "TPR": 45.6, "LFPR": 8.7, "LTPR": 41.3, "VD": 49.7}},
-        {"SC": ("cohort.isbi_score_over_raters", 100), "SC rater 1": ("raters.0.isbi_score", 100),
-         "SC rater 2": ("raters.1.isbi_score", 100), "SC first label": ("cohort.isbi_score", 100),
-         "DSC": ("mean.dice", 100), "PPV": ("mean.precision", 100),
-         "TPR": ("mean.sensitivity", 100), **LESIONS, "VD": ("mean.volume_difference", 100)},
-        folds=5,
-        phantom=("data.importer.spacing_mm=1", "data.folds=5", "data.rater=null"),
-        prefix="isbi_",
-        parts={"small_selection": (), "small_network": ("unet_asl_b15",)},
-    ),
-    "shirokikh2020": Paper(
-        "Shirokikh et al. 2020 (authors' notebooks; their averages are bootstrapped and some 0.02 to 0.03 optimistic)",
-        "shirokikh2020",
-        {name: {} for name in SHIROKIKH},
-        {"Object Dice": ("froc.object_dice", 1), "Average recall": ("froc.average_recall", 1),
-         "as they divide": ("froc.recorded.average_recall", 1),
-         "Recall of the smallest quarter": ("recall_by_volume.quartiles.0.recall", 1), "DSC": ("mean.dice", 1)},
-        folds=0,
-        phantom=("data.importer.spacing_mm=1",),
-    ),
-}  # fmt: skip
-
-
-def main() -> int:
-    """Run what is missing; the exit status says whether all is there."""
-    if {"-h", "--help"} & {*sys.argv}:
-        print(__doc__)
-        return 0
-    if len(sys.argv) < 2 or sys.argv[1] not in PAPERS:
-        return _say(
-            f"PAPER: {' '.join(sys.argv[1:2]) or 'none given'}; expected one of {', '.join(PAPERS)}"
-        )
-    name = sys.argv[1]
+    parser = make_parser()
+    # Intermixed: settings of train.py may stand before and after the options.
+    options = parser.parse_intermixed_args(arguments)
     try:
-        request = request_of(os.environ, name, sys.argv[2:])
-        jobs = list(plan(PAPERS[name], request))
-        n_jobs = _count(os.environ.get("JOBS") or "1")
-        if os.environ.get("DRY_RUN", "") not in ("", "0"):
-            for job in jobs:
-                print(shlex.join(command(job)))
+        request = read_request(options)
+        runs = plan_runs(request)
+        if options.dry_run:
+            for run in runs:
+                print(shlex.join(train_command(run)))
             return 0
-        keep_plan(jobs, request.output_dir)
-        link_training(request)
-        if n_jobs > 1:  # runs that each take all cores slow each other down many times
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n_jobs)))
-        faults = run_all(jobs, n_jobs=n_jobs)
-        lacking = {job.row for job in jobs if not is_finished(job)}
-        request = replace(request, rows=tuple(row for row in request.rows if row not in lacking))
-        if request.rows:
-            jobs = [job for job in jobs if job.row in request.rows]
-            report(PAPERS[name], request, jobs)
-            if name == "hashemi2018_isbi" and request.data != "phantom":
-                submit(request, jobs)
-        if faults:
-            left = f"; without {', '.join(sorted(lacking))}" if lacking else ""
-            line = f"{faults[0].folder}: the run failed ({len(faults)} such in all{left}); repeat to go on"
-            return _say(line, 1 if request.rows else 2)
-    except (DataError, ValueError) as fault:
-        return _say(str(fault))
-    except OSError as fault:
-        return _say(f"{fault.filename or 'OUT'}: {fault.strerror}; choose another OUT or make room")
-    except subprocess.CalledProcessError as fault:
-        return _say(
-            f"{shlex.join(fault.cmd[1:3])}: ended with status {fault.returncode}; repeat to go on",
-            1,
-        )
+        return reproduce(request, runs, n_jobs=options.jobs)
+    except (DataError, ValueError) as error:
+        parser.error(str(error))
+    except OSError as error:
+        place = error.filename or "--output"
+        parser.error(f"{place}: {error.strerror}; choose another --output or free disk space")
+    except subprocess.CalledProcessError as error:
+        command = shlex.join(error.cmd[1:3])
+        return print_error(f"{command}: exit status {error.returncode}; run again to resume", 1)
     except KeyboardInterrupt:
-        return _say("stopped; repeat to go on", 130)
-    return 0
+        return print_error("stopped; run the same command again to resume", 130)
 
 
-def request_of(environment: Mapping[str, str], name: str, words: Sequence[str]) -> Request:
-    """Read the environment.
+def reproduce(request: Request, runs: Sequence[Run], *, n_jobs: int) -> int:
+    """Run the missing trainings and write the table; the exit status as of `main`."""
+    save_plan(runs, request.output_dir)
+    link_training_subjects(request)
+    if n_jobs > 1:
+        share_cores(n_jobs)
+    failed = run_all(runs, n_jobs=n_jobs)
+
+    unfinished_rows = {run.row for run in runs if not run.is_finished}
+    rows = tuple(row for row in request.rows if row not in unfinished_rows)
+    if rows:
+        finished = [run for run in runs if run.row in rows]
+        write_report(request, finished, rows)
+        if request.paper.submission is not None and request.data is not None:
+            write_submissions(finished, rows, download=request.data, output_dir=request.output_dir)
+    if not failed:
+        return 0
+
+    text = f"{failed[0].folder}: the training failed; {len(failed)} of {len(runs)} runs failed"
+    if unfinished_rows:
+        text += f", so the table lacks {', '.join(sorted(unfinished_rows))}"
+    return print_error(f"{text}; run the same command again to resume", 1 if rows else 2)
+
+
+# The command line
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paper", choices=PAPERS, metavar="paper", help=f"one of {', '.join(PAPERS)}")
+    parser.add_argument("settings", nargs="*", help="any train.py settings, for every run")
+    parser.add_argument(
+        "--data",
+        default=PHANTOM,
+        help="folder of the official download, or phantom: the synthetic cohort (default)",
+    )
+    parser.add_argument(
+        "--scale",
+        choices=("small", "full"),
+        help="small: minutes for each run on two CPU cores, another recipe than the paper's "
+        "(default with the synthetic cohort); full: the paper's, for a GPU",
+    )
+    parser.add_argument("--rows", type=names_of_list, help="rows, as tversky_b05,tversky_b07 (all)")
+    parser.add_argument(
+        "--seeds", type=seeds_of_list, default=(0,), help="seeds of training, as 0,1,2 (0)"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=positive_number,
+        default=1,
+        help="number of runs at the same time (1); they share the cores unless OMP_NUM_THREADS "
+        "or trainer.threads is set",
+    )
+    parser.add_argument(
+        "--output", "--out", type=Path, help="output folder (runs/reproduce/<paper>_<data>_<scale>)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
+    return parser
+
+
+def names_of_list(text: str) -> tuple[str, ...]:
+    """Split a list at commas or spaces, without duplicates."""
+    return tuple(dict.fromkeys(text.replace(",", " ").split()))
+
+
+def seeds_of_list(text: str) -> tuple[int, ...]:
+    """Split a list of seeds, without duplicates."""
+    names = names_of_list(text)
+    if not names or not all(name.isdecimal() for name in names):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected whole numbers from 0, as 0,1,2")
+    return tuple(dict.fromkeys(int(name) for name in names))
+
+
+def positive_number(text: str) -> int:
+    """Read a number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a number from 1")
+    return int(text)
+
+
+def read_request(options: argparse.Namespace) -> Request:
+    """Check the options.
 
     Raises:
-        ValueError: A value cannot be used.
+        DataError: An option cannot be used.
     """
-    paper, data = PAPERS[name], environment.get("DATA") or "phantom"
-    if data != "phantom" and not Path(data).is_dir():
-        raise ValueError(
-            f"DATA: {data} is no folder; expected phantom or the folder of the official download"
-        )
-    scale = environment.get("SCALE") or ("small" if data == "phantom" else "full")
-    rows, dataset = _listed(environment, "ROWS"), environment.get("DATASET") or "lits"
-    unknown = [row for row in rows if row not in paper.rows]
-    if unknown or scale not in ("small", "full") or dataset not in DATASETS:
-        key, found, known = (
-            ("ROWS", unknown[0], paper.rows) if unknown
-            else ("SCALE", scale, ("small", "full")) if scale not in ("small", "full")
-            else ("DATASET", dataset, DATASETS)
-        )  # fmt: skip
-        raise ValueError(f"{key}: {found}; expected one of {', '.join(known)}")
-    seeds = _listed(environment, "SEEDS") or ("0",)
-    if not all(seed.isdecimal() for seed in seeds):
-        raise ValueError(f'SEEDS: {" ".join(seeds)}; expected whole numbers from 0, as "0 1 2"')
-    for word in words:
-        key = word.partition("=")[0].lstrip("+")
-        if key in PLANNED or "=" not in word:
-            raise ValueError(
-                f"{word}: {PLANNED.get(key, 'is no setting')}; expected key=value of other keys"
+    paper = PAPERS[options.paper]
+    data = None
+    if options.data != PHANTOM:
+        data = Path(options.data)
+        if not data.is_dir():
+            raise DataError(
+                "--data", f"{data} is not a folder", "expected phantom or the official download"
             )
-    label = "phantom" if data == "phantom" else dataset if name == "shirokikh2020" else "official"
+    scale = options.scale
+    if scale is None:
+        scale = "small" if data is None else "full"
+    for row in options.rows or ():
+        if row not in paper.rows:
+            raise DataError("--rows", row, f"expected one of {', '.join(paper.rows)}")
+    check_settings(options.settings)
+    output_dir = options.output
+    if output_dir is None:
+        label = PHANTOM if data is None else "official"
+        output_dir = Path(f"runs/reproduce/{options.paper}_{label}_{scale}")
     return Request(
+        paper=paper,
         data=data,
         scale=scale,
-        seeds=tuple(dict.fromkeys(map(int, seeds))),
-        rows=rows or tuple(paper.rows),
-        dataset=dataset,
-        output_dir=Path(environment.get("OUT") or f"runs/reproduce/{name}_{label}_{scale}"),
-        words=tuple(words),
+        seeds=options.seeds,
+        rows=options.rows or paper.rows,
+        output_dir=output_dir,
+        settings=tuple(options.settings),
     )
 
 
-def _listed(environment: Mapping[str, str], key: str) -> tuple[str, ...]:
-    """The words of a list, each once."""
-    return tuple(dict.fromkeys((environment.get(key) or "").replace(",", " ").split()))
+# The trainings
 
 
-def plan(paper: Paper, request: Request) -> Iterator[Job]:
-    """Every training: seeds outermost, so that a whole table is there soon."""
-    folds = (
-        2 if request.scale == "small" else paper.folds or (5 if request.data == "phantom" else 0)
-    )
-    for seed in request.seeds:
-        for row in request.rows:
-            for fold in range(folds) if folds else (None,):
-                words = [experiment(paper, request, row), *data_words(paper, request)]
-                words += [] if fold is None else [f"data.fold={fold}"]
-                part = f"seed{seed}" if fold is None else f"fold{fold}_seed{seed}"
-                folder = request.output_dir / row / part
-                yield Job(
-                    row,
-                    seed,
-                    folder,
-                    (*words, f"seed={seed}", *request.words, f"output_dir={folder}"),
-                )
+def train_command(run: Run) -> list[str]:
+    """Write the command line of a training."""
+    return [sys.executable, str(ROOT / "train.py"), *run.settings]
 
 
-def experiment(paper: Paper, request: Request, row: str) -> str:
-    """The experiment files of a row."""
-    files = [paper.prefix + row]
-    if paper.folder == "shirokikh2020" and request.data != "phantom":
-        files.append(request.dataset)
-    if request.scale == "small":
-        files += ["small", *(part for part, without in paper.parts.items() if row not in without)]
-    named = [f"{paper.folder}/{file}" for file in files]
-    return f"experiment={named[0]}" if len(named) == 1 else f"experiment=[{','.join(named)}]"
+def share_cores(n_jobs: int) -> None:
+    """Give each job its share of the cores, unless OMP_NUM_THREADS is set.
 
-
-def data_words(paper: Paper, request: Request) -> tuple[str, ...]:
-    """What to read: the synthetic cohort, or a download."""
-    if request.data == "phantom":
-        return (*PHANTOM, *(paper.phantom if request.scale == "full" else ()))
-    return (f"data.root={_training_alone(Path(request.data), request.output_dir)}",)
-
-
-def _training_alone(root: Path, output_dir: Path) -> Path:
-    """The papers cross-validate on the challenges' training subjects: a folder with these alone."""
-    if (root / "testdata_website").is_dir() and (root / "training").is_dir():
-        return root / "training"
-    return output_dir / "msseg2016" if (root / "Testing").is_dir() else root
-
-
-def link_training(request: Request) -> None:
-    """Make that folder where the download has none, also after the download has moved."""
-    target = (Path(request.data) / "Training").resolve()
-    folder = _training_alone(Path(request.data), request.output_dir)
-    if request.data == "phantom" or folder != request.output_dir / "msseg2016":
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    link = folder / "Training"
-    if link.is_symlink() and link.resolve() != target:
-        link.unlink()
-    if not link.exists():
-        link.symlink_to(target, target_is_directory=True)
-
-
-def command(job: Job) -> list[str]:
-    """The command line of a run."""
-    return [sys.executable, str(ROOT / "train.py"), *job.words]
-
-
-def keep_plan(jobs: Sequence[Job], output_dir: Path) -> None:
-    """Note each run's settings, and refuse a folder that holds a run with other ones.
-
-    Raises:
-        ValueError: naming it.
+    Runs that each use all cores slow each other down many times.
     """
-    path = output_dir / "plan.json"
-    try:
-        before = dict(read_json(path)) if path.exists() else {}
-    except ValueError as fault:
-        raise ValueError(
-            f"{path}: cannot be read ({fault}); restore it or choose another OUT"
-        ) from fault
-    now = {str(job.folder.relative_to(output_dir)): list(job.words) for job in jobs}
-    for job, (name, words) in zip(jobs, now.items(), strict=True):
-        is_begun = (job.folder / "config.yaml").exists()
-        if is_begun and name in before and _deciding(before[name]) != _deciding(words):
-            raise ValueError(f"OUT: {job.folder} was begun with other settings; choose another OUT")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(path, before | now)
+    n_threads = max(1, (os.cpu_count() or 1) // n_jobs)
+    os.environ.setdefault("OMP_NUM_THREADS", str(n_threads))
 
 
-def _deciding(words: Sequence[str]) -> set[str]:
-    return {
-        word
-        for word in words
-        if not is_free(word.partition("=")[0]) and not word.startswith("data.root=")
-    }
+def run_all(runs: Sequence[Run], *, n_jobs: int) -> list[Run]:
+    """Run the trainings that are not finished.
 
+    SIGTERM is passed on to them, so that each saves a checkpoint.
 
-def is_finished(job: Job) -> bool:
-    """Whether the run was judged."""
-    return (job.folder / "evaluation" / "metrics.json").exists()
-
-
-def run_all(jobs: Sequence[Job], *, n_jobs: int) -> list[Job]:
-    """Run what is not finished; gives the runs that failed. SIGTERM is passed on, so that each run keeps its steps."""
-    missing = [job for job in jobs if not is_finished(job)]
-    print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are there", flush=True)
+    Returns:
+        The runs that failed.
+    """
+    missing = [run for run in runs if not run.is_finished]
+    print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished", flush=True)
     running: set[subprocess.Popen[bytes]] = set()
 
-    def run(numbered: tuple[int, Job]) -> int:
-        number, job = numbered
-        print(f"[{number} of {len(missing)}] {shlex.join(command(job)[1:])}", flush=True)
-        with subprocess.Popen(command(job)) as process:
+    def train(number: int, run: Run) -> int:
+        print(f"[{number} of {len(missing)}] {shlex.join(train_command(run)[1:])}", flush=True)
+        with subprocess.Popen(train_command(run)) as process:
             running.add(process)
             return process.wait()
 
-    def stop(*_: object) -> None:
+    def stop(_signal: int, _frame: FrameType | None) -> None:
         for process in running:
             process.terminate()
         raise SystemExit(128 + signal.SIGTERM)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    previous_handler = signal.signal(signal.SIGTERM, stop)
     try:
         with ThreadPoolExecutor(max_workers=n_jobs) as pool:
-            statuses = list(pool.map(run, enumerate(missing, 1)))
+            numbers = range(1, len(missing) + 1)
+            statuses = list(pool.map(train, numbers, missing))
     finally:
-        signal.signal(signal.SIGTERM, before)
-    return [job for job, status in zip(missing, statuses, strict=True) if status]
+        signal.signal(signal.SIGTERM, previous_handler)
+    return [run for run, status in zip(missing, statuses, strict=True) if status != 0]
 
 
-def report(paper: Paper, request: Request, jobs: Sequence[Job]) -> None:
-    """Judge each row and seed as one cohort; write the table, the summary and the paired tests."""
-    judged: dict[str, list[dict[str, Any]]] = {}
-    folders: dict[str, list[Path]] = {}
+# The table
+
+
+def write_report(request: Request, runs: Sequence[Run], rows: Sequence[str]) -> None:
+    """Evaluate each row and seed as one cohort; write the table, the summary and the comparison."""
+    output_dir = request.output_dir
+    evaluated: dict[str, list[Metrics]] = {row: [] for row in rows}
+    cohorts: dict[str, list[Path]] = {row: [] for row in rows}
     for seed in request.seeds:
-        for row in request.rows:
-            runs = [job.folder for job in jobs if (job.row, job.seed) == (row, seed)]
-            joined = request.output_dir / "cohorts" / f"seed{seed}" / row
-            judged.setdefault(row, []).append(evaluate_folds(runs, joined))
-            folders.setdefault(row, []).append(joined)
-    text = table(paper, request, judged)
-    (request.output_dir / "table.md").write_text(text, encoding="utf-8")
-    write_csv(paper, request, judged, request.output_dir / "table.csv")
-    settings = group_runs(read_sweep(sorted({job.folder for job in jobs})))
-    said = recommend(settings, "f2").text if len(settings) > 1 else ""
-    write_summary(
-        settings, summarize_settings(settings), said, output_dir=request.output_dir / "summary"
-    )
-    if len(folders) > 1:
-        compared = [average_runs(read_runs(of_row), name=row) for row, of_row in folders.items()]
-        write_comparison(compared, compare(compared), output_dir=request.output_dir / "comparison")
-    print(f"{text}\n{said}\n{request.output_dir}")
+        for row in rows:
+            folds = [run.folder for run in runs if run.row == row and run.seed == seed]
+            cohort = output_dir / "cohorts" / f"seed{seed}" / row
+            evaluated[row].append(evaluate_folds(folds, cohort))
+            cohorts[row].append(cohort)
+
+    n_cases = evaluated[rows[0]][0]["n_cases"]
+    notes = "\n".join(f"- {note}" for note in table_notes(request, n_cases=n_cases))
+    table = paper_table(request.paper, evaluated)
+    text = f"**{request.paper.title}**\n\n{table}\n\n{notes}\n"
+    write_text(output_dir / "table.md", text)
+    write_paper_csv(output_dir / "table.csv", request.paper, evaluated, request.seeds)
+    print(text)
+
+    settings = group_runs(read_sweep(sorted(run.folder for run in runs)))
+    recommendation = ""
+    if len(settings) > 1:
+        recommendation = recommend(settings, "f2").text
+        print(recommendation)
+    summaries = summarize_settings(settings)
+    write_summary(settings, summaries, recommendation, output_dir=output_dir / "summary")
+    if len(rows) > 1:
+        # A test pairs the means of each subject over the seeds.
+        averages = [average_runs(read_runs(folders), name=row) for row, folders in cohorts.items()]
+        write_comparison(averages, compare(averages), output_dir=output_dir / "comparison")
+    print(output_dir)
 
 
-def table(paper: Paper, request: Request, judged: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Markdown: for each row the paper's line, then ours."""
-    lines = [f"| Row | | {' | '.join(paper.columns)} |", "|---|---|" + "---:|" * len(paper.columns)]
-    for row, metrics in judged.items():
-        printed = paper_values(paper, request, row)
-        if printed:
-            cells = (f"{printed[c]:g}" if c in printed else "" for c in paper.columns)
-            lines.append(f"| {row} | paper | {' | '.join(cells)} |")
-        ours = (_spread([_at(m, *where) for m in metrics]) for where in paper.columns.values())
-        lines.append(f"| {row} | ours | {' | '.join(ours)} |")
-    of_data = f", {DATASETS[request.dataset]}" if paper.folder == "shirokikh2020" else ""
-    return f"**{paper.title}{of_data}**\n\n" + "\n".join(lines) + f"\n\n{_scale(request, judged)}\n"
+# The submission to the ISBI 2015 site
 
 
-def write_csv(
-    paper: Paper, request: Request, judged: Mapping[str, Sequence[Mapping[str, Any]]], path: Path
+def write_submissions(
+    runs: Sequence[Run], rows: Sequence[str], *, download: Path, output_dir: Path
 ) -> None:
-    """The same numbers, one a line."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("row", "column", "seed", "ours", "paper"))
-        for row, metrics in judged.items():
-            printed = paper_values(paper, request, row)
-            for column, where in paper.columns.items():
-                for seed, one in zip(request.seeds, metrics, strict=True):
-                    value = _at(one, *where)
-                    writer.writerow(
-                        (
-                            row,
-                            column,
-                            seed,
-                            "" if math.isnan(value) else value,
-                            printed.get(column, ""),
-                        )
-                    )
+    """Predict the test scans of ISBI 2015 by the folds as one ensemble, and pack the zip of a row.
 
-
-def paper_values(paper: Paper, request: Request, row: str) -> Values:
-    """The numbers that the paper, or its authors' notebooks, give for a row."""
-    if paper.folder != "shirokikh2020":
-        return paper.rows[row]
-    first = 2 if request.dataset == "lits" else 0
-    return dict(
-        zip(("Object Dice", "Average recall"), SHIROKIKH[row][first : first + 2], strict=True)
-    )
-
-
-def _scale(request: Request, judged: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    n = next(iter(judged.values()))[0]["n_cases"]
-    data = "the synthetic cohort" if request.data == "phantom" else "the official data"
-    size = {
-        "small": "SCALE=small: 400 or 600 steps with patches of 32, another recipe than the paper's (its small.yaml)",
-        "full": "SCALE=full: the paper's settings as far as they are known (docs/conformance.md)",
-    }[request.scale]
-    of = (
-        "numbers on other data: compare the order of rows, not the values. "
-        if request.data == "phantom"
-        else ""
-    )
-    spread = (
-        f"mean ± standard deviation of {len(request.seeds)} seeds"
-        if len(request.seeds) > 1
-        else "one seed"
-    )
-    return f"Ours: {data}, {n} cases, each judged by a network that never saw its subject, {spread}; {of}{size}."
-
-
-def _at(metrics: Mapping[str, Any], path: str, factor: float) -> float:
-    """The value at a dotted place, NaN where there is none."""
-    found: Any = metrics
-    for key in path.split("."):
-        try:
-            found = found[int(key)] if isinstance(found, list) else found[key]
-        except (KeyError, IndexError, TypeError):
-            return math.nan
-    return math.nan if found is None else float(found) * factor
-
-
-def _spread(values: Sequence[float]) -> str:
-    defined = [value for value in values if not math.isnan(value)]
-    if not defined:
-        return "–"
-    mean = f"{statistics.fmean(defined):.4g}"
-    n_decimals = max(1, len(mean.partition(".")[2]))
-    return mean if len(defined) < 2 else f"{mean} ± {statistics.stdev(defined):.{n_decimals}f}"
-
-
-def submit(request: Request, jobs: Sequence[Job]) -> None:
-    """Predict the challenge's test scans by the folds' networks together, and pack what its site takes."""
-    scans = [case for case in find_isbi2015(Path(request.data)) if not case.labels]
+    The networks of the first seed are used.
+    """
+    scans = [case for case in find_isbi2015(download) if not case.labels]
     if not scans:
         print("the download holds no test scans: no submission")
         return
-    manifest = request.output_dir / "test_scans.csv"
+    manifest = output_dir / "test_scans.csv"
     write_manifest(scans, manifest)
-    for row in request.rows:
-        members = [
-            _quoted(job.folder) for job in jobs if (job.row, job.seed) == (row, request.seeds[0])
-        ]
-        masks = request.output_dir / "submissions" / row
-        words = [f"checkpoint=[{','.join(members)}]", f"input={manifest}", f"output_dir={masks}"]
-        subprocess.run([sys.executable, str(ROOT / "predict.py"), *words], check=True)
-        name = row.replace("_", "-")
-        pack = [
-            sys.executable,
-            str(ROOT / "scripts" / "isbi_submission.py"),
-            str(masks),
-            "--method",
-            name,
-        ]
-        subprocess.run([*pack, "--output", str(masks.with_suffix(".zip"))], check=True)
+    seed = runs[0].seed
+    for row in rows:
+        folds = [quoted(run.folder) for run in runs if run.row == row and run.seed == seed]
+        masks = output_dir / "submissions" / row
+        checkpoint = f"checkpoint=[{','.join(folds)}]"
+        run_script("predict.py", checkpoint, f"input={manifest}", f"output_dir={masks}")
+        archive = masks.with_suffix(".zip")
+        # The site takes letters, digits and - in the name of a method.
+        method = row.replace("_", "-")
+        run_script(
+            "scripts/isbi_submission.py", str(masks), "--method", method, "--output", str(archive)
+        )
 
 
-def _quoted(folder: Path) -> str:
-    """A name for a list on Hydra's command line, whatever signs it has."""
+def run_script(name: str, *arguments: str) -> None:
+    """Run a script of this repository."""
+    subprocess.run([sys.executable, str(ROOT / name), *arguments], check=True)
+
+
+def quoted(folder: Path) -> str:
+    """Quote a path for a list on Hydra's command line, whatever characters it has."""
     escaped = str(folder).replace("'", r"\'")
     return f"'{escaped}'"
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"JOBS: {text}; expected a number from 1")
-    return int(text)
-
-
-def _say(line: str, status: int = 2) -> int:
+def print_error(line: str, status: int) -> int:
+    """Print a line to stderr; returns the exit status."""
     print(f"error: {line}", file=sys.stderr)
     return status
 
