@@ -119,7 +119,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("paper", choices=PAPERS, metavar="paper", help=f"one of {', '.join(PAPERS)}")
+    parser.add_argument(
+        "paper", choices=PAPERS, metavar="paper", help=f"one of {', '.join(PAPERS)}"
+    )
     parser.add_argument("settings", nargs="*", help="any train.py settings, for every run")
     parser.add_argument(
         "--data",

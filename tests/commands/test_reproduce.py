@@ -35,8 +35,7 @@ def exit_status(*arguments: str) -> int:
     try:
         return int(reproduce.main(arguments))
     except SystemExit as ended:
-        assert isinstance(ended.code, int)
-        return ended.code
+        return ended.code if isinstance(ended.code, int) else 1
 
 
 # Arguments
