@@ -24,6 +24,7 @@ from tversky_seg.data.preprocessing.prepared_case import one_case_per_rater
 from tversky_seg.data.split import split_dataset
 from tversky_seg.data_check import check_training
 from tversky_seg.inference.predict import predict_cases
+from tversky_seg.inference.prediction_folder import check_file_names
 from tversky_seg.report.terminal import metrics_table
 from tversky_seg.runtime.checkpoints import checksum, load_checkpoint
 from tversky_seg.runtime.distributed import is_first, rank, rank_zero_first, run_sharded, world_size
@@ -77,6 +78,7 @@ def train(cfg: DictConfig) -> int:
         split = split_dataset(data, output_dir / "manifest.csv", is_started=has_started)
         # The test cases are prepared as well: their faults had better be known before training.
         cases = [*split.train, *split.val, *split.test]
+        check_file_names([case.case_id for case in cases], classes)
         preprocessing = preprocessing_of(data, cases)
         prepared = prepare_all(cases, preprocessing, cache_dir=data.cache_dir)
         record_environment(output_dir / "environment.json", data=files_of(cases))

@@ -174,3 +174,13 @@ def test_a_missing_modality_is_named_by_predict(finished: Run, tmp_path: Path) -
     one = f"{{FLAIR: {tmp_path / 'in' / f'{case_id}_FLAIR.nii.gz'}}}"
     assert "input: no file for modality T1; " in call("predict", *words, f"input={one}").error
     assert "no such file or folder; " in call("predict", *words, f"input={tmp_path / 'none'}").error
+
+
+def test_masks_that_would_be_one_file_are_refused_before_work(tmp_path: Path) -> None:
+    rows = [add_case(tmp_path, f"c{i}", seed=i, values=(1, 2)) for i in range(4)]
+    rows[0]["case_id"], rows[1]["case_id"] = "anna", "anna_new"
+    manifest = write_rows(tmp_path / "manifest.csv", rows)
+    classes = "data.classes={lesion: [1, 2], new_lesion: [2]}"
+    error = train(manifest, tmp_path / "run", classes).error
+    assert "anna_new_lesion" in error
+    assert not list((tmp_path / "cache").glob("anna*")), "nothing was prepared"

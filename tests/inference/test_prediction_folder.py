@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -8,10 +9,12 @@ from scipy import ndimage
 from helpers.networks import FirstChannel
 from helpers.oblique_cases import FLAIR, a_case
 from tversky_seg.data.affines import affine_shift_voxels
+from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import read_volume
 from tversky_seg.inference.lesion_table import MANY_VOXELS, distance_to_edge
 from tversky_seg.inference.predict import predict_cases
 from tversky_seg.inference.prediction_folder import (
+    check_file_names,
     prediction_files,
     write_prediction,
 )
@@ -165,3 +168,29 @@ def test_without_any_form_the_affine_in_use_is_written(tmp_path: Path) -> None:
     mask = nib.load(tmp_path / "p" / "a_mask.nii.gz")
     np.testing.assert_allclose(mask.affine, nib.load(case.images["FLAIR"]).affine)
     assert mask.header["sform_code"] == 1
+
+
+@pytest.mark.parametrize(
+    ("case_ids", "classes"),
+    [
+        (["a", "a_b"], ["c", "b_c"]),
+        (["anna", "anna_new"], ["lesion", "new_lesion"]),
+        (["a", "A_b"], ["c", "B_C"]),  # one file on systems that ignore case
+    ],
+)
+def test_names_that_would_be_one_file_are_refused(case_ids: list[str], classes: list[str]) -> None:
+    with pytest.raises(DataError) as error:
+        check_file_names(case_ids, classes)
+    for name in (*case_ids, *classes):
+        assert name in str(error.value)
+    check_file_names(case_ids, classes[:1])
+    check_file_names(["x", "y"], classes)
+
+
+def test_nothing_is_predicted_where_two_masks_would_be_one_file(tmp_path: Path) -> None:
+    cases = [a_case(tmp_path, name) for name in ("a", "a_b")]
+    settings = replace(FLAIR, classes={"c": (1,), "b_c": (2,)})
+    inference = Inference(patch_size=8)
+    with pytest.raises(DataError, match="a_b_c"):
+        predict_cases(FirstChannel(), cases, settings, tmp_path / "out", inference=inference)
+    assert not (tmp_path / "out").exists()

@@ -24,6 +24,7 @@ from tversky_seg.inference.ensemble import Ensemble, Member
 from tversky_seg.inference.lesion_table import write_lesion_table
 from tversky_seg.inference.prediction_folder import (
     LESIONS_FILE,
+    check_file_names,
     claim_folder,
     prediction_files,
     write_prediction,
@@ -107,7 +108,8 @@ def predict_cases(
 
     Raises:
         DataError: The folder holds predictions of another checkpoint or of other settings, another
-            process is predicting one of the cases there, or it cannot be written.
+            process is predicting one of the cases there, two predictions would be one file, or it
+            cannot be written.
         ValueError: `inference.patch_size` is None.
     """
     windows = inference.windows
@@ -117,8 +119,9 @@ def predict_cases(
     predictor = _Predictor(
         network, preprocessing, inference, output_dir, device=device, precision=precision
     )
-    records = CaseRecords(output_dir)
     case_ids = [case.case_id for case in cases]
+    check_file_names(case_ids, tuple(preprocessing.classes))
+    records = CaseRecords(output_dir)
     with running_job(output_dir, case_ids):
         # Jobs of other cases may write into the same folder, so shared files change under a lock.
         with exclusive(output_dir):

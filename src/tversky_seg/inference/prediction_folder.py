@@ -38,14 +38,41 @@ def prediction_files(
     """Name the files of a case, by class; a single class does not appear in the file names."""
     files = {}
     for name in classes:
-        # c1_mask.nii.gz, or c1_liver_mask.nii.gz and c1_tumour_mask.nii.gz
-        stem = f"{case_id}_{name}" if len(classes) > 1 else case_id
+        stem = _stem(case_id, name, classes)
         files[name] = PredictionFiles(
             probability=folder / f"{stem}{PROBABILITY_ENDING}",
             mask=folder / f"{stem}{MASK_ENDING}",
             uncertainty=folder / f"{stem}{UNCERTAINTY_ENDING}",
         )
     return files
+
+
+def check_file_names(case_ids: Iterable[str], classes: Sequence[str]) -> None:
+    """Refuse names of cases and classes that would put two predictions into one file.
+
+    Class `b_c` of case `a` and class `c` of case `a_b` are both `a_b_c_mask.nii.gz`.
+
+    Raises:
+        DataError: Two names are equal, or differ in capitals only.
+    """
+    owners: dict[str, tuple[str, str]] = {}
+    for case_id in case_ids:
+        for name in classes:
+            stem = _stem(case_id, name, classes)
+            owner = owners.setdefault(stem.casefold(), (case_id, name))
+            if owner != (case_id, name):
+                raise DataError(
+                    "data.classes",
+                    f"class {owner[1]} of case {owner[0]} and class {name} of case {case_id} "
+                    f"would both be written to {stem}{MASK_ENDING}",
+                    "rename the class or the case",
+                    case_id=case_id,
+                )
+
+
+def _stem(case_id: str, class_name: str, classes: Sequence[str]) -> str:
+    """Begin a file name: `c1` of c1_mask.nii.gz, or of several classes `c1_liver`."""
+    return f"{case_id}_{class_name}" if len(classes) > 1 else case_id
 
 
 def write_prediction(
