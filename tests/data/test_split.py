@@ -1,5 +1,6 @@
 """Folds that are alike, one left out, no leak; and the loads that they are drawn by."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -136,6 +137,26 @@ def test_a_damaged_store_of_loads_is_made_anew(tmp_path: Path, damage: str) -> N
 def test_a_label_that_cannot_be_read_is_left_to_preprocessing(tmp_path: Path) -> None:
     cases = labelled(tmp_path, 2)
     cases[0].labels[0].write_text("<html>")
+    assert lesion_loads(cases, {"lesion": (2,)}, cache_dir=tmp_path) == {"c0": 0, "c1": 4}
+
+
+def test_a_complete_store_of_loads_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = labelled(tmp_path, 2)
+    loads_before = lesion_loads(cases, {"lesion": (2,)}, cache_dir=tmp_path)
+    monkeypatch.setattr(loads, "write_json", lambda *_: pytest.fail("written again"))
+    assert lesion_loads(cases, {"lesion": (2,)}, cache_dir=tmp_path) == loads_before
+
+
+def test_a_store_of_loads_on_a_read_only_disk_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(loads, "write_json", refuse)
+    cases = labelled(tmp_path, 2)
     assert lesion_loads(cases, {"lesion": (2,)}, cache_dir=tmp_path) == {"c0": 0, "c1": 4}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import read_label
 from tversky_seg.runtime.files import read_json, write_json
 from tversky_seg.runtime.progress import Reporter
+
+logger = logging.getLogger("tversky_seg")
 
 FORMAT_VERSION = 2  # of the store: raise it when the same label file gives other volumes
 
@@ -39,13 +42,16 @@ def lesion_loads(
     """
     store = Path(cache_dir) / "label_volumes.json"
     volumes_by_file = _read_store(store)
+    n_stored = len(volumes_by_file)
     volumes_by_case: dict[str, VolumesByValue] = {}
     labelled = [(case, case.label) for case in cases if case.label is not None]
     with Reporter("lesion loads", total=len(labelled)) as reporter:
         for case, label in labelled:
             volumes_by_case[case.case_id] = _volumes_of(label, volumes_by_file)
             reporter.advance(case.case_id)
-    _write_store(store, volumes_by_file)
+    # A cache on a read-only disk serves as long as it is complete.
+    if len(volumes_by_file) > n_stored:
+        _write_store(store, volumes_by_file)
     # Of nested classes, as liver and tumour, the smallest is the target.
     loads = [_loads_of_class(values, volumes_by_case) for values in classes.values()]
     return min(loads, key=_total_or_infinity)
@@ -96,11 +102,12 @@ def _read_store(store: Path) -> dict[str, VolumesByValue]:
 
 
 def _write_store(store: Path, volumes_by_file: Mapping[str, VolumesByValue]) -> None:
-    """Write the store; of two runs at once the last one's stays, and the rest is counted again."""
+    """Write the store; of two runs at once the last one's stays, and the rest is counted again.
+
+    A store that cannot be written costs the next run the count, no more.
+    """
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
         write_json(store, volumes_by_file)
     except OSError as error:
-        reason = error.strerror or str(error)
-        fault = f"cannot be written ({reason})"
-        raise DataError(store.parent, fault, "name another cache_dir") from error
+        logger.warning("%s: cannot be written (%s); counted again next time", store, error.strerror)
