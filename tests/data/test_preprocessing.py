@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -517,6 +518,38 @@ def test_a_damaged_entry_is_built_anew(tmp_path: Path, name: str, damage: str) -
     for array in expected.arrays:
         assert np.array_equal(getattr(again, array), expected.arrays[array])
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [entry.name]
+
+
+@pytest.mark.parametrize("damage", ["deleted", "cut", "emptied"])
+@pytest.mark.parametrize("is_opened", [True, False])
+def test_an_entry_that_is_lost_during_a_run_is_made_again(
+    tmp_path: Path, damage: str, is_opened: bool
+) -> None:
+    case = a_case(tmp_path, label=label_of())
+    cached = prepare(case, FLAIR, cache_dir=tmp_path / "cache")
+    expected = preprocess(case, FLAIR)
+    if is_opened:
+        assert np.array_equal(cached.image, expected.image)
+    if damage == "deleted":
+        shutil.rmtree(tmp_path / "cache")
+    else:
+        for file in cached.folder.glob("*.npy"):
+            os.truncate(file, 10 if damage == "cut" else 0)
+    elsewhere = pickle.loads(pickle.dumps(cached))
+    for name in expected.arrays:
+        assert np.array_equal(getattr(elsewhere, name), expected.arrays[name])
+        assert np.array_equal(getattr(cached, name), expected.arrays[name])
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [cached.folder.name]
+
+
+def test_an_entry_whose_files_changed_is_not_made_again(tmp_path: Path) -> None:
+    case = a_case(tmp_path, label=label_of())
+    cached = prepare(case, FLAIR, cache_dir=tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache")
+    save(case.labels[0], 0 * label_of())
+    with pytest.raises(DataError, match="a-.*changed") as error:
+        _ = cached.image
+    assert error.value.case_id == "a"
 
 
 def test_what_a_killed_run_left_is_no_entry(

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +176,7 @@ def prepare_quietly(case: Case, settings: Preprocessing, *, cache_dir: Path) -> 
         return prepared
     entry = _entry_folder(case, settings, cache_dir)
     _write(entry, preprocess_quietly(case, settings))
-    prepared = _load(entry, case)
+    prepared = _load(entry, case, settings)
     if prepared is None:
         expected = "expected no other program to write to the cache"
         raise DataError(entry, "changed while it was written", expected)
@@ -189,7 +189,7 @@ def load_cached(case: Case, settings: Preprocessing, *, cache_dir: Path) -> Prep
     Raises:
         DataError: A source file is missing, or the case lacks a modality or rater.
     """
-    return _load(_entry_folder(case, settings, cache_dir), case)
+    return _load(_entry_folder(case, settings, cache_dir), case, settings)
 
 
 def require_lesions(cases: Sequence[PreparedCase]) -> None:
@@ -409,7 +409,21 @@ def _write(entry: Path, prepared: PreparedCase) -> None:
     close_arrays()
 
 
-def _load(entry: Path, case: Case) -> PreparedCase | None:
+def _rebuild(entry: Path, case: Case, settings: Preprocessing) -> None:
+    """Make an entry again that was deleted or damaged during a run.
+
+    Raises:
+        DataError: The files of the case have changed, so that its arrays would be other ones.
+    """
+    if _entry_folder(case, settings, entry.parent) != entry:
+        found = "was lost, and the files of the case have changed since"
+        expected = "run the same command in another output_dir"
+        raise DataError(entry, found, expected, case_id=case.case_id)
+    logger.warning("%s was deleted or damaged during the run: preparing the case again", entry)
+    _write(entry, preprocess_quietly(case, settings))
+
+
+def _load(entry: Path, case: Case, settings: Preprocessing) -> PreparedCase | None:
     facts = read_entry(entry)
     if facts is None:
         return None
@@ -422,6 +436,7 @@ def _load(entry: Path, case: Case) -> PreparedCase | None:
         notes=tuple(Note(**fields) for fields in facts["notes"]),
         rater_lesions=tuple(tuple(n_of_rater) for n_of_rater in facts["rater_lesions"]),
         folder=entry,
+        rebuild=partial(_rebuild, entry, case, settings),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +36,7 @@ class PreparedCase:
         rater_lesions: n_lesions of each rater where one is drawn for every patch; else empty.
         rater: Rater whose lesions these are, from 1 on; 0: those of the label.
         folder: Cache entry; None for a case in memory.
+        rebuild: Function that makes the cache entry again, should it be lost during a run.
         arrays: Arrays of a case in memory.
     """
 
@@ -47,6 +49,7 @@ class PreparedCase:
     rater_lesions: tuple[tuple[int, ...], ...] = ()
     rater: int = 0
     folder: Path | None = None
+    rebuild: Callable[[], None] | None = field(default=None, repr=False)
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
 
     @property
@@ -121,7 +124,15 @@ class PreparedCase:
         name = rater_array(name, self.rater)
         if self.folder is None:
             return self.arrays[name]
-        return _open_array(f"{self.folder}/{name}.npy")
+        path = f"{self.folder}/{name}.npy"
+        try:
+            return _open_array(path)
+        except (OSError, ValueError, EOFError):
+            # The cache may be deleted at any time; a file may also have been cut short.
+            if self.rebuild is None:
+                raise
+        self.rebuild()
+        return _open_array(path)
 
 
 def rater_array(name: str, rater: int) -> str:
@@ -145,15 +156,25 @@ def one_case_per_rater(cases: Sequence[PreparedCase]) -> list[PreparedCase]:
     return views
 
 
-@lru_cache(maxsize=96)  # each holds a file descriptor, of which a process on macOS has 256
 def _open_array(path: str) -> NDArray[Any]:
+    """Map a stored array into memory, as the file is now.
+
+    A file that was replaced or cut has another inode or size: to read the pages that it had before
+    would end the process by SIGBUS, which Python cannot catch.
+    """
+    status = os.stat(path)
+    return _opened(path, status.st_ino, status.st_size)
+
+
+@lru_cache(maxsize=96)  # each holds a file descriptor, of which a process on macOS has 256
+def _opened(path: str, inode: int, size: int) -> NDArray[Any]:
     opened: NDArray[Any] = np.load(path, mmap_mode="r")
     return opened
 
 
 def close_arrays() -> None:
     """Let go of all open files, after one of them was replaced."""
-    _open_array.cache_clear()
+    _opened.cache_clear()
 
 
 def _scaled_box(image: NDArray[np.int16], scale: Floats, start: Shape, size: Shape) -> Floats:
