@@ -27,7 +27,8 @@ from tversky_seg.data.case import Case
 from tversky_seg.data.patches.augmentation import Augmentation
 from tversky_seg.data.patches.batches import PatchBatches
 from tversky_seg.data.patches.samplers import LesionSampler
-from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare
+from tversky_seg.data.preprocessing.case_cache import prepare
+from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.losses import TverskyLoss
 from tversky_seg.models import UNet3D

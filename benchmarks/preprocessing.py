@@ -20,8 +20,9 @@ import nibabel as nib
 import numpy as np
 
 from tversky_seg.data.case import Case
+from tversky_seg.data.preprocessing.case_cache import prepare
 from tversky_seg.data.preprocessing.parallel import prepare_all
-from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare
+from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.runtime.workers import return_freed_memory
 
 MODALITIES = ("FLAIR", "T1", "T2")

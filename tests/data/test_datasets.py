@@ -18,7 +18,8 @@ from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import to_input_grid
 from tversky_seg.data.manifest import read_manifest, write_manifest
 from tversky_seg.data.nifti import read_volume
-from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare
+from tversky_seg.data.preprocessing.case_cache import prepare
+from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.data.split import split_cases
 
 

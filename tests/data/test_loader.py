@@ -21,8 +21,9 @@ from tversky_seg.data.patches.batches import Batch, PatchBatches, stack_samples
 from tversky_seg.data.patches.change import Change
 from tversky_seg.data.patches.loader import load_batches
 from tversky_seg.data.patches.samplers import LesionSampler
+from tversky_seg.data.preprocessing.case_cache import prepare
 from tversky_seg.data.preprocessing.labels import list_lesions
-from tversky_seg.data.preprocessing.pipeline import Preprocessing, prepare, preprocess
+from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 
 pytestmark = pytest.mark.filterwarnings(

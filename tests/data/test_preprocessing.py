@@ -19,12 +19,12 @@ from tversky_seg.data.case import Case
 from tversky_seg.data.dataset import Dataset
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import to_input_grid
-from tversky_seg.data.preprocessing import pipeline
+from tversky_seg.data.preprocessing import case_cache
+from tversky_seg.data.preprocessing.case_cache import prepare
 from tversky_seg.data.preprocessing.note import HALF_VOXEL, OTHER_GRID, OUTSIDE_BRAIN
 from tversky_seg.data.preprocessing.parallel import prepare_all
 from tversky_seg.data.preprocessing.pipeline import (
     Preprocessing,
-    prepare,
     preprocess,
     preprocessing_of,
     require_lesions,
@@ -474,7 +474,7 @@ def test_a_cached_case_is_the_case_and_is_prepared_once(
     assert cached.geometry.as_dict() == direct.geometry.as_dict()
     assert np.array_equal(cached.image_scale, direct.image_scale)
     assert np.array_equal(cached.foreground, direct.foreground)
-    monkeypatch.setattr(pipeline, "preprocess_quietly", None)
+    monkeypatch.setattr(case_cache, "preprocess_quietly", None)
     again = prepare(case, FLAIR, cache_dir=tmp_path / "cache")
     assert np.array_equal(again.image, cached.image)
     assert len(pickle.dumps(again)) < 3000
@@ -547,7 +547,7 @@ def test_an_entry_whose_files_changed_is_not_made_again(tmp_path: Path) -> None:
     cached = prepare(case, FLAIR, cache_dir=tmp_path / "cache")
     shutil.rmtree(tmp_path / "cache")
     save(case.labels[0], 0 * label_of())
-    with pytest.raises(DataError, match="a-.*changed") as error:
+    with pytest.raises(DataError, match=r"a-.*changed") as error:
         _ = cached.image
     assert error.value.case_id == "a"
 
@@ -648,7 +648,7 @@ def test_a_warm_cache_is_only_looked_at(tmp_path: Path, monkeypatch: pytest.Monk
     case = a_case(tmp_path, label=label_of())
     cases = [Case(f"c{i}", "a", case.images, case.labels) for i in range(16)]
     prepare_all(cases, FLAIR, cache_dir=tmp_path / "cache", n_workers=1)
-    monkeypatch.setattr(pipeline, "preprocess_quietly", None)
+    monkeypatch.setattr(case_cache, "preprocess_quietly", None)
     start = time.process_time()
     assert len(prepare_all(cases, FLAIR, cache_dir=tmp_path / "cache")) == 16
     assert time.process_time() - start < 0.3

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.preprocessing.case_cache import load_cached, prepare_quietly
 from tversky_seg.data.preprocessing.note import Note
-from tversky_seg.data.preprocessing.pipeline import Preprocessing, load_cached, prepare_quietly
+from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.runtime.progress import Reporter
 from tversky_seg.runtime.workers import WorkerDied, map_in_processes

@@ -1,6 +1,6 @@
-"""From the files of a case to what training reads.
+"""From the files of a case to the arrays that training reads.
 
-Axes run to R, A, S; one voxel size; cropped to the brain; normalised; lesions listed; cached.
+Axes run to R, A, S; one voxel size; cropped to the brain; normalised; lesions listed.
 """
 
 from __future__ import annotations
@@ -8,16 +8,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cache, partial
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.cache import fingerprint, read_entry, write_entry
-from tversky_seg.data.case import Case, check_case_id
+from tversky_seg.data.case import Case
 from tversky_seg.data.dataset import Dataset
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import Bools, Box, Geometry, Shape, network_grid
@@ -30,19 +28,13 @@ from tversky_seg.data.preprocessing.labels import (
 )
 from tversky_seg.data.preprocessing.modality import Channel, read_brain, read_channel
 from tversky_seg.data.preprocessing.note import OUTSIDE_BRAIN, OUTSIDE_CROP, Note
-from tversky_seg.data.preprocessing.prepared_case import PreparedCase, close_arrays, rater_array
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase, rater_array
 from tversky_seg.data.preprocessing.reference_grid import ReferenceGrid
 from tversky_seg.data.preprocessing.spacing import common_spacing, median_spacing
 from tversky_seg.data.settings import check_spacing, set_checked
 from tversky_seg.metrics.masks import bounding_box
 
 logger = logging.getLogger("tversky_seg")
-
-FORMAT_VERSION = 3
-"""Format of the cache: raise it when equal files and settings give other entries.
-
-Entries of another version are left alone and made anew. 3: notes have fields.
-"""
 
 
 @dataclass(frozen=True)
@@ -151,45 +143,8 @@ def preprocess(case: Case, settings: Preprocessing) -> PreparedCase:
         DataError: A file is at fault, or files do not fit each other or the settings.
     """
     prepared = preprocess_quietly(case, settings)
-    _log_notes(prepared)
+    log_notes(prepared)
     return prepared
-
-
-def prepare(case: Case, settings: Preprocessing, *, cache_dir: Path) -> PreparedCase:
-    """Prepare one case, or take it from the cache if files and settings are unchanged.
-
-    An entry of the cache is a folder that appears whole under its final name. A damaged entry is
-    made anew.
-
-    Raises:
-        DataError: As `preprocess`, or the cache cannot be written.
-    """
-    prepared = prepare_quietly(case, settings, cache_dir=cache_dir)
-    _log_notes(prepared)
-    return prepared
-
-
-def prepare_quietly(case: Case, settings: Preprocessing, *, cache_dir: Path) -> PreparedCase:
-    """Do as `prepare`, and leave it to the caller to log the notes."""
-    prepared = load_cached(case, settings, cache_dir=cache_dir)
-    if prepared is not None:
-        return prepared
-    entry = _entry_folder(case, settings, cache_dir)
-    _write(entry, preprocess_quietly(case, settings))
-    prepared = _load(entry, case, settings)
-    if prepared is None:
-        expected = "expected no other program to write to the cache"
-        raise DataError(entry, "changed while it was written", expected)
-    return prepared
-
-
-def load_cached(case: Case, settings: Preprocessing, *, cache_dir: Path) -> PreparedCase | None:
-    """Take a case from the cache; None where its entry is absent or damaged.
-
-    Raises:
-        DataError: A source file is missing, or the case lacks a modality or rater.
-    """
-    return _load(_entry_folder(case, settings, cache_dir), case, settings)
 
 
 def require_lesions(cases: Sequence[PreparedCase]) -> None:
@@ -206,7 +161,7 @@ def require_lesions(cases: Sequence[PreparedCase]) -> None:
 
 def preprocess_quietly(case: Case, settings: Preprocessing) -> PreparedCase:
     """Do as `preprocess`, and leave it to the caller to log the notes."""
-    _check_modalities_of(case, settings)
+    check_contents(case, settings)
     notes: list[Note] = []
     grid = _reference_grid(case, settings)
     brain = None
@@ -247,7 +202,12 @@ def preprocess_quietly(case: Case, settings: Preprocessing) -> PreparedCase:
     )
 
 
-def _check_modalities_of(case: Case, settings: Preprocessing) -> None:
+def check_contents(case: Case, settings: Preprocessing) -> None:
+    """Check that a case has all modalities, and the labels of the rater.
+
+    Raises:
+        DataError: One is missing.
+    """
     missing = [name for name in settings.modalities if name not in case.images]
     if missing:
         raise DataError(
@@ -258,6 +218,12 @@ def _check_modalities_of(case: Case, settings: Preprocessing) -> None:
         )
     # The label of the rater is looked for before anything is read.
     labels_to_read(case, settings.rater)
+
+
+def log_notes(prepared: PreparedCase) -> None:
+    """Log the oddities of a case's files, each once in a process."""
+    for note in prepared.notes:
+        _log_once(note)
 
 
 def _reference_grid(case: Case, settings: Preprocessing) -> ReferenceGrid:
@@ -382,67 +348,6 @@ def _flat_indices(mask: Bools) -> NDArray[np.int32]:
         first = np.int32(number * slab.size)
         indices.append(np.flatnonzero(slab).astype(np.int32) + first)
     return np.concatenate(indices)
-
-
-def _entry_folder(case: Case, settings: Preprocessing, cache_dir: Path) -> Path:
-    """Name the cache entry of a case, by settings and by path, size and time of its files."""
-    check_case_id(case.case_id)
-    _check_modalities_of(case, settings)
-    sources = [case.images[name] for name in settings.modalities]
-    labels = (*case.labels[:1], *labels_to_read(case, settings.rater))
-    sources += dict.fromkeys(labels)
-    if case.brain_mask is not None:
-        sources.append(case.brain_mask)
-    key = fingerprint({"format": FORMAT_VERSION, **settings.as_dict()}, sources)
-    return Path(cache_dir).absolute() / f"{case.case_id}-{key}"
-
-
-def _write(entry: Path, prepared: PreparedCase) -> None:
-    facts = {
-        "geometry": prepared.geometry.as_dict(),
-        "image_scale": prepared.image_scale.tolist(),
-        "n_lesions": prepared.n_lesions,
-        "notes": [asdict(note) for note in prepared.notes],
-        "rater_lesions": prepared.rater_lesions,
-    }
-    write_entry(entry, prepared.arrays, facts)
-    close_arrays()
-
-
-def _rebuild(entry: Path, case: Case, settings: Preprocessing) -> None:
-    """Make an entry again that was deleted or damaged during a run.
-
-    Raises:
-        DataError: The files of the case have changed, so that its arrays would be other ones.
-    """
-    if _entry_folder(case, settings, entry.parent) != entry:
-        found = "was lost, and the files of the case have changed since"
-        expected = "run the same command in another output_dir"
-        raise DataError(entry, found, expected, case_id=case.case_id)
-    logger.warning("%s was deleted or damaged during the run: preparing the case again", entry)
-    _write(entry, preprocess_quietly(case, settings))
-
-
-def _load(entry: Path, case: Case, settings: Preprocessing) -> PreparedCase | None:
-    facts = read_entry(entry)
-    if facts is None:
-        return None
-    return PreparedCase(
-        case_id=case.case_id,
-        subject_id=case.subject_id,
-        geometry=Geometry.from_dict(facts["geometry"]),
-        image_scale=np.array(facts["image_scale"], dtype=np.float32),
-        n_lesions=tuple(facts["n_lesions"]),
-        notes=tuple(Note(**fields) for fields in facts["notes"]),
-        rater_lesions=tuple(tuple(n_of_rater) for n_of_rater in facts["rater_lesions"]),
-        folder=entry,
-        rebuild=partial(_rebuild, entry, case, settings),
-    )
-
-
-def _log_notes(prepared: PreparedCase) -> None:
-    for note in prepared.notes:
-        _log_once(note)
 
 
 @cache

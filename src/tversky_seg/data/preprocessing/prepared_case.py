@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -162,7 +161,7 @@ def _open_array(path: str) -> NDArray[Any]:
     A file that was replaced or cut has another inode or size: to read the pages that it had before
     would end the process by SIGBUS, which Python cannot catch.
     """
-    status = os.stat(path)
+    status = Path(path).stat()
     return _opened(path, status.st_ino, status.st_size)
 
 
