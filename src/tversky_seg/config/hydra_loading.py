@@ -14,7 +14,7 @@ from typing import Any
 
 import hydra._internal.hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.core_plugins import file_config_source
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.default_element import ResultDefault
@@ -39,7 +39,7 @@ class CheckedConfigLoader(ConfigLoaderImpl):
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         # By now Hydra has registered its own readers, and imports them no more.
-        SourcesRegistry.instance().types["file"] = BoundedFileSource
+        SourcesRegistry.instance().types["file"] = FileConfigSource
         super().__init__(config_search_path)
         # Choices of each group, as files are loaded: {"loss": ["dice"], …}.
         self.chosen: dict[str, list[str]] = {}
@@ -82,8 +82,12 @@ class CheckedConfigLoader(ConfigLoaderImpl):
         return loaded
 
 
-class BoundedFileSource(FileConfigSource):
-    """Hydra's reader of files, with a limit of their size."""
+class FileConfigSource(file_config_source.FileConfigSource):
+    """Hydra's reader of files, with a limit of their size.
+
+    It has the name of Hydra's, because Hydra's registry tells readers apart by their names, and
+    a launcher's process registers Hydra's a second time.
+    """
 
     def load_config(self, config_path: str) -> ConfigResult:
         """Load a file of a config, if it is not too large."""

@@ -117,6 +117,8 @@ def _unreadable_word(word: str, config_name: str) -> str:
 
 def _missing_choice(fault: MissingConfigException) -> str:
     """Say which choices a group has."""
+    if not CONFIG_DIR.is_dir():
+        return f"{CONFIG_DIR}: no such folder; install tversky-seg by pip, or run it from a clone"
     group, _, choice = (fault.missing_cfg_file or "").rpartition("/")
     # experiment=salehi2017: the rows of a paper stand in a folder.
     if (CONFIG_DIR / group / choice).is_dir() and group and choice:
