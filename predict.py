@@ -75,7 +75,7 @@ def predict(cfg: DictConfig) -> int:
         precision=settings["precision"],
     )
     if len(faults) == len(cases):
-        raise DataError.gather(map(DataError, faults.values()))
+        raise DataError.gather(map(DataError, faults.values()), others="listed above")
     return 1 if faults else 0
 
 

@@ -23,7 +23,11 @@ SMALL, LARGE = box(1, 1, 1), box(5, 5, 5, side=2)
 
 
 def make_run(folder):
-    """Two cases: lesions of 1 and 8 voxels found at 0.9 and 0.6, one of 1 voxel never; false lesions at 0.7 and 0.3."""
+    """Write two cases.
+
+    Lesions of 1 and 8 voxels are detected at 0.9 and 0.6, one of 1 voxel never; false lesions lie
+    at 0.7 and 0.3.
+    """
     contents = {
         "a": ([(0.9, SMALL), (0.6, LARGE), (0.7, box(9, 9, 9))], [SMALL, LARGE]),
         "b": ([(0.3, box(2, 2, 2))], [box(8, 8, 8)]),

@@ -70,7 +70,10 @@ def rotation(degrees: float) -> np.ndarray:
 
 
 def mixed_cohort(folder: Path) -> Path:
-    """Six cases whose files differ in orientation, axes, spacing, type and ending, one with modalities on two grids."""
+    """Write six cases that differ in orientation, axes, spacing, type and ending of their files.
+
+    The modalities of one of them lie on two grids.
+    """
     flipped = np.diag([-2.0, 2.0, -2.0, 1.0])
     flipped[:3, 3] = [46, 0, 42]
     permuted = AFFINE[:, [2, 0, 1, 3]]

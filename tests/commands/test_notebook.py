@@ -1,4 +1,4 @@
-"""docs/first_steps.ipynb runs from its first cell to its last, and what it leaves is what the commands leave."""
+"""docs/first_steps.ipynb runs to its last cell, and leaves what the commands leave."""
 
 import json
 from pathlib import Path

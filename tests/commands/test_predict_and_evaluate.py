@@ -95,7 +95,7 @@ def test_when_no_case_can_be_predicted_the_first_fault_is_named(
         "predict", f"checkpoint={finished.best}", f"input={given}", f"output_dir={tmp_path / 'out'}"
     )
     assert "_FLAIR.nii.gz: " in outcome.error
-    assert outcome.error.endswith("(and 1 more: run scripts/check_data.py)")
+    assert outcome.error.endswith("(and 1 more: listed above)")
 
 
 def damaged_checkpoint(finished: Run, folder: Path) -> Path:
@@ -183,13 +183,15 @@ def test_evaluate_needs_labels_but_no_images(finished: Run, tmp_path: Path) -> N
     assert metrics["mean"] == finished.metrics["mean"]
 
 
-def test_evaluate_lists_a_case_without_prediction_and_judges_the_rest(
+def test_evaluate_lists_a_case_without_prediction_and_evaluates_the_others(
     finished: Run, tmp_path: Path
 ) -> None:
     outcome = call(
-        "evaluate", f"predictions={finished.folder / 'predictions'}", f"manifest={finished.manifest}",
+        "evaluate",
+        f"predictions={finished.folder / 'predictions'}",
+        f"manifest={finished.manifest}",
         f"output_dir={tmp_path}",
-    )  # fmt: skip
+    )
     assert outcome.status == 1
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["n_cases"] == 2
@@ -197,16 +199,19 @@ def test_evaluate_lists_a_case_without_prediction_and_judges_the_rest(
     assert all("no such file" in fault for fault in metrics["faults"])
 
 
-def test_evaluate_judges_the_masks_of_another_tool(finished: Run, tmp_path: Path) -> None:
+def test_evaluate_takes_the_masks_of_another_tool(finished: Run, tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     for case in finished.metrics["cases"]:
         label = finished.manifest.parent / f"{case['case_id']}_label.nii.gz"
         masks.mkdir(exist_ok=True)
         shutil.copy(label, masks / f"seg_{case['case_id']}.nii.gz")
     outcome = call(
-        "evaluate", f"predictions={masks}", f"manifest={finished.folder / 'manifest.csv'}",
-        f"output_dir={tmp_path / 'out'}", "evaluation.pattern=seg_{case_id}.nii.gz",
-    )  # fmt: skip
+        "evaluate",
+        f"predictions={masks}",
+        f"manifest={finished.folder / 'manifest.csv'}",
+        f"output_dir={tmp_path / 'out'}",
+        "evaluation.pattern=seg_{case_id}.nii.gz",
+    )
     assert outcome.status == 0, outcome.stderr
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["mean"]["dice"] == 1

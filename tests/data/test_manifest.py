@@ -47,6 +47,15 @@ def test_what_spreadsheets_write_is_read(tmp_path: Path, delimiter: str, start: 
     assert (case.case_id, case.label, list(case.images)) == ("a", None, ["FLAIR"])
 
 
+def test_the_first_line_of_excel_is_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii")
+    path = manifest_of_lines(tmp_path, "sep=;\ncase_id;subject_id;FLAIR\na;s1;a.nii\n")
+    assert [case.case_id for case in read_manifest(path)] == ["a"]
+    path = manifest_of_lines(tmp_path, "sep=;\ncase_id;subject_id;FLAIR\na;s1\n")
+    with pytest.raises(DataError, match="line 3"):
+        read_manifest(path)
+
+
 def test_a_manifest_that_was_written_reads_the_same(tmp_path: Path) -> None:
     touch(tmp_path, "m/x/1.nii", "elsewhere/2.nii", "m/l.nii", "m/l2.nii")
     inside, outside = tmp_path / "m" / "x" / "1.nii", tmp_path / "elsewhere" / "2.nii"

@@ -446,3 +446,16 @@ def test_probabilities_keep_their_scale_with_the_forms_of_an_image(tmp_path: Pat
     affine = np.diag([2.0, 1, 3, 1])
     write_volume(tmp_path / "p.nii", probability, affine, scale=PROBABILITY_SCALE, like=source)
     assert np.allclose(read_volume(tmp_path / "p.nii").data, probability, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "has_frames"), [((4, 5), False), ((4, 5, 6, 2), True), ((4, 5, 6, 1, 2), False)]
+)
+def test_a_frame_is_only_proposed_where_there_are_frames(
+    shape: tuple[int, ...], has_frames: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.nii"
+    nib.save(nib.Nifti1Image(np.ones(shape, np.int16), np.eye(4)), path)
+    with pytest.raises(DataError) as fault:
+        read_grid(path)
+    assert ("x.nii@0" in str(fault.value)) == has_frames

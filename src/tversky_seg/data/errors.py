@@ -40,8 +40,15 @@ class DataError(ValueError):
         self.faults = tuple(faults) or (self,)
 
     @classmethod
-    def gather(cls, errors: Iterable[DataError]) -> DataError:
-        """Make one error of several: the first, and how many more there are."""
+    def gather(
+        cls, errors: Iterable[DataError], *, others: str = "run scripts/check_data.py"
+    ) -> DataError:
+        """Make one error of several: the first, and how many more there are.
+
+        Args:
+            errors: One error or more.
+            others: Where the user finds the others; empty if nowhere.
+        """
         faults: list[DataError] = []
         for error in errors:
             faults.extend(error.faults)
@@ -49,7 +56,10 @@ class DataError(ValueError):
         if len(faults) == 1:
             return first
         parts = [part for part in (first.where, first.found, first.expected) if part]
-        parts[-1] += f" (and {len(faults) - 1} more: run scripts/check_data.py)"
+        count = f"{len(faults) - 1} more"
+        if others:
+            count += f": {others}"
+        parts[-1] += f" (and {count})"
         return cls(*parts, case_id=first.case_id, faults=faults)
 
 

@@ -166,10 +166,13 @@ def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
     """Read the names of the columns and the lines below, cells stripped, empty lines dropped."""
     try:
         text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin with a byte order mark
-        first_line = text.partition("\n")[0]
+        text_lines = text.splitlines()
+        if text_lines and text_lines[0].startswith("sep="):
+            text_lines[0] = ""  # Excel's own line; the numbers of the others stay
+        header = next((line for line in text_lines if line), "")
         # The one that the header has most of.
-        delimiter = max(_DELIMITERS, key=first_line.count)
-        reader = csv.reader(text.splitlines(), delimiter=delimiter, strict=True)
+        delimiter = max(_DELIMITERS, key=header.count)
+        reader = csv.reader(text_lines, delimiter=delimiter, strict=True)
         # Spreadsheets leave empty rows at the end.
         lines = [(reader.line_num, row) for row in reader if any(row)]
     except OSError as error:

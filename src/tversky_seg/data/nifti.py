@@ -214,7 +214,9 @@ def _check_shape(shape: tuple[int, ...], path: Path) -> None:
     fault = f"has shape {_times(shape)}"
     n_frames = max(shape[3:], default=1)
     if len(shape) < 3 or min(shape) < 1 or (frame is None and n_frames > 1):
-        expected = f"expected one 3D volume, or the frame named, as {file.name}@0"
+        expected = "expected one 3D volume"
+        if len(shape) == 4:
+            expected += f", or the frame named, as {file.name}@0"
         raise DataError(file, fault, expected)
     if frame is not None and (len(shape) > 4 or frame >= n_frames):
         expected = f"expected one from 0 to {n_frames - 1}"

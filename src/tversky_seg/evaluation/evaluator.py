@@ -172,7 +172,8 @@ def evaluate_cohort(
                 writer.writerows(lesion_rows(result, rule=rule))
                 cohort.add(result)
     if not cohort.cases:
-        raise DataError.gather(faults)
+        # The check of the dataset never sees predictions.
+        raise DataError.gather(faults, others="")
     if cohort.shifted:
         logger.warning(
             "predictions up to 0.6 voxel off their reference, compared voxel by voxel: %s",
