@@ -37,14 +37,11 @@ from tversky_seg.analysis.paper_runs import (
 )
 from tversky_seg.analysis.paper_table import paper_table, table_notes, write_paper_csv
 from tversky_seg.analysis.papers import Metrics, read_papers
+from tversky_seg.analysis.recommendation import recommend
 from tversky_seg.analysis.runs import average_runs, read_runs
-from tversky_seg.analysis.sweep import (
-    group_runs,
-    read_sweep,
-    recommend,
-    summarize_settings,
-    write_summary,
-)
+from tversky_seg.analysis.summaries import summarize_settings
+from tversky_seg.analysis.sweep import group_runs, read_sweep
+from tversky_seg.analysis.sweep_report import write_summary
 from tversky_seg.data.datasets.isbi2015 import find_isbi2015
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import write_manifest

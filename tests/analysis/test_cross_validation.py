@@ -85,47 +85,47 @@ def test_a_folds_smallest_lesion_takes_nothing_from_another_fold(
     assert {name: joined[name] for name in of_fold} == of_fold
 
 
-def test_a_cohort_of_other_folds_is_judged_anew_and_that_of_the_same_is_kept(
+def test_a_cohort_of_other_folds_is_evaluated_again_and_that_of_the_same_is_kept(
     folds: list[Path], tmp_path: Path
 ) -> None:
     written = tmp_path / "joined" / "evaluation" / "metrics.json"
-    for n_folds in (2, 3, 1):  # all of them finished before the first was judged
+    for n_folds in (2, 3, 1):  # all of them finished before the first was evaluated
         assert evaluate_folds(folds[:n_folds], tmp_path / "joined")["n_cases"] == 2 * n_folds
         before = written.stat().st_mtime_ns
         assert evaluate_folds(folds[:n_folds], tmp_path / "joined")["n_cases"] == 2 * n_folds
         assert written.stat().st_mtime_ns == before
 
 
-def test_a_fold_that_is_missing_is_said(
+def test_cases_of_a_missing_fold_are_named(
     folds: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     evaluate_folds(folds[1:], tmp_path / "joined")
-    assert "2 of 6 labelled cases were judged by none of 2 runs, as c0" in caplog.text
+    assert "2 of 6 labelled cases (c0, c1)" in caplog.text
     caplog.clear()
     evaluate_folds(folds, tmp_path / "joined")
     evaluate_folds(folds[:1], tmp_path / "single")  # as of a cohort with a fixed split
-    assert "judged by none" not in caplog.text
+    assert "labelled cases" not in caplog.text
 
 
-def test_what_a_fold_lacks_is_named(folds: list[Path], tmp_path: Path) -> None:
+def test_a_missing_or_damaged_file_of_a_fold_is_named(folds: list[Path], tmp_path: Path) -> None:
     mask = folds[1] / "predictions" / "c2_mask.nii.gz"
     mask.unlink()
-    with pytest.raises(DataError, match=rf"{mask}: no such file; expected all predictions"):
+    with pytest.raises(DataError, match=rf"{mask}: "):
         evaluate_folds(folds, tmp_path / "joined")
     (folds[1] / "predictions" / "predictions.json").unlink()
-    with pytest.raises(DataError, match=r"fold1/predictions/predictions\.json: no such file"):
+    with pytest.raises(DataError, match=r"fold1/predictions/predictions\.json: "):
         evaluate_folds(folds, tmp_path / "joined")
     (folds[0] / "evaluation" / "metrics.json").write_text('{"n_cases"')
-    with pytest.raises(DataError, match=r"fold0/evaluation/metrics\.json: damaged"):
+    with pytest.raises(DataError, match=r"fold0/evaluation/metrics\.json: "):
         evaluate_folds(folds, tmp_path / "joined")
 
 
-def test_folds_that_are_none_of_one_setting_are_refused(folds: list[Path], tmp_path: Path) -> None:
+def test_folds_of_different_settings_are_refused(folds: list[Path], tmp_path: Path) -> None:
     change(folds[2] / "predictions" / "predictions.json", classes={"liver": [1], "tumour": [2]})
-    with pytest.raises(DataError, match=r"fold2: has other classes than .*fold0"):
+    with pytest.raises(DataError, match=r"fold2: .* classes .*fold0"):
         evaluate_folds(folds, tmp_path / "joined")
     change(folds[1] / "evaluation" / "metrics.json", surface_tolerance_mm=2.0)
-    with pytest.raises(DataError, match=r"fold1: was judged by another rule than .*fold0"):
+    with pytest.raises(DataError, match=r"fold1: .* rule .*fold0"):
         evaluate_folds(folds, tmp_path / "joined")
 
 
@@ -134,7 +134,5 @@ def test_a_subject_in_two_folds_is_refused(folds: list[Path], tmp_path: Path) ->
     manifest.write_text(
         manifest.read_text().replace("subject_c0", "another").replace("subject_c4", "subject_c0")
     )
-    with pytest.raises(
-        DataError, match=r"fold2: subject subject_c0 is held out in two of 3 runs, also in .*fold0"
-    ):
+    with pytest.raises(DataError, match=r"fold2: subject subject_c0 .*fold0"):
         evaluate_folds(folds, tmp_path / "joined")

@@ -1,1 +1,42 @@
-"""Analysis across runs: comparisons, cross-validation, sweeps."""
+"""Analysis across runs: comparisons with paired tests, cross-validation, sweeps."""
+
+from tversky_seg.analysis.comparison import compare, write_comparison
+from tversky_seg.analysis.comparison_text import comparison_latex, comparison_markdown
+from tversky_seg.analysis.cross_validation import evaluate_folds
+from tversky_seg.analysis.differences import Difference
+from tversky_seg.analysis.recommendation import Recommendation, recommend
+from tversky_seg.analysis.runs import Run, average_runs, check_alike, read_runs
+from tversky_seg.analysis.statistics import bootstrap_interval, holm, wilcoxon_p
+from tversky_seg.analysis.summaries import Summary, summarize_settings
+from tversky_seg.analysis.sweep import Setting, SweepRun, group_runs, read_sweep
+from tversky_seg.analysis.sweep_report import summary_latex, summary_markdown, write_summary
+from tversky_seg.analysis.tables import latex_tabular, markdown_table
+
+__all__ = [
+    "Difference",
+    "Recommendation",
+    "Run",
+    "Setting",
+    "Summary",
+    "SweepRun",
+    "average_runs",
+    "bootstrap_interval",
+    "check_alike",
+    "compare",
+    "comparison_latex",
+    "comparison_markdown",
+    "evaluate_folds",
+    "group_runs",
+    "holm",
+    "latex_tabular",
+    "markdown_table",
+    "read_runs",
+    "read_sweep",
+    "recommend",
+    "summarize_settings",
+    "summary_latex",
+    "summary_markdown",
+    "wilcoxon_p",
+    "write_comparison",
+    "write_summary",
+]

@@ -1,4 +1,4 @@
-"""Cross-validation: the predictions of all folds, each of subjects that its network never saw, judged as one cohort."""
+"""Cross-validation: the held-out predictions of all folds, evaluated as one cohort."""
 
 from __future__ import annotations
 
@@ -6,183 +6,227 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tversky_seg.analysis.runs import OPERATING_POINT
+from tversky_seg.analysis.runs import lesion_rule
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import read_manifest, write_manifest
 from tversky_seg.evaluation.evaluator import evaluate
-from tversky_seg.inference.prediction_folder import prediction_files
+from tversky_seg.inference.prediction_folder import SETTINGS_FILE, prediction_files
 from tversky_seg.metrics.case_metrics import TOLERANCE_MM
 from tversky_seg.metrics.lesion_rule import LesionRule
 from tversky_seg.runtime.files import read_json, write_json
 
+N_NAMED = 3
+"""Cases that a warning names."""
 logger = logging.getLogger("tversky_seg")
-WANTED = "expected all predictions of a finished run, which the cohort is judged from"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A finished run, as far as its held-out cases are concerned."""
+
+    folder: Path
+    evaluation: Mapping[str, Any]
+    """Content of evaluation/metrics.json."""
+    prediction: Mapping[str, Any]
+    """Content of predictions/predictions.json."""
+    cases: Sequence[Case]
+    """All cases of its manifest."""
+
+    @property
+    def held_out(self) -> list[Case]:
+        """The cases that were evaluated."""
+        evaluated = {row["case_id"] for row in self.evaluation["cases"]}
+        return [case for case in self.cases if case.case_id in evaluated]
+
+    @property
+    def tolerance_mm(self) -> float:
+        """Distance up to which surfaces agree."""
+        tolerance_mm: float = self.evaluation.get("surface_tolerance_mm", TOLERANCE_MM)
+        return tolerance_mm
 
 
 def evaluate_folds(runs: Sequence[Path], output_dir: Path) -> dict[str, Any]:
-    """Judge the held-out subjects of several runs together, as saved: each fold's masks at its own threshold.
+    """Evaluate the held-out cases of several runs together, from their saved masks.
+
+    Each fold's masks are at its own threshold. The cohort is not evaluated again if it was made
+    from the same files of the same runs. A warning tells which labelled cases no run held out.
 
     Args:
-        runs: Finished run directories of one setting, fold by fold; a warning says which labelled cases they leave out.
-        output_dir: Gets manifest.csv, predictions/ (links to the runs' files) and evaluation/, as a run has them. Where
-            that of just these runs is there already and no older than they are, nothing is done.
+        runs: Finished run directories of one setting, one for each fold.
+        output_dir: Folder that gets manifest.csv, predictions/ (links to the files of the runs) and
+            evaluation/, as a run has them.
 
     Returns:
-        What metrics.json holds: means and intervals over all subjects, and pooled measures with one ranking of all
-        voxels.
+        Content of metrics.json: means and intervals over all subjects, and pooled metrics with one
+        ranking of all voxels.
 
     Raises:
-        DataError: A run is not finished or lacks a prediction, two judge the same case or subject, or they differ in
-            classes or in how they judge.
+        DataError: A run is not finished or lacks a prediction, two hold out the same case or
+            subject, or they differ in classes or lesion rule.
     """
-    judged = [
-        _read(run / "evaluation" / "metrics.json", otherwise="finish the run first") for run in runs
-    ]
-    said = [_read(run / "predictions" / "predictions.json", otherwise=WANTED) for run in runs]
-    _require_alike(
-        [_rule_of(metrics) for metrics in judged],
-        runs,
-        found="was judged by another rule",
-        wanted="evaluate all alike",
-    )
-    _require_alike(
-        [list(each["classes"].items()) for each in said],
-        runs,
-        found="has other classes",
-        wanted="expected folds of one setting",
-    )
-    written, agreed = output_dir / "evaluation" / "metrics.json", _agreed(said)
-    if _is_of(written, agreed, runs):
-        return dict(read_json(written))
-    listed = [read_manifest(run / "manifest.csv") for run in runs]
-    by_run = [_judged(cases, metrics) for cases, metrics in zip(listed, judged, strict=True)]
-    _refuse_twice(by_run, runs)
-    _say_what_is_left(listed, by_run)
-    cases = [case for of_run in by_run for case in of_run]
-    classes, predictions = list(said[0]["classes"]), _made(output_dir / "predictions")
-    written.unlink(missing_ok=True)  # so that a stop leaves nothing that looks whole
-    write_manifest(
-        [replace(case, split=None, fold=None) for case in cases], output_dir / "manifest.csv"
-    )
-    for run, of_run in zip(runs, by_run, strict=True):
-        for case in of_run:
-            _link(run / "predictions", predictions, case.case_id, classes=classes)
-    write_json(predictions / "predictions.json", agreed)
-    rule, tolerance_mm = _rule_of(judged[0])
+    folds = [_read_fold(run) for run in runs]
+    _check_same_setting(folds)
+    _refuse_shared_cases(folds)
+    _warn_of_remaining_cases(folds)
+    metrics_file = output_dir / "evaluation" / "metrics.json"
+    if _is_complete(output_dir, folds):
+        return dict(read_json(metrics_file))
+    cases: list[Case] = []
+    for fold in folds:
+        # In the cohort every case is held out.
+        cases += [replace(case, split=None, fold=None) for case in fold.held_out]
+    predictions = output_dir / "predictions"
+    predictions.mkdir(parents=True, exist_ok=True)
+    # From here on, the old result no longer belongs to what lies next to it.
+    metrics_file.unlink(missing_ok=True)
+    write_manifest(cases, output_dir / "manifest.csv")
+    for fold in folds:
+        _link_predictions(fold, predictions)
+    write_json(predictions / SETTINGS_FILE, _common_settings(folds))
     return evaluate(
         predictions,
         cases,
         output_dir=output_dir / "evaluation",
-        rule=LesionRule(**rule),
-        tolerance_mm=tolerance_mm,
+        rule=LesionRule(**lesion_rule(folds[0].evaluation)),
+        tolerance_mm=folds[0].tolerance_mm,
     )
 
 
-def _read(path: Path, *, otherwise: str) -> Any:
-    """The content of a JSON file of a run."""
+def _read_fold(run: Path) -> Fold:
+    return Fold(
+        folder=run,
+        evaluation=_read_json(run / "evaluation" / "metrics.json"),
+        prediction=_read_json(run / "predictions" / SETTINGS_FILE),
+        cases=read_manifest(run / "manifest.csv"),
+    )
+
+
+def _read_json(path: Path) -> Any:
     try:
         return read_json(path)
-    except OSError as fault:
-        raise DataError(path, "no such file", f"{otherwise}") from fault
-    except ValueError as fault:
-        raise DataError(path, "damaged", "delete it and repeat the run's command") from fault
+    except OSError as error:
+        raise DataError(path, "no such file", "finish the run first") from error
+    except ValueError as error:
+        raise DataError(path, "damaged", "delete it and repeat the run's command") from error
 
 
-def _is_of(written: Path, agreed: Mapping[str, Any], runs: Sequence[Path]) -> bool:
-    """Whether a cohort was judged before, of just these runs as they are."""
+def _is_complete(output_dir: Path, folds: Sequence[Fold]) -> bool:
+    """Tell whether the cohort was evaluated before, of just these runs, and after them."""
     try:
-        since = written.stat().st_mtime
-        earlier = read_json(written.parents[1] / "predictions" / "predictions.json")
+        evaluated_at = (output_dir / "evaluation" / "metrics.json").stat().st_mtime
+        settings = read_json(output_dir / "predictions" / SETTINGS_FILE)
     except (OSError, ValueError):
         return False
-    return earlier == agreed and all(
-        (run / "evaluation" / "metrics.json").stat().st_mtime <= since for run in runs
-    )
+    if settings != _common_settings(folds):
+        return False
+    times = [(fold.folder / "evaluation" / "metrics.json").stat().st_mtime for fold in folds]
+    return max(times) <= evaluated_at
 
 
-def _rule_of(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
-    """The lesion rule, and how far apart surfaces may lie."""
-    rule = {key: value for key, value in metrics["lesion_rule"].items() if key != OPERATING_POINT}
-    return rule, metrics.get("surface_tolerance_mm", TOLERANCE_MM)
+def _check_same_setting(folds: Sequence[Fold]) -> None:
+    first = folds[0]
+    first_rule = lesion_rule(first.evaluation)
+    for fold in folds[1:]:
+        has_same_rule = lesion_rule(fold.evaluation) == first_rule
+        if not has_same_rule or fold.tolerance_mm != first.tolerance_mm:
+            raise DataError(
+                fold.folder,
+                f"was evaluated by another rule than {first.folder}",
+                "evaluate all alike",
+            )
+        # The order of the classes counts as well.
+        if list(fold.prediction["classes"].items()) != list(first.prediction["classes"].items()):
+            raise DataError(
+                fold.folder,
+                f"has other classes than {first.folder}",
+                "expected folds of one setting",
+            )
 
 
-def _require_alike(values: Sequence[Any], runs: Sequence[Path], *, found: str, wanted: str) -> None:
-    for value, run in zip(values, runs, strict=True):
-        if value != values[0]:
-            raise DataError(run, f"{found} than {runs[0]}", f"{wanted}")
-
-
-def _judged(cases: Sequence[Case], metrics: Mapping[str, Any]) -> list[Case]:
-    judged = {case["case_id"] for case in metrics["cases"]}
-    return [case for case in cases if case.case_id in judged]
-
-
-def _say_what_is_left(listed: Sequence[Sequence[Case]], by_run: Sequence[Sequence[Case]]) -> None:
-    """Warn of labelled cases that several runs leave out, as where a fold was not trained."""
-    labelled = {case.case_id for cases in listed for case in cases if case.labels}
-    left = sorted(labelled - {case.case_id for cases in by_run for case in cases})
-    if left and len(by_run) > 1:
-        logger.warning(
-            "%d of %d labelled cases were judged by none of %d runs, as %s; finish all folds, or do without them",
-            len(left),
-            len(labelled),
-            len(by_run),
-            left[0],
-        )
-
-
-def _refuse_twice(by_run: Sequence[Sequence[Case]], runs: Sequence[Path]) -> None:
-    """A case or subject of two runs is no fold of either, or they are folds of other splits."""
-    seen: dict[tuple[str, str], Path] = {}
-    for cases, run in zip(by_run, runs, strict=True):
-        names = {("case", case.case_id) for case in cases} | {
-            ("subject", case.subject_id) for case in cases
-        }
-        for kind, name in sorted(names):
-            if (kind, name) in seen:
+def _refuse_shared_cases(folds: Sequence[Fold]) -> None:
+    """Refuse runs that hold out the same case or subject: they are not folds of one split."""
+    folder_of: dict[str, Path] = {}
+    for fold in folds:
+        names: set[str] = set()
+        for case in fold.held_out:
+            names |= {f"case {case.case_id}", f"subject {case.subject_id}"}
+        for name in sorted(names):
+            if name in folder_of:
                 raise DataError(
-                    run,
-                    f"{kind} {name} is held out in two of {len(runs)} runs, also in {seen[kind, name]}",
+                    fold.folder,
+                    f"{name} is held out in two of {len(folds)} runs, also in {folder_of[name]}",
                     "expected one fold each",
                 )
-        seen |= dict.fromkeys(names, run)
+        folder_of |= dict.fromkeys(names, fold.folder)
 
 
-def _link(source: Path, target: Path, case_id: str, *, classes: Sequence[str]) -> None:
-    """A second name for each file of a case; a copy where the file system has none."""
-    for files in prediction_files(Path(), case_id, classes).values():
-        for name in (files.probability, files.mask):
-            (target / name).unlink(missing_ok=True)
-            if not (source / name).is_file():
-                raise DataError(source / name, "no such file", f"{WANTED}")
-            try:
-                os.link(source / name, target / name)
-            except OSError:
-                shutil.copy2(source / name, target / name)
-
-
-def _agreed(said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What predictions.json says of all folds: values that they share; of thresholds the mean.
-
-    Each fold's masks are without the lesions that were too small there; the least of these sizes takes no more out.
-    """
-    found = dict(said[0]) | {"checkpoint": [each.get("checkpoint") for each in said]}
-    for key, joined in (("threshold", fmean), ("min_volume_mm3", min)):
-        values = [each[key] for each in said]
-        found[key] = (
-            {name: joined([value[name] for value in values]) for name in values[0]}
-            if isinstance(values[0], Mapping)
-            else joined(values)
+def _warn_of_remaining_cases(folds: Sequence[Fold]) -> None:
+    """Warn of labelled cases that no run held out, as where a fold was not trained."""
+    if len(folds) == 1:
+        return  # a fixed split
+    labelled: set[str] = set()
+    held_out: set[str] = set()
+    for fold in folds:
+        labelled |= {case.case_id for case in fold.cases if case.labels}
+        held_out |= {case.case_id for case in fold.held_out}
+    remaining = sorted(labelled - held_out)
+    if remaining:
+        names = ", ".join(remaining[:N_NAMED])
+        if len(remaining) > N_NAMED:
+            names += ", …"
+        logger.warning(
+            "%d of %d labelled cases (%s) have no held-out prediction in these %d runs; "
+            "finish the missing folds",
+            len(remaining),
+            len(labelled),
+            names,
+            len(folds),
         )
-    return found
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _link_predictions(fold: Fold, target: Path) -> None:
+    """Give each file of the held-out cases a second name in the cohort; copy where that fails."""
+    source = fold.folder / "predictions"
+    for case in fold.held_out:
+        by_class = prediction_files(source, case.case_id, list(fold.prediction["classes"]))
+        for files in by_class.values():
+            for file in (files.probability, files.mask):
+                if not file.is_file():
+                    raise DataError(
+                        file, "no such file", "expected all predictions of a finished run"
+                    )
+                link = target / file.name
+                link.unlink(missing_ok=True)
+                try:
+                    os.link(file, link)
+                except OSError:  # another disk, or a file system without links
+                    shutil.copy2(file, link)
+
+
+def _common_settings(folds: Sequence[Fold]) -> dict[str, Any]:
+    """Describe the predictions of all folds as one: settings that they share, the mean threshold.
+
+    The masks of each fold already lack its small lesions. The least of their sizes removes no more.
+    """
+    predictions = [fold.prediction for fold in folds]
+    settings = dict(predictions[0])
+    settings["checkpoint"] = [prediction.get("checkpoint") for prediction in predictions]
+    thresholds = [prediction["threshold"] for prediction in predictions]
+    sizes = [prediction["min_volume_mm3"] for prediction in predictions]
+    if not isinstance(thresholds[0], Mapping):
+        settings["threshold"] = fmean(thresholds)
+        settings["min_volume_mm3"] = min(sizes)
+        return settings
+    # Several classes: {"liver": 0.4, "tumour": 0.7}
+    settings["threshold"] = {}
+    settings["min_volume_mm3"] = {}
+    for name in thresholds[0]:
+        settings["threshold"][name] = fmean(by_class[name] for by_class in thresholds)
+        settings["min_volume_mm3"][name] = min(by_class[name] for by_class in sizes)
+    return settings

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,153 +9,134 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tversky_seg.data.errors import DataError
 from tversky_seg.metrics.averages import mean_of_defined
+from tversky_seg.runtime.files import read_json
 
-SAME_BY_ANY_NAME = "source"  # where a rule comes from
-OPERATING_POINT = "prediction_min_volume_mm3"  # chosen with the threshold, so part of a method and not of the rule
-Rows = Mapping[str, Mapping[str, Mapping[str, float]]]
+OPERATING_POINT = "prediction_min_volume_mm3"
+"""Entry of a lesion rule that is chosen with the threshold, so it belongs to the method."""
+RULE_NAME = "source"
+"""Entry of a lesion rule that only tells which publication states it."""
+TOLERANCE = "surface_tolerance_mm"
+ONLY_CLASS = "lesion"
+"""Name of the class where metrics.json has a single one, which it does not name."""
+MetricRow = Mapping[str, float]
+Rows = Mapping[str, Mapping[str, MetricRow]]
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One judged run.
-
-    Attributes:
-        name: How tables and figures call it.
-        folder: Holds metrics.json.
-        metrics: What it says.
-        subjects: Case -> subject.
-        rows: Class -> case -> measure -> value, NaN where undefined.
-        n_averaged: Runs of other seeds that these values are the means of.
-    """
+    """One evaluated run."""
 
     name: str
+    """Name in tables and figures."""
     folder: Path
-    metrics: Mapping[str, Any]
+    """Folder that holds metrics.json."""
+    evaluation: Mapping[str, Any]
+    """Content of metrics.json."""
     subjects: Mapping[str, str]
+    """Case -> subject."""
     rows: Rows
+    """Class -> case -> metric -> value, NaN where undefined."""
     n_averaged: int = 1
+    """Runs of different seeds whose mean these values are."""
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read runs, or evaluation directories, that were judged alike.
+def read_runs(folders: Sequence[Path | str]) -> list[Run]:
+    """Read runs that were evaluated alike.
+
+    Args:
+        folders: Run directories, or their evaluation directories.
 
     Raises:
-        DataError: One is missing or damaged, stands twice, or was judged otherwise than the first.
+        DataError: A run is missing, damaged or a duplicate, or not evaluated as the first.
     """
-    places = [_evaluation_of(folder) for folder in folders]
-    for place in places:
-        if sum(place.resolve() == other.resolve() for other in places) > 1:
-            raise DataError(place, "stands twice", "expected different runs")
-    runs = [_read_run(place, name) for place, name in zip(places, _names(places), strict=True)]
+    evaluations = [_evaluation_folder(Path(folder).expanduser()) for folder in folders]
+    resolved = [evaluation.resolve() for evaluation in evaluations]
+    for evaluation in evaluations:
+        if resolved.count(evaluation.resolve()) > 1:
+            raise DataError(evaluation, "duplicate run", "name each run once")
+    names = _run_names(evaluations)
+    runs = [_read_run(folder, name) for folder, name in zip(evaluations, names, strict=True)]
     for run in runs[1:]:
         check_alike(runs[0], run)
     return runs
 
 
 def average_runs(runs: Sequence[Run], *, name: str) -> Run:
-    """Runs of one setting with other seeds as one run, so that subjects and not seeds are what a test counts.
+    """Average runs of one setting with different seeds, so that tests count subjects, not seeds.
 
     Args:
-        runs: Judged alike; their folders' curves are not averaged, those of the first stay.
-        name: Of the mean run.
+        runs: Runs that were evaluated alike.
+        name: Name of the mean run.
 
     Returns:
-        Each case's measures, and the operating point, as means over the runs that define them.
+        A run whose metrics and operating point are means over the runs that define them. Its folder
+        and so its curves are those of the first run.
 
     Raises:
-        DataError: They were judged otherwise than the first.
+        DataError: A run was not evaluated as the first.
     """
+    first = runs[0]
     for run in runs[1:]:
-        check_alike(runs[0], run)
-    rows = {
-        class_name: {
-            case: {
-                measure: mean_of_defined(
-                    [run.rows[class_name][case].get(measure, math.nan) for run in runs]
-                )
-                for measure in row
-            }
-            for case, row in cases.items()
-        }
-        for class_name, cases in runs[0].rows.items()
+        check_alike(first, run)
+    rows: dict[str, dict[str, MetricRow]] = {}
+    for class_name, cases in first.rows.items():
+        rows[class_name] = {}
+        for case in cases:
+            rows[class_name][case] = _average_rows([run.rows[class_name][case] for run in runs])
+    thresholds = [run.evaluation.get("threshold") for run in runs]
+    sizes = [run.evaluation["lesion_rule"].get(OPERATING_POINT) for run in runs]
+    rule = {**first.evaluation["lesion_rule"], OPERATING_POINT: _mean_setting(sizes)}
+    evaluation = {
+        **first.evaluation,
+        "threshold": _mean_setting(thresholds),
+        "lesion_rule": rule,
     }
-    sizes = [run.metrics["lesion_rule"].get(OPERATING_POINT) for run in runs]
-    rule = {**runs[0].metrics["lesion_rule"], OPERATING_POINT: _mean_setting(sizes)}
-    threshold = _mean_setting([run.metrics.get("threshold") for run in runs])
-    metrics = {**runs[0].metrics, "threshold": threshold, "lesion_rule": rule}
-    return replace(runs[0], name=name, metrics=metrics, rows=rows, n_averaged=len(runs))
-
-
-def _mean_setting(values: Sequence[Any]) -> Any:
-    """Of numbers, or by class; None where one is None."""
-    if any(value is None for value in values):
-        return None
-    if isinstance(values[0], Mapping):
-        return {name: _mean_setting([value[name] for value in values]) for name in values[0]}
-    return float(np.mean(values))
+    return replace(first, name=name, evaluation=evaluation, rows=rows, n_averaged=len(runs))
 
 
 def check_alike(first: Run, second: Run) -> None:
-    """Refuse runs judged on other classes, cases, subjects or references, or by another rule.
+    """Refuse runs that differ in classes, cases, subjects, references or lesion rule.
 
-    Thresholds and the smallest predicted lesion are part of a method and may differ.
+    Thresholds and the smallest predicted lesion belong to the method, so they may differ.
 
     Raises:
-        DataError: Says what differs.
+        DataError: It names the difference.
     """
     if list(first.rows) != list(second.rows):
-        raise _unlike(second, f"classes {', '.join(second.rows)}", first, ", ".join(first.rows))
-    lacking, more = (
-        sorted(a.keys() - b.keys())
-        for a, b in ((first.subjects, second.subjects), (second.subjects, first.subjects))
-    )
-    if lacking or more:
-        case, where = (lacking[0], second) if lacking else (more[0], first)
+        raise _difference(second, f"classes {', '.join(second.rows)}", first, ", ".join(first.rows))
+    _check_cases(first, second)
+    _check_rule(first, second)
+    _check_references(first, second)
+
+
+def check_metric(run: Run, class_name: str, metric: str) -> None:
+    """Refuse a metric that a case of the run does not have.
+
+    Raises:
+        DataError: It lists the metrics of the run.
+    """
+    rows = list(run.rows[class_name].values())
+    if not all(metric in row for row in rows):
+        path = run.folder / "metrics.json"
         raise DataError(
-            where.folder,
-            f"case {case} was not judged there ({len(lacking) + len(more)} such in all)",
-            f"expected the cases of {(first if lacking else second).folder}",
+            "measures", f"{metric!r} is not in {path}", f"expected some of {', '.join(rows[0])}"
         )
-    for case, subject in first.subjects.items():
-        if second.subjects[case] != subject:
-            raise _unlike(
-                second, f"case {case} is of subject {second.subjects[case]}", first, subject
-            )
-    rules = [
-        {
-            **run.metrics["lesion_rule"],
-            **{key: run.metrics[key] for key in ("surface_tolerance_mm",) if key in run.metrics},
-        }
-        for run in (first, second)
-    ]
-    for key in dict.fromkeys([*rules[0], *rules[1]]):
-        ours, theirs = (rule.get(key) for rule in rules)
-        if key not in (OPERATING_POINT, SAME_BY_ANY_NAME) and ours != theirs:
-            raise _unlike(second, f"{key}={theirs}", first, ours)
-    for name, rows in first.rows.items():
-        for case, row in rows.items():
-            ours, theirs = (
-                row["reference_volume_mm3"],
-                second.rows[name][case]["reference_volume_mm3"],
-            )
-            if not math.isclose(ours, theirs, rel_tol=1e-6):
-                raise _unlike(
-                    second, f"reference of case {case} has {theirs:g} mm³", first, f"{ours:g} mm³"
-                )
 
 
-def _unlike(second: Run, found: str, first: Run, expected: Any) -> DataError:
-    return DataError(second.folder, f"{found}", f"expected {expected} as in {first.folder}")
+def lesion_rule(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the lesion rule of a metrics.json, without the part that belongs to the method."""
+    rule = dict(evaluation["lesion_rule"])
+    rule.pop(OPERATING_POINT, None)
+    return rule
 
 
-def _evaluation_of(folder: Path) -> Path:
-    for place in (folder / "evaluation", folder):
-        if (place / "metrics.json").is_file():
-            return place
+def _evaluation_folder(folder: Path) -> Path:
+    for candidate in (folder / "evaluation", folder):
+        if (candidate / "metrics.json").is_file():
+            return candidate
     raise DataError(
         folder,
         "no metrics.json, nor evaluation/metrics.json",
@@ -165,63 +144,153 @@ def _evaluation_of(folder: Path) -> Path:
     )
 
 
-def _names(places: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart; of a sweep's settings those that differ."""
-    parts = [
-        (path.parts[:-1] if path.name == "evaluation" else path.parts)
-        for path in (place.resolve() for place in places)
-    ]
-    for n in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-n:]) for part in parts]
+def _run_names(evaluations: Sequence[Path]) -> list[str]:
+    """Name each run by the shortest end of its path that no other run has.
+
+    For x/seed0 and y/seed0 these are the whole paths, for x/seed0 and x/seed1 the folders.
+    """
+    paths: list[Path] = []
+    for evaluation in evaluations:
+        path = evaluation.resolve()
+        if path.name == "evaluation":
+            path = path.parent
+        paths.append(path)
+    longest = max(len(path.parts) for path in paths)
+    for n in range(1, longest + 1):
+        names = ["/".join(path.parts[-n:]) for path in paths]
         if len(set(names)) == len(names):
-            settings = [name.split(",") for name in names]
-            shared = set.intersection(*map(set, settings))
-            short = [",".join(word for word in words if word not in shared) for words in settings]
-            return short if all(short) else names
-    return [str(place) for place in places]
+            return _without_shared_settings(names)
+    return [str(evaluation) for evaluation in evaluations]
+
+
+def _without_shared_settings(names: Sequence[str]) -> list[str]:
+    """Drop the settings that all names of a sweep share: `loss.beta=0.5` of `loss.beta=0.5,seed=0`.
+
+    The names stay as they are where nothing would remain of one.
+    """
+    settings = [name.split(",") for name in names]
+    shared = set(settings[0]).intersection(*settings[1:])
+    short: list[str] = []
+    for words in settings:
+        short.append(",".join(word for word in words if word not in shared))
+    if all(short):
+        return short
+    return list(names)
 
 
 def _read_run(folder: Path, name: str) -> Run:
     path = folder / "metrics.json"
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        subjects = {case["case_id"]: case["subject_id"] for case in metrics["cases"]}
-        rows: dict[str, dict[str, dict[str, float]]] = {}
-        for case in metrics["cases"]:
-            values = {
-                key: value for key, value in case.items() if key not in ("case_id", "subject_id")
-            }
-            by_class = {key: value for key, value in values.items() if isinstance(value, dict)} or {
-                "lesion": values
-            }
-            for class_name, row in by_class.items():
-                rows.setdefault(class_name, {})[case["case_id"]] = {
-                    measure: math.nan if value is None else float(value)
-                    for measure, value in row.items()
-                }
-        if not subjects or any(len(cases) != len(subjects) for cases in rows.values()):
-            raise ValueError("no cases, or classes with other cases")
-        if not all(
-            "reference_volume_mm3" in row for cases in rows.values() for row in cases.values()
-        ):
-            raise ValueError("no reference volumes")
-        dict(metrics["lesion_rule"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
-        raise DataError(path, f"cannot be read ({fault})", "evaluate again") from fault
-    return Run(name, folder, metrics, subjects, rows)
+        evaluation = read_json(path)
+        subjects = {case["case_id"]: case["subject_id"] for case in evaluation["cases"]}
+        rows = _rows_by_class(evaluation["cases"])
+        if not subjects:
+            raise ValueError("no cases")
+        for cases in rows.values():
+            if cases.keys() != subjects.keys():
+                raise ValueError("classes with different cases")
+            if not all("reference_volume_mm3" in row for row in cases.values()):
+                raise ValueError("no reference volumes")
+        lesion_rule(evaluation)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(path, f"cannot be read ({error})", "evaluate again") from error
+    return Run(name, folder, evaluation, subjects, rows)
 
 
-def read_curve(run: Run) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Class -> recall and precision of pr_curve.csv, by falling recall; {} where there were masks only."""
-    path = run.folder / "pr_curve.csv"
-    points: dict[str, list[tuple[float, float]]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                points.setdefault(row["class"], []).append(
-                    (float(row["recall"]), float(row["precision"]))
-                )
-    except (OSError, ValueError, KeyError, TypeError) as fault:
-        raise DataError(path, f"cannot be read ({fault})", "evaluate again") from fault
-    curves = {name: np.array(rows) for name, rows in points.items()}
-    return {name: (curve[:, 0], curve[:, 1]) for name, curve in curves.items()}
+def _rows_by_class(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, MetricRow]]:
+    """Sort the metrics of all cases by class, then case.
+
+    With several classes a case holds a row for each: {"case_id": …, "liver": {"dice": …}}. With
+    one, the case is the row: {"case_id": …, "dice": …}.
+    """
+    rows: dict[str, dict[str, MetricRow]] = {}
+    for case in cases:
+        values = {key: case[key] for key in case if key not in ("case_id", "subject_id")}
+        by_class = {key: value for key, value in values.items() if isinstance(value, dict)}
+        if not by_class:
+            by_class = {ONLY_CLASS: values}
+        for class_name, row in by_class.items():
+            rows.setdefault(class_name, {})[case["case_id"]] = _with_nan(row)
+    return rows
+
+
+def _with_nan(row: Mapping[str, Any]) -> MetricRow:
+    """Write NaN for None, which stands for it in JSON."""
+    values: dict[str, float] = {}
+    for metric, value in row.items():
+        values[metric] = math.nan if value is None else float(value)
+    return values
+
+
+def _average_rows(rows: Sequence[MetricRow]) -> MetricRow:
+    """Average each metric of one case over runs."""
+    means: dict[str, float] = {}
+    for metric in rows[0]:
+        means[metric] = mean_of_defined(row.get(metric, math.nan) for row in rows)
+    return means
+
+
+def _mean_setting(values: Sequence[Any]) -> Any:
+    """Average a number, or the number of each class; None where a run has none."""
+    if any(value is None for value in values):
+        return None
+    if not isinstance(values[0], Mapping):
+        return float(np.mean(values))
+    means: dict[str, Any] = {}
+    for class_name in values[0]:
+        means[class_name] = _mean_setting([by_class[class_name] for by_class in values])
+    return means
+
+
+def _check_cases(first: Run, second: Run) -> None:
+    missing = sorted(first.subjects.keys() - second.subjects.keys())
+    additional = sorted(second.subjects.keys() - first.subjects.keys())
+    n_cases = len(missing) + len(additional)
+    if missing:
+        raise _missing_case(second, missing[0], first, n_cases)
+    if additional:
+        raise _missing_case(first, additional[0], second, n_cases)
+    for case, subject in first.subjects.items():
+        other = second.subjects[case]
+        if other != subject:
+            raise _difference(second, f"case {case} is of subject {other}", first, subject)
+
+
+def _check_rule(first: Run, second: Run) -> None:
+    expected = _whole_rule(first)
+    rule = _whole_rule(second)
+    for key in dict.fromkeys([*expected, *rule]):
+        if rule.get(key) != expected.get(key):
+            raise _difference(second, f"{key}={rule.get(key)}", first, str(expected.get(key)))
+
+
+def _whole_rule(run: Run) -> dict[str, Any]:
+    """Collect all that decides how lesions and surfaces are evaluated."""
+    rule = lesion_rule(run.evaluation)
+    rule.pop(RULE_NAME, None)
+    if TOLERANCE in run.evaluation:
+        rule[TOLERANCE] = run.evaluation[TOLERANCE]
+    return rule
+
+
+def _check_references(first: Run, second: Run) -> None:
+    """Tell references apart by their volumes, since metrics.json holds no more of them."""
+    for class_name, cases in first.rows.items():
+        for case, row in cases.items():
+            expected = row["reference_volume_mm3"]
+            volume = second.rows[class_name][case]["reference_volume_mm3"]
+            if not math.isclose(expected, volume, rel_tol=1e-6):
+                text = f"reference of case {case} has {volume:g} mm³"
+                raise _difference(second, text, first, f"{expected:g} mm³")
+
+
+def _missing_case(run: Run, case: str, other: Run, n_cases: int) -> DataError:
+    return DataError(
+        run.folder,
+        f"case {case} was not evaluated ({n_cases} such in all)",
+        f"expected the cases of {other.folder}",
+    )
+
+
+def _difference(second: Run, text: str, first: Run, expected: str) -> DataError:
+    return DataError(second.folder, text, f"expected {expected} as in {first.folder}")

@@ -215,10 +215,15 @@ def new_axes(*, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(4.8, 3.6), layout="constrained")
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+    style_axes(axes)
+    return figure, axes
+
+
+def style_axes(axes: Axes) -> None:
+    """Give axes the style of all figures: a faint grid behind the data, no frame."""
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def _add_legend(axes: Axes, *, loc: str) -> None:

@@ -1,0 +1,172 @@
+"""A comparison as text: its tables, and how its numbers came about."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tversky_seg.analysis.differences import Difference
+from tversky_seg.analysis.runs import OPERATING_POINT, Run
+from tversky_seg.analysis.statistics import FEWEST_FOR_INTERVAL
+from tversky_seg.analysis.tables import latex_float, latex_tabular, markdown_table
+from tversky_seg.report.labels import LABELS, UNDEFINED, count, format_value
+
+LOWER_IS_BETTER = {
+    "lesion_fpr",
+    "assd_mm",
+    "hd95_mm",
+    "hd_mm",
+    "volume_difference",
+    "absolute_volume_difference_mm3",
+    "calibration_error",
+    "n_false_lesions",
+    "n_split_lesions",
+    "n_merged_lesions",
+}
+NO_DIRECTION = {
+    "reference_volume_mm3",
+    "predicted_volume_mm3",
+    "n_reference_lesions",
+    "n_predicted_lesions",
+    "signed_volume_difference",
+    "signed_volume_difference_mm3",
+}
+
+
+def comparison_markdown(runs: Sequence[Run], differences: Sequence[Difference]) -> str:
+    """Write a table for each run that is compared with the first, and notes below."""
+    blocks: list[str] = []
+    for second in runs[1:]:
+        header = _header(runs[0], second)
+        blocks.append(markdown_table(header, _table_rows(second, differences)))
+    return "\n\n".join(blocks + notes(runs, differences)) + "\n"
+
+
+def comparison_latex(runs: Sequence[Run], differences: Sequence[Difference]) -> str:
+    r"""Write the same for a paper: `\input{comparison.tex}`, with `\usepackage{booktabs}`."""
+    caption = " ".join(notes(runs, differences))
+    blocks = [r"% needs \usepackage{booktabs}"]
+    for second in runs[1:]:
+        tabular = latex_tabular(_header(runs[0], second), _table_rows(second, differences))
+        blocks.append(latex_float(tabular, caption=caption))
+    return "\n\n".join(blocks) + "\n"
+
+
+def notes(runs: Sequence[Run], differences: Sequence[Difference]) -> list[str]:
+    """Tell in sentences how the numbers came about: units, tests, rule, operating points."""
+    first = runs[0]
+    n_subjects = len(set(first.subjects.values()))
+    n_tests = sum(not math.isnan(difference.p) for difference in differences)
+    sentences = [
+        f"{count(len(first.subjects), 'case')} of {count(n_subjects, 'subject')}. Means over "
+        "subjects whose value is defined in both runs; cases of a subject are averaged first. "
+        "Difference: second minus first, with the 95 % percentile interval of its mean, subjects "
+        "resampled. p: Wilcoxon signed-rank test, two-sided, with Holm's correction for "
+        f"{count(n_tests, 'test')}. ↑ higher is better, ↓ lower."
+    ]
+    if any(0 < difference.n_subjects < FEWEST_FOR_INTERVAL for difference in differences):
+        sentences.append(f"No interval is given for fewer than {FEWEST_FOR_INTERVAL} subjects.")
+    if first.n_averaged > 1:
+        sentences.append(
+            f"Each value is the mean of {first.n_averaged} seeds, so that a subject counts once; "
+            "precision-recall curves are of the first seed."
+        )
+    n_undefined = sum(difference.n_undefined for difference in differences)
+    if n_undefined:
+        sentences.append(
+            f"{count(n_undefined, 'pair')} of values left out, because one or both are undefined "
+            "(column n counts subjects)."
+        )
+    # All differences of one sign are 2 of the 2^n ways to give n differences signs.
+    lowest_p = min(1.0, 2.0 ** (1 - n_subjects))
+    if lowest_p > 0.05:
+        sentences.append(
+            f"With {count(n_subjects, 'subject')} this test cannot give a p below {lowest_p:.3g}."
+        )
+    sentences.append(f"Lesion rule: {_describe_rule(first)}.")
+    points = [f"{run.name} {_describe_operating_point(run)}" for run in runs]
+    sentences.append(f"Operating points: {'; '.join(points)}.")
+    return sentences
+
+
+def _header(first: Run, second: Run) -> list[str]:
+    return ["Measure", first.name, second.name, "Difference [95 %]", "p", "p (Holm)", "n"]
+
+
+def _table_rows(second: Run, differences: Sequence[Difference]) -> list[list[str]]:
+    """Write the cells of one run's table."""
+    has_classes = len({difference.class_name for difference in differences}) > 1
+    rows: list[list[str]] = []
+    for difference in differences:
+        if difference.second != second.name:
+            continue
+        metric = difference.metric
+        label = LABELS.get(metric, metric) + _direction(metric)
+        if has_classes:
+            label = f"{difference.class_name}: {label}"
+        row = [
+            label,
+            format_value(metric, difference.mean_first),
+            format_value(metric, difference.mean_second),
+            _format_difference(difference),
+            _format_p(difference.p),
+            _format_p(difference.p_holm),
+            str(difference.n_subjects),
+        ]
+        rows.append(row)
+    return rows
+
+
+def _direction(metric: str) -> str:
+    if metric in NO_DIRECTION:
+        return ""
+    if metric in LOWER_IS_BETTER:
+        return " ↓"
+    return " ↑"
+
+
+def _format_difference(difference: Difference) -> str:
+    metric = difference.metric
+    mean = format_value(metric, difference.mean, signed=True)
+    if difference.n_subjects < FEWEST_FOR_INTERVAL:
+        return mean
+    low = format_value(metric, difference.low, signed=True)
+    high = format_value(metric, difference.high, signed=True)
+    return f"{mean} [{low}, {high}]"
+
+
+def _format_p(p: float) -> str:
+    if math.isnan(p):
+        return UNDEFINED
+    if p < 0.001:
+        return "<0.001"
+    return f"{p:.3f}"
+
+
+def _describe_rule(run: Run) -> str:
+    parts: list[str] = []
+    for key, value in run.evaluation["lesion_rule"].items():
+        if key != OPERATING_POINT and value != "":
+            parts.append(f"{key} {_format_setting(value)}")
+    return ", ".join(parts)
+
+
+def _describe_operating_point(run: Run) -> str:
+    threshold = run.evaluation.get("threshold")
+    min_volume_mm3 = run.evaluation["lesion_rule"].get(OPERATING_POINT)
+    text = "with masks as saved"
+    if threshold is not None:
+        text = f"at threshold {_format_setting(threshold)}"
+    if min_volume_mm3:
+        text += f" without predicted lesions below {_format_setting(min_volume_mm3)} mm³"
+    return text
+
+
+def _format_setting(value: Any) -> str:
+    """Write a setting, or the setting of each class: `0.4 (liver), 0.7 (tumour)`."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_format_setting(item)} ({name})" for name, item in value.items())
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
