@@ -146,3 +146,16 @@ def test_notes_say_what_kind_of_data_scale_and_seeds_ours_are(tmp_path: Path) ->
     full = " ".join(table_notes(request(SALEHI, data=tmp_path, scale="full"), n_cases=15))
     assert "official" in full
     assert "--scale full" in full
+
+
+def test_the_score_of_the_isbi_site_and_ours_stand_in_columns_of_their_own() -> None:
+    """The site rescales the score so that a human rater has 90; 92.49 next to 65 would mislead."""
+    isbi = PAPERS["hashemi2018_isbi"]
+    metrics = {"n_cases": 21, "cohort": {"isbi_score_over_raters": 0.65}, "raters": [], "mean": {}}
+    header, _, paper, ours = paper_table(isbi, {"focal": [metrics]}).splitlines()
+    names = header.split(" | ")
+    of_site = names.index("SC of the site")
+    unscaled = names.index("SC unscaled, mean of raters")
+    assert (paper.split(" | ")[of_site], ours.split(" | ")[of_site]) == ("92.49", "–")
+    assert (paper.split(" | ")[unscaled], ours.split(" | ")[unscaled]) == ("", "65")
+    assert any("site's scale" in note for note in table_notes(request(isbi), n_cases=21))
