@@ -159,3 +159,13 @@ def test_the_score_of_the_isbi_site_and_ours_stand_in_columns_of_their_own() -> 
     assert (paper.split(" | ")[of_site], ours.split(" | ")[of_site]) == ("92.49", "–")
     assert (paper.split(" | ")[unscaled], ours.split(" | ")[unscaled]) == ("", "65")
     assert any("site's scale" in note for note in table_notes(request(isbi), n_cases=21))
+
+
+def test_the_table_of_lits_says_that_our_test_scans_are_not_cropped_to_the_liver(
+    tmp_path: Path,
+) -> None:
+    lits = PAPERS["shirokikh2020_lits"]
+    official = table_notes(request(lits, data=tmp_path, scale="full"), n_cases=28)
+    assert any("cropped to the box of the liver" in note for note in official)
+    # The synthetic cohort has no liver.
+    assert not any("liver" in note for note in table_notes(request(lits), n_cases=15))
