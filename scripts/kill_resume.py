@@ -1,135 +1,202 @@
-"""Kill a training at random moments, resume it each time, and compare it with one left alone.
+"""Kill a training at random moments, resume it each time, and compare its results with a whole one.
 
     python scripts/kill_resume.py --kills 20
+    python scripts/kill_resume.py --kills 20 --seed 1 trainer.n_workers=0
 
-Both train on a tiny synthetic cohort. The weights of both checkpoints must be equal, and
-metrics.csv, metrics.json, cases.csv and lesions.csv byte for byte; otherwise the exit status is 1.
+Both train on a tiny synthetic cohort, with everything that keeps state between steps: loader
+processes, dropout, deep supervision, batches in two parts, and a moving average of the weights.
+All tensors of both checkpoints must be equal, and metrics.csv, metrics.json, cases.csv and
+lesions.csv byte for byte. Exit status 1: something differs.
+
 A training that ends before all kills are spent is compared, and another one takes the remaining
-kills. Further arguments go to train.py.
+kills. Any train.py settings may follow.
 """
 
 import argparse
-import csv
 import random
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
 
-ROOT = Path(__file__).parents[1]
-RESULTS = (
-    "metrics.csv",
-    "evaluation/metrics.json",
-    "evaluation/cases.csv",
-    "evaluation/lesions.csv",
-)
-SMALL = (
+from tversky_seg.runtime.cli import OneLineParser
+from tversky_seg.runtime.files import SCRATCH_PREFIX, write_csv
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SETTINGS = (
     "model.width=4",
-    "model.n_levels=2",
+    "model.n_levels=3",
     "model.dropout=0.2",
+    "model.deep_supervision=1",
     "sampler.patch_size=16",
     "trainer.max_steps=60",
     "trainer.validate_every=10",
     "trainer.checkpoint_every=5",
     "trainer.log_every=4",
-    "trainer.n_workers=0",
+    "trainer.ema_decay=0.9",
+    "trainer.accumulate=2",
+    "trainer.n_workers=2",
     "trainer.threads=1",
 )
-SHAPE = (28, 26, 24)
-N_CASES = 6
-SECONDS_TO_START = 60.0
+
+RESULT_FILES = (
+    "metrics.csv",
+    "evaluation/metrics.json",
+    "evaluation/cases.csv",
+    "evaluation/lesions.csv",
+)
+
+LONGEST_START_S = 120
+"""Seconds after which a training that logs nothing is killed all the same."""
 
 
-def make_cohort(folder: Path) -> Path:
-    """Write bright cubes in noise as NIfTI files, and return their manifest."""
-    rows = []
-    for number in range(N_CASES):
-        rng = np.random.default_rng(number)
-        image = rng.normal(100, 5, SHAPE)
-        label = np.zeros(SHAPE, np.uint8)
-        for x, y, z in rng.integers(2, 18, (4, 3)):
-            label[x : x + 4, y : y + 4, z : z + 4] = 1
-        row = {"case_id": f"c{number}", "subject_id": f"s{number}"}
-        row["FLAIR"] = f"c{number}_FLAIR.nii.gz"
-        row["label"] = f"c{number}_label.nii.gz"
-        save_volume(folder / row["FLAIR"], (image + 30 * label).astype(np.int16))
-        save_volume(folder / row["label"], label)
-        rows.append(row)
-    manifest = folder / "manifest.csv"
-    with manifest.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    return manifest
+def main() -> int:
+    """Train once without and once with kills; return the exit status."""
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=20, help="number of kills (20)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=2.0,
+        help="longest time from the start of the work to a kill (2)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills (0)")
+    parser.add_argument("settings", nargs="*", help="any train.py settings")
+    options = parser.parse_intermixed_args()
+
+    rng = random.Random(options.seed)
+    moments = Counter[str]()
+    differences: list[str] = []
+    n_trainings = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        manifest = make_cohort(folder, n_cases=6)
+        whole = folder / "whole"
+        command = train_command(manifest, whole, options.settings)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        while n_trainings == 0 or moments.total() < options.kills:
+            n_trainings += 1
+            run = folder / f"killed{n_trainings}"
+            for moment in kill_and_resume(
+                train_command(manifest, run, options.settings),
+                run,
+                n_kills=options.kills - moments.total(),
+                longest_wait_s=options.seconds,
+                rng=rng,
+            ):
+                moments[moment] += 1
+                print(f"kill {moments.total()}: during {moment}", flush=True)
+            differences += compare_runs(whole, run)
+
+    counts = ", ".join(f"{n} during {moment}" for moment, n in moments.items())
+    verdict = "equal bits"
+    if differences:
+        verdict = f"different: {', '.join(differences)}"
+    print(f"{moments.total()} kills of {n_trainings} trainings ({counts}): {verdict}")
+    return 1 if differences else 0
 
 
-def save_volume(path: Path, voxels: np.ndarray) -> None:
-    """Write a volume of 2 mm voxels."""
-    nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 2.0, 1.0])), path)
-
-
-def train_command(manifest: Path, run: Path, further: Sequence[str]) -> list[str]:
-    """Return the command line of the training."""
+def train_command(manifest: Path, run: Path, settings: Sequence[str]) -> list[str]:
+    """Write the command line of a training."""
     return [
         sys.executable,
         str(ROOT / "train.py"),
         "data=manifest",
         f"data.manifest={manifest}",
         f"data.cache_dir={manifest.parent / 'cache'}",
-        *SMALL,
+        *SETTINGS,
         f"output_dir={run}",
-        *further,
+        *settings,
     ]
 
 
-def train_with_kills(
-    command: Sequence[str], run: Path, *, n_kills: int, seconds: float, rng: random.Random
-) -> Counter[str]:
-    """Start the command until it ends by itself; kill it at random while there are kills left.
+# The cohort
 
-    Returns:
-        How many kills came in which stage.
+
+def make_cohort(folder: Path, *, n_cases: int) -> Path:
+    """Write cases of bright cubes in noise as NIfTI; return their manifest."""
+    rows = [write_case(folder, number) for number in range(n_cases)]
+    manifest = folder / "manifest.csv"
+    write_csv(manifest, ("case_id", "subject_id", "FLAIR", "label"), rows)
+    return manifest
+
+
+def write_case(folder: Path, number: int) -> tuple[str, str, str, str]:
+    """Write image and label of a case; return its row of the manifest."""
+    rng = np.random.default_rng(number)
+    shape = (28, 26, 24)
+    image = rng.normal(100, 5, shape)
+    label = np.zeros(shape, np.uint8)
+    for x, y, z in rng.integers(2, 18, (4, 3)):
+        label[x : x + 4, y : y + 4, z : z + 4] = 1
+    image += 30 * label
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    image_name = f"c{number}_FLAIR.nii.gz"
+    label_name = f"c{number}_label.nii.gz"
+    nib.save(nib.Nifti1Image(image.astype(np.int16), affine), folder / image_name)
+    nib.save(nib.Nifti1Image(label, affine), folder / label_name)
+    return f"c{number}", f"s{number}", image_name, label_name
+
+
+# The kills
+
+
+def kill_and_resume(
+    command: Sequence[str],
+    run: Path,
+    *,
+    n_kills: int,
+    longest_wait_s: float,
+    rng: random.Random,
+) -> Iterator[str]:
+    """Start a training until it ends by itself, and kill it at most `n_kills` times.
+
+    Yields:
+        What the training was doing at each kill.
     """
-    kills = Counter[str]()
+    errors = run.parent / f"{run.name}.stderr"
     while True:
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        if kills.total() < n_kills:
+        # A file, not a pipe: loader processes outlive a killed training by seconds and would keep
+        # the pipe open, and a resumed training has to cope with them.
+        with errors.open("w") as stderr:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
+        if n_kills > 0:
             wait_for_work(process, run)
-            time.sleep(rng.uniform(0, seconds))
+            time.sleep(rng.uniform(0, longest_wait_s))
             process.kill()
-        _, stderr = process.communicate()
-        if process.returncode == 0:
-            return kills
-        if process.returncode > 0:
-            raise SystemExit(f"the run failed by itself, status {process.returncode}: {stderr}")
-        stage = stage_of(run)
-        kills[stage] += 1
-        print(f"kill {kills.total()}: in {stage}", flush=True)
-
-
-def wait_for_work(process: subprocess.Popen[str], run: Path) -> None:
-    """Return when the log grows: importing takes seconds, in which a kill would test nothing."""
-    start = time.monotonic()
-    size = log_size(run)
-    while process.poll() is None and log_size(run) == size:
-        if time.monotonic() - start > SECONDS_TO_START:
+        status = process.wait()
+        if status == 0:
             return
+        if status > 0:
+            text = errors.read_text(encoding="utf-8")
+            raise SystemExit(f"the training failed by itself with status {status}: {text}")
+        n_kills -= 1
+        yield stage_of(run)
+
+
+def wait_for_work(process: subprocess.Popen[bytes], run: Path) -> None:
+    """Wait until a training logs: its imports take seconds, in which a kill tests little."""
+    log = run / "train.log"
+    size = size_of(log)
+    deadline = time.monotonic() + LONGEST_START_S
+    while process.poll() is None and size_of(log) == size and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
-def log_size(run: Path) -> int:
-    """Return the bytes of the run's log; 0 before there is one."""
-    path = run / "train.log"
-    return path.stat().st_size if path.exists() else 0
+def size_of(file: Path) -> int:
+    """Return the size of a file in bytes; 0 if there is none."""
+    return file.stat().st_size if file.exists() else 0
 
 
 def stage_of(run: Path) -> str:
@@ -138,70 +205,46 @@ def stage_of(run: Path) -> str:
         return "evaluation"
     if (run / "predictions").exists():
         return "prediction"
-    if list((run / "checkpoints").glob(".scratch-*")):
-        return "checkpoint write"
+    if list((run / "checkpoints").glob(f"{SCRATCH_PREFIX}*")):
+        return "the writing of a checkpoint"
     if (run / "metrics.csv").exists():
         return "training"
-    return "start"
+    return "the start"
 
 
-def differing_results(one: Path, other: Path) -> list[str]:
-    """List the results of two runs that are not the same bits."""
-    differing = []
-    for name in RESULTS:
-        if (one / name).read_bytes() != (other / name).read_bytes():
-            differing.append(name)
+# The comparison
+
+
+def compare_runs(a: Path, b: Path) -> list[str]:
+    """List the results of two runs that do not have the same bits."""
+    differences = []
+    for name in RESULT_FILES:
+        if (a / name).read_bytes() != (b / name).read_bytes():
+            differences.append(name)
     for name in ("last.pt", "best.pt"):
-        if not have_equal_weights(one / "checkpoints" / name, other / "checkpoints" / name):
-            differing.append(f"weights of {name}")
-    return differing
+        tensors_a = tensors_of(torch.load(a / "checkpoints" / name, weights_only=True))
+        tensors_b = tensors_of(torch.load(b / "checkpoints" / name, weights_only=True))
+        for key in sorted(tensors_a.keys() | tensors_b.keys()):
+            is_in_both = key in tensors_a and key in tensors_b
+            if not is_in_both or not torch.equal(tensors_a[key], tensors_b[key]):
+                differences.append(f"{key} of {name}")
+    return differences
 
 
-def have_equal_weights(one: Path, other: Path) -> bool:
-    """Compare the weights of two checkpoints bit for bit."""
-    weights = torch.load(one, weights_only=True)["model"]
-    other_weights = torch.load(other, weights_only=True)["model"]
-    if weights.keys() != other_weights.keys():
-        return False
-    return all(torch.equal(weights[name], other_weights[name]) for name in weights)
-
-
-def main() -> None:
-    """Train once left alone and at least once killed, and compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--kills", type=int, default=20, help="number of kills")
-    parser.add_argument(
-        "--seconds", type=float, default=2.0, help="longest time from the start of work to a kill"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
-    options, further = parser.parse_known_args()
-    rng = random.Random(options.seed)
-    kills = Counter[str]()
-    n_runs = 0
-    differing: list[str] = []
-    with tempfile.TemporaryDirectory() as folder:
-        manifest = make_cohort(Path(folder))
-        whole = Path(folder) / "whole"
-        command = train_command(manifest, whole, further)
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        while kills.total() < options.kills or n_runs == 0:
-            n_runs += 1
-            run = Path(folder) / f"killed{n_runs}"
-            kills += train_with_kills(
-                train_command(manifest, run, further),
-                run,
-                n_kills=options.kills - kills.total(),
-                seconds=options.seconds,
-                rng=rng,
-            )
-            differing += differing_results(whole, run)
-    stages = ", ".join(f"{n} in {stage}" for stage, n in kills.items())
-    verdict = f"differs: {', '.join(differing)}" if differing else "the same bits"
-    print(f"{kills.total()} kills of {n_runs} trainings ({stages}): {verdict}")
-    sys.exit(1 if differing else 0)
+def tensors_of(content: Any, key: str = "") -> dict[str, torch.Tensor]:
+    """List all tensors of a checkpoint by their keys, as "optimizer.state.0.exp_avg"."""
+    if isinstance(content, torch.Tensor):
+        return {key: content}
+    children = {}
+    if isinstance(content, dict):
+        children = content
+    elif isinstance(content, list):
+        children = dict(enumerate(content))
+    tensors = {}
+    for name, child in children.items():
+        tensors |= tensors_of(child, f"{key}.{name}".lstrip("."))
+    return tensors
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
