@@ -1,4 +1,4 @@
-"""Each importer on a small tree with the official names, file types and headers, from the tree to prepared cases."""
+"""Each importer on a small tree with the official names and headers, up to prepared cases."""
 
 import csv
 import inspect
@@ -399,7 +399,7 @@ def test_bids_other_masks_are_no_lesions(tmp_path: Path) -> None:
 
 
 def luna16(root: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """Two scans of 0.5 x 0.5 x 2 mm with the same pixels and outlines; the second patient lay turned.
+    """Two scans of 0.5 x 0.5 x 2 mm with equal pixels and outlines; the second patient lay turned.
 
     LUNA16 keeps the pixels of the DICOM image, which the readers outlined, and tells by
     TransformMatrix how they lie in space.
@@ -441,7 +441,8 @@ def lidc_xml(uid: str) -> str:
             f"<edgeMap><xCoord>{i}</xCoord><yCoord>{j}</yCoord></edgeMap>" for i, j in corners
         )
         roi = f"<roi><imageZposition>-80.0</imageZposition><inclusion>TRUE</inclusion>{edges}</roi>"
-        return f"<readingSession><unblindedReadNodule><noduleID>1</noduleID>{roi}</unblindedReadNodule></readingSession>"
+        nodule = f"<unblindedReadNodule><noduleID>1</noduleID>{roi}</unblindedReadNodule>"
+        return f"<readingSession>{nodule}</readingSession>"
 
     sessions = (
         reader((7, 12)) + reader((9, 14)) + reader((0, 0), far=True) + reader((0, 0), far=True)

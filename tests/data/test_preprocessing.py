@@ -91,8 +91,8 @@ def values_of(prepared: PreparedCase) -> np.ndarray:
 def test_a_case_is_cropped_normalised_and_listed(tmp_path: Path) -> None:
     brain, label = brain_of(), label_of()
     image = image_of(brain)
-    case = preprocess(a_case(tmp_path, {"FLAIR": image, "T1": 3 * image + 7 * brain}, label=label),
-                      Preprocessing(("FLAIR", "T1")))  # fmt: skip
+    images = {"FLAIR": image, "T1": 3 * image + 7 * brain}
+    case = preprocess(a_case(tmp_path, images, label=label), Preprocessing(("FLAIR", "T1")))
     box = ndimage.find_objects(brain.astype(int))[0]
     start = tuple(side.start for side in box)
     assert case.geometry.crop_start == start
@@ -605,7 +605,7 @@ def test_workers_prepare_what_one_process_does(tmp_path: Path) -> None:
 
 
 class Deadly:
-    """Ends the process that unpickles it, as the kernel does with one that takes too much memory."""
+    """Ends the process that unpickles it, as the kernel ends one that takes too much memory."""
 
     def __reduce__(self) -> tuple:
         return os._exit, (9,)
@@ -885,8 +885,10 @@ def test_a_case_without_label_needs_no_rater(tmp_path: Path) -> None:
 
 
 def _prepare_together(folder: str, barrier: "multiprocessing.synchronize.Barrier", n: int) -> None:
-    cases = [Case(f"c{i}", f"c{i}", {"FLAIR": Path(folder) / f"c{i}_FLAIR.nii.gz"},
-                  (Path(folder) / f"c{i}_label.nii.gz",)) for i in range(n)]  # fmt: skip
+    cases = []
+    for name in [f"c{i}" for i in range(n)]:
+        images = {"FLAIR": Path(folder) / f"{name}_FLAIR.nii.gz"}
+        cases.append(Case(name, name, images, (Path(folder) / f"{name}_label.nii.gz",)))
     barrier.wait(60)
     prepared = prepare_all(cases, FLAIR, cache_dir=Path(folder) / "cache", n_workers=1)
     assert [case.n_lesions for case in prepared] == [(2,)] * n
@@ -913,12 +915,15 @@ def test_two_trainings_started_at_once_share_an_empty_cache(tmp_path: Path) -> N
 
 def test_the_cache_holds_the_types_that_patches_are_read_from(tmp_path: Path) -> None:
     prepared = prepare(a_case(tmp_path, label=label_of()), FLAIR, cache_dir=tmp_path / "cache")
-    assert prepared.target is not None
-    assert prepared.components is not None
-    arrays = {"image": prepared.image, "target": prepared.target, "components": prepared.components,
-              "voxels": prepared.lesion_voxels, "offsets": prepared.lesion_offsets,
-              "foreground": prepared.foreground_voxels}  # fmt: skip
-    assert {name: str(array.dtype) for name, array in arrays.items()} == {
-        "image": "int16", "target": "uint8", "components": "int32", "voxels": "int32", "offsets": "int64",
-        "foreground": "int32"}  # fmt: skip
-    assert all(isinstance(array, np.memmap) for array in arrays.values())
+    types = {
+        "image": "int16",
+        "target": "uint8",
+        "components": "int32",
+        "lesion_voxels": "int32",
+        "lesion_offsets": "int64",
+        "foreground_voxels": "int32",
+    }
+    for name, dtype in types.items():
+        array = getattr(prepared, name)
+        assert isinstance(array, np.memmap)
+        assert str(array.dtype) == dtype, name

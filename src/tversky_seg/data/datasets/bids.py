@@ -108,6 +108,7 @@ def find_bids(root: Path, *, lesion: str = "lesion", derivative: str | None = No
             several derivatives.
     """
     root = Path(root)
+    # Other folders, as func and dwi, hold no anatomical images.
     raw = _by_examination([*root.glob("sub-*/anat/*"), *root.glob("sub-*/ses-*/anat/*")])
     derived = _derivative_with_masks(root, lesion, derivative)
     if not derived and not _has_masks(raw, lesion):
@@ -139,6 +140,7 @@ def _derivative_with_masks(root: Path, lesion: str, derivative: str | None) -> F
     if derivative is None:
         # ISLES 2022 has the subjects in derivatives/ itself.
         with_masks["."] = _by_examination([*root.glob("derivatives/sub-*/**/sub-*")])
+    # Most derivatives hold something else: segmentations of tissue, registrations.
     for name, files in list(with_masks.items()):
         if not _has_masks(files, lesion):
             del with_masks[name]
@@ -164,6 +166,7 @@ def _case(
     images: dict[str, Path] = {}
     brain_masks = [file for file in (*derived, *raw) if _is_brain_mask(file)]
     if masks:
+        # An image on another grid than the mask would be resampled, or refused with it.
         space = BidsName.of(masks[0]).space
         images = _images([file for file in derived if BidsName.of(file).space == space])
         brain_masks = [file for file in brain_masks if BidsName.of(file).space == space]
@@ -185,6 +188,7 @@ def _by_examination(files: Sequence[Path]) -> Files:
     """Group the NIfTI files of a folder by subject and session, each group sorted."""
     groups: Files = {}
     for file in sorted(files):
+        # Sidecars (.json) and folders have names of the same form.
         entities = BidsName.of(file).entities
         if is_nifti(file) and "sub" in entities and file.is_file():
             session = f"ses-{entities['ses']}" if "ses" in entities else ""
@@ -195,6 +199,7 @@ def _by_examination(files: Sequence[Path]) -> Files:
 
 def _lesion_masks(files: Sequence[Path], lesion: str) -> list[Path]:
     """List the lesion masks among files, a consensus first."""
+    # False sorts before True.
     masks = [file for file in files if BidsName.of(file).is_lesion_mask(lesion)]
     return sorted(masks, key=lambda file: (not _names_consensus(file), file.name))
 
@@ -228,6 +233,7 @@ def _sites(participants: Path) -> dict[str, str]:
     sites = {}
     for row in rows:
         subject, site = row.get("participant_id"), row.get("site")
+        # BIDS writes n/a for an empty cell.
         if subject and site and site != "n/a":
             sites[subject] = site
     return sites

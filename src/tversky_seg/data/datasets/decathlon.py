@@ -34,11 +34,13 @@ def find_decathlon(root: Path) -> list[Case]:
     root = Path(root)
     listing = read_listing(root / "dataset.json", folder_name=FOLDER)
     _check_listing(listing, root / "dataset.json")
+    # Names head the columns of a manifest, which have no spaces.
     modalities = [str(name).strip().replace(" ", "_") for name in listing["modality"].values()]
     cases = []
     for entry in listing["training"]:
         cases.append(_case(root, entry["image"], entry.get("label"), modalities))
     for entry in listing.get("test", []):
+        # Tasks list their test images by name, others' data sets as entries.
         image = entry["image"] if isinstance(entry, dict) else entry
         cases.append(_case(root, image, None, modalities))
     return _existing(cases, root)
@@ -49,6 +51,7 @@ def _case(root: Path, image: str, label: str | None, modalities: Sequence[str]) 
     if len(modalities) == 1:
         images = {modalities[0]: root / image}
     else:
+        # image.nii.gz@1 is the second frame of a 4D file.
         images = {name: root / f"{image}@{frame}" for frame, name in enumerate(modalities)}
     return Case(
         case_id=case_id,
@@ -70,6 +73,7 @@ def _existing(cases: Sequence[Case], root: Path) -> list[Case]:
     if not existing:
         found = f"none of the {len(cases)} images in dataset.json exists"
         raise DataError(root, found, "expected imagesTr, labelsTr")
+    # Half an archive is worth training on, but not without a word.
     if absent:
         message = "%d of %d cases in dataset.json have no file: %s"
         logger.warning(message, len(absent), len(cases), ", ".join(absent))

@@ -131,6 +131,7 @@ def main(words: Sequence[str] | None = None) -> None:
     importer = IMPORTERS[arguments.name]
     settings = {option.name: getattr(arguments, option.name) for option in importer.options}
     try:
+        # As training would list them, so that the manifest holds the same cases.
         dataset = with_modalities(
             Dataset(
                 root=arguments.root,
@@ -147,6 +148,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _print_summary(manifest: Path, cases: Sequence[Case], modalities: Sequence[str]) -> None:
+    # What was found, so that a wrong folder is noticed here and not in training.
     n_labelled = sum(bool(case.labels) for case in cases)
     n_subjects = len({case.subject_id for case in cases})
     print(

@@ -36,6 +36,7 @@ def find_isbi2015(root: Path) -> list[Case]:
     cases: dict[str, Case] = {}
     for folder in _subject_folders(Path(root)):
         for case_id in _scans(folder / "preprocessed"):
+            # Of copies of a scan the one nearest to the root stays.
             cases.setdefault(case_id, _case(folder, case_id))
     if not cases:
         raise DataError(
@@ -77,6 +78,7 @@ def _scans(folder: Path) -> list[str]:
     """List the scans of a subject: `training01_02` of `training01_02_flair_pp.nii`."""
     case_ids = set()
     for file in folder.glob("*"):
+        # A link or a log may lie beside the scans.
         match = _SCAN.match(file.name)
         if match and is_nifti(file):
             case_ids.add(match[1])

@@ -55,6 +55,7 @@ def find_lesjak2017(root: Path, *, part: str = "MNI") -> list[Case]:
     cases = []
     for patient in sorted((parts_folder / part).glob("patient[0-9][0-9]")):
         case = _case(patient, names)
+        # A folder with neither is no patient.
         if case.images or case.labels:
             cases.append(case)
     if not cases:

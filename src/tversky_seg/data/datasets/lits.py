@@ -49,6 +49,7 @@ def find_lits(root: Path, *, split: str | None = None, repaired: str | None = No
             `repaired` cannot be written.
     """
     check_split(split, [SHIROKIKH2020])
+    # By name, because scans and masks may lie in different folders.
     files = {}
     for file in sorted(Path(root).rglob("*.nii*")):
         if is_nifti(file):
@@ -105,6 +106,7 @@ def _with_repaired_masks(cases: Sequence[Case], folder: Path) -> list[Case]:
             name = image_stem(case.label)
             names.append(name)
             copy = folder / f"{name}.nii.gz"
+            # Written once: the cache of prepared cases goes by the time of the file.
             if not copy.is_file():
                 _, affine = read_grid(case.images["CT"])
                 write_volume(copy, read_label(case.label).data, affine)

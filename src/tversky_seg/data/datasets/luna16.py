@@ -105,6 +105,7 @@ def find_luna16(
         raise DataError("data.importer.converted", "none given", expected)
     scans = {file.stem: file for file in sorted(root.rglob("subset[0-9]/*.mhd"))}
     lungs = {file.stem: file for file in root.rglob("seg-lungs-LUNA16/*.mhd")}
+    # With candidates.csv and others beside it, this one has the nodules that readers agreed on.
     annotations = sorted(root.rglob("annotations.csv"))
     if not (scans and lungs and annotations):
         raise DataError(
@@ -120,6 +121,7 @@ def find_luna16(
         _convert_all(Download(missing, lungs, centres, _find_drawings(root)), folder)
     cases = []
     for uid, file in scans.items():
+        # A scan that could not be converted is left out; a warning named it.
         if _is_converted(folder / uid):
             subset = int(file.parent.name.removeprefix("subset"))
             cases.append(_case(uid, subset, folder / uid, split))
@@ -145,6 +147,7 @@ def lung_mask(labels: NDArray[Any], *, closing: int = 10, growth: int = 3) -> ND
     lungs = labels != 0
     values, counts = np.unique(labels[lungs], return_counts=True)
     if len(values) > 2:
+        # The label values differ between scans, but the trachea is always the smallest.
         trachea = values[counts.argmin()]
         lungs &= labels != trachea
     if not lungs.any():
@@ -185,6 +188,7 @@ def _convert_all(download: Download, folder: Path) -> None:
             except DataError as fault:
                 faults.append(fault)
             reporter.advance(uid)
+    # Nothing is left to train on: most likely one cause for all.
     if len(faults) == len(download.scans):
         raise DataError.gather(faults)
     for each in faults:
@@ -244,6 +248,7 @@ def _read_scan(file: Path) -> Scan:
         raise DataError(
             file, f"cannot be read ({reason})", "download it and its .raw again"
         ) from error
+    # ITK keeps direction, spacing and origin apart, in LPS.
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()

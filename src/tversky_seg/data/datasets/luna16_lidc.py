@@ -92,6 +92,7 @@ def nodule_mask(
     for nodules in readers:
         drawn = np.zeros(shape, dtype=bool)
         for nodule in nodules:
+            # A nodule without outline has no place.
             has_points = any(len(contour.points) for contour in nodule)
             if has_points and _distance(nodule, centres) <= max_distance:
                 _draw(nodule, drawn)
@@ -134,6 +135,7 @@ def _distance(nodule: Nodule, centres: NDArray[np.float64]) -> float:
 
 def _draw(nodule: Nodule, mask: NDArray[np.bool_]) -> None:
     """Fill outlines, their pixels included, in a mask (X, Y, Z), in place; then cut out holes."""
+    # Holes last: False sorts before True.
     for contour in sorted(nodule, key=lambda contour: not contour.is_inside):
         z = int(contour.z)
         if not 0 <= z < mask.shape[2]:
@@ -151,6 +153,7 @@ def _filled(points: NDArray[np.int64], shape: tuple[int, ...]) -> list[tuple[Any
     from skimage.draw import polygon, polygon_perimeter
 
     x, y = points.T
+    # A nodule below 3 mm is a single point, which polygon leaves empty.
     if len(points) < 3:
         inside = (x >= 0) & (x < shape[0]) & (y >= 0) & (y < shape[1])
         return [(x[inside], y[inside])]

@@ -74,6 +74,7 @@ def _public_release(root: Path) -> Iterator[Case]:
     has_test_set = (root / "Testing").is_dir()
     for part, split in sorted(SPLITS.items()):
         for patient in sorted(root.glob(f"{part}/Center_*/*")):
+            # Prepared images are registered to FLAIR, on which the masks were drawn.
             images = _images(patient / "Preprocessed_Data", PREPARED)
             images = images or _images(patient / "Raw_Data", RAW)
             if not images:
@@ -122,6 +123,7 @@ def _challenge_patients(root: Path) -> dict[str, list[Path]]:
     `Unprocessed training dataset/TrainingDataset_MSSEG/01016SACH` the masks.
     """
     roots = [root]
+    # The masks are in the other archive.
     if root.name.startswith(PREPARED_FOLDER):
         roots += sorted(root.parent.glob(RAW_FOLDERS))
     patients: dict[str, list[Path]] = {}
@@ -130,6 +132,7 @@ def _challenge_patients(root: Path) -> dict[str, list[Path]]:
             for patient in sorted(folder.glob("*/" * depth + PATIENT)):
                 if patient.is_dir():
                     patients.setdefault(patient.name, []).append(patient)
+    # A stable sort: otherwise those nearest to the root come first.
     for folders in patients.values():
         folders.sort(key=lambda folder: PREPARED_FOLDER not in str(folder))
     return patients

@@ -51,6 +51,7 @@ def find_nnunet(root: Path) -> list[Case]:
     else:
         cases = _in_folders(root, "Tr", channels, ending)
     tests = [replace(case, split="test") for case in _in_folders(root, "Ts", channels, ending)]
+    # Labels of the test images make it an official split; else folds are drawn.
     if any(case.labels for case in tests):
         cases = [replace(case, split="train") for case in cases]
     cases += tests
@@ -74,6 +75,7 @@ def _in_folders(root: Path, part: str, channels: Mapping[int, str], ending: str)
     images_of: dict[str, dict[str, Path]] = {}
     for file in sorted((root / f"images{part}").glob(f"*{ending}")):
         match = _CHANNEL_FILE.fullmatch(file.name.removesuffix(ending))
+        # A channel that dataset.json does not name is left out.
         if match and int(match[2]) in channels:
             channel = channels[int(match[2])]
             images_of.setdefault(match[1], {})[channel] = file
@@ -119,6 +121,7 @@ def _log_classes(listing: Mapping[str, Any]) -> None:
     """
     classes = []
     for name, values in listing["labels"].items():
+        # No loss here leaves voxels out.
         if name == "ignore":
             found = f"has a label 'ignore' ({values})"
             raise DataError("dataset.json", found, "expected labels drawn everywhere")

@@ -80,7 +80,9 @@ def draw_head(anatomy: Anatomy, *, spacing_mm: float, rng: np.random.Generator) 
     """
     # The order of the draws is part of the seed's meaning.
     size = np.array(anatomy.ventricle_mm.shape)
+    # A voxel of air on each side.
     shape = tuple(int(n) for n in np.ceil((size + 2) / spacing_mm))
+    # The atlas is larger than most brains.
     scale = rng.uniform(0.82, 0.92) * np.exp(rng.normal(0, 0.02, 3))
     turn = _rotation(rng.normal(0, 0.05, 3)) / scale
     grid = np.indices(shape, dtype=np.float32)
@@ -90,6 +92,7 @@ def draw_head(anatomy: Anatomy, *, spacing_mm: float, rng: np.random.Generator) 
     position += np.stack(waves) * 2.5
     position += ((size - 1) / 2)[:, None, None, None].astype(np.float32)
     distance = _sample(anatomy.ventricle_mm, position)
+    # Points that are sampled nearer to the ventricles make these wider.
     inward = np.stack(np.gradient(ndimage.gaussian_filter(distance, 2 / spacing_mm), spacing_mm))
     position -= rng.uniform(0, 5) * np.exp(-distance / 15) * inward
     tissue = np.stack([_sample(part, position, outside=0.0) for part in anatomy.tissue])
@@ -104,6 +107,7 @@ def smooth_noise(
     It is drawn and smoothed on the coarsest grid that carries this sigma, then interpolated.
     """
     sigma = sigma_mm / spacing_mm
+    # A Gaussian of 1.5 voxels is the narrowest that linear interpolation does not distort.
     step = max(1, int(sigma / 1.5))
     field = rng.standard_normal([n // step + 2 for n in shape], dtype=np.float32)
     field = ndimage.gaussian_filter(field, sigma / step)

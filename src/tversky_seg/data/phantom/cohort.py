@@ -171,7 +171,9 @@ def _plan_subjects(settings: CohortSettings) -> Iterator[SubjectPlan]:
     """Name the subjects and spread the lesion loads evenly over all, and over the test set."""
     n_subjects = settings.n_train + settings.n_test
     rng = np.random.default_rng(settings.seed)
+    # One rank in each of n equal intervals of [0, 1].
     ranks = (np.arange(n_subjects) + rng.random(n_subjects)) / n_subjects
+    # Every n/n_test-th rank is tested on: of 19 subjects with 4, ranks 2, 7, 11, 16.
     in_test = np.zeros(n_subjects, dtype=bool)
     for i in range(settings.n_test):
         in_test[int((i + 0.5) * n_subjects / settings.n_test)] = True
@@ -184,6 +186,7 @@ def _plan_subjects(settings: CohortSettings) -> Iterator[SubjectPlan]:
                 folder=Path(part) / centre / patient,
                 load_rank=float(rank),
                 spacing_mm=settings.spacing_mm,
+                # By number, so that a subject depends neither on the others nor on the process.
                 key=(settings.seed, number),
             )
             number += 1

@@ -111,8 +111,10 @@ def draw_lesion_sizes(
     second = _at_rank(load_rank, table.second)
     # Patients also differ in the size of their small lesions.
     scale = np.exp(rng.normal(0, 0.3))
+    # The others stay below the second largest.
     below_second = np.interp(np.log(second / scale), np.log(table.others), QUANTILES)
     quantiles = rng.random(max(round(count) - 2, 0)) * below_second
+    # Inverse transform sampling from the quantiles of the table.
     others = scale * np.exp(np.interp(quantiles, QUANTILES, np.log(table.others)))
     voxels = np.array([largest, second, *others]) * (measured / spacing_mm) ** 3
     sizes = sorted((int(n) for n in np.round(voxels)), reverse=True)
@@ -121,6 +123,7 @@ def draw_lesion_sizes(
 
 def _at_rank(load_rank: float, column: Sequence[int]) -> float:
     """Interpolate a column of the table, geometrically, between two patients."""
+    # Geometrically, because the loads of patients span two orders of magnitude.
     ranks = np.linspace(0, 1, len(column))
     return float(np.exp(np.interp(load_rank, ranks, np.log(column))))
 
@@ -164,6 +167,7 @@ def _slowness(head: Head, *, rng: np.random.Generator) -> NDArray[np.float64]:
     raggedness = np.exp(0.8 * field)
     cost = raggedness * (1 + head.ventricle_mm / 5) ** 2 / (white**2 + 0.03)
     slowness = np.asarray(cost, dtype=np.float64)
+    # Neither through fluid nor out of the brain.
     slowness[(csf > 0.5) | (head.tissue.sum(0) < 0.7)] = -1
     return slowness
 
@@ -208,10 +212,12 @@ def _spread(
         box = tuple(slice(low, high) for low, high in zip(start, end, strict=True))
         costs = slowness[box]
         front = MCP_Geometric(costs, fully_connected=True)
+        # The front stops soon after n voxels; the surplus lets equal arrivals be sorted.
         coverage = min(1.0, (1.2 * n_voxels + 30) / costs.size)
         arrival, _ = front.find_costs([tuple(seed - start)], max_coverage=coverage)
         reached = np.flatnonzero(np.isfinite(arrival))
         if len(reached) >= n_voxels or costs.shape == slowness.shape:
+            # A stable sort, so that ties are broken alike on every machine.
             by_arrival = np.argsort(arrival.ravel()[reached], kind="stable")
             first = reached[by_arrival][:n_voxels]
             voxels = np.stack(np.unravel_index(first, costs.shape), axis=1)

@@ -120,6 +120,7 @@ def _draw_images(
     spacing_mm = head.spacing_mm
     grey, white, csf = head.tissue
     shape = white.shape
+    # Spots without label keep a network from taking all that shines for a lesion.
     faint_spots = _draw_faint_spots(head, n=len(lesions) // 4 + 2, rng=rng)
     share, severity = _paint(shape, lesions, faint_spots, rng=rng)
     severity *= np.exp(0.4 * smooth_noise(shape, rng, sigma_mm=4, spacing_mm=spacing_mm))
@@ -137,6 +138,7 @@ def _draw_images(
         else:
             healthy = grey_matter + white
             patchy = severity
+        # Black holes on T1 are dark, but not without signal.
         lesion = np.maximum(1 + lesion_contrast * patchy, 0.15)
         solid = share * lesion * (grey + white) + (1 - share) * healthy
         image = solid + csf * rng.uniform(*contrast.csf)
@@ -170,6 +172,7 @@ def _paint(
     severity = np.ones(shape, dtype=np.float32)
     strengths = [1.0] * len(lesions) + [0.7] * len(faint_spots)
     for lesion, strength in zip([*lesions, *faint_spots], strengths, strict=True):
+        # The box leaves room for the blurred border.
         low = np.maximum(lesion.abnormal.min(0) - 3, 0)
         high = lesion.abnormal.max(0) + 4
         box = tuple(slice(first, end) for first, end in zip(low, high, strict=True))
@@ -179,6 +182,7 @@ def _paint(
         graded = ndimage.gaussian_filter(inside, rng.uniform(0.45, 0.7))
         share[box] = np.maximum(share[box], graded)
         n_voxels = len(lesion.abnormal)
+        # Small lesions are fainter.
         by_size = 0.65 + 0.35 * n_voxels / (n_voxels + 10)
         severity[box][graded > 0.02] = by_size * np.exp(rng.normal(0, 0.25))
     return np.minimum(share, 1.0), severity

@@ -74,6 +74,7 @@ def _entry_folder(case: Case, settings: Preprocessing, cache_dir: Path) -> Path:
     check_case_id(case.case_id)
     check_contents(case, settings)
     sources = [case.images[name] for name in settings.modalities]
+    # The crop is chosen by the first label, also where another rater's is trained on.
     labels = (*case.labels[:1], *labels_to_read(case, settings.rater))
     sources += dict.fromkeys(labels)
     if case.brain_mask is not None:
@@ -91,6 +92,7 @@ def _write(entry: Path, prepared: PreparedCase) -> None:
         "rater_lesions": prepared.rater_lesions,
     }
     write_entry(entry, prepared.arrays, facts)
+    # A damaged entry made room: what this process has mapped is the old one.
     close_arrays()
 
 
@@ -100,6 +102,7 @@ def _rebuild(entry: Path, case: Case, settings: Preprocessing) -> None:
     Raises:
         DataError: The files of the case have changed, so that its arrays would be other ones.
     """
+    # The name of an entry changes with the files that it was made of.
     if _entry_folder(case, settings, entry.parent) != entry:
         found = "was lost, and the files of the case have changed since"
         expected = "run the same command in another output_dir"
@@ -119,7 +122,7 @@ def _load(entry: Path, case: Case, settings: Preprocessing) -> PreparedCase | No
         image_scale=np.array(facts["image_scale"], dtype=np.float32),
         n_lesions=tuple(facts["n_lesions"]),
         notes=tuple(Note(**fields) for fields in facts["notes"]),
-        rater_lesions=tuple(tuple(n_of_rater) for n_of_rater in facts["rater_lesions"]),
+        rater_lesions=tuple(map(tuple, facts["rater_lesions"])),  # JSON has lists alone
         folder=entry,
         rebuild=partial(_rebuild, entry, case, settings),
     )

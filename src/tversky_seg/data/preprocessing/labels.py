@@ -72,6 +72,7 @@ class LabelReader:
         Raises:
             DataError: As `read`.
         """
+        # One byte a voxel: 255 raters are more than any cohort has.
         votes = np.zeros((len(self.classes), *self.grid.shape), dtype=np.uint8)
         for path in paths:
             votes += self.read(path)
@@ -79,6 +80,8 @@ class LabelReader:
         return majority
 
     def _refuse_unknown_values(self, label: Volume, path: Path) -> None:
+        # A value without class is refused, not taken as background: probably a class was
+        # forgotten, and the network would be trained against its lesions.
         known_values = set(self.other_values)
         for values in self.classes.values():
             known_values.update(values)
@@ -112,6 +115,7 @@ def labels_to_read(case: Case, rater: int | str | None) -> tuple[Path, ...]:
     if rater == "majority" and case.raters:
         return case.raters
     if rater == "random" and case.raters:
+        # The label comes first: validation and test use it.
         return (case.label, *case.raters)
     if isinstance(rater, int) and rater <= len(case.raters):
         return (case.raters[rater - 1],)
@@ -145,7 +149,8 @@ def box_around(path: Path, grid: ReferenceGrid, values: Sequence[int], *, margin
         raise DataError(path, found, "expected one")
     box = []
     for side, n_voxels in zip(bounding_box(mask), grid.shape, strict=True):
-        box.append(slice(max(side.start - margin, 0), min(side.stop + margin, n_voxels)))
+        first = max(side.start - margin, 0)
+        box.append(slice(first, min(side.stop + margin, n_voxels)))
     return tuple(box)
 
 
@@ -200,7 +205,9 @@ def _components_of_class(mask: Bools) -> NDArray[np.int32]:
 
 def _is_any(data: NDArray[Any], values: Sequence[int]) -> Bools:
     """Do as numpy.isin, which takes eight bytes a voxel for it."""
-    is_any: Bools = np.logical_or.reduce([data == value for value in values])
+    is_any = np.zeros(data.shape, dtype=bool)
+    for value in values:
+        is_any |= data == value
     return is_any
 
 
@@ -212,6 +219,7 @@ def _to_network_grid(mask: Bools, grid: ReferenceGrid) -> Bools:
     """
     step = voxel_ratio(grid.input_affine, grid.affine)
     if np.allclose(step, 1):
+        # Axes are only permuted, flipped and shifted: voxels are copied.
         return np.asarray(grid.resampled(Volume(mask, grid.input_affine)))
     resampled = np.zeros(grid.shape, dtype=bool)
     lesions = cc3d.connected_components(mask, connectivity=26)
@@ -222,6 +230,7 @@ def _to_network_grid(mask: Bools, grid: ReferenceGrid) -> Bools:
     for number, (box, size) in enumerate(zip(boxes, sizes, strict=True), start=1):
         start = tuple(side.start for side in box)
         share, place = _share_of_voxels(lesions[box] == number, start, step, grid)
+        # From 1 mm to 1.5 mm, a lesion of 7 voxels gets round(7 / 1.5**3) = 2.
         n_voxels = max(1, round(size / math.prod(step)))
         resampled[place] |= _fullest(share, min(n_voxels, np.count_nonzero(share)))
     return resampled
@@ -230,7 +239,8 @@ def _to_network_grid(mask: Bools, grid: ReferenceGrid) -> Bools:
 def _fullest(share: Floats, n_voxels: int) -> Bools:
     """Mark the n voxels with the largest share."""
     largest = np.argpartition(share, -n_voxels, axis=None)[-n_voxels:]
-    marked = np.bincount(largest, minlength=share.size) > 0
+    marked = np.zeros(share.size, dtype=bool)
+    marked[largest] = True
     return marked.reshape(share.shape)
 
 
@@ -248,11 +258,13 @@ def _share_of_voxels(
     Returns:
         Shares in [0, 1] in a box of the network's grid, and this box.
     """
+    # The blur of resampling reaches beyond the lesion.
     margin = np.ceil(2 * step).astype(int)
     padded = np.pad(lesion, margin[:, None])
     affine = grid.input_affine @ translation(np.subtract(start, margin))
     ends = [(0, n - 1) for n in padded.shape]
     corners = np.array([*itertools.product(*ends, (1,))])
+    # From voxels of the cut to mm, and from mm to voxels of the network's grid.
     places = corners @ np.linalg.solve(grid.affine, affine).T
     lowest = np.floor(places.min(axis=0)[:3]).astype(int)
     highest = np.ceil(places.max(axis=0)[:3]).astype(int) + 1

@@ -128,6 +128,7 @@ def read_channel(
     lowest = np.fmin.reduce(image.values, axis=None)
     highest = np.fmax.reduce(image.values, axis=None)
     extremes = scaling(np.array([lowest, highest, image.background]))
+    # The bound of 1e-6 is for an image that the cut makes constant.
     scale = max(float(extremes.max()), -float(extremes.min()), 1e-6) / LARGEST_INT16
     quantised = np.empty(image.values.shape, dtype=np.int16)
     # Slab by slab, because the arithmetic takes float64.
@@ -167,6 +168,7 @@ def _read_foreground(
     else:
         # The mask comes before the values, so that fewer volumes are held at a time.
         differs = Volume(volume.data != background, volume.affine)
+        # A network voxel is foreground if more than half of it is.
         foreground = grid.resampled(differs) > 0.5
         values = grid.resampled(volume, fill=background)
     if brain is not None:
@@ -178,12 +180,15 @@ def _read_foreground(
         expected = f"expected {modality} of the body part that {grid.modality} shows"
         raise DataError(path, found, expected)
     box = bounding_box(foreground)
+    # In C order, in which packbits reads it.
     mask = np.array(foreground[box], order="C")
     return _Foreground(values[box], mask, box, background)
 
 
 def _background(data: Floats) -> float:
     """Return the value of more than half of the voxels on the six faces; NaN without one."""
+    # Around a skull-stripped brain it is 0, around a CT it may be -1024 or -3024. A head that
+    # fills the field of view has none.
     faces = []
     for axis in range(3):
         slices = np.moveaxis(data, axis, 0)

@@ -40,6 +40,7 @@ def prepare_all(
     Raises:
         DataError: The faults of all cases in one; the others are in the cache.
     """
+    # Looked up in this process: a complete cache needs no worker.
     prepared: dict[str, PreparedCase] = {}
     faults: dict[str, DataError] = {}
     missing = []
@@ -53,6 +54,7 @@ def prepare_all(
             missing.append(case)
         else:
             prepared[case.case_id] = cached
+    # Workers finish in any order.
     for case_id, result in _prepare_missing(missing, settings, cache_dir, n_workers):
         if isinstance(result, DataError):
             faults[case_id] = result
@@ -60,6 +62,7 @@ def prepare_all(
             prepared[case_id] = result
     if faults:
         raise DataError.gather(faults[case.case_id] for case in cases if case.case_id in faults)
+    # One warning for the cohort, where a process of its own would log each case's.
     in_order = [prepared[case.case_id] for case in cases]
     _log_notes(in_order)
     return in_order

@@ -163,6 +163,7 @@ def preprocess_quietly(case: Case, settings: Preprocessing) -> PreparedCase:
     """Do as `preprocess`, and leave it to the caller to log the notes."""
     check_contents(case, settings)
     notes: list[Note] = []
+    # From the header alone, so that too fine a spacing is refused before a volume is read.
     grid = _reference_grid(case, settings)
     brain = None
     if case.brain_mask is not None:
@@ -176,6 +177,7 @@ def preprocess_quietly(case: Case, settings: Preprocessing) -> PreparedCase:
     del foreground, brain
     scales = np.array([channel.scale for channel in channels], dtype=np.float32)
     image = _stack(channels, box, inside)
+    # While the targets are whole: the crop may cut lesions off.
     notes += _notes_on_lesions(targets, box, inside)
     targets = [np.ascontiguousarray(target[:, *box]) for target in targets]
     foreground_voxels = _flat_indices(inside)
@@ -196,7 +198,7 @@ def preprocess_quietly(case: Case, settings: Preprocessing) -> PreparedCase:
         ),
         image_scale=scales,
         n_lesions=n_lesions[0],
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys(notes)),  # each once, in order
         rater_lesions=tuple(n_lesions[1:]),
         arrays={"image": image, "foreground_voxels": foreground_voxels, **lesions},
     )
@@ -316,11 +318,13 @@ def _stack(channels: list[Channel], box: Box, inside: Bools) -> NDArray[np.int16
 def _notes_on_lesions(targets: Sequence[Bools], box: Box, inside: Bools) -> list[Note]:
     """Note lesion voxels outside the brain, and those that the crop cuts off."""
     notes = []
-    if any((target[:, *box].any(axis=0) & ~inside).any() for target in targets):
-        notes.append(Note(OUTSIDE_BRAIN, "label", "lesion voxels outside the brain", "kept"))
-    if any(np.count_nonzero(target[:, *box]) < np.count_nonzero(target) for target in targets):
-        found = "lesion voxels beyond the box around data.crop_values"
-        notes.append(Note(OUTSIDE_CROP, "label", found, "cut off"))
+    for target in targets:
+        cropped = target[:, *box]
+        if (cropped.any(axis=0) & ~inside).any():
+            notes.append(Note(OUTSIDE_BRAIN, "label", "lesion voxels outside the brain", "kept"))
+        if np.count_nonzero(cropped) < np.count_nonzero(target):
+            found = "lesion voxels beyond the box around data.crop_values"
+            notes.append(Note(OUTSIDE_CROP, "label", found, "cut off"))
     return notes
 
 

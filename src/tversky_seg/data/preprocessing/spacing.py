@@ -24,6 +24,7 @@ def common_spacing(cases: Sequence[Case]) -> Spacing:
         DataError: A header cannot be read, or there is no case.
     """
     spacings = _spacings(cases)
+    # Headers hold float32 and rounded angles: 0.9999 mm and 1.0001 mm are one size.
     groups = Counter(_rounded(spacing, 2) for spacing in spacings)
     most_frequent, _ = groups.most_common(1)[0]
     first = next(spacing for spacing in spacings if _rounded(spacing, 2) == most_frequent)
