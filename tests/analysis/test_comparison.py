@@ -143,11 +143,23 @@ def test_runs_are_compared_with_the_first_by_subject(tmp_path):
     assert (dice.p, dice.p_holm, fpr.mean) == pytest.approx((0.5, 1, -0.15))
     assert compare(runs, metrics=["dice"]) == compare(runs, metrics=["dice"])
     text = comparison_markdown(runs, [dice, fpr])
-    assert "| Dice ↑ | 0.400 | 0.550 | +0.150 [+0.100, +0.200] | 0.500 | 1.000 | 2 |" in text
+    assert "| Dice ↑ | 0.400 | 0.550 | +0.150 | 0.500 | 1.000 | 2 |" in text
     assert "Lesion FPR ↓" in text
     assert "2 pairs of values" in text
     assert "two at threshold 0.3" in text
     assert "connectivity 26" in text
+
+
+@pytest.mark.parametrize("n", [4, 5])
+def test_tables_give_no_interval_for_fewer_than_five_subjects(tmp_path, n):
+    first = write_run(tmp_path / "one", {f"c{k}": 0.4 + 0.01 * k for k in range(n)})
+    second = write_run(tmp_path / "two", {f"c{k}": 0.5 for k in range(n)})
+    runs = read_runs([first, second])
+    differences = compare(runs, metrics=["dice"])
+    assert differences[0].low < differences[0].mean < differences[0].high, "in the CSV file"
+    for text in (comparison_markdown(runs, differences), comparison_latex(runs, differences)):
+        assert ("[+0." in text) == (n == 5)
+        assert ("fewer than 5 subjects" in text) == (n == 4)
 
 
 @pytest.mark.parametrize(

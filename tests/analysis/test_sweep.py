@@ -20,7 +20,12 @@ from tversky_seg.analysis.recommendation import recommend
 from tversky_seg.analysis.setting_names import loss_weights
 from tversky_seg.analysis.summaries import summarize_settings
 from tversky_seg.analysis.sweep import group_runs, read_sweep
-from tversky_seg.analysis.sweep_report import summary_latex, summary_markdown, write_summary
+from tversky_seg.analysis.sweep_report import (
+    reading_notes,
+    summary_latex,
+    summary_markdown,
+    write_summary,
+)
 from tversky_seg.analysis.weight_lines import weight_lines
 from tversky_seg.data.errors import DataError
 from tversky_seg.metrics.overlap import overlap_counts
@@ -337,7 +342,7 @@ def test_no_run_and_an_unknown_measure_are_one_line(tmp_path):
 def test_table_and_figures_are_written(tmp_path):
     status, out, err = run_script(beta_sweep(tmp_path), "--goal", "f2")
     assert (status, err) == (0, "")
-    assert "| loss.alpha=0.5, loss.beta=0.5 | 0.325 ± 0.035 [" in out
+    assert "| loss.alpha=0.5, loss.beta=0.5 | 0.325 ± 0.035 |" in out
     assert "4 cases of 4 subjects; 4 runs (2 seeds) for each setting" in out
     assert "Recommended for f2" in out
     names = {path.name for path in (tmp_path / "summary").iterdir()}
@@ -347,6 +352,19 @@ def test_table_and_figures_are_written(tmp_path):
     assert len(rows) == 3 * 8
     assert rows[0].keys() >= {"setting", "measure", "mean", "sd", "low", "high", "pooled"}
     assert run_script(tmp_path)[0] == 0, "what was written is no run"
+
+
+@pytest.mark.parametrize("n", [4, 5])
+def test_tables_and_figures_give_no_interval_for_fewer_than_five_subjects(tmp_path, n):
+    for beta in (0.6, 0.8):
+        values = {f"c{k}": 0.5 + 0.05 * k for k in range(n)}
+        write_run(tmp_path / str(beta), values, loss={"beta": beta})
+    settings = group_runs(read_sweep([tmp_path]))
+    summaries = summarize_settings(settings, metrics=["dice"])
+    assert ("[0." in summary_markdown(summaries)) == (n == 5)
+    assert ("fewer than 5 subjects" in reading_notes(settings, summaries)) == (n == 4)
+    (axes,) = beta_figure(weight_lines(settings)).axes
+    assert all(container.has_yerr == (n == 5) for container in axes.containers)
 
 
 def test_lines_join_settings_that_differ_in_alpha_and_beta_alone(tmp_path):

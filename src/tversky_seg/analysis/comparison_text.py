@@ -91,7 +91,7 @@ def notes(runs: Sequence[Run], differences: Sequence[Difference]) -> list[str]:
 
 
 def _header(first: Run, second: Run) -> list[str]:
-    return ["Measure", first.name, second.name, "Difference [95 %]", "p", "p (Holm)", "n"]
+    return ["Metric", first.name, second.name, "Difference [95 %]", "p", "p (Holm)", "n"]
 
 
 def _table_rows(second: Run, differences: Sequence[Difference]) -> list[list[str]]:
