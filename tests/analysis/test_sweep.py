@@ -397,6 +397,36 @@ def test_one_setting_shows_its_runs_and_writes_no_figure(tmp_path):
     assert not (tmp_path / "summary" / "beta.png").exists()
 
 
+def split_classes(run, **factors):
+    """Give a run several classes, whose metrics are those of the one times a factor."""
+    path = run / "evaluation" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    for case in metrics["cases"]:
+        row = {key: case.pop(key) for key in list(case) if key not in ("case_id", "subject_id")}
+        for name, factor in factors.items():
+            case[name] = {metric: value * factor for metric, value in row.items()}
+    path.write_text(json.dumps(metrics))
+
+
+def test_medians_are_of_runs_and_not_of_classes(tmp_path):
+    for seed, value in enumerate((0.2, 0.6, 0.4)):
+        run = write_run(tmp_path / f"seed{seed}", {"x": value}, seed=seed)
+        split_classes(run, anterior=1, posterior=0.5)
+    out = run_script(tmp_path, "--metrics", "dice")[1]
+    assert "| seed1, posterior | 0.300 |" in out
+    assert "| median of 3, anterior | 0.400 |" in out
+    assert "| median of 3, posterior | 0.200 |" in out
+
+
+def test_a_single_run_has_no_median(tmp_path):
+    run = write_run(tmp_path / "run", {"x": 0.2})
+    split_classes(run, anterior=1, posterior=0.5)
+    out = run_script(run, "--metrics", "dice")[1]
+    assert "| run, posterior | 0.100 |" in out
+    assert "median" not in out
+    assert "1 case of 1 subject; 1 run, " in out
+
+
 def test_latex_escapes_and_balances(tmp_path):
     table = summary_latex(
         summarize_settings(group_runs(read_sweep([beta_sweep(tmp_path)])), metrics=["dice"])

@@ -105,15 +105,14 @@ def runs_table(runs: Sequence[SweepRun], metrics: Sequence[str]) -> str:
     classes = list(runs[0].evaluated.rows)
     names = _short_names([run.folder for run in runs])
     rows: list[list[str]] = []
-    all_means: list[list[float]] = []
     for class_name in classes:
         suffix = f", {class_name}" if len(classes) > 1 else ""
         means = [_class_means(run, class_name, metrics) for run in runs]
-        all_means += means
         for name, of_run in zip(names, means, strict=True):
             rows.append([name + suffix, *map(_format_number, of_run)])
-    medians = [_median(of_metric) for of_metric in zip(*all_means, strict=True)]
-    rows.append([f"median of {len(rows)}", *map(_format_number, medians)])
+        if len(runs) > 1:
+            medians = [_median(of_metric) for of_metric in zip(*means, strict=True)]
+            rows.append([f"median of {len(runs)}{suffix}", *map(_format_number, medians)])
     return markdown_table(["Run", *map(_label, metrics)], rows)
 
 
@@ -150,7 +149,9 @@ def _short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _count_runs(n_runs: int, n_seeds: int) -> str:
-    return f"{n_runs} runs ({count(n_seeds, 'seed')})"
+    if n_runs == 1:
+        return "1 run"
+    return f"{count(n_runs, 'run')} ({count(n_seeds, 'seed')})"
 
 
 def _header(summaries: Sequence[Summary]) -> list[str]:
