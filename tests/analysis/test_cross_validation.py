@@ -1,6 +1,7 @@
 """The folds of a cross-validation as one cohort: finished runs on tiny cases, made without a training."""
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -96,12 +97,38 @@ def test_a_cohort_of_other_folds_is_evaluated_again_and_that_of_the_same_is_kept
         assert written.stat().st_mtime_ns == before
 
 
+def test_a_cohort_follows_its_runs_whatever_the_times_of_files(
+    folds: list[Path], tmp_path: Path
+) -> None:
+    joined = tmp_path / "joined"
+    evaluate_folds(folds, joined)
+    metrics = folds[0] / "evaluation" / "metrics.json"
+    evaluated = json.loads(metrics.read_text())
+    # Evaluated again with one case fewer, and copied back from a backup: older than the cohort.
+    metrics.write_text(json.dumps(evaluated | {"cases": evaluated["cases"][1:]}))
+    os.utime(metrics, (0, 0))
+    assert evaluate_folds(folds, joined)["n_cases"] == 5
+
+
+def test_a_cohort_that_was_stopped_in_between_is_evaluated(
+    folds: list[Path], tmp_path: Path
+) -> None:
+    joined = tmp_path / "joined"
+    evaluate_folds(folds, joined)
+    for content in ("", None):
+        (joined / "evaluation" / "metrics.json").unlink()
+        if content is not None:
+            (joined / "evaluation" / "metrics.json").write_text(content)
+        assert evaluate_folds(folds, joined)["n_cases"] == 6
+
+
 def test_cases_of_a_missing_fold_are_named(
     folds: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    evaluate_folds(folds[1:], tmp_path / "joined")
-    assert "2 of 6 labelled cases (c0, c1)" in caplog.text
-    caplog.clear()
+    for _ in range(2):  # the second time the cohort is complete
+        evaluate_folds(folds[1:], tmp_path / "joined")
+        assert "2 of 6 labelled cases (c0, c1)" in caplog.text
+        caplog.clear()
     evaluate_folds(folds, tmp_path / "joined")
     evaluate_folds(folds[:1], tmp_path / "single")  # as of a cohort with a fixed split
     assert "labelled cases" not in caplog.text

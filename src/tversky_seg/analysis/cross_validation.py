@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
@@ -19,8 +20,9 @@ from tversky_seg.evaluation.evaluator import evaluate
 from tversky_seg.inference.prediction_folder import SETTINGS_FILE, prediction_files
 from tversky_seg.metrics.case_metrics import TOLERANCE_MM
 from tversky_seg.metrics.lesion_rule import LesionRule
-from tversky_seg.runtime.files import read_json, write_json
+from tversky_seg.runtime.files import read_json, read_json_if_whole, write_json
 
+SOURCES_FILE = "sources.json"
 N_NAMED = 3
 """Cases that a warning names."""
 logger = logging.getLogger("tversky_seg")
@@ -60,7 +62,7 @@ def evaluate_folds(runs: Sequence[Path], output_dir: Path) -> dict[str, Any]:
     Args:
         runs: Finished run directories of one setting, one for each fold.
         output_dir: Folder that gets manifest.csv, predictions/ (links to the files of the runs) and
-            evaluation/, as a run has them.
+            evaluation/, as a run has them, and sources.json: the files that it was made from.
 
     Returns:
         Content of metrics.json: means and intervals over all subjects, and pooled metrics with one
@@ -75,7 +77,8 @@ def evaluate_folds(runs: Sequence[Path], output_dir: Path) -> dict[str, Any]:
     _refuse_shared_cases(folds)
     _warn_of_remaining_cases(folds)
     metrics_file = output_dir / "evaluation" / "metrics.json"
-    if _is_complete(output_dir, folds):
+    sources = {"files": [_hash_sources(run) for run in runs]}
+    if _is_complete(output_dir, sources):
         return dict(read_json(metrics_file))
     cases: list[Case] = []
     for fold in folds:
@@ -85,6 +88,7 @@ def evaluate_folds(runs: Sequence[Path], output_dir: Path) -> dict[str, Any]:
     predictions.mkdir(parents=True, exist_ok=True)
     # From here on, the old result no longer belongs to what lies next to it.
     metrics_file.unlink(missing_ok=True)
+    write_json(output_dir / SOURCES_FILE, sources)
     write_manifest(cases, output_dir / "manifest.csv")
     for fold in folds:
         _link_predictions(fold, predictions)
@@ -116,17 +120,22 @@ def _read_json(path: Path) -> Any:
         raise DataError(path, "damaged", "delete it and repeat the run's command") from error
 
 
-def _is_complete(output_dir: Path, folds: Sequence[Fold]) -> bool:
-    """Tell whether the cohort was evaluated before, of just these runs, and after them."""
-    try:
-        evaluated_at = (output_dir / "evaluation" / "metrics.json").stat().st_mtime
-        settings = read_json(output_dir / "predictions" / SETTINGS_FILE)
-    except (OSError, ValueError):
+def _hash_sources(run: Path) -> dict[str, str]:
+    """Hash the files that change whenever the held-out cases, their masks or metrics do.
+
+    Content tells more than the time of a file, which copies and backups set back.
+    """
+    hashes: dict[str, str] = {}
+    for name in ("manifest.csv", f"predictions/{SETTINGS_FILE}", "evaluation/metrics.json"):
+        hashes[name] = hashlib.sha256((run / name).read_bytes()).hexdigest()
+    return hashes
+
+
+def _is_complete(output_dir: Path, sources: Mapping[str, Any]) -> bool:
+    """Tell whether a cohort was evaluated before, of just these files."""
+    if read_json_if_whole(output_dir / SOURCES_FILE) != sources:
         return False
-    if settings != _common_settings(folds):
-        return False
-    times = [(fold.folder / "evaluation" / "metrics.json").stat().st_mtime for fold in folds]
-    return max(times) <= evaluated_at
+    return read_json_if_whole(output_dir / "evaluation" / "metrics.json") is not None
 
 
 def _check_same_setting(folds: Sequence[Fold]) -> None:
