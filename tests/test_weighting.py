@@ -12,7 +12,7 @@ from tversky_seg.weighting import inverse_weights, size_tempered_weights
 
 @pytest.fixture
 def components() -> torch.Tensor:
-    """Lesions of very different sizes, (B, C, X, Y, Z); the second sample has none in its second class."""
+    """Lesions of very different sizes; the second sample has none in its second class."""
     rng = np.random.default_rng(1)
     labels = np.zeros((2, 2, 12, 11, 10), np.int32)
     for patch in (labels[0, 0], labels[0, 1], labels[1, 0]):
@@ -37,7 +37,7 @@ def brute_force_weights(components: torch.Tensor, t: float = 1.0) -> torch.Tenso
 
 
 def released_rule(labels: np.ndarray, w_min: float = 1.0, w_max: float = 2e5) -> np.ndarray:
-    """The weights of arXiv 2007.10033's code: each component by its own mask, background included, then clipped."""
+    """Weigh as the code of arXiv 2007.10033: each component by its own mask, then clip."""
     weights = np.zeros(labels.shape, np.float64)
     values = np.unique(labels)
     for value in values:
@@ -47,10 +47,9 @@ def released_rule(labels: np.ndarray, w_min: float = 1.0, w_max: float = 2e5) ->
 
 def test_weights_of_a_patch_worked_by_hand():
     components = torch.zeros(2, 2, 5, dtype=torch.int32)
-    components[0, 0, 0], components[1, 1, :4] = (
-        7,
-        9,
-    )  # 20 voxels: lesions of 1 and 4, background of 15
+    # 20 voxels: lesions of 1 and 4, background of 15
+    components[0, 0, 0] = 7
+    components[1, 1, :4] = 9
     weights = inverse_weights(components, w_min=0, w_max=math.inf)
     assert weights[0, 0, 0] == pytest.approx(20 / (3 * 1))
     assert weights[1, 1, 0] == pytest.approx(20 / (3 * 4))
@@ -137,11 +136,11 @@ def test_limits_out_of_order_are_refused(arguments, message):
 
 
 def test_what_is_no_component_map_is_refused():
-    with pytest.raises(ValueError, match="must be integers"):
+    with pytest.raises(ValueError, match=r"components.*float32"):
         inverse_weights(torch.zeros(2, 2, 2))
-    with pytest.raises(ValueError, match=r"got torch.int32 \(4,\)"):
+    with pytest.raises(ValueError, match=r"components.*int32 \(4,\)"):
         inverse_weights(torch.zeros(4, dtype=torch.int32))
-    with pytest.raises(ValueError, match="must be >= 0, got -3"):
+    with pytest.raises(ValueError, match=r"components.*-3"):
         inverse_weights(torch.full((2, 2, 2), -3))
-    with pytest.raises(ValueError, match="t must lie in"):
+    with pytest.raises(ValueError, match=r"t=1\.5"):
         size_tempered_weights(torch.zeros(2, 2, 2, dtype=torch.int32), t=1.5)

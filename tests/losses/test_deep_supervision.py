@@ -1,4 +1,4 @@
-"""Deep supervision: what the network gives, what the loss makes of it, and that all else stays as it was."""
+"""Deep supervision: outputs of the network, the loss over them, and all else unchanged."""
 
 import copy
 from pathlib import Path
@@ -62,8 +62,8 @@ def test_weight_on_full_resolution_alone_is_the_plain_loss(loss: nn.Module) -> N
     image, target, weight = a_batch(9, 8, 8)
     scales = a_network(deep_supervision=2)(image)
     for given in (None, weight):
-        found = DeepSupervision(loss, weights=[1, 0, 0])(scales, target, given)
-        assert torch.equal(found, loss(scales[0], target, given))
+        value = DeepSupervision(loss, weights=[1, 0, 0])(scales, target, given)
+        assert torch.equal(value, loss(scales[0], target, given))
         assert torch.equal(
             with_deep_supervision(loss)(scales[0], target, given), loss(scales[0], target, given)
         )
@@ -84,18 +84,18 @@ def test_the_sum_over_resolutions_by_hand() -> None:
 def test_a_lesion_of_one_voxel_is_seen_at_every_resolution() -> None:
     target = torch.zeros(1, 1, 9, 9, 9)
     target[0, 0, 5, 3, 8] = 1
-    seen = []
+    calls = []
 
     class Watched(nn.Module):
         def forward(
             self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
         ) -> torch.Tensor:
-            seen.append((logits.shape == target.shape, target.nonzero()[:, 2:].tolist()))
+            calls.append((logits.shape == target.shape, target.nonzero()[:, 2:].tolist()))
             return logits.sum()
 
     scales = [torch.zeros(1, 1, side, side, side) for side in (9, 5, 3)]
     DeepSupervision(Watched())(scales, target)
-    assert seen == [(True, [[5, 3, 8]]), (True, [[2, 1, 4]]), (True, [[1, 0, 2]])]
+    assert calls == [(True, [[5, 3, 8]]), (True, [[2, 1, 4]]), (True, [[1, 0, 2]])]
 
 
 def test_the_gradient_reaches_each_head() -> None:
@@ -107,20 +107,16 @@ def test_the_gradient_reaches_each_head() -> None:
 
 @pytest.mark.parametrize("n", [-1, 3])
 def test_more_heads_than_coarser_levels_are_refused(n: int) -> None:
-    with pytest.raises(
-        ValueError, match=rf"deep_supervision must be >= 0 and < n_levels=3, got {n}"
-    ):
+    with pytest.raises(ValueError, match=rf"deep_supervision.* {n}$"):
         a_network(deep_supervision=n)
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
     for weights_given in ([], [1, -1]):
-        with pytest.raises(ValueError, match="weights must be >= 0, one for each resolution, got"):
+        with pytest.raises(ValueError, match="weights"):
             DeepSupervision(BCELoss(), weights=weights_given)
     image, target, _ = a_batch(8, 8, 8)
-    with pytest.raises(
-        ValueError, match=r"weights must be 3, one for each resolution, got \[1, 0\]"
-    ):
+    with pytest.raises(ValueError, match=r"weights.*3.*\[1, 0\]"):
         DeepSupervision(BCELoss(), weights=[1, 0])(a_network(deep_supervision=2)(image), target)
 
 
@@ -142,15 +138,16 @@ def test_it_compiles_and_exports() -> None:
 
 
 def test_a_training_with_heads_averages_recomputes_and_predicts(tmp_path: Path) -> None:
-    found, settings = [], {"max_steps": 3, "ema_decay": 0.5, "accumulate": 2, "device": "cpu"}
+    trained = []
+    settings = {"max_steps": 3, "ema_decay": 0.5, "accumulate": 2, "device": "cpu"}
     for recompute in (False, True):
         network = a_network(in_channels=1, out_channels=1, deep_supervision=2)
         best = Trainer(model=network, loss=TverskyLoss(), recompute=recompute, **settings).fit(
             Blobs(), tmp_path / str(recompute)
         )
-        found.append(weights(best))
-    assert_same(*found)
-    assert "coarse_heads.0.weight" in found[0]
+        trained.append(weights(best))
+    assert_same(*trained)
+    assert "coarse_heads.0.weight" in trained[0]
     again = copy.deepcopy(network).eval()
-    again.load_state_dict(found[0])
+    again.load_state_dict(trained[0])
     assert again(Blobs()[0].image).shape == (2, 1, 8, 8, 8)

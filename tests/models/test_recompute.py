@@ -1,4 +1,4 @@
-"""Blocks that are computed again in the backward pass: the same numbers, and each batch counted once."""
+"""Recomputed blocks: the same numbers, and each batch counted once."""
 
 import pytest
 import torch
