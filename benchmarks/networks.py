@@ -1,12 +1,15 @@
-"""Training step and peak memory of each network beside MONAI's nearest of the same widths, interleaved.
+"""Training step and peak memory of each network, next to MONAI's nearest of the same widths.
 
-    python benchmarks/networks.py [--size 64] [--repeats 15] [--threads 2] [--device auto] [--clock wall]
+    python benchmarks/networks.py [--size 64] [--repeats 15] [--threads 2] [--device auto]
+                                  [--clock wall]
 
-A step is forward, a sum over the logits, backward, Adam; all networks are placed as the trainer does it. The ratio is
-the median over turns of ours / MONAI's in the same turn. Networks of one name differ in arithmetic (MONAI's UNet has
-one full-resolution convolution; Shirokikh's residual U-Net twice the convolutions of DynUNet's), so the table also
-gives GFLOP of a forward pass, and the ratio per GFLOP. Memory is what a fresh process adds from before its first step.
-On a busy machine `OMP_WAIT_POLICY=passive` and `--clock cpu` (processor seconds of all threads) still compare fairly.
+A step is forward, a sum over the logits, backward, Adam; all networks are laid out as the trainer
+does it and take turns. The ratio is the median over turns of ours / MONAI's in the same turn.
+Networks of one title differ in arithmetic (MONAI's UNet has one full-resolution convolution;
+Shirokikh's residual U-Net twice the convolutions of DynUNet's), so the table also gives GFLOP of a
+forward pass, and the ratio per GFLOP. Memory is what a fresh process adds from before its first
+step. On a busy machine `OMP_WAIT_POLICY=passive` and `--clock cpu` (processor seconds of all
+threads) still compare fairly.
 """
 
 import argparse
@@ -31,7 +34,8 @@ CHANNELS = {"in_channels": 3, "out_channels": 1}
 
 
 def dynunet(widths: tuple[int, ...], *, residual: bool = False) -> nn.Module:
-    kernels, strides = [3] * len(widths), [1] + [2] * (len(widths) - 1)
+    kernels = [3] * len(widths)
+    strides = [1] + [2] * (len(widths) - 1)
     return DynUNet(
         3,
         3,
@@ -50,10 +54,11 @@ def unet(widths: tuple[int, ...]) -> nn.Module:
     return UNet(3, 3, 1, channels=widths, strides=strides, num_res_units=2, norm="batch")
 
 
-NARROW, WIDE = (16, 32, 64, 128), (16, 64, 128, 256)
-NETWORKS: dict[
-    str, dict[str, Callable[[], nn.Module]]
-] = {  # ours, then MONAI's, of the same widths and normalisation
+NARROW = (16, 32, 64, 128)
+WIDE = (16, 64, 128, 256)
+Builders = dict[str, Callable[[], nn.Module]]
+# Ours, then MONAI's, of the same widths and normalisation.
+NETWORKS: dict[str, Builders] = {
     "U-Net, widths 16-128": {
         "UNet3D": lambda: UNet3D(**CHANNELS, norm="batch"),
         "MONAI DynUNet": lambda: dynunet(NARROW),
@@ -81,7 +86,7 @@ BUILDERS = {name: build for group in NETWORKS.values() for name, build in group.
 
 
 def training_step(name: str, *, size: int, device: torch.device) -> Callable[[], None]:
-    """A function that does one training step of the named network on the same random patches."""
+    """Make a function that does one training step of a network on the same random patches."""
     torch.manual_seed(0)
     network = to_device(BUILDERS[name](), device)
     optimizer = torch.optim.Adam(network.parameters())
@@ -104,16 +109,17 @@ def seconds(call: Callable[[], None], *, clock: Callable[[], float]) -> float:
 
 
 def gigaflop(name: str, *, size: int) -> float:
-    """Arithmetic of a forward pass of the same batch, in 1e9 operations; nothing is computed."""
+    """Count the operations of a forward pass of the same batch, in 1e9; nothing is computed."""
     with torch.device("meta"):
-        network, image = BUILDERS[name]().eval(), torch.empty(2, 3, size, size, size)
+        network = BUILDERS[name]().eval()
+        image = torch.empty(2, 3, size, size, size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(image)
     return counter.get_total_flops() / 1e9
 
 
 def peak_mib(name: str, size: int, threads: int, device: torch.device) -> float:
-    """What three steps add to this process (CPU) or to the device (CUDA), at the highest point."""
+    """Measure the peak memory that three steps add to this process (CPU) or the device (CUDA)."""
     use_threads(threads)
     step = training_step(name, size=size, device=device)
     if device.type == "cuda":
@@ -134,23 +140,26 @@ def _resident_mib(field: str) -> float:
 def compare(
     names: list[str], *, size: int, repeats: int, device: torch.device, clock: Callable[[], float]
 ) -> dict[str, list[float]]:
-    """Seconds of each network's steps, one of each in turn."""
+    """Measure the seconds of each network's steps; the networks take turns."""
     steps = {name: training_step(name, size=size, device=device) for name in names}
     for step in steps.values():
         step()
-    turns = [
-        {name: seconds(step, clock=clock) for name, step in steps.items()} for _ in range(repeats)
-    ]
-    return {name: [turn[name] for turn in turns] for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            times[name].append(seconds(step, clock=clock))
+    return times
 
 
-def rows(group: dict[str, Callable[[], nn.Module]], args: argparse.Namespace) -> list[str]:
-    """Markdown rows of one group; the ratios are the first network's to each other one's."""
-    device, ours = pick_device(args.device), next(iter(group))
+def rows(group: Builders, args: argparse.Namespace) -> list[str]:
+    """Measure one group as Markdown rows; ratios are the first network's to each other one's."""
+    device = pick_device(args.device)
+    ours = next(iter(group))
     clock = time.perf_counter if args.clock == "wall" else time.process_time
     times = compare(list(group), size=args.size, repeats=args.repeats, device=device, clock=clock)
     work = {name: gigaflop(name, size=args.size) for name in group}
-    context, lines = multiprocessing.get_context("spawn"), []
+    context = multiprocessing.get_context("spawn")
+    lines = []
     for name, build in group.items():
         ratio = median(a / b for a, b in zip(times[ours], times[name], strict=True))
         per_gigaflop = ratio * work[name] / work[ours]
@@ -158,8 +167,10 @@ def rows(group: dict[str, Callable[[], nn.Module]], args: argparse.Namespace) ->
             peak = pool.apply(peak_mib, (name, args.size, args.threads, device))
         count = sum(p.numel() for p in build().parameters())
         ratios = f"{ratio:.2f} | {per_gigaflop:.2f}" if name != ours else "1 | 1"
+        milliseconds = 1e3 * median(times[name])
         lines.append(
-            f"| {name} | {count:,} | {work[name]:.1f} | {1e3 * median(times[name]):.0f} | {ratios} | {peak:.0f} |"
+            f"| {name} | {count:,} | {work[name]:.1f} | {milliseconds:.0f} "
+            f"| {ratios} | {peak:.0f} |"
         )
     return lines
 
@@ -179,14 +190,13 @@ def main() -> None:
     args = parser.parse_args()
     use_threads(args.threads)
     print(
-        f"{date.today()}, torch {torch.__version__}, MONAI {monai.__version__}, {platform.processor()},",
-        end=" ",
+        f"{date.today()}, torch {torch.__version__}, MONAI {monai.__version__}, "
+        f"{platform.processor()}, {args.threads} threads, (2, 3, {args.size}^3) fp32, "
+        f"{args.clock} clock, median of {args.repeats} turns\n"
     )
     print(
-        f"{args.threads} threads, (2, 3, {args.size}^3) fp32, {args.clock} clock, median of {args.repeats} turns\n"
-    )
-    print(
-        "| network | parameters | GFLOP | ms a step | ours / this | ours / this, per GFLOP | peak MiB |"
+        "| network | parameters | GFLOP | ms a step | ours / this "
+        "| ours / this, per GFLOP | peak MiB |"
     )
     print("|---|---|---|---|---|---|---|")
     for title, group in NETWORKS.items():
