@@ -1,5 +1,7 @@
 """A trainer of seconds, and batches to train it on."""
 
+import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -7,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from tversky_seg.data.patches.batches import Batch
 from tversky_seg.losses import TverskyLoss
 from tversky_seg.models import UNet3D
 from tversky_seg.runtime.checkpoints import load_checkpoint
 from tversky_seg.training import Trainer
+from tversky_seg.training.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -63,3 +67,24 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def fake_validation(*values: float) -> Callable[[nn.Module], Validation]:
+    """Make a validation that gives these values in turn, each with a tenth of it as threshold."""
+    remaining = iter(values)
+
+    def validate(model: nn.Module) -> Validation:
+        torch.rand(3)  # a validation that draws at random must not disturb the training
+        value = next(remaining)
+        return Validation({"dice": value}, threshold=value / 10)
+
+    return validate
+
+
+def rows(run: Path, name: str) -> dict[int, float]:
+    """Read the values of a name in metrics.csv, by step."""
+    with (run / "metrics.csv").open(encoding="utf-8") as file:
+        table = [row for row in csv.DictReader(file) if row["name"] == name]
+    values = {int(row["step"]): float(row["value"]) for row in table}
+    assert len(values) == len(table), "duplicate step"
+    return values

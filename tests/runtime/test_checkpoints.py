@@ -181,32 +181,32 @@ def a_network(n_classes: int = 1) -> torch.nn.Module:
 
 
 def test_a_warm_start_takes_all_weights(tmp_path: Path) -> None:
-    there, here = a_network(), a_network()
-    save_checkpoint(tmp_path / "best.pt", {"model": there.state_dict()})
-    warm_start(here, tmp_path / "best.pt")
+    source, network = a_network(), a_network()
+    save_checkpoint(tmp_path / "best.pt", {"model": source.state_dict()})
+    warm_start(network, tmp_path / "best.pt")
     assert all(
-        torch.equal(a, b) for a, b in zip(there.parameters(), here.parameters(), strict=True)
+        torch.equal(a, b) for a, b in zip(source.parameters(), network.parameters(), strict=True)
     )
 
 
 def test_a_warm_start_of_another_network_is_refused_or_lists_what_is_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    there, here = a_network(), a_network(n_classes=3)
-    last = here[1].weight.detach().clone()
-    save_checkpoint(tmp_path / "best.pt", {"model": there.state_dict()})
+    source, network = a_network(), a_network(n_classes=3)
+    last = network[1].weight.detach().clone()
+    save_checkpoint(tmp_path / "best.pt", {"model": source.state_dict()})
     with pytest.raises(
         CheckpointError,
         match=r"best\.pt: 2 .* 1\.weight \(\(1, 2, 1, 1, 1\) ",
     ):
-        warm_start(here, tmp_path / "best.pt")
+        warm_start(network, tmp_path / "best.pt")
     with caplog.at_level(logging.WARNING, logger="tversky_seg"):
-        warm_start(here, tmp_path / "best.pt", is_strict=False)
+        warm_start(network, tmp_path / "best.pt", is_strict=False)
     assert "1.weight ((1, 2, 1, 1, 1) " in caplog.text
     assert "(3, 2, 1, 1, 1) " in caplog.text
     assert "1.bias (" in caplog.text
-    assert torch.equal(here[0].weight, there[0].weight)
-    assert torch.equal(here[1].weight, last)
+    assert torch.equal(network[0].weight, source[0].weight)
+    assert torch.equal(network[1].weight, last)
 
 
 def test_a_warm_start_without_any_weight_in_common_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Several processes on this machine, with gloo: one training, shared work, ends that are noticed."""
+"""Several processes on this machine, with gloo: one training, shared work, lost processes."""
 
 import csv
 import os
@@ -71,7 +71,7 @@ OPTIMIZERS = {
 def train_in_process(
     rank: int, size: int, store: str, folder: str, name: str, n_parts: int
 ) -> None:
-    """One of `size` processes: trains, validates three cases, and checks what it shares with the others."""
+    """Train in one of `size` processes, validate three cases, and check what they share."""
     if size > 1:
         torch.distributed.init_process_group(
             "gloo", init_method=f"file://{store}", rank=rank, world_size=size
@@ -173,9 +173,9 @@ def test_deep_supervision_is_shared_by_processes(tmp_path: Path) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return int(opened.getsockname()[1])
 
 
 def torchrun(*words: str, n: int, folder: Path, **further: Any) -> subprocess.Popen[str]:
@@ -209,8 +209,8 @@ def torchrun(*words: str, n: int, folder: Path, **further: Any) -> subprocess.Po
 
 
 def finish(process: subprocess.Popen[str], *, within_s: float = 240) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=within_s)
-    return process.returncode, said
+    output, _ = process.communicate(timeout=within_s)
+    return process.returncode, output
 
 
 def is_done(folder: Path) -> bool:
@@ -219,11 +219,11 @@ def is_done(folder: Path) -> bool:
 
 @pytest.mark.slow
 def test_torchrun_trains_predicts_and_judges_and_one_process_speaks(tmp_path: Path) -> None:
-    status, said = finish(torchrun(n=2, folder=tmp_path))
-    assert status == 0, said
+    status, output = finish(torchrun(n=2, folder=tmp_path))
+    assert status == 0, output
     assert is_done(tmp_path)
-    assert said.count("6 cases") <= 1
-    assert said.count("step 4: validation") == 1
+    assert output.count("6 cases") <= 1
+    assert output.count("step 4: validation") == 1
     table = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     steps = [(row["step"], row["name"]) for row in csv.DictReader(table)]
     assert len(steps) == len(set(steps))
@@ -231,10 +231,10 @@ def test_torchrun_trains_predicts_and_judges_and_one_process_speaks(tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_batch_that_is_too_small_for_the_processes_is_one_line(tmp_path: Path) -> None:
-    status, said = finish(torchrun("trainer.batch_size=1", n=2, folder=tmp_path))
+    status, output = finish(torchrun("trainer.batch_size=1", n=2, folder=tmp_path))
     assert status != 0
-    assert said.count("error: ") == 1
-    assert "error: trainer.batch_size: got 1; batch_size must be at least the 2 processes" in said
+    assert output.count("error: ") == 1
+    assert "error: trainer.batch_size: got 1; batch_size must be at least the 2 processes" in output
 
 
 @pytest.mark.slow
@@ -250,10 +250,10 @@ def test_a_killed_process_ends_all_within_a_minute_and_the_same_command_goes_on(
     ).stdout
     os.kill(int(children.split()[-1]), signal.SIGKILL)
     killed_at = time.monotonic()
-    status, said = finish(process, within_s=60)
+    status, output = finish(process, within_s=60)
     assert status != 0
     assert time.monotonic() - killed_at < 60
-    assert "Signal 9 (SIGKILL)" in said
+    assert "Signal 9 (SIGKILL)" in output
 
 
 @pytest.mark.slow
@@ -270,9 +270,9 @@ def test_processes_that_are_restarted_go_on_from_the_checkpoint(tmp_path: Path) 
         ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
     ).stdout
     os.kill(int(children.split()[-1]), signal.SIGKILL)
-    status, said = finish(process)
-    assert status == 0, said
-    assert "resuming at step" in said
+    status, output = finish(process)
+    assert status == 0, output
+    assert "resuming at step" in output
     assert is_done(tmp_path)
 
 
@@ -287,8 +287,8 @@ def test_two_agents_over_loopback_train_as_two_nodes(tmp_path: Path) -> None:
     make_cohort(tmp_path / "cohort")
     agents = [torchrun(*meet, n=1, folder=tmp_path) for _ in range(2)]
     for agent in agents:
-        status, said = finish(agent)
-        assert status == 0, said
+        status, output = finish(agent)
+        assert status == 0, output
     assert is_done(tmp_path)
 
 
@@ -330,21 +330,21 @@ def test_a_connection_that_is_lost_while_it_is_made_is_made_again(
 def test_processes_that_are_restarted_see_no_address_of_those_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kept = torch.distributed.HashStore()
-    seen = []
+    store_of_torchrun = torch.distributed.HashStore()
+    has_address = []
 
     def connect(backend: str, *, store: torch.distributed.Store, **_: object) -> None:
-        seen.append(store.check(["address"]))
+        has_address.append(store.check(["address"]))
         store.set("address", "here")
 
-    monkeypatch.setattr(distributed, "rendezvous", lambda _: iter([(kept, 0, 2)]))
+    monkeypatch.setattr(distributed, "rendezvous", lambda _: iter([(store_of_torchrun, 0, 2)]))
     monkeypatch.setattr(distributed.dist, "init_process_group", connect)
     monkeypatch.setattr(distributed.dist.distributed_c10d, "_set_pg_timeout", lambda _: None)
     monkeypatch.setattr(distributed.dist, "new_group", lambda **_: None)
     for count in ("0", "1"):
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
         distributed._connect()
-    assert seen == [False, False]
+    assert has_address == [False, False]
 
 
 def meet_a_process_that_hangs(rank: int, store: str, result: str) -> None:

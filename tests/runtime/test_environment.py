@@ -21,7 +21,7 @@ from tversky_seg.runtime.files import read_json
 
 
 def test_the_environment_is_plain_and_names_versions_threads_and_commit() -> None:
-    found = json.loads(json.dumps(describe_environment()))
+    recorded = json.loads(json.dumps(describe_environment()))
     assert {
         "command",
         "python",
@@ -30,8 +30,8 @@ def test_the_environment_is_plain_and_names_versions_threads_and_commit() -> Non
         "device",
         "git_commit",
         "git_dirty",
-    } <= found.keys()
-    assert found["versions"]["torch"]
+    } <= recorded.keys()
+    assert recorded["versions"]["torch"]
 
 
 def test_going_on_with_other_threads_or_another_torch_is_warned_of(
@@ -58,19 +58,19 @@ def test_the_environment_tells_what_a_rerun_needs(
     monkeypatch.setattr(environment, "_git", lambda *words: answers[words[0]])
     (tmp_path / "image.nii.gz").write_bytes(b"voxels")
     record_environment(tmp_path / "environment.json", data=[tmp_path / "image.nii.gz"])
-    found = read_json(tmp_path / "environment.json")
-    assert (found["git_commit"], found["git_dirty"]) == ("0123abcd", True)
-    assert found["command"] == [sys.executable, "train.py", "seed=3"]
-    assert found["versions"].keys() == set(environment.PACKAGES)
-    assert found["versions"]["numpy"] == np.__version__
-    assert (found["python"], found["processes"], found["cpus"]) == (
+    recorded = read_json(tmp_path / "environment.json")
+    assert (recorded["git_commit"], recorded["git_dirty"]) == ("0123abcd", True)
+    assert recorded["command"] == [sys.executable, "train.py", "seed=3"]
+    assert recorded["versions"].keys() == set(environment.PACKAGES)
+    assert recorded["versions"]["numpy"] == np.__version__
+    assert (recorded["python"], recorded["processes"], recorded["cpus"]) == (
         platform.python_version(),
         1,
         os.cpu_count(),
     )
-    assert found["device"]
-    assert found["platform"]
-    assert found["data"] == data_fingerprint([tmp_path / "image.nii.gz"])
+    assert recorded["device"]
+    assert recorded["platform"]
+    assert recorded["data"] == data_fingerprint([tmp_path / "image.nii.gz"])
     answers["status"] = ""
     assert describe_environment()["git_dirty"] is False
 
@@ -94,19 +94,20 @@ def test_a_fingerprint_is_of_contents_not_of_places(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         for name, content in contents.items():
             (tmp_path / folder / name).write_bytes(content)
-    here, there = ([tmp_path / folder / name for name in contents] for folder in ("here", "there"))
-    first = data_fingerprint(here)
+    files = [tmp_path / "here" / name for name in contents]
+    copies = [tmp_path / "there" / name for name in contents]
+    first = data_fingerprint(files)
     assert re.fullmatch(r"[0-9a-f]{16}", first)
-    assert data_fingerprint(there) == first
-    assert data_fingerprint(here[::-1]) != first
-    assert data_fingerprint(here[:1]) != first
+    assert data_fingerprint(copies) == first
+    assert data_fingerprint(files[::-1]) != first
+    assert data_fingerprint(files[:1]) != first
     for changed in (
         b"\xff" + large[1:],
         large[:-1] + b"\x00",
         large + large[:256],
     ):  # beginning, end, length
-        there[0].write_bytes(changed)
-        assert data_fingerprint(there) != first
+        copies[0].write_bytes(changed)
+        assert data_fingerprint(copies) != first
 
 
 def test_going_on_with_other_data_is_warned_of(

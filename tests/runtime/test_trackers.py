@@ -1,4 +1,4 @@
-"""Trackers: the same numbers as in metrics.csv, in one run after a stop, no step twice; a fault stops no training."""
+"""Trackers: the numbers of metrics.csv, in one run after a stop, no step twice."""
 
 import json
 import logging
@@ -86,15 +86,15 @@ def test_mlflow_goes_on_in_the_same_run(
     recorded(run, range(1, 4), names=("mlflow",))
     recorded(run, range(2, 6), names=("mlflow",), from_step=1)
     client = mlflow.MlflowClient()
-    (experiment,) = [found for found in client.search_experiments() if found.name == "tversky-seg"]
-    (found,) = client.search_runs([experiment.experiment_id])
-    history = client.get_metric_history(found.info.run_id, "loss")
+    (experiment,) = [each for each in client.search_experiments() if each.name == "tversky-seg"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    history = client.get_metric_history(run.info.run_id, "loss")
     assert [(point.step, point.value) for point in history] == [
         (step, 1 / step) for step in range(1, 6)
     ]
-    assert found.data.params == {"seed": "3", "model.width": "16"}
-    assert found.info.status == "FINISHED"
-    assert [file.path for file in client.list_artifacts(found.info.run_id, "pictures/case/axial")]
+    assert run.data.params == {"seed": "3", "model.width": "16"}
+    assert run.info.status == "FINISHED"
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "pictures/case/axial")]
 
 
 def test_wandb_writes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

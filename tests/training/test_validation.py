@@ -33,7 +33,7 @@ def a_case(folder: Path, seed: int, *, is_empty: bool = False) -> PreparedCase:
 
 def test_measures_are_means_over_cases_at_what_was_chosen(tmp_path: Path) -> None:
     cases = [a_case(tmp_path, seed) for seed in range(3)]
-    found = validate(FirstChannel(), cases=cases, classes=("lesion",), inference=WHOLE)
+    validation = validate(FirstChannel(), cases=cases, classes=("lesion",), inference=WHOLE)
     rows = []
     for case in cases:
         assert case.target is not None
@@ -41,12 +41,12 @@ def test_measures_are_means_over_cases_at_what_was_chosen(tmp_path: Path) -> Non
             FirstChannel(), case.image, image_scale=case.image_scale, patch_size="whole"
         )[0]
         levels = to_levels(probability.numpy()) / 65535
-        settings = {"threshold": found.threshold, "min_volume_mm3": found.min_volume_mm3}
+        settings = {"threshold": validation.threshold, "min_volume_mm3": validation.min_volume_mm3}
         rows.append(
             compute_metrics(levels, case.target[0], spacing_mm=np.diag(AFFINE)[:3], **settings)
         )
     for name in MONITORED:
-        assert found.measures[name] == pytest.approx(
+        assert validation.measures[name] == pytest.approx(
             np.mean([row[name] for row in rows]), abs=1e-4
         ), name
 
@@ -67,21 +67,21 @@ def test_several_classes_are_named_and_averaged(tmp_path: Path) -> None:
         def forward(self, image):  # type: ignore[no-untyped-def]
             return image * image.new_tensor([1.0, -1.0]).view(1, 2, 1, 1, 1)
 
-    found = validate(Both(), cases=[double], classes=("a", "b"), inference=WHOLE)
-    assert isinstance(found.threshold, dict)
-    assert set(found.threshold) == {"a", "b"}
-    assert found.measures["a/dice"] > found.measures["b/dice"]
-    assert found.measures["dice"] == pytest.approx(
-        (found.measures["a/dice"] + found.measures["b/dice"]) / 2
+    validation = validate(Both(), cases=[double], classes=("a", "b"), inference=WHOLE)
+    assert isinstance(validation.threshold, dict)
+    assert set(validation.threshold) == {"a", "b"}
+    assert validation.measures["a/dice"] > validation.measures["b/dice"]
+    assert validation.measures["dice"] == pytest.approx(
+        (validation.measures["a/dice"] + validation.measures["b/dice"]) / 2
     )
 
 
 def test_without_any_lesion_measures_are_undefined_at_one_half(tmp_path: Path) -> None:
-    found = validate(
+    validation = validate(
         FirstChannel(),
         cases=[a_case(tmp_path, 0, is_empty=True)],
         classes=("lesion",),
         inference=WHOLE,
     )
-    assert found.threshold == 0.5
-    assert math.isnan(found.measures["sensitivity"])
+    assert validation.threshold == 0.5
+    assert math.isnan(validation.measures["sensitivity"])
