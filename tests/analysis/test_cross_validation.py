@@ -1,4 +1,4 @@
-"""The folds of a cross-validation as one cohort: finished runs on tiny cases, made without a training."""
+"""The folds of a cross-validation as one cohort, of finished runs made without a training."""
 
 import json
 import os
@@ -24,17 +24,17 @@ from tversky_seg.runtime.files import write_json
 def finish_run(
     folder: Path, cases: Sequence[Case], held_out: Sequence[int], **settings: Any
 ) -> Path:
-    """A run directory as training leaves it, with half of each lesion predicted and one false lesion of a voxel."""
-    said = {
+    """Write a run as training leaves it: half of each lesion predicted, and one false voxel."""
+    prediction = {
         "checkpoint": folder.name,
         "classes": {"lesion": [1]},
         "threshold": 0.5,
         "min_volume_mm3": 0.0,
     } | settings
-    parted = [
+    split = [
         replace(case, split="test" if i in held_out else "train") for i, case in enumerate(cases)
     ]
-    write_manifest(parted, folder / "manifest.csv")
+    write_manifest(split, folder / "manifest.csv")
     (folder / "predictions").mkdir()
     for i in held_out:
         _, label = scan(i)
@@ -43,8 +43,8 @@ def finish_run(
         write_prediction(
             folder / "predictions", cases[i].case_id, probability[None], AFFINE, threshold=0.5
         )
-    write_json(folder / "predictions" / "predictions.json", said)
-    tested = [case for case in parted if case.split == "test"]
+    write_json(folder / "predictions" / "predictions.json", prediction)
+    tested = [case for case in split if case.split == "test"]
     evaluate(folder / "predictions", tested, output_dir=folder / "evaluation")
     return folder
 
