@@ -45,24 +45,32 @@ def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check(manifest: Path, *words: object) -> Outcome:
     """Run the check on a manifest, in this process."""
-    where = [f"data.manifest={manifest}", f"data.cache_dir={manifest.parent / 'cache'}"]
-    own = [f"output_dir={manifest.parent / 'check'}", "n_workers=1"]
-    return call("check_data", "data=manifest", *where, *own, *NETWORK, *words)
+    folder = manifest.parent
+    return call(
+        "check_data",
+        "data=manifest",
+        f"data.manifest={manifest}",
+        f"data.cache_dir={folder / 'cache'}",
+        f"output_dir={folder / 'check'}",
+        "n_workers=1",
+        *NETWORK,
+        *words,
+    )
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    """The lines of a CSV."""
+    """Read the rows of a CSV."""
     with path.open() as file:
         return list(csv.DictReader(file))
 
 
-def found_in(folder: Path) -> list[dict[str, str]]:
-    """What findings.csv lists."""
+def findings_in(folder: Path) -> list[dict[str, str]]:
+    """Read the rows of findings.csv."""
     return rows_of(folder / "check" / "findings.csv")
 
 
 def one_case(folder: Path, **files: str) -> Case:
-    """A case of two modalities and a label, some of the files replaced."""
+    """Write a case of two modalities and a label, some of the files replaced."""
     row = add_case(folder, "c0", seed=0) | files
     return Case(
         "c0",
@@ -73,10 +81,16 @@ def one_case(folder: Path, **files: str) -> Case:
 
 
 def broken(folder: Path, name: str, content: bytes) -> Case:
-    """A case of which one file holds other bytes."""
+    """Write a case of which one file holds other bytes."""
     case = one_case(folder)
     (folder / f"c0_{name}.nii.gz").write_bytes(content)
     return case
+
+
+def files_at_fault(case: Case) -> list[str]:
+    """List the names of the files with an error."""
+    findings = examine(case, SETTINGS).findings
+    return [Path(finding.where).name for finding in findings if finding.level == "error"]
 
 
 def test_a_sound_cohort_has_no_errors_and_gets_a_page_that_needs_no_other_file(tmp_path):
@@ -104,28 +118,28 @@ def test_a_sound_cohort_has_no_errors_and_gets_a_page_that_needs_no_other_file(t
         (
             "FLAIR",
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
-            "is a Git LFS pointer",
+            "Git LFS",
         ),
-        ("T1", b"<!DOCTYPE html><html>Not found</html>", "is a web page"),
-        ("T1", b"Please sign in to download.\n", "is text, not an image"),
-        ("label", b"", "is empty"),
+        ("T1", b"<!DOCTYPE html><html>Not found</html>", "web page"),
+        ("T1", b"Please sign in to download.\n", "text"),
+        ("label", b"", "empty"),
     ],
 )
-def test_what_is_saved_under_an_image_s_name_is_said(tmp_path, name, content, finding):
+def test_other_content_under_the_name_of_an_image_is_named(tmp_path, name, content, finding):
     report = examine(broken(tmp_path, name, content), SETTINGS)
     errors = [f for f in report.findings if f.level == "error"]
     assert [Path(f.where).name for f in errors] == [f"c0_{name}.nii.gz"]
-    assert errors[0].found.startswith(finding)
+    assert finding in errors[0].found
     assert errors[0].remedy
 
 
-def test_a_cut_gzip_is_said(tmp_path):
+def test_a_cut_gzip_is_an_error(tmp_path):
     case = one_case(tmp_path)
     file = tmp_path / "c0_T1.nii.gz"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     (error,) = examine(case, SETTINGS).findings
     assert (error.level, Path(error.where).name) == ("error", "c0_T1.nii.gz")
-    assert "is cut off or damaged" in error.found
+    assert "cut off" in error.found
 
 
 def test_nan_voxels_are_counted(tmp_path):
@@ -136,20 +150,17 @@ def test_nan_voxels_are_counted(tmp_path):
     save(tmp_path / "c0_T1.nii.gz", image.astype(np.float32))
     report = examine(case, SETTINGS)
     assert report.n_non_finite == 4
-    assert report.findings[0].found == "4 voxels are NaN or infinite"
+    assert report.findings[0].found.startswith("4 voxels")
 
 
 def test_all_faults_of_a_case_are_named_and_not_the_first_alone(tmp_path):
     case = broken(tmp_path, "T1", b"<html></html>")
     label = scan(0)[1]
     save(tmp_path / "c0_label.nii.gz", (label * 7).astype(np.uint8))
-    found = [f.found for f in examine(case, SETTINGS).findings if f.level == "error"]
-    assert found == ["is a web page, not an image", "holds the label values 7 that no class names"]
+    assert files_at_fault(case) == ["c0_T1.nii.gz", "c0_label.nii.gz"]
     (tmp_path / "c0_FLAIR.nii.gz").write_bytes(b"")
-    found = [f.found for f in examine(case, SETTINGS).findings if f.level == "error"]
-    assert found == ["is empty", "is a web page, not an image"], (
-        "without a grid the label's values are not looked at"
-    )
+    # Without a grid the values of the label are not examined.
+    assert files_at_fault(case) == ["c0_FLAIR.nii.gz", "c0_T1.nii.gz"]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +186,8 @@ def test_a_label_of_another_shape_is_an_error(tmp_path):
     case = one_case(tmp_path)
     save(tmp_path / "c0_label.nii.gz", scan(0, shape=(20, 26, 22))[1])
     (error,) = [f for f in examine(case, SETTINGS).findings if f.level == "error"]
-    assert "has shape (20, 26, 22), FLAIR has (24, 26, 22)" in error.found
+    assert "(20, 26, 22)" in error.found
+    assert "(24, 26, 22)" in error.found
 
 
 def test_a_mask_that_a_scale_factor_decodes_to_almost_one_is_read_and_noted(tmp_path):
@@ -186,7 +198,7 @@ def test_a_mask_that_a_scale_factor_decodes_to_almost_one_is_read_and_noted(tmp_
     report = examine(case, SETTINGS)
     assert report.n_lesions == examine(one_case(tmp_path / "plain"), SETTINGS).n_lesions
     assert [f.level for f in report.findings] == ["note"]
-    assert "decode to 0.999999" in report.findings[0].found
+    assert "0.999999" in report.findings[0].found
 
 
 def test_a_negative_background_a_lesion_outside_the_brain_and_no_lesion_are_warnings(tmp_path):
@@ -197,21 +209,23 @@ def test_a_negative_background_a_lesion_outside_the_brain_and_no_lesion_are_warn
     save(tmp_path / "c0_label.nii.gz", label)
     report = examine(case, SETTINGS)
     assert [f.level for f in report.findings] == ["warning", "warning", "note"]
-    assert report.findings[0].found == "the background is -1000, not 0"
+    assert "background" in report.findings[0].found
+    assert "-1000" in report.findings[0].found
     assert report.findings[1].found.startswith("1 of ")
-    assert "lie outside the brain" in report.findings[1].found
-    assert "are one voxel" in report.findings[2].found
+    assert "outside" in report.findings[1].found
+    assert "one voxel" in report.findings[2].found
     assert report.intensities["FLAIR"][0] == -1000
     save(tmp_path / "c0_label.nii.gz", label * 0)
     report = examine(case, SETTINGS)
-    assert [f.found for f in report.findings[1:]] == ["holds no lesion"]
+    (finding,) = report.findings[1:]
+    assert (finding.level, finding.where) == ("warning", str(case.label))
     assert report.prevalence == 0
 
 
 def test_an_inverted_mask_is_a_warning(tmp_path):
     case = one_case(tmp_path)
     save(tmp_path / "c0_label.nii.gz", (scan(0)[1] == 0).astype(np.uint8))
-    assert any("of the brain is labelled" in f.found for f in examine(case, SETTINGS).findings)
+    assert any("% of the brain" in f.found for f in examine(case, SETTINGS).findings)
 
 
 def test_a_report_measures_what_training_sees(tmp_path):
@@ -237,7 +251,7 @@ def test_workers_report_what_one_process_does(tmp_path):
     ]
 
 
-def test_faults_of_the_list_are_all_named_and_the_sound_cases_looked_at(tmp_path):
+def test_faults_of_the_list_are_all_named_and_the_sound_cases_examined(tmp_path):
     rows = [add_case(tmp_path, f"c{i}", seed=i) | {"split": "train"} for i in range(5)]
     rows[1]["T1"] = "absent.nii.gz"
     rows[2]["T1"] = ""
@@ -246,10 +260,10 @@ def test_faults_of_the_list_are_all_named_and_the_sound_cases_looked_at(tmp_path
         write_rows(tmp_path / "manifest.csv", [*rows, rows[4]]), "data.modalities=[FLAIR,T1]"
     )
     assert outcome.status == 1
-    found = [row["found"] for row in found_in(tmp_path) if row["level"] == "error"]
-    assert any("empty cell for T1" in text for text in found)
-    assert any("duplicate case_id" in text for text in found)
-    assert any("is in split test and train" in text for text in found)
+    found = [row["found"] for row in findings_in(tmp_path) if row["level"] == "error"]
+    assert any("T1" in text for text in found)
+    assert any("duplicate" in text for text in found)
+    assert any("test and train" in text for text in found)
     assert any(text == "no such file" for text in found)
     assert "3 cases checked" in outcome.stdout
 
@@ -261,7 +275,7 @@ def test_what_the_check_calls_an_error_training_refuses_in_the_same_words(tmp_pa
     assert check(manifest).status == 1
     lines = [
         f"{row['where']}: {row['found']}; {row['remedy']}"
-        for row in found_in(tmp_path)
+        for row in findings_in(tmp_path)
         if row["level"] == "error"
     ]
     assert len(lines) == 2
@@ -276,8 +290,8 @@ def test_copies_and_other_units_are_found_between_cases(tmp_path):
     image, _ = scan(1)
     save(tmp_path / "c1_T1.nii.gz", (image * 1e5).astype(np.float32))
     assert check(manifest, "data.normalization=none").status == 0
-    found = {row["found"]: row["level"] for row in found_in(tmp_path)}
-    assert any("byte by byte the image of case c0" in text for text in found)
+    found = {row["found"]: row["level"] for row in findings_in(tmp_path)}
+    assert any("image of case c0" in text for text in found)
     assert any(
         text.startswith("maxima run from") and level == "warning" for text, level in found.items()
     )
@@ -290,9 +304,9 @@ def test_training_warns_of_cases_without_lesion_as_the_check_does(tmp_path):
     ]
     save(tmp_path / "c0_label.nii.gz", scan(0)[1] * 0)
     manifest = write_rows(tmp_path / "manifest.csv", rows)
-    said = "training set: 1 of 3 cases hold no lesion (c0)"
-    assert said in check(manifest, "data.val_fraction=0").stdout
-    assert said in train(manifest, tmp_path / "run", "data.val_fraction=0").stdout
+    warning = "training set: 1 of 3 cases hold no lesion (c0)"
+    assert warning in check(manifest, "data.val_fraction=0").stdout
+    assert warning in train(manifest, tmp_path / "run", "data.val_fraction=0").stdout
 
 
 def test_the_command_line_of_the_plan_trains(tmp_path):
@@ -312,18 +326,18 @@ def test_the_command_line_of_the_plan_trains(tmp_path):
 
 
 def test_where_nothing_can_be_done_one_line_says_why(tmp_path):
-    assert "absent.csv: No such file" in check(tmp_path / "absent.csv").error
+    assert "absent.csv" in check(tmp_path / "absent.csv").error
     outcome = call(
         "check_data", "data=lesjak2017", f"data.root={tmp_path}", f"output_dir={tmp_path / 'check'}"
     )
-    assert "does not look like open_ms_data" in outcome.error
+    assert "open_ms_data" in outcome.error
     outcome = call(
         "check_data",
         "data=lesjak2017",
         f"data.root={tmp_path / 'absent'}",
         f"output_dir={tmp_path / 'check'}",
     )
-    assert "absent: no such folder; " in outcome.error
+    assert str(tmp_path / "absent") in outcome.error
     assert not (tmp_path / "check").exists()
 
 

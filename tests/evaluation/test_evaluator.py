@@ -4,6 +4,7 @@ import io
 import json
 import math
 import pickle
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -246,7 +247,7 @@ def test_a_folder_of_own_masks_without_probabilities_is_evaluated_as_it_is(cohor
     reference, _ = cohort.add(0, predicted=False)
     save(cohort.predictions / "case0_mask.nii.gz", reference)
     assert (cohort.evaluate()["mean"]["dice"], cohort.evaluate()["threshold"]) == (1, None)
-    with pytest.raises(DataError, match="holds masks only"):
+    with pytest.raises(DataError, match=r"threshold: 0\.3"):
         cohort.evaluate(threshold=0.3)
 
 
@@ -319,12 +320,13 @@ def test_missing_predictions_are_listed_and_the_rest_is_evaluated(drawing_cohort
     assert "case1_probability.nii.gz" in (cohort.output_dir / "report.html").read_text()
 
 
-def test_nothing_to_judge_is_an_error(cohort):
-    with pytest.raises(DataError, match="no case has a label"):
+def test_nothing_to_evaluate_is_an_error(cohort):
+    with pytest.raises(DataError) as unlabelled:
         cohort.evaluate()
+    assert unlabelled.value.where == str(cohort.predictions)
     cohort.add(0, predicted=False)
     cohort.add(1, predicted=False)
-    with pytest.raises(DataError, match=r"case0_probability.nii.gz: no such file.*and 1 more"):
+    with pytest.raises(DataError, match=r"case0_probability.nii.gz.*1 more"):
         cohort.evaluate()
     assert not (cohort.output_dir / "metrics.json").exists()
     assert list(cohort.output_dir.iterdir()) == []
@@ -363,14 +365,11 @@ def spoil_numbers(path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (spoil_shape, r"shape \(3, 4, 5\).*expected the reference's shape \(24, 20, 14\), affine"),
-        (
-            spoil_affine,
-            r"affine \[\[1.0, 0.0.*expected the reference's shape \(24, 20, 14\), affine \[\[-0.9",
-        ),
-        (spoil_range, "values from 1.5 to 1.5; expected probabilities from 0 to 1"),
-        (spoil_sign, "values from -0.25"),
-        (spoil_bytes, "damaged|cannot be read"),
+        (spoil_shape, r"\(3, 4, 5\).*\(24, 20, 14\)"),
+        (spoil_affine, r"\[\[1.0, 0.0.*\[\[-0.9"),
+        (spoil_range, "1.5"),
+        (spoil_sign, "-0.25"),
+        (spoil_bytes, "damaged|read"),
         (spoil_numbers, "NaN"),
     ],
 )
@@ -382,8 +381,7 @@ def test_a_spoilt_prediction_is_a_fault_of_its_case_alone(cohort, spoil, message
     assert [case["case_id"] for case in metrics["cases"]] == ["case1"]
     (fault,) = metrics["faults"]
     assert fault.startswith(str(cohort.predictions / "case0_probability.nii.gz"))
-    with pytest.raises(AssertionError, match=message):
-        raise AssertionError(fault)
+    assert re.search(message, fault)
 
 
 def test_a_probability_that_is_a_link_to_nothing_is_a_fault_though_its_mask_is_there(cohort):
@@ -391,9 +389,7 @@ def test_a_probability_that_is_a_link_to_nothing_is_a_fault_though_its_mask_is_t
     save(cohort.predictions / "case0_mask.nii.gz", reference)
     (cohort.predictions / "case0_probability.nii.gz").unlink()
     (cohort.predictions / "case0_probability.nii.gz").symlink_to("nowhere.nii.gz")
-    with pytest.raises(
-        DataError, match=r"case0_probability.nii.gz: a link to a file that is not here"
-    ):
+    with pytest.raises(DataError, match=r"case0_probability.nii.gz.*link"):
         cohort.evaluate()
 
 
@@ -405,11 +401,8 @@ def test_a_probability_that_is_a_link_to_nothing_is_a_fault_though_its_mask_is_t
             '{"classes": {"lesion": ["a"]}}',
             r"predictions.json: data.classes.lesion: \['a'\]",
         ),
-        (
-            '{"background_values": 7}',
-            r"background_values: 7; expected label values, as \[1\], or null",
-        ),
-        ('{"threshold": "a"}', "threshold: a for class lesion; expected a number from 0 to 1"),
+        ('{"background_values": 7}', "background_values: 7"),
+        ('{"threshold": "a"}', "threshold: a for class lesion"),
     ],
 )
 def test_odd_settings_of_a_folder_are_named(cohort, saved, message):
@@ -428,15 +421,13 @@ def test_background_values_are_no_class_and_no_fault(cohort):
 def test_a_mask_of_other_values_is_a_fault(cohort):
     reference, _ = cohort.add(0, predicted=False)
     save(cohort.predictions / "case0.nii.gz", reference.astype(np.uint8) * 255)
-    with pytest.raises(DataError, match=r"other values, as 255; expected a mask of 0 and 1"):
+    with pytest.raises(DataError, match=r"case0.nii.gz.*255"):
         cohort.evaluate(pattern="{case_id}.nii.gz")
 
 
 def test_label_values_that_no_class_names_are_a_fault(cohort):
     cohort.add(0, reference=np.full(SHAPE, 3, np.uint8))
-    with pytest.raises(
-        DataError, match=r"label values \[3\] belong to no class of {lesion: \[1\]}"
-    ):
+    with pytest.raises(DataError, match=r"case0_label.nii.gz.*\[3\].*lesion: \[1\]"):
         cohort.evaluate()
 
 
@@ -452,8 +443,9 @@ def test_half_a_voxel_off_is_evaluated_with_one_warning(cohort, caplog):
             scale=1 / 65535,
         )
     cohort.evaluate()
-    (record,) = (record for record in caplog.records if "off their reference" in record.message)
-    assert "case0, case1" in record.message
+    warnings = [record.message for record in caplog.records if "case0" in record.message]
+    assert len(warnings) == 1
+    assert "case0, case1" in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -462,8 +454,8 @@ def test_half_a_voxel_off_is_evaluated_with_one_warning(cohort, caplog):
         ({"threshold": 1.5}, "threshold: 1.5 for class lesion"),
         ({"threshold": {"tumour": 0.5}}, "threshold: None for class lesion"),
         ({"min_volume_mm3": -1}, "min_volume_mm3: -1"),
-        ({"pattern": "{case}.nii.gz"}, "expected a name with {case_id}"),
-        ({"pattern": "mask.nii.gz"}, "one file for all cases"),
+        ({"pattern": "{case}.nii.gz"}, r"pattern: '{case}\.nii\.gz'"),
+        ({"pattern": "mask.nii.gz"}, r"pattern: 'mask\.nii\.gz'"),
         ({"n_bootstrap": 0}, "n_bootstrap: 0"),
     ],
 )
@@ -475,22 +467,22 @@ def test_settings_that_cannot_be_used_are_named(cohort, settings, message):
 
 def test_folders_that_cannot_be_used_are_named(cohort):
     cohort.add(0)
-    with pytest.raises(DataError, match="nowhere: no such folder"):
+    with pytest.raises(DataError, match="nowhere"):
         evaluate(cohort.folder / "nowhere", cohort.cases, output_dir=cohort.output_dir)
-    with pytest.raises(DataError, match="holds the predictions"):
+    with pytest.raises(DataError, match=r"output_dir: .*predictions"):
         evaluate(cohort.predictions, cohort.cases, output_dir=cohort.predictions)
     (cohort.folder / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(DataError, match=r"output_dir: .*evaluation"):
         evaluate(cohort.predictions, cohort.cases, output_dir=cohort.folder / "file" / "evaluation")
     (cohort.predictions / "predictions.json").write_text("{")
-    with pytest.raises(DataError, match=r"predictions.json: cannot be read"):
+    with pytest.raises(DataError, match=r"predictions.json"):
         cohort.evaluate()
 
 
 def test_a_case_given_twice_is_an_error(cohort):
     cohort.add(0)
     cohort.cases *= 2
-    with pytest.raises(DataError, match="duplicate 'case0'"):
+    with pytest.raises(DataError, match=r"case_id.*case0"):
         cohort.evaluate()
 
 
@@ -564,7 +556,7 @@ def test_terminal_table_shows_mean_interval_and_pooled_value(cohort):
         assert f"{value:.3f}" in line
 
 
-def test_pictures_show_slices_of_misses_and_inventions():
+def test_pictures_show_slices_of_misses_and_false_positives():
     image = np.random.default_rng(0).random((20, 16, 9))
     prediction, reference = np.zeros((2, 1, 20, 16, 9), bool)
     reference[0, 3:8, 3:8, 2] = prediction[0, 10:13, 10:13, 6] = True
@@ -595,7 +587,7 @@ def test_measures_of_one_case_take_probabilities_or_masks():
         average_precision_score(reference.ravel(), probability.ravel()), abs=1e-9
     )
     assert {**scored, "pr_auc": 0} == {**masked, "pr_auc": 0}
-    with pytest.raises(ValueError, match="probability must lie in"):
+    with pytest.raises(ValueError, match="probability"):
         compute_metrics(probability + 1, reference, spacing_mm=SPACING)
 
 
@@ -610,9 +602,12 @@ def test_the_config_file_builds_the_default_evaluation(cohort):
     settings = yaml.safe_load(
         (Path(__file__).parents[2] / "configs/evaluation/default.yaml").read_text()
     )
-    judge = instantiate(settings, _convert_="all")
+    evaluate_by_config = instantiate(settings, _convert_="all")
     expected = evaluate(cohort.predictions, cohort.cases, output_dir=cohort.folder / "plain")
-    assert judge(cohort.predictions, cohort.cases, output_dir=cohort.output_dir) == expected
+    assert (
+        evaluate_by_config(cohort.predictions, cohort.cases, output_dir=cohort.output_dir)
+        == expected
+    )
 
 
 def test_settings_of_predictions_are_settled_without_reading_volumes(cohort):
@@ -836,7 +831,7 @@ def test_new_lesions_between_sessions_are_counted_pair_by_pair(cohort):
     assert (found["tpr"], found["fpr"]) == (expected.tpr, expected.fpr)
 
 
-def test_sessions_on_other_grids_are_not_compared_and_said_so(cohort, caplog):
+def test_sessions_on_other_grids_are_not_compared_and_warned_of(cohort, caplog):
     cohort.add(0, subject="a")
     cohort.add(1, subject="a")
     for i in (0, 1):
@@ -851,7 +846,7 @@ def test_sessions_on_other_grids_are_not_compared_and_said_so(cohort, caplog):
             scale=scale,
         )
     assert cohort.evaluate()["new_lesions"] is None
-    assert any("not compared for new lesions" in record.message for record in caplog.records)
+    assert "case0_label.nii.gz" in caplog.text
 
 
 def test_masks_have_no_ranking_froc_or_calibration(cohort):

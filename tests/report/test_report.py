@@ -58,7 +58,7 @@ class Page(HTMLParser):
 
 
 def shown_case(case_id="p1", *, shape=(14, 12, 10), classes=("lesion",), spacing=(1.0, 1.0, 2.0)):
-    """A small case with one lesion found in part, one missed and one invented."""
+    """A small case with one lesion detected in part, one missed and one false positive."""
     image = np.random.default_rng(0).random(shape) * 100
     prediction, reference = np.zeros((2, len(classes), *shape), bool)
     reference[:, 3:6, 3:6, 4] = prediction[:, 4:7, 3:6, 4] = True
@@ -177,7 +177,7 @@ def test_the_viewer_can_be_left_out_or_chosen(evaluated):
     assert choose_cases(metrics, viewed=middle)["Chosen case"] == middle
 
 
-def test_an_unknown_case_to_view_is_said_and_costs_no_evaluation(tmp_path, caplog):
+def test_an_unknown_case_to_view_is_warned_of_and_costs_no_evaluation(tmp_path, caplog):
     cohort = Cohort(tmp_path)
     cohort.add(0)
     assert cohort.evaluate(viewer="x")["n_cases"] == 1
@@ -185,14 +185,16 @@ def test_an_unknown_case_to_view_is_said_and_costs_no_evaluation(tmp_path, caplo
     assert "in three planes" not in (cohort.output_dir / "report.html").read_text()
 
 
-def test_misses_and_inventions_are_tinted():
+def test_misses_and_false_positives_are_tinted():
     prediction, reference = np.zeros((2, 1, 30, 30), bool)
     reference[0, 2:12, 2:12] = prediction[0, 16:26, 16:26] = True
     picture = outline(np.zeros((30, 30)), prediction, reference)
     zoom = picture.shape[0] // 30
-    missed, invented = (picture[(29 - k) * zoom + zoom // 2, k * zoom + zoom // 2] for k in (7, 21))
+    missed, false_positive = (
+        picture[(29 - k) * zoom + zoom // 2, k * zoom + zoom // 2] for k in (7, 21)
+    )
     assert missed.tolist() == [int(0.3 * value) for value in REFERENCE_COLOUR]
-    assert invented.tolist() == [int(0.3 * value) for value in PREDICTION_COLOUR]
+    assert false_positive.tolist() == [int(0.3 * value) for value in PREDICTION_COLOUR]
 
 
 def stored_case(viewer):
@@ -225,7 +227,7 @@ def test_the_viewed_case_is_cropped_and_lies_where_it_was():
     )
     assert places == pytest.approx(both)
     counts = np.bincount(np.asarray(overlay.dataobj).ravel().astype(int))
-    assert counts[1:].tolist() == [4, 4, 6]  # missed, invented, found
+    assert counts[1:].tolist() == [4, 4, 6]  # false negative, false positive, true positive
     assert stored["start_mm"][2] == pytest.approx(3 + 4 * 2)
 
 

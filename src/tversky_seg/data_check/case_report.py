@@ -57,6 +57,7 @@ class CaseReport:
         """Share of the brain that is lesion; None without label."""
         if self.prepared is None or self.lesion_sizes is None:
             return None
+        # A blank scan has no brain: 0, not a division by zero.
         return self.n_lesion_voxels / max(self.n_foreground, 1)
 
     @property
@@ -64,6 +65,7 @@ class CaseReport:
         """Lesions of all classes; None without label."""
         if self.lesion_sizes is None:
             return None
+        # A lesion of nested classes counts once in each.
         return sum(len(sizes) for sizes in self.lesion_sizes.values())
 
     @property
@@ -71,6 +73,7 @@ class CaseReport:
         """Class -> volume of each lesion; empty without label."""
         if self.prepared is None or self.lesion_sizes is None:
             return {}
+        # Lesions are counted after resampling, so the voxel is the network's, not the file's.
         voxel_mm3 = float(np.prod(self.prepared.spacing_mm))
         volumes: dict[str, NDArray[np.float64]] = {}
         for name, sizes in self.lesion_sizes.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,13 +84,16 @@ class DatasetCheck:
 
     def count(self, level: str) -> int:
         """Count the findings of a level."""
-        return sum(finding.level == level for finding in self.findings)
+        levels = Counter(finding.level for finding in self.findings)
+        return levels[level]
 
     @property
     def summary(self) -> str:
         """Number of cases and findings in one line."""
-        by_level = ", ".join(count(self.count(level), level) for level in LEVELS)
-        return f"{count(len(self.reports), 'case')} checked: {by_level}"
+        n_errors, n_warnings, n_notes = (count(self.count(level), level) for level in LEVELS)
+        n_cases = count(len(self.reports), "case")
+        # As "6 cases checked: 0 errors, 1 warning, 2 notes".
+        return f"{n_cases} checked: {n_errors}, {n_warnings}, {n_notes}"
 
 
 def survey_dataset(dataset: Dataset) -> tuple[Dataset, list[Case], list[Finding]]:
@@ -109,11 +113,14 @@ def survey_dataset(dataset: Dataset) -> tuple[Dataset, list[Case], list[Finding]
         find_cases(dataset)
         raise DataError.gather(faults)
     if not dataset.modalities:
-        most_images = max((case.images for case in cases), key=len)
-        dataset = replace(dataset, modalities=tuple(most_images))
+        # As `with_modalities` does for a downloaded dataset.
+        richest = max(cases, key=lambda case: len(case.images))
+        dataset = replace(dataset, modalities=tuple(richest.images))
     findings: list[Finding] = []
     for fault in faults:
-        findings.extend(Finding.of_fault(one) for one in fault.faults)
+        # A fault may gather several: a manifest of ten bad lines gives ten findings.
+        for one_fault in fault.faults:
+            findings.append(Finding.of_fault(one_fault))
     for case_id, missing in incomplete.items():
         finding = Finding(
             WARNING,
@@ -143,6 +150,7 @@ def check_dataset(
         list_findings: Findings about the list of cases.
         n_workers: Processes; None: as many as save time.
     """
+    # The split comes first: only training cases count for coverage, plan and training findings.
     sets, split_findings = _assign_sets(dataset, cases)
     findings = [*list_findings, *split_findings]
     settings = _preprocessing_for(dataset, cases)
@@ -164,7 +172,9 @@ def check_dataset(
     findings.extend(_coverage_findings(shares, training))
 
     n_classes = len(dataset.classes)
-    n_channels = max((len(report.case.images) for report in reports), default=1)
+    n_channels = 1
+    for report in reports:
+        n_channels = max(n_channels, len(report.case.images))
     costs = [
         *_preprocessing_costs(reports),
         *_step_costs(training, n_channels=n_channels, n_classes=n_classes),
@@ -175,6 +185,7 @@ def check_dataset(
         sets=sets,
         findings=sorted(findings, key=lambda finding: LEVELS.index(finding.level)),
         costs=costs,
+        # Where no split can be drawn, the plan is made for all cases.
         plan=_plan(training_reports or reports, training, n_channels=len(dataset.modalities)),
     )
 
@@ -195,7 +206,7 @@ def _assign_sets(dataset: Dataset, cases: Sequence[Case]) -> tuple[dict[str, str
 def _preprocessing_for(dataset: Dataset, cases: Sequence[Case]) -> Preprocessing:
     """Choose the preprocessing; its voxel size follows from the headers that can be read."""
     readable = [case for case in cases if _has_header(next(iter(case.images.values())))]
-    # Without a header there is no voxel size to take the median of.
+    # Without a header there is no voxel size to take the median of, and every case is refused.
     if not readable:
         dataset = replace(dataset, spacing_mm="native")
     return preprocessing_of(dataset, readable)
@@ -210,14 +221,21 @@ def _has_header(path: Path) -> bool:
 
 
 def _preprocessing_costs(reports: Sequence[CaseReport]) -> Iterator[Cost]:
-    prepared = [report for report in reports if report.prepared is not None]
-    if not prepared:
+    n_cases = 0
+    cache_bytes = 0
+    peak_bytes = 0
+    seconds = 0.0
+    for report in reports:
+        if report.prepared is not None:
+            n_cases += 1
+            cache_bytes += report.cache_bytes
+            # A process prepares one case after another, and keeps the memory of the largest.
+            peak_bytes = max(peak_bytes, report.peak_bytes)
+            seconds += report.seconds
+    if n_cases == 0:
         return
-    cache_bytes = sum(report.cache_bytes for report in prepared)
-    amount = f"{format_bytes(cache_bytes)} for {count(len(prepared), 'case')}"
+    amount = f"{format_bytes(cache_bytes)} for {count(n_cases, 'case')}"
     yield Cost("cache on disk", amount, "as preprocessed here")
-    peak_bytes = max(report.peak_bytes for report in prepared)
-    seconds = sum(report.seconds for report in prepared)
     yield Cost(
         "preprocessing",
         f"{format_bytes(peak_bytes)} a process, {seconds:.0f} s on one core",
@@ -251,6 +269,7 @@ def _coverage_costs(shares: NDArray[np.float64] | None, training: Training) -> I
         yield Cost(what, "unknown", "this sampler does not aim at single lesions")
     elif shares.size:
         mean = expected_draws(shares)
+        # A sampler without lesion patches has shares of 0.
         amount = "never"
         if math.isfinite(mean):
             amount = f"{mean:,.0f} on average, {draws_for_all(shares):,.0f} with 95 % certainty"
@@ -280,17 +299,22 @@ def _coverage_findings(shares: NDArray[np.float64] | None, training: Training) -
 
 
 def _plan(reports: Sequence[CaseReport], training: Training, *, n_channels: int) -> Plan | None:
-    prepared = [report.prepared for report in reports if report.prepared is not None]
-    if not prepared:
+    spacings: list[tuple[float, float, float]] = []
+    shapes: list[tuple[int, int, int]] = []
+    for report in reports:
+        if report.prepared is not None:
+            spacings.append(report.prepared.spacing_mm)
+            shapes.append(report.prepared.geometry.shape)
+    if not spacings:
         return None
-    spacing = np.median([case.spacing_mm for case in prepared], axis=0)
-    x_mm, y_mm, z_mm = (round(float(size), 4) for size in spacing)
-    shape = np.median([case.geometry.shape for case in prepared], axis=0).astype(int).tolist()
+    # A median: one scan of another protocol does not change the plan of the others.
+    x_mm, y_mm, z_mm = (round(float(size), 4) for size in np.median(spacings, axis=0))
+    shape = np.median(shapes, axis=0).astype(int)
     try:
         return make_plan(
             training.network,
             spacing_mm=(x_mm, y_mm, z_mm),
-            shape=shape,
+            shape=shape.tolist(),
             n_channels=n_channels,
             device=training.device,
             precision=training.precision,

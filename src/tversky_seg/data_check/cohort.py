@@ -29,8 +29,13 @@ def training_findings(prepared: Sequence[PreparedCase]) -> list[Finding]:
     try:
         require_lesions(prepared)
     except DataError as fault:
+        # Without any lesion there is nothing to train on, and nothing more to find.
         return [Finding.of_fault(one) for one in fault.faults]
-    empty = [case.case_id for case in prepared if not any(case.n_lesions)]
+    empty: list[str] = []
+    for case in prepared:
+        # n_lesions has one number for each class.
+        if not any(case.n_lesions):
+            empty.append(case.case_id)
     if not empty:
         return []
     finding = Finding(
@@ -69,7 +74,7 @@ def _copies(reports: Sequence[CaseReport]) -> Iterator[Finding]:
     for report in reports:
         if report.shape is not None:
             by_checksum[report.checksum].append(report)
-    # The first of each group is the original.
+    # The first of each group counts as the original: its copies are reported, it is not.
     for first, *copies in by_checksum.values():
         for copy in copies:
             yield _copy_finding(first, copy)
@@ -98,12 +103,15 @@ def _other_units(reports: Sequence[CaseReport], *, normalization: str) -> Iterat
     is_raw = normalization in RAW_NORMALIZATIONS
     remedy = "zscore" if is_raw else normalization
     for name, by_case in maxima.items():
-        lowest = min(by_case, key=by_case.__getitem__)
+        lowest_case = min(by_case, key=by_case.__getitem__)
         highest_case = max(by_case, key=by_case.__getitem__)
-        if by_case[lowest] <= 0 or by_case[highest_case] / by_case[lowest] < OTHER_UNIT:
+        lowest = by_case[lowest_case]
+        highest = by_case[highest_case]
+        # A maximum of 0 or less, as of a blank scan or of an image in HU, gives no ratio.
+        if lowest <= 0 or highest / lowest < OTHER_UNIT:
             continue
-        low = f"{by_case[lowest]:g} ({lowest})"
-        high = f"{by_case[highest_case]:g} ({highest_case})"
+        low = f"{lowest:g} ({lowest_case})"
+        high = f"{highest:g} ({highest_case})"
         yield Finding(
             WARNING if is_raw else NOTE,
             f"modality {name}",
@@ -114,15 +122,22 @@ def _other_units(reports: Sequence[CaseReport], *, normalization: str) -> Iterat
 
 def _empty_classes(reports: Sequence[CaseReport]) -> Iterator[Finding]:
     """Find classes that no label holds; of a single class, the training set tells."""
-    labelled = [report.lesion_sizes for report in reports if report.lesion_sizes is not None]
-    if not labelled or len(labelled[0]) == 1:
+    n_labels = 0
+    n_lesions: dict[str, int] = defaultdict(int)
+    for report in reports:
+        if report.lesion_sizes is not None:
+            n_labels += 1
+            for name, sizes in report.lesion_sizes.items():
+                n_lesions[name] += len(sizes)
+    # That a single class is empty is an error already: no lesion to train on.
+    if len(n_lesions) < 2:
         return
-    for name in labelled[0]:
-        if not any(len(sizes[name]) for sizes in labelled):
+    for name, n in n_lesions.items():
+        if n == 0:
             yield Finding(
                 WARNING,
                 f"data.classes.{name}",
-                f"no voxel in any of {len(labelled)} labels",
+                f"no voxel in any of {n_labels} labels",
                 "check the label values that data.classes gives it",
             )
 

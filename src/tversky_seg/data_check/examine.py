@@ -61,6 +61,7 @@ def examine_cases(
     Raises:
         DataError: A worker process died.
     """
+    # Workers finish in any order: the number of a case finds its place in the list again.
     reports: dict[int, CaseReport] = {}
     items = list(enumerate(cases))
     work = partial(_examine_item, settings=settings)
@@ -84,6 +85,7 @@ def examine(case: Case, settings: Preprocessing, *, with_picture: bool = False) 
 
     Faults of the data become findings of the report; none is raised.
     """
+    # Processor time: what a case takes should not depend on how busy the machine is.
     start = time.process_time()
     report, findings = _examine_files(case)
     faults: list[DataError] = []
@@ -91,6 +93,7 @@ def examine(case: Case, settings: Preprocessing, *, with_picture: bool = False) 
         try:
             prepared = preprocess(case, settings)
         except DataError as fault:
+            # A file at fault is read again with others, and then says the same again.
             faults = _distinct([*fault.faults, *_other_faults(case, settings)])
             findings = [Finding.of_fault(one, case_id=case.case_id) for one in faults] + findings
         else:
@@ -98,9 +101,13 @@ def examine(case: Case, settings: Preprocessing, *, with_picture: bool = False) 
             findings += note_findings(case, prepared.notes)
             findings += lesion_findings(report, n_outside=_count_outside_brain(prepared))
             findings += _rater_findings(case, settings)
+    n_non_finite = 0
+    for one_fault in faults:
+        if isinstance(one_fault, NonFiniteError):
+            n_non_finite += one_fault.n_voxels
     return replace(
         report,
-        n_non_finite=sum(one.n_voxels for one in faults if isinstance(one, NonFiniteError)),
+        n_non_finite=n_non_finite,
         findings=tuple(findings),
         peak_bytes=peak_bytes(),
         seconds=time.process_time() - start,
@@ -129,6 +136,7 @@ def _examine_files(case: Case) -> tuple[CaseReport, list[Finding]]:
 
     A file that cannot be read is passed over here, because preprocessing reports it.
     """
+    # As the files are, in their own units and voxels; the case after preprocessing comes later.
     report = CaseReport(case)
     findings: list[Finding] = []
     intensities: dict[str, tuple[float, float]] = {}
@@ -194,7 +202,10 @@ def _add_prepared(
     picture = None
     if with_picture:
         picture = thumbnail(prepared)
-    arrays = prepared.arrays.values()
+    # An array of the cache is a .npy file: its numbers behind a header of 128 bytes.
+    cache_bytes = 0
+    for array in prepared.arrays.values():
+        cache_bytes += array.nbytes + ARRAY_HEADER_BYTES
     return replace(
         report,
         # Volumes stay behind: reports of a thousand cases are kept.
@@ -202,7 +213,7 @@ def _add_prepared(
         lesion_sizes=_lesion_sizes(prepared, settings),
         n_foreground=len(prepared.foreground_voxels),
         n_lesion_voxels=n_lesion_voxels,
-        cache_bytes=sum(array.nbytes + ARRAY_HEADER_BYTES for array in arrays),
+        cache_bytes=cache_bytes,
         picture=picture,
     )
 
@@ -214,7 +225,7 @@ def _lesion_sizes(
     if not prepared.n_lesions:
         return None
     sizes = np.diff(prepared.lesion_offsets)
-    # Lesions are listed class by class.
+    # Lesions are listed class by class: with n_lesions (2, 3) the sizes are split after 2 of 5.
     ends = np.cumsum(prepared.n_lesions)
     by_class = np.split(sizes, ends[:-1])
     return dict(zip(settings.classes, by_class, strict=True))
@@ -232,6 +243,7 @@ def _rater_findings(case: Case, settings: Preprocessing) -> list[Finding]:
     findings: list[Finding] = []
     first = settings.modalities[0]
     for path in case.labels[1:]:
+        # As if the rater were the only one: the label meets the checks of a training label.
         rated = replace(case, labels=(path,), images={first: case.images[first]})
         fault = _fault_of(rated, replace(settings, modalities=(first,)))
         if fault is not None:
@@ -251,10 +263,14 @@ def _other_faults(case: Case, settings: Preprocessing) -> Iterator[DataError]:
     is_first_good = first in case.images and _fault_of(images_alone, first_only) is None
     faults: list[DataError | None] = []
     for name in settings.modalities:
-        if name in case.images:
-            names = (first, name) if is_first_good and name != first else (name,)
-            faults.append(_fault_of(images_alone, replace(settings, modalities=names)))
+        if name not in case.images:
+            continue
+        names = [name]
+        if is_first_good and name != first:
+            names = [first, name]
+        faults.append(_fault_of(images_alone, replace(settings, modalities=tuple(names))))
     if is_first_good:
+        # The label without the brain mask, then the brain mask without the label.
         faults.append(_fault_of(replace(case, brain_mask=None), first_only))
         faults.append(_fault_of(replace(case, labels=()), first_only))
     else:

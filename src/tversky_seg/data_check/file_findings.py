@@ -21,6 +21,7 @@ MOST_OF_THE_BRAIN = 0.5
 
 def background_findings(data: NDArray[np.float32], path: Path, case: Case) -> Iterator[Finding]:
     """Find a background other than 0, by the eight corners, which show no body."""
+    # A step of n - 1 takes the first and the last voxel: data[::9] of 10 is [0] and [9].
     x, y, z = (max(n - 1, 1) for n in data.shape)
     corners = data[::x, ::y, ::z]
     value = float(corners.flat[0])
@@ -99,6 +100,7 @@ def lesion_findings(report: CaseReport, *, n_outside: int) -> Iterator[Finding]:
             "they are kept; check whether the brain mask cuts lesions off or the label is shifted",
             case_id,
         )
+    # MS lesions take a few per cent of the brain at most.
     prevalence = report.prevalence or 0.0
     if prevalence > MOST_OF_THE_BRAIN:
         yield Finding(
@@ -108,6 +110,7 @@ def lesion_findings(report: CaseReport, *, n_outside: int) -> Iterator[Finding]:
             "check whether the mask is inverted",
             case_id,
         )
+    # Often slips of the brush, and in lesion-wise metrics each counts as much as a large lesion.
     n_single = 0
     for sizes in report.lesion_sizes.values():
         n_single += int(np.count_nonzero(sizes == 1))

@@ -39,8 +39,17 @@ class Finding:
         return f"{self.where}: {self.found}; {self.remedy}"
 
 
+def findings_by_level(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
+    """Sort findings into levels, errors first; levels without any are left out."""
+    by_level: dict[str, list[Finding]] = {level: [] for level in LEVELS}
+    for finding in findings:
+        by_level[finding.level].append(finding)
+    return {level: members for level, members in by_level.items() if members}
+
+
 def group_by_remedy(findings: Iterable[Finding]) -> list[list[Finding]]:
     """Group findings of one level that share their remedy, in the order of their first."""
+    # The remedy is the same text for the same kind of fault; what was found names files.
     groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
         groups.setdefault((finding.level, finding.remedy), []).append(finding)
@@ -50,4 +59,6 @@ def group_by_remedy(findings: Iterable[Finding]) -> list[list[Finding]]:
 def name_some(names: Sequence[str]) -> str:
     """List the first five names: "a, b, c, d, e, …"."""
     listed = ", ".join(names[:5])
-    return f"{listed}, …" if len(names) > 5 else listed
+    if len(names) > 5:
+        listed += ", …"
+    return listed

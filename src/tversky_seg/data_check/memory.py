@@ -32,8 +32,11 @@ def step_bytes(network: nn.Module, shape: Sequence[int], *, precision: str = "fp
         shape: (B, C, X, Y, Z) of a batch.
         precision: "fp32", or "bf16" or "fp16", in which activations take half.
     """
-    state = {name: tensor.detach().to("meta") for name, tensor in network.state_dict().items()}
-    parameter_names = {name for name, _ in network.named_parameters()} & state.keys()
+    # Tensors on the meta device have shapes and no numbers, so this takes no memory.
+    state: dict[str, Tensor] = {}
+    for name, tensor in network.state_dict().items():
+        state[name] = tensor.detach().to("meta")
+    parameter_names = dict(network.named_parameters()).keys() & state.keys()
     for name in parameter_names:
         state[name].requires_grad_()
 
@@ -53,11 +56,15 @@ def step_bytes(network: nn.Module, shape: Sequence[int], *, precision: str = "fp
 
     workspace = 3 * max(saved_bytes.values(), default=0)
     loss = 4 * logits.untyped_storage().nbytes()
-    activations = sum(saved_bytes.values()) + workspace + loss
+    kept = sum(saved_bytes.values())
+    activations = kept + workspace + loss
     # Half precision halves what is kept, but weights stay float32.
     if precision != "fp32":
         activations //= 2
-    weights = sum(state[name].untyped_storage().nbytes() for name in parameter_names)
+    weights = 0
+    for name in parameter_names:
+        weights += state[name].untyped_storage().nbytes()
+    # Weights, gradients, and Adam's two moments.
     return int(activations + 4 * weights)
 
 
@@ -104,7 +111,9 @@ def _free_in_container() -> int:
         for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines():
             name, value = line.split()
             statistics[name] = value
-        used -= int(statistics["inactive_file"]) + int(statistics["active_file"])
+        # Files that the kernel caches count as used, but go as soon as memory is needed.
+        file_cache = int(statistics["inactive_file"]) + int(statistics["active_file"])
+        used -= file_cache
         return max(limit - used, 0)
     return UNLIMITED
 

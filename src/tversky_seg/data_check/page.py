@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 from tversky_seg.data_check.case_report import CaseReport
 from tversky_seg.data_check.check import DatasetCheck
-from tversky_seg.data_check.finding import ERROR, LEVELS, NOTE, WARNING, Finding, group_by_remedy
+from tversky_seg.data_check.finding import (
+    ERROR,
+    NOTE,
+    WARNING,
+    Finding,
+    findings_by_level,
+    group_by_remedy,
+)
 from tversky_seg.data_check.plan import times
 from tversky_seg.data_check.tables import HEADERS, case_row, format_number
 from tversky_seg.report.figures import COLOURS, GREY, as_svg, new_axes
@@ -60,10 +67,9 @@ def write_page(path: Path, check: DatasetCheck, *, title: str, command: str | No
         command: Command line of the plan; None without a plan.
     """
     sections: list[FindingSection] = []
-    for level in LEVELS:
-        findings = [finding for finding in check.findings if finding.level == level]
-        if findings:
-            sections.append(FindingSection(level, HEADINGS[level], group_by_remedy(findings)))
+    for level, findings in findings_by_level(check.findings).items():
+        groups = group_by_remedy(findings)
+        sections.append(FindingSection(level, HEADINGS[level], groups))
     page = environment().get_template("data_check.html.j2")
     text = page.render(
         title=title,
@@ -83,8 +89,10 @@ def _pictures(reports: Sequence[CaseReport]) -> Iterator[CasePicture]:
     for report in reports:
         if report.picture is None or report.prepared is None:
             continue
+        # Inside the page, so that it can be sent as one file.
         encoded = base64.b64encode(report.picture).decode("ascii")
         x_mm, y_mm, _ = report.prepared.spacing_mm
+        # A pixel is a voxel, so the browser has to stretch voxels that are not square.
         width, height, _ = report.prepared.geometry.shape
         yield CasePicture(
             case_id=report.case.case_id,
@@ -97,11 +105,17 @@ def _charts(reports: Sequence[CaseReport]) -> Iterator[Chart]:
     volumes = _volumes_by_class(reports)
     if volumes:
         yield Chart("Lesion volumes", as_svg(_volume_figure(volumes)), "All labelled cases.")
-    prevalence = [report.prevalence for report in reports if report.prevalence]
-    if prevalence:
-        figure = _prevalence_figure([100 * share for share in prevalence])
+    percent: list[float] = []
+    spacings: list[tuple[float, float, float]] = []
+    for report in reports:
+        # Cases without lesion have no place on the log axis.
+        if report.prevalence:
+            percent.append(100 * report.prevalence)
+        if report.spacing_mm is not None:
+            spacings.append(report.spacing_mm)
+    if percent:
+        figure = _prevalence_figure(percent)
         yield Chart("Lesion share of the brain", as_svg(figure), "One dot per case.")
-    spacings = [report.spacing_mm for report in reports if report.spacing_mm]
     if spacings:
         figure = _spacing_figure(spacings)
         yield Chart("Voxel sizes", as_svg(figure), "Cases of each voxel size of the files.")
@@ -113,14 +127,21 @@ def _volumes_by_class(reports: Sequence[CaseReport]) -> dict[str, NDArray[np.flo
     for report in reports:
         for name, volumes in report.volumes_mm3.items():
             parts.setdefault(name, []).append(volumes)
-    joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
-    return {name: volumes for name, volumes in joined.items() if volumes.size}
+    joined: dict[str, NDArray[np.float64]] = {}
+    for name, arrays in parts.items():
+        volumes_of_class = np.concatenate(arrays)
+        if volumes_of_class.size:
+            joined[name] = volumes_of_class
+    return joined
 
 
 def _volume_figure(volumes: dict[str, NDArray[np.float64]]) -> Figure:
     figure, axes = new_axes(xlabel="Lesion volume (mm³)", ylabel="Lesions")
     pooled = np.concatenate(list(volumes.values()))
-    bins = np.geomspace(pooled.min() * 0.9, pooled.max() * 1.1, 31).tolist()
+    # The same 30 bins for all classes, a little wider than the data.
+    lowest = pooled.min() * 0.9
+    highest = pooled.max() * 1.1
+    bins = np.geomspace(lowest, highest, 31).tolist()
     for k, (name, sizes) in enumerate(volumes.items()):
         median = format_number(float(np.median(sizes)))
         label = f"{name}: {len(sizes):,}, median {median} mm³"

@@ -82,6 +82,7 @@ def make_plan(
         n_cores: Processors for loaders.
     """
     free = free_memory(device) if memory_bytes is None else memory_bytes
+    # Other programs, and the fragments that an allocator leaves, take the remaining fifth.
     room = int(free * (1 - KEEP_FREE))
 
     def need(batch_size: int, sides: Sides) -> int:
@@ -122,6 +123,7 @@ def _preferred_sides(spacing_mm: Sequence[float], shape: Sequence[int], *, longe
     """
     sides: list[int] = []
     for size, n in zip(spacing_mm, shape, strict=True):
+        # Thick slices of 4 mm get a quarter of the voxels of 1 mm.
         wanted = longest * min(spacing_mm) / size
         # Thick slices are few, and networks pool less along them.
         multiple = MULTIPLE if min(wanted, n) >= MULTIPLE else THICK_MULTIPLE
@@ -133,6 +135,7 @@ def _preferred_sides(spacing_mm: Sequence[float], shape: Sequence[int], *, longe
 
 def _shrink(sides: Sides, spacing_mm: Sequence[float]) -> Sides:
     """Shorten the side that is longest in mm, of those above the smallest, by one multiple."""
+    # Below one multiple, the networks would pool a side down to nothing.
     shrinkable = [axis for axis in range(3) if sides[axis] > MULTIPLE]
     axis = max(shrinkable, key=lambda i: sides[i] * spacing_mm[i])
     shorter = list(sides)
@@ -157,6 +160,7 @@ def _patch_reason(
         limit = "larger ones are slow on a CPU"
     else:
         limit = "lesions seldom need more surroundings"
+    # In mm, because voxels alone do not say how much anatomy a patch shows.
     extent_mm = [round(n * size) for n, size in zip(sides, spacing_mm, strict=True)]
     return f"patches of {times(sides)} voxels, {times(extent_mm)} mm: {limit}"
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tversky_seg.data_check.case_report import CaseReport
-from tversky_seg.data_check.finding import LEVELS
+from tversky_seg.data_check.finding import findings_by_level
 from tversky_seg.data_check.plan import times
 from tversky_seg.report.labels import UNDEFINED, count
 
@@ -37,6 +37,7 @@ def case_row(report: CaseReport, sets: Mapping[str, str]) -> tuple[str, ...]:
         report: Report on the case.
         sets: Case id -> "train", "val" or "test".
     """
+    # A dash marks what could not be read, as in the tables of metrics.
     case = report.case
     shape = times(report.shape) if report.shape else UNDEFINED
     spacing = times(report.spacing_mm) if report.spacing_mm else UNDEFINED
@@ -60,6 +61,7 @@ def case_row(report: CaseReport, sets: Mapping[str, str]) -> tuple[str, ...]:
 def _affine_shift(report: CaseReport) -> str:
     if report.affine_shift is None:
         return UNDEFINED
+    # 1e-06 is rounding in the file, 0.5 half a voxel: two digits tell them apart.
     return f"{report.affine_shift:.2g}"
 
 
@@ -94,15 +96,14 @@ def _volumes(report: CaseReport) -> tuple[str, str]:
 def _prevalence(report: CaseReport) -> str:
     if report.prevalence is None:
         return UNDEFINED
+    # Three decimals, since a prevalence of 0.2 % is common and of 0.005 % possible.
     return f"{report.prevalence:.3%}"
 
 
 def _findings(report: CaseReport) -> str:
     counts: list[str] = []
-    for level in LEVELS:
-        n = sum(finding.level == level for finding in report.findings)
-        if n:
-            counts.append(count(n, level))
+    for level, findings in findings_by_level(report.findings).items():
+        counts.append(count(len(findings), level))
     return ", ".join(counts) or "fine"
 
 

@@ -11,10 +11,10 @@ from tversky_seg.data_check.case_report import CaseReport
 from tversky_seg.data_check.check import DatasetCheck
 from tversky_seg.data_check.finding import (
     ERROR,
-    LEVELS,
     NOTE,
     WARNING,
     Finding,
+    findings_by_level,
     group_by_remedy,
     name_some,
 )
@@ -43,8 +43,8 @@ def print_check(check: DatasetCheck, console: Console, *, title: str, command: s
             file=console.file, width=WIDE, no_color=True, highlight=False, soft_wrap=True
         )
     console.print(_case_table(check, title=title, is_plain=not console.is_terminal))
-    for level in LEVELS:
-        _print_findings(console, level, [f for f in check.findings if f.level == level])
+    for level, findings in findings_by_level(check.findings).items():
+        _print_findings(console, level, findings)
     console.print(Text("\ncosts", style="bold"))
     for cost in check.costs:
         basis = f" ({cost.basis})" if cost.basis else ""
@@ -58,13 +58,12 @@ def print_check(check: DatasetCheck, console: Console, *, title: str, command: s
 
 
 def _print_findings(console: Console, level: str, findings: list[Finding]) -> None:
-    if not findings:
-        return
     console.print(Text(f"\n{level}s", style=f"bold {STYLES[level]}"))
     # A hundred cases with one fault are one line.
     for first, *others in group_by_remedy(findings):
         line = f"  {first}"
         if others:
+            # A finding of the cohort has no case; its key names it.
             names = name_some([finding.case_id or finding.where for finding in others])
             line += f" (and {count(len(others), 'more finding')} of this kind: {names})"
         console.print(Text(line))
@@ -77,6 +76,7 @@ def _case_table(check: DatasetCheck, *, title: str, is_plain: bool) -> Table:
         justify = "left" if header in TEXT_COLUMNS else "right"
         table.add_column(header, justify=justify, no_wrap=is_plain)  # type: ignore[arg-type]
     for report in check.reports:
+        # As Text, because rich would take "[T1]" in a name for a style.
         cells = [Text(cell) for cell in case_row(report, check.sets)]
         table.add_row(*cells, style=_row_style(report))
     return table

@@ -116,16 +116,16 @@ def read_reference(path: Path, source: Predictions) -> Volume:
         DataError: It cannot be read, or holds values that belong to no class.
     """
     reference = read_label(path)
-    named = {0, *source.background_values}
+    expected_values = {0, *source.background_values}
     for values in source.classes.values():
-        named.update(values)
+        expected_values.update(values)
     # A value that nobody named is more likely a wrong setting than background.
-    unnamed = sorted(set(np.unique(reference.data).tolist()) - named)
-    if unnamed:
+    other_values = sorted(set(np.unique(reference.data).tolist()) - expected_values)
+    if other_values:
         classes = ", ".join(f"{name}: {list(values)}" for name, values in source.classes.items())
         raise DataError(
             path,
-            f"label values {unnamed[:5]} belong to no class of {{{classes}}}",
+            f"label values {other_values[:5]} belong to no class of {{{classes}}}",
             "expected other classes, or evaluation.background_values for values to ignore",
         )
     return reference
@@ -155,7 +155,8 @@ def _evaluate_class(
     )
     histogram = None
     if prediction.probability is not None:
-        # Exact ranking of the saved 16-bit probabilities, in memory that does not grow.
+        # Probabilities are saved in 16 bits, so 65,536 bins rank the voxels exactly, and the
+        # histograms of a thousand cases add up to one of the same size.
         histogram = levels_histogram(to_levels(prediction.probability), target)
         metrics = replace(metrics, ranking=ranking_from_histogram(histogram))
     return ClassResult(metrics, match, histogram, prediction.shift_voxels)

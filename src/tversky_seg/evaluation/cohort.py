@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tversky_seg.data.case import Case
+from tversky_seg.data.grids import FINE_SHIFT_VOXELS
 from tversky_seg.evaluation.case_result import CaseResult, ClassResult
 from tversky_seg.metrics.case_metrics import (
     NO_DISTANCES,
@@ -23,8 +24,7 @@ from tversky_seg.metrics.lesions import LesionCounts
 from tversky_seg.metrics.score_histogram import ScoreHistogram, level_of
 
 THRESHOLDS = np.arange(1, 200) / 200
-"""Thresholds of threshold_curve.csv."""
-FINE_SHIFT_VOXELS = 0.01
+"""Thresholds of threshold_curve.csv: 0.005, 0.01, …, 0.995."""
 
 
 @dataclass
@@ -52,6 +52,7 @@ class ClassTotals:
     def add(self, result: ClassResult, *, rule: LesionRule, is_first: bool) -> None:
         """Add this class of a case."""
         self._add_histogram(result.histogram, is_first=is_first)
+        # FROC ranks lesions by their probabilities, which a bare mask does not have.
         if result.histogram is not None:
             self.scores.append(lesion_scores(result.match))
         self.volume_mm3.append(result.match.reference.volume_mm3)
@@ -67,6 +68,7 @@ class ClassTotals:
             self.histogram = self.histogram + histogram
         if histogram is not None and histogram.n_positive.any():
             # Cases without a reference lesion have no recall, hence no F score to average.
+            # Only the sums are kept: their size does not depend on the number of cases.
             levels = level_of(THRESHOLDS)
             self.dice_sum += histogram.f(1)[levels]
             self.f2_sum += histogram.f(2)[levels]
@@ -115,7 +117,7 @@ class EvaluatedCohort:
         if result.shift_voxels > FINE_SHIFT_VOXELS:
             self.shifted.append(result.case.case_id)
 
-    def of_class(self, name: str) -> list[CaseMetrics]:
+    def metrics_of_class(self, name: str) -> list[CaseMetrics]:
         """List the metrics of one class, one for each case."""
         return [by_class[name] for by_class in self.metrics]
 
@@ -125,5 +127,6 @@ class EvaluatedCohort:
         histogram = self.totals[name].histogram
         if histogram is not None:
             ranking = ranking_from_histogram(histogram)
-        counts = reduce(add, self.of_class(name))
+        # Counts add up: 3 of 4 lesions detected and 1 of 2 make 4 of 6.
+        counts = reduce(add, self.metrics_of_class(name))
         return replace(counts, ranking=ranking, distances=NO_DISTANCES)

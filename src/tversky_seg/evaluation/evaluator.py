@@ -20,6 +20,7 @@ from typing import Any
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.grids import TOLERATED_SHIFT_VOXELS
 from tversky_seg.evaluation.case_result import evaluate_case
 from tversky_seg.evaluation.cohort import EvaluatedCohort
 from tversky_seg.evaluation.saved_predictions import Predictions, open_predictions
@@ -126,14 +127,9 @@ def evaluate(
         )
         # Sessions are read again in pairs, since one case is in memory at a time.
         cohort.session_pairs = compare_sessions(cohort.cases, source, rule=rule)
-        metrics = summarize(
-            cohort,
-            threshold=unwrap_single(source.threshold),
-            lesion_rule=_recorded_rule(rule, source),
-            n_bootstrap=n_bootstrap,
-            seed=seed,
+        metrics = _summarize_with_settings(
+            cohort, source, tolerance_mm=tolerance_mm, n_bootstrap=n_bootstrap, seed=seed
         )
-        metrics["surface_tolerance_mm"] = tolerance_mm
         _write_tables(folder, cohort, metrics)
         _write_pictures(folder, cohort, source, metrics, viewer=viewer)
     return metrics
@@ -160,6 +156,7 @@ def evaluate_cohort(
         replacing(lesion_file) as scratch,
         scratch.open("w", newline="", encoding="utf-8") as file,
     ):
+        # Row by row, because a large cohort has a million lesions.
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(LESION_COLUMNS)
         for case in track(cases, "evaluating", total=len(cases)):
@@ -174,9 +171,11 @@ def evaluate_cohort(
     if not cohort.cases:
         # The check of the dataset never sees predictions.
         raise DataError.gather(faults, others="")
+    # One warning for all cases, instead of one line in a thousand.
     if cohort.shifted:
         logger.warning(
-            "predictions up to 0.6 voxel off their reference, compared voxel by voxel: %s",
+            "predictions up to %g voxel off their reference, compared voxel by voxel: %s",
+            TOLERATED_SHIFT_VOXELS,
             ", ".join(cohort.shifted),
         )
     for one_fault in faults:
@@ -218,10 +217,27 @@ def _check_settings(
         raise DataError("n_bootstrap", f"{n_bootstrap}", "expected 1 or more")
 
 
-def _recorded_rule(rule: LesionRule, source: Predictions) -> dict[str, Any]:
-    """Describe the rule for metrics.json, with the minimum that the predictions were given."""
-    minimum = unwrap_single(source.min_volume_mm3)
-    return {**asdict(rule), "prediction_min_volume_mm3": minimum}
+def _summarize_with_settings(
+    cohort: EvaluatedCohort,
+    source: Predictions,
+    *,
+    tolerance_mm: float,
+    n_bootstrap: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Make the content of metrics.json: the numbers, and the settings that they depend on."""
+    lesion_rule = asdict(cohort.rule)
+    # Beside the rule, because removing predicted lesions changes the counts as the rule does.
+    lesion_rule["prediction_min_volume_mm3"] = unwrap_single(source.min_volume_mm3)
+    metrics = summarize(
+        cohort,
+        threshold=unwrap_single(source.threshold),
+        lesion_rule=lesion_rule,
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+    )
+    metrics["surface_tolerance_mm"] = tolerance_mm
+    return metrics
 
 
 def _pooled_curve(cohort: EvaluatedCohort, name: str) -> Curve:
@@ -240,6 +256,7 @@ def _pooled_curve(cohort: EvaluatedCohort, name: str) -> Curve:
 
 def _write_tables(folder: Path, cohort: EvaluatedCohort, metrics: Mapping[str, Any]) -> None:
     curves = [_pooled_curve(cohort, name) for name in cohort.totals]
+    # NaN is not JSON: `summarize` has replaced it by None, and a forgotten one is an error here.
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     write_csv(folder / "cases.csv", CASE_COLUMNS, case_rows(cohort))
     write_csv(folder / "froc.csv", FROC_COLUMNS, froc_rows(cohort))
@@ -273,8 +290,11 @@ def _new_evaluation(output_dir: Path) -> Iterator[Path]:
     """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
+        # On the disk of the target, so that each file moves at once, not byte by byte.
         with tempfile.TemporaryDirectory(prefix=".evaluation_", dir=output_dir) as scratch:
             yield Path(scratch)
+            # An interruption between two moves leaves tables without a metrics.json, rather than
+            # new tables beside old numbers.
             sign = output_dir / "metrics.json"
             sign.unlink(missing_ok=True)
             for path in sorted(Path(scratch).iterdir()):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tversky_seg.data.affines import affine_shift_voxels
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.grids import TOLERATED_SHIFT_VOXELS
 from tversky_seg.data.nifti import Volume, read_label, read_volume
 from tversky_seg.data.settings import check_classes
 from tversky_seg.inference.prediction_folder import (
@@ -25,9 +26,6 @@ from tversky_seg.metrics.lesions import remove_small_lesions
 from tversky_seg.metrics.masks import Mask
 from tversky_seg.runtime.files import read_json
 
-LARGEST_SHIFT_VOXELS = 0.6
-"""Distance up to which a prediction is compared with its reference voxel by voxel."""
-
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
@@ -38,7 +36,7 @@ class Prediction:
     probability: NDArray[np.float32] | None
     """(X, Y, Z) in [0, 1]; None where only a mask was saved."""
     shift_voxels: float
-    """Distance of the file's grid from that of the reference, at most 0.6."""
+    """Distance of the file's grid from that of the reference, at most `TOLERATED_SHIFT_VOXELS`."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,8 @@ def open_predictions(
         classes: Class name -> label values; without predictions.json `{"lesion": (1,)}`.
         threshold: Threshold of `probability >= threshold`, in [0, 1]; one for all classes, or by
             class.
-        min_volume_mm3: Volume below which predicted lesions are removed; likewise.
+        min_volume_mm3: Volume below which predicted lesions are removed; one for all classes, or
+            by class.
         pattern: File name of another tool's masks, as in `{case_id}.nii.gz`. With several classes
             and no `{class}` in it, a file is a map of label values.
         background_values: Label values that belong to no class; without predictions.json only 0.
@@ -159,6 +158,7 @@ def open_predictions(
         raise DataError(
             folder, "no such folder", "expected what predict.py wrote, or a folder of masks"
         )
+    # Another tool's folder may hold a predictions.json of its own, which says nothing to us.
     saved: dict[str, Any] = {}
     has_probabilities = False
     if pattern is None:
@@ -174,11 +174,13 @@ def open_predictions(
             "leave it out to evaluate them as they are",
         )
     checked_classes = _checked_classes(classes, saved, folder)
+    # In the order of precedence: the argument, predictions.json, the default.
     default_threshold = 0.5 if has_probabilities else None
     chosen_threshold = _first_set(threshold, saved.get("threshold"), default_threshold)
     chosen_minimum = _first_set(min_volume_mm3, saved.get("min_volume_mm3"), 0.0)
     if background_values is None:
         background_values = saved.get("background_values")
+    # Another threshold or minimum would have given other masks than the saved ones.
     is_as_saved = threshold is None and min_volume_mm3 is None
     return Predictions(
         folder=folder,
@@ -202,7 +204,8 @@ def check_grid(volume: Volume, reference: Volume, *, path: Path) -> float:
     shift_voxels = math.inf
     if volume.shape == reference.shape:
         shift_voxels = affine_shift_voxels(reference.affine, volume.affine, reference.shape)
-    if shift_voxels > LARGEST_SHIFT_VOXELS:
+    # A nearer grid is the same one, in another convention of what a voxel's origin is.
+    if shift_voxels > TOLERATED_SHIFT_VOXELS:
         raise DataError(
             path, _describe_grid(volume), f"expected the reference's {_describe_grid(reference)}"
         )
@@ -231,18 +234,21 @@ def _as_probability(data: NDArray[np.float32], path: Path) -> NDArray[np.float32
 
 def _as_mask(data: NDArray[Any], path: Path) -> Mask:
     mask: Mask = data == 1
-    other = data[mask != (data != 0)]
-    if other.size:
+    # A mask of 0 and 255 is refused rather than guessed: it may be a label map.
+    other_values = data[~mask & (data != 0)]
+    if other_values.size:
         raise DataError(
             path,
-            f"{other.size} voxels of other values, as {other[0]}",
+            f"{other_values.size} voxels of other values, as {other_values[0]}",
             "expected a mask of 0 and 1",
         )
     return mask
 
 
 def _file_name(pattern: str, case: Case, name: str) -> str:
+    """Fill in a pattern: "{subject_id}_seg.nii.gz" -> "p01_seg.nii.gz"."""
     values = {"case_id": case.case_id, "subject_id": case.subject_id, "class": name}
+    # A pattern comes from the user: an unknown name or an unclosed brace is a wrong setting.
     try:
         return pattern.format_map(values)
     except (KeyError, IndexError, ValueError, AttributeError) as error:
@@ -252,6 +258,7 @@ def _file_name(pattern: str, case: Case, name: str) -> str:
 
 
 def _check_pattern(pattern: str) -> None:
+    # Filled in once for nothing, so that a bad pattern is an error of its own and not one per case.
     _file_name(pattern, Case("case", "subject", {}), "class")
     if "{case_id" not in pattern and "{subject_id" not in pattern:
         raise DataError(
@@ -294,7 +301,10 @@ def _first_set(*candidates: Any) -> Any:
 
 
 def _by_class(key: str, value: Any, *, names: Mapping[str, Any], highest: float) -> dict[str, Any]:
-    """Spread one value over the classes, or check that each class has its own."""
+    """Spread one value over the classes, or check that each class has its own.
+
+    0.5 -> {"liver": 0.5, "tumour": 0.5}
+    """
     if value is None:
         return dict.fromkeys(names)
     if not isinstance(value, Mapping):
@@ -311,6 +321,7 @@ def _by_class(key: str, value: Any, *, names: Mapping[str, Any], highest: float)
 def _label_values(values: Any) -> tuple[int, ...]:
     if values is None:
         return ()
+    # type(…) is int, because True would pass isinstance(…, int).
     if isinstance(values, Sequence) and all(type(value) is int for value in values):
         return tuple(values)
     raise DataError("background_values", f"{values!r}", "expected label values, as [1], or null")

@@ -38,9 +38,11 @@ def compare_sessions(
     pairs: list[SessionPair] = []
     faults: list[DataError] = []
     for sessions in _sessions_by_subject(cases):
+        # Sessions 1, 2, 3 make the pairs (1, 2) and (2, 3).
         for before, after in pairwise(sessions):
             try:
                 pairs.append(_compare(before, after, source, rule=rule))
+            # Both sessions have their own metrics already; only their comparison is missing.
             except DataError as fault:
                 faults.append(fault)
     if faults:
@@ -87,6 +89,7 @@ def _compare(before: Case, after: Case, source: Predictions, *, rule: LesionRule
     check_grid(earlier, later, path=before.label)
     counts: dict[str, LesionCounts] = {}
     for name, values in source.classes.items():
+        # Pairs of (before, after): first the predictions, then the references.
         counts[name] = new_lesion_counts(
             (
                 source.read(before, name, reference=later).mask,

@@ -25,6 +25,7 @@ def show_case(case: Case, source: Predictions) -> ShownCase:
     reference = read_label(case.label)
     shape, affine = ras_grid(reference.shape, reference.affine)
 
+    # Only flips and swaps of axes: the patient's left is on the left in every picture.
     def upright(data: NDArray[Any]) -> NDArray[Any]:
         return resample(data, reference.affine, affine, shape)
 
@@ -48,6 +49,7 @@ def _background(case: Case, reference: Volume) -> NDArray[Any]:
     black = np.zeros(reference.shape, np.float32)
     if not case.images:
         return black
+    # The first modality, because the network's grid is made from it.
     path = next(iter(case.images.values()))
     try:
         image = read_volume(path)

@@ -98,9 +98,9 @@ def _statistics(
     pooled: dict[str, MetricRow] = {}
     undefined: dict[str, dict[str, int]] = {}
     for name in cohort.totals:
-        rows = [values_of(metrics) for metrics in cohort.of_class(name)]
+        rows = [values_of(metrics) for metrics in cohort.metrics_of_class(name)]
         mean[name] = mean_metrics(rows)
-        # Each class draws the same resamplings.
+        # Each class draws the same resamplings, so that their intervals can be compared.
         rng = np.random.default_rng(seed)
         ci95[name] = _intervals(rows, subjects, n_bootstrap=n_bootstrap, rng=rng)
         pooled[name] = values_of(cohort.pooled(name))
@@ -114,6 +114,7 @@ def _statistics(
 
 
 def _count_undefined(rows: Sequence[MetricRow]) -> dict[str, int]:
+    # All cases have the same metrics, so the first one names them.
     counts = dict.fromkeys(rows[0], 0)
     for row in rows:
         for metric, value in row.items():
@@ -168,15 +169,13 @@ def _cases(cohort: EvaluatedCohort) -> list[dict[str, Any]]:
 
 
 def _agreement_with_all_raters(cohort: EvaluatedCohort, name: str) -> dict[str, Any]:
-    """Summarize the agreement with the labels, and the mean ISBI score over the raters.
-
-    The ISBI 2015 challenge ranks by that mean.
-    """
+    """Summarize the agreement with the labels, and the mean ISBI score over the raters."""
+    # The ISBI 2015 challenge ranks by this mean.
     scores = [rater["isbi_score"] for rater in _raters(cohort, name)]
     mean_score = math.nan
     if scores:
         mean_score = float(np.mean(scores))
-    return _agreement(cohort.of_class(name)) | {"isbi_score_over_raters": mean_score}
+    return _agreement(cohort.metrics_of_class(name)) | {"isbi_score_over_raters": mean_score}
 
 
 def _agreement(cases: Sequence[CaseMetrics]) -> dict[str, Any]:
@@ -211,22 +210,24 @@ def _recall_by_volume(cohort: EvaluatedCohort, name: str) -> dict[str, Any]:
     # The empty array first: a cohort may have no lesion.
     volumes = np.concatenate([np.zeros(0), *totals.volume_mm3])
     is_detected = np.concatenate([np.zeros(0, bool), *totals.is_detected])
-
     # Quartiles adapt to the cohort; fixed edges compare cohorts.
-    def bins(edges_mm3: Sequence[float]) -> list[dict[str, Any]]:
-        return [_volume_bin(one) for one in recall_by_volume(volumes, is_detected, edges_mm3)]
+    quartiles = recall_by_volume(volumes, is_detected, quartile_edges(volumes))
+    fixed = recall_by_volume(volumes, is_detected, VOLUME_EDGES_MM3)
+    return {"quartiles": _volume_bins(quartiles), "fixed": _volume_bins(fixed)}
 
-    return {"quartiles": bins(quartile_edges(volumes)), "fixed": bins(VOLUME_EDGES_MM3)}
 
-
-def _volume_bin(one: VolumeBin) -> dict[str, Any]:
-    return {
-        "from_mm3": one.from_mm3,
-        "to_mm3": one.to_mm3,
-        "n_lesions": one.n_lesions,
-        "n_detected": one.n_detected,
-        "recall": one.recall,
-    }
+def _volume_bins(bins: Sequence[VolumeBin]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for one in bins:
+        row = {
+            "from_mm3": one.from_mm3,
+            "to_mm3": one.to_mm3,
+            "n_lesions": one.n_lesions,
+            "n_detected": one.n_detected,
+            "recall": one.recall,
+        }
+        rows.append(row)
+    return rows
 
 
 def _froc(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
@@ -253,10 +254,12 @@ def _froc(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
         object_dice = float(scores.dice.mean())
         object_dice_sd = float(scores.dice.std())
 
-    points = zip(LUNA_POINTS, recall.tolist(), strict=True)
+    recall_by_rate: dict[str, float] = {}
+    for false_per_case, value in zip(LUNA_POINTS, recall.tolist(), strict=True):
+        recall_by_rate[f"{false_per_case:g}"] = value
     return {
         "average_recall": average,
-        "recall_at": {f"{false_per_case:g}": value for false_per_case, value in points},
+        "recall_at": recall_by_rate,
         "highest_recall": highest,
         "false_lesions_per_case": len(scores.false) / len(cohort.cases),
         "n_cases": len(cohort.cases),
@@ -291,20 +294,27 @@ def _calibration(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
 def _lesion_free(cohort: EvaluatedCohort, name: str) -> dict[str, Any]:
     """Summarize the cases without a reference voxel: all that is predicted there is false."""
     cases: list[dict[str, Any]] = []
+    n_clean = 0
+    n_false_lesions = 0
     for case, by_class in zip(cohort.cases, cohort.metrics, strict=True):
         metrics = by_class[name]
-        if not metrics.reference_volume_mm3:
-            one = {
-                "case_id": case.case_id,
-                "n_false_lesions": metrics.lesions.n_predicted,
-                "false_volume_mm3": metrics.predicted_volume_mm3,
-            }
-            cases.append(one)
+        if metrics.reference_volume_mm3:
+            continue
+        row = {
+            "case_id": case.case_id,
+            "n_false_lesions": metrics.lesions.n_predicted,
+            "false_volume_mm3": metrics.predicted_volume_mm3,
+        }
+        cases.append(row)
+        n_false_lesions += metrics.lesions.n_predicted
+        # By volume, not by lesions: a minimum volume may drop lesions that are still predicted.
+        if not metrics.predicted_volume_mm3:
+            n_clean += 1
     return {
         "n_cases": len(cases),
-        "n_clean": sum(not one["false_volume_mm3"] for one in cases),
-        "n_false_lesions": sum(one["n_false_lesions"] for one in cases),
-        "false_volume_mm3": sum(one["false_volume_mm3"] for one in cases),
+        "n_clean": n_clean,
+        "n_false_lesions": n_false_lesions,
+        "false_volume_mm3": sum(row["false_volume_mm3"] for row in cases),
         "cases": cases,
     }
 
@@ -328,6 +338,7 @@ def _raters(cohort: EvaluatedCohort, name: str) -> list[dict[str, Any]]:
 def _new_lesions(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
     if not cohort.session_pairs:
         return None
+    # Rates are made of the counts of all pairs: many pairs have no new lesion, hence no rate.
     total = reduce(add, (pair.counts[name] for pair in cohort.session_pairs))
     pairs: list[dict[str, Any]] = []
     for pair in cohort.session_pairs:

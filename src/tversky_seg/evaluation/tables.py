@@ -91,6 +91,7 @@ def _lesion_rows_of_class(
                 result.case.case_id,
                 name,
                 mask,
+                # The number of the lesion, from 1: 0 is the background of a label map.
                 k + 1,
                 f"{lesions.volume_mm3[k]:.3f}",
                 f"{x_mm:.2f}",
@@ -120,6 +121,7 @@ def froc_rows(cohort: EvaluatedCohort) -> Iterator[Row]:
             continue
         scores = pool_lesion_scores(totals.scores)
         curve = scores.curve()
+        # The same recall, with false lesions per case that has any lesion, as arXiv 2007.10033.
         recorded = scores.curve(only_cases_with_lesions=True)
         for k, threshold in enumerate(curve.thresholds):
             yield (
@@ -139,8 +141,8 @@ def threshold_rows(cohort: EvaluatedCohort) -> Iterator[Row]:
     """
     for name, totals in cohort.totals.items():
         if totals.histogram is not None:
-            for k, rates in enumerate(_rates_by_threshold(totals)):
-                yield name, f"{THRESHOLDS[k]:g}", *(_cell(rate) for rate in rates)
+            for threshold, rates in zip(THRESHOLDS, _rates_by_threshold(totals), strict=True):
+                yield name, f"{threshold:g}", *(_cell(rate) for rate in rates)
 
 
 def _rates_by_threshold(totals: ClassTotals) -> list[tuple[float, ...]]:
@@ -150,6 +152,7 @@ def _rates_by_threshold(totals: ClassTotals) -> list[tuple[float, ...]]:
     # NaN in place of 0: a rate over nothing is undefined.
     n_positive = int(histogram.n_positive.sum()) or math.nan
     n_curves = totals.n_curves or math.nan
+    # f(1) is the Dice, f(2) weighs recall higher; both at each of the 65,536 levels.
     levels = level_of(THRESHOLDS)
     with np.errstate(invalid="ignore"):
         precision = n_true_positive / n_predicted

@@ -52,16 +52,20 @@ def curve_figure(curves: Sequence[Curve]) -> Figure:
         prefix = f"{_literal(curve.name)}: " if len(curves) > 1 else ""
         colour = COLOURS[k % len(COLOURS)]
         if curve.points is not None and curve.points.thresholds.size:
-            label = f"{prefix}pooled PR-AUC {format_value('pr_auc', curve.area)}"
-            recall = curve.points.recall
+            area = format_value("pr_auc", curve.area)
             # Precision holds until the next recall.
             axes.plot(
-                recall, curve.points.precision, drawstyle="steps-post", color=colour, label=label
+                curve.points.recall,
+                curve.points.precision,
+                drawstyle="steps-post",
+                color=colour,
+                label=f"{prefix}pooled PR-AUC {area}",
             )
-        if not any(math.isnan(value) for value in curve.working_point):
+        recall, precision = curve.working_point
+        if not math.isnan(recall) and not math.isnan(precision):
             marker = MARKERS[k % len(MARKERS)]
             label = f"{prefix}chosen threshold"
-            axes.plot(*curve.working_point, marker, color=colour, label=label)
+            axes.plot(recall, precision, marker, color=colour, label=label)
     _add_legend(axes, loc="lower left")
     return figure
 
@@ -77,10 +81,11 @@ def threshold_figure(columns: Columns, *, threshold: float | None) -> Figure:
     axes.set(xlim=(0, 1), ylim=(0, 1))
     # The two means differ: one weighs cases alike, the other voxels.
     at = columns["threshold"]
-    axes.plot(at, columns["mean_dice"], color=COLOURS[0], label="Dice, mean over cases")
-    axes.plot(at, columns["mean_f2"], color=COLOURS[1], label="F2, mean over cases")
-    axes.plot(at, columns["dice"], "--", color=COLOURS[0], label="Dice, pooled")
-    axes.plot(at, columns["f2"], "--", color=COLOURS[1], label="F2, pooled")
+    blue, orange = COLOURS[:2]
+    axes.plot(at, columns["mean_dice"], color=blue, label="Dice, mean over cases")
+    axes.plot(at, columns["mean_f2"], color=orange, label="F2, mean over cases")
+    axes.plot(at, columns["dice"], "--", color=blue, label="Dice, pooled")
+    axes.plot(at, columns["f2"], "--", color=orange, label="F2, pooled")
     if threshold is not None:
         axes.axvline(threshold, color=GREY, linewidth=1)
     _add_legend(axes, loc="lower center")
@@ -101,12 +106,14 @@ def froc_figure(columns: Columns, froc: Mapping[str, Any]) -> Figure:
     average = format_value("recall", froc["average_recall"])
     label = f"average recall up to 5 false lesions per case: {average}"
     axes.plot(false_lesions, recall, color=COLOURS[0], label=label)
-    working_point = (froc["false_lesions_per_case"], froc["highest_recall"])
     most = max(1.0, min(MOST_FALSE, float(false_lesions.max())))
-    if None not in working_point:
-        # The point of the masks stays in view.
-        most = max(most, 1.05 * working_point[0])
-        axes.plot(*working_point, "s", color=COLOURS[1], label="chosen threshold")
+    # All lesions of the masks at once: the point where the curve ends.
+    false_of_masks = froc["false_lesions_per_case"]
+    recall_of_masks = froc["highest_recall"]
+    if false_of_masks is not None and recall_of_masks is not None:
+        # It stays in view, however many false lesions there are.
+        most = max(most, 1.05 * false_of_masks)
+        axes.plot(false_of_masks, recall_of_masks, "s", color=COLOURS[1], label="chosen threshold")
     axes.set(xlim=(0, most), ylim=(0, 1))
     _add_legend(axes, loc="lower right")
     return figure
@@ -119,13 +126,15 @@ def size_figure(bins: Sequence[Mapping[str, Any]]) -> Figure:
         bins: Volume bins with at least one lesion, as in metrics.json.
     """
     figure, axes = new_axes(xlabel="Lesion volume (mm³)", ylabel="Lesion recall")
+    names: list[str] = []
     for k, part in enumerate(bins):
+        names.append(_volume_range(part))
         # An empty bar still shows that there were lesions of this size.
         recall = part["recall"] or 0.0
         axes.bar(k, recall, width=0.72, color=COLOURS[0], alpha=0.8)
         detected = f"{part['n_detected']}/{part['n_lesions']}"
         axes.text(k, recall + 0.02, detected, ha="center", fontsize=8)
-    axes.set_xticks(range(len(bins)), [_volume_range(part) for part in bins], rotation=30)
+    axes.set_xticks(range(len(bins)), names, rotation=30)
     axes.set(ylim=(0, 1.12))
     return figure
 
@@ -153,15 +162,22 @@ def bland_altman_figure(
     axes.axhline(0, color=GREY, linewidth=0.5)
     differences: dict[str, float] = {}
     for case_id, (reference, predicted) in volumes_mm3.items():
-        differences[case_id] = predicted - reference
-        axes.plot((reference + predicted) / 2, predicted - reference, "o", color=COLOURS[0])
+        mean = (reference + predicted) / 2
+        difference = predicted - reference
+        differences[case_id] = difference
+        axes.plot(mean, difference, "o", color=COLOURS[0])
     # Naming every case would cover the dots.
     by_size = sorted(differences, key=lambda case_id: -abs(differences[case_id]))
     for case_id in by_size[:N_NAMED]:
         mean = sum(volumes_mm3[case_id]) / 2
         place = (mean, differences[case_id])
         axes.annotate(
-            _literal(case_id), place, xytext=(5, 4), textcoords="offset points", fontsize=8
+            _literal(case_id),
+            place,
+            # Up and to the right of its dot.
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=8,
         )
     styles = {"bias_mm3": "-", "lowest_mm3": "--", "highest_mm3": "--"}
     names = {"bias_mm3": "bias", "lowest_mm3": "95 % limit", "highest_mm3": "95 % limit"}
@@ -182,9 +198,14 @@ def calibration_figure(bins: Sequence[Mapping[str, Any]]) -> Figure:
     """
     figure, axes = new_axes(xlabel="Mean predicted probability", ylabel="Share of lesion voxels")
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    axes.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="perfect calibration")
-    probability = [part["mean_probability"] for part in bins]
-    share = [part["lesion_share"] for part in bins]
+    # On the diagonal, 30 % of the voxels of probability 0.3 are lesion.
+    diagonal = [0, 1]
+    axes.plot(diagonal, diagonal, "--", color=GREY, linewidth=1, label="perfect calibration")
+    probability: list[float] = []
+    share: list[float] = []
+    for part in bins:
+        probability.append(part["mean_probability"])
+        share.append(part["lesion_share"])
     axes.plot(probability, share, "o-", color=COLOURS[0], label="all voxels")
     _add_legend(axes, loc="upper left")
     return figure
@@ -202,6 +223,7 @@ def as_svg(figure: Figure) -> str:
     from matplotlib import rc_context
 
     buffer = io.StringIO()
+    # Ids and the date would otherwise differ from run to run, and with them the page.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "tversky-seg"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     document = buffer.getvalue()
@@ -233,8 +255,17 @@ def _add_legend(axes: Axes, *, loc: str) -> None:
 
 
 def _note_at_the_right(axes: Axes, y: float, text: str) -> None:
-    place = axes.get_yaxis_transform()
-    axes.text(1.0, y, text, transform=place, ha="right", va="bottom", fontsize=8, color=GREY)
+    axes.text(
+        # x as a share of the width, y in the units of the data.
+        1.0,
+        y,
+        text,
+        transform=axes.get_yaxis_transform(),
+        ha="right",
+        va="bottom",
+        fontsize=8,
+        color=GREY,
+    )
 
 
 def _literal(name: str) -> str:

@@ -54,6 +54,7 @@ def format_value(name: str, value: float | None, *, signed: bool = False) -> str
         return UNDEFINED
     # Differences show their direction.
     sign = "+" if signed or name.startswith("signed_") else ""
+    # A mean of counts has a fraction, a count has none: 2.5, but 3 and not 3.0.
     if name.startswith("n_"):
         return f"{value:{sign}.1f}".removesuffix(".0")
     # A tenth of a mm³ is far below a voxel.
@@ -121,9 +122,12 @@ def describe_rule(metrics: Mapping[str, Any]) -> str:
         metrics: Content of metrics.json.
     """
     rule = metrics["lesion_rule"]
-    sentences = [_describe_masks(metrics["threshold"], rule["prediction_min_volume_mm3"])]
-    sentences.append(_describe_lesion(rule))
-    sentences.append(_describe_detection(rule))
+    sentences = [
+        _describe_masks(metrics["threshold"], rule["prediction_min_volume_mm3"]),
+        _describe_lesion(rule),
+        _describe_detection(rule),
+    ]
+    # Keys that evaluations of earlier versions lack are read with a default.
     if rule.get("both_ways"):
         sentences.append("A predicted lesion is false if it fails the same test.")
     else:
@@ -135,6 +139,7 @@ def describe_rule(metrics: Mapping[str, Any]) -> str:
 
 
 def _describe_masks(threshold: Any, min_volume_mm3: Any) -> str:
+    # Saved masks of unknown origin have no threshold to name.
     if any(value is not None for value in _values(threshold)):
         masks = f"Lesion voxels: probability ≥ {_by_class(threshold)}"
     else:

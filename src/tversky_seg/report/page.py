@@ -61,6 +61,10 @@ class Chart:
     note: str
 
 
+DrawChart = Callable[[Path, Mapping[str, Any], str], Chart | None]
+"""Draws a chart of one class from the folder of an evaluation, its metrics.json and the class."""
+
+
 @dataclass(frozen=True)
 class Section:
     """All that the page says of one class."""
@@ -103,6 +107,8 @@ def write_report(
     sections: list[Section] = []
     for name in split_by_class(metrics):
         sections.append(_section(folder, metrics, name))
+    # Sessions of one subject are one subject: intervals resample these.
+    subjects = {case["subject_id"] for case in metrics["cases"]}
     slices: list[SlicesOfCase] = []
     viewer: Viewer | None = None
     # Cases come one by one: their volumes are not all in memory at once.
@@ -113,13 +119,13 @@ def write_report(
     page = environment().get_template("report.html.j2")
     text = page.render(
         metrics=metrics,
-        n_subjects=len({case["subject_id"] for case in metrics["cases"]}),
+        n_subjects=len(subjects),
         rule=describe_rule(metrics),
         faults=metrics.get("faults", []),
         sections=sections,
         slices=slices,
         viewer=viewer,
-        case_headers=["", *(LABELS[name] for name in _metric_names(metrics))],
+        case_headers=_case_headers(metrics),
         case_rows=list(_case_rows(metrics)),
     )
     write_text(folder / "report.html", text)
@@ -129,6 +135,7 @@ def environment() -> jinja2.Environment:
     """Make the environment of the page templates: every value is escaped unless marked safe."""
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("tversky_seg.report"),
+        # A case id is text of the user's, and must not become part of the page's code.
         autoescape=True,
         # A misspelt name in a template is an error, not a blank.
         undefined=jinja2.StrictUndefined,
@@ -148,6 +155,7 @@ def _format_metric(value: float | None, name: str) -> str:
 def _section(folder: Path, metrics: Mapping[str, Any], name: str) -> Section:
     parts = split_by_class(metrics)[name]
     further_rows: list[tuple[str, ...]] = []
+    # A metrics.json of an earlier version may lack sections; the page then leaves them out.
     if metrics.get("further"):
         further_rows.extend(summary_rows(split_by_class(metrics["further"])[name]))
     return Section(
@@ -171,8 +179,8 @@ def _tiles(parts: Mapping[str, Any]) -> Iterator[Tile]:
 
 
 def _charts(folder: Path, metrics: Mapping[str, Any], name: str) -> Iterator[Chart]:
-    # In the order of the page.
-    drawings: Sequence[Callable[[Path, Mapping[str, Any], str], Chart | None]] = (
+    # In the order of the page. Each finds its part of metrics.json, or the CSV of its curve.
+    drawings: Sequence[DrawChart] = (
         _precision_recall_chart,
         _threshold_chart,
         _froc_chart,
@@ -195,9 +203,11 @@ def _precision_recall_chart(folder: Path, metrics: Mapping[str, Any], name: str)
         return None
     points = None
     if columns is not None:
-        # The file leaves out the last point, (recall 0, precision 1), which has no threshold.
+        # The file leaves out the last point, of recall 0, which has no threshold. Here the
+        # precision of the highest threshold holds from recall 0 on.
+        last_precision = columns["precision"][-1:]
         points = PrecisionRecallCurve(
-            precision=np.append(columns["precision"], columns["precision"][-1:]),
+            precision=np.append(columns["precision"], last_precision),
             recall=np.append(columns["recall"], 0.0),
             thresholds=columns["threshold"],
         )
@@ -228,7 +238,10 @@ def _froc_chart(folder: Path, metrics: Mapping[str, Any], name: str) -> Chart | 
     froc = _of_class(metrics, "froc", name)
     columns = _read_columns(folder / "froc.csv", name)
     # Masks without probabilities cannot be ranked.
-    if froc is None or columns is None or not np.isfinite(columns["recall"]).any():
+    if froc is None or columns is None:
+        return None
+    # Without reference lesions every recall is undefined.
+    if not np.isfinite(columns["recall"]).any():
         return None
     note = "Predicted lesions ranked by their highest probability."
     return Chart("Free-response ROC (FROC)", as_svg(froc_figure(columns, froc)), note)
@@ -236,6 +249,7 @@ def _froc_chart(folder: Path, metrics: Mapping[str, Any], name: str) -> Chart | 
 
 def _size_chart(folder: Path, metrics: Mapping[str, Any], name: str) -> Chart | None:
     recall_by_volume = _of_class(metrics, "recall_by_volume", name) or {"fixed": []}
+    # Fixed edges, so that the charts of two cohorts can be compared.
     bins = [part for part in recall_by_volume["fixed"] if part["n_lesions"]]
     if not bins:
         return None
@@ -247,9 +261,11 @@ def _size_chart(folder: Path, metrics: Mapping[str, Any], name: str) -> Chart | 
 def _bland_altman_chart(folder: Path, metrics: Mapping[str, Any], name: str) -> Chart | None:
     volumes_mm3: dict[str, tuple[float, float]] = {}
     for case in metrics["cases"]:
+        # With a single class, its metrics stand in the case itself.
         row = case[name] if name else case
         volumes_mm3[case["case_id"]] = (row["reference_volume_mm3"], row["predicted_volume_mm3"])
-    limits = (_of_class(metrics, "cohort", name) or {}).get("bland_altman") or {}
+    agreement = _of_class(metrics, "cohort", name) or {}
+    limits = agreement.get("bland_altman") or {}
     note = "One dot per case; the largest differences are named."
     if limits.get("bias_mm3") is not None:
         note += f" Bias {limits['bias_mm3']:+,.0f} mm³."
@@ -292,7 +308,9 @@ def _rater_rows(raters: Sequence[Mapping[str, Any]] | None) -> Iterator[tuple[st
 def _new_lesions(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if summary is None:
         return None
-    rates = [f"{label} {format_value(key, summary[key])}" for key, label in RATE_NAMES.items()]
+    rates: list[str] = []
+    for key, label in RATE_NAMES.items():
+        rates.append(f"{label} {format_value(key, summary[key])}")
     rows: list[tuple[str, ...]] = []
     for pair in summary["pairs"]:
         row = (
@@ -315,6 +333,14 @@ def _slices(title: str, case: ShownCase) -> SlicesOfCase:
         encoded = base64.b64encode(as_png(picture)).decode("ascii")
         urls[caption] = f"data:image/png;base64,{encoded}"
     return SlicesOfCase(f"{title}: {case.case_id}", urls)
+
+
+def _case_headers(metrics: Mapping[str, Any]) -> list[str]:
+    # The first column holds the case ids.
+    headers = [""]
+    for name in _metric_names(metrics):
+        headers.append(LABELS[name])
+    return headers
 
 
 def _case_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -351,8 +377,9 @@ def _read_columns(path: Path, class_name: str) -> Columns | None:
             cells.append([value or "nan" for value in values])
     if not cells:
         return None
-    columns: NDArray[np.float64] = np.array(cells, dtype=np.float64).T
-    return dict(zip(header[1:], columns, strict=True))
+    # The transpose of the rows: one array for each name of the header but the class.
+    rows_of_numbers: NDArray[np.float64] = np.array(cells, dtype=np.float64)
+    return dict(zip(header[1:], rows_of_numbers.T, strict=True))
 
 
 def _nan_if_none(value: float | None) -> float:

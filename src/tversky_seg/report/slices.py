@@ -62,7 +62,10 @@ def choose_cases(metrics: Mapping[str, Any], *, viewed: str = "worst") -> dict[s
     false_volume: dict[str, float] = {}
     for case in metrics["cases"]:
         case_id = case["case_id"]
-        by_class = [value for value in case.values() if isinstance(value, Mapping)] or [case]
+        # {"case_id": "a", "dice": 0.7, …}, or {"case_id": "a", "liver": {"dice": 0.9, …}, …}.
+        by_class = [value for value in case.values() if isinstance(value, Mapping)]
+        if not by_class:
+            by_class = [case]
         if any(row["reference_volume_mm3"] for row in by_class):
             defined = [row["dice"] for row in by_class if row["dice"] is not None]
             dice[case_id] = float(np.mean(defined))
@@ -140,13 +143,15 @@ def _captions_by_slice(prediction: Mask, reference: Mask) -> dict[int, list[str]
     for caption, mask in masks.items():
         if mask.any():
             area_by_slice = mask.sum(axis=(0, 1, 2))
-            captions.setdefault(int(area_by_slice.argmax()), []).append(caption)
+            z = int(area_by_slice.argmax())
+            # One slice may be the first in several respects.
+            captions.setdefault(z, []).append(caption)
     return captions
 
 
 def drawn_box(image: NDArray[Any], prediction: Mask, reference: Mask) -> tuple[slice, slice, slice]:
     """Find the box around all masks and all of an image but its background."""
-    drawn: Mask = np.asarray((prediction | reference).any(axis=0))
+    drawn = _in_any_class(prediction | reference)
     if np.ptp(image):
         # The corner voxel is background.
         drawn |= image != image.flat[0]
@@ -176,16 +181,21 @@ def outline(
     Returns:
         (height, width, 3), several pixels for one of the slice.
     """
-    widest_mm = max(n * size for n, size in zip(image.shape, pixel_mm, strict=True))
-    zoom_x, zoom_y = (max(1, round(PICTURE_WIDTH / widest_mm * size)) for size in pixel_mm)
+    n_x, n_y = image.shape
+    x_mm, y_mm = pixel_mm
+    pixels_per_mm = PICTURE_WIDTH / max(n_x * x_mm, n_y * y_mm)
+    # Whole numbers keep voxels sharp; a voxel of 1 x 3 mm is three times as high as wide.
+    zoom_x = max(1, round(pixels_per_mm * x_mm))
+    zoom_y = max(1, round(pixels_per_mm * y_mm))
 
     def upright(part: NDArray[Any]) -> NDArray[Any]:
-        # Anisotropic pixels become square on the page; y runs upwards.
-        return part.repeat(zoom_x, axis=0).repeat(zoom_y, axis=1).T[::-1]
+        enlarged = part.repeat(zoom_x, axis=0).repeat(zoom_y, axis=1)
+        # Rows of a picture run down, y runs up.
+        return enlarged.T[::-1]
 
     picture = _as_rgb(upright(to_grey(image)))
-    false_negative: Mask = np.asarray((reference & ~prediction).any(axis=0))
-    false_positive: Mask = np.asarray((prediction & ~reference).any(axis=0))
+    false_negative = _in_any_class(reference & ~prediction)
+    false_positive = _in_any_class(prediction & ~reference)
     _tint(picture, upright(false_negative), REFERENCE_COLOUR)
     _tint(picture, upright(false_positive), PREDICTION_COLOUR)
     for mask in reference:
@@ -207,7 +217,7 @@ def thumbnail(case: PreparedCase) -> bytes:
     """
     lesions: Mask = np.zeros(case.geometry.shape, dtype=bool)
     if case.target is not None:
-        lesions = np.asarray(case.target.any(axis=0))
+        lesions = _in_any_class(case.target)
     z = lesions.shape[2] // 2
     area_by_slice = lesions.sum(axis=(0, 1))
     if area_by_slice.any():
@@ -216,8 +226,11 @@ def thumbnail(case: PreparedCase) -> bytes:
     brain = case.foreground[:, :, z]
     picture = _as_rgb(_grey_inside(image, brain))
     inside = lesions[..., z]
-    picture[inside & ~ndimage.binary_erosion(inside)] = PREDICTION_COLOUR
-    return as_png(np.ascontiguousarray(picture.transpose(1, 0, 2)[::-1]))
+    rim = inside & ~ndimage.binary_erosion(inside)
+    picture[rim] = PREDICTION_COLOUR
+    # Rows of a picture run down, y runs up.
+    upright = picture.transpose(1, 0, 2)[::-1]
+    return as_png(np.ascontiguousarray(upright))
 
 
 def as_png(picture: Picture) -> bytes:
@@ -231,10 +244,12 @@ def as_png(picture: Picture) -> bytes:
 
 def to_grey(image: NDArray[Any]) -> NDArray[np.uint8]:
     """Scale an image from its 1st to its 99.5th percentile to 0..255; black where constant."""
+    # A few bright vessels or spikes would otherwise darken all the rest.
     low, high = np.percentile(image, (1, 99.5))
     if not high > low:
         return np.zeros(image.shape, np.uint8)
-    scaled = 255 * ((image - low) / (high - low)).clip(0, 1)
+    share = (image - low) / (high - low)
+    scaled = 255 * share.clip(0, 1)
     grey: NDArray[np.uint8] = scaled.astype(np.uint8)
     return grey
 
@@ -244,9 +259,16 @@ def _grey_inside(image: NDArray[Any], brain: NDArray[np.bool_]) -> NDArray[np.ui
     low, high = 0.0, 1.0
     if brain.any():
         low, high = np.percentile(image[brain], (1, 99.5))
-    scaled = 255 * ((image - low) / max(high - low, 1e-6)).clip(0, 1)
+    share = (image - low) / max(high - low, 1e-6)
+    scaled = 255 * share.clip(0, 1)
     grey: NDArray[np.uint8] = (scaled * brain).astype(np.uint8)
     return grey
+
+
+def _in_any_class(masks: NDArray[Any]) -> Mask:
+    """Join masks (K, …) of classes into one mask (…)."""
+    joined: Mask = np.asarray(masks.any(axis=0))
+    return joined
 
 
 def _as_rgb(grey: NDArray[np.uint8]) -> Picture:
@@ -255,5 +277,6 @@ def _as_rgb(grey: NDArray[np.uint8]) -> Picture:
 
 def _tint(picture: Picture, mask: NDArray[Any], colour: tuple[int, int, int]) -> None:
     """Mix a colour into the masked pixels of a picture, in place."""
-    mixed = (1 - TINT) * picture[mask] + TINT * np.array(colour)
+    grey = picture[mask]
+    mixed = (1 - TINT) * grey + TINT * np.array(colour)
     picture[mask] = mixed.astype(np.uint8)

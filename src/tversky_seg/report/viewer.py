@@ -64,15 +64,21 @@ def make_viewer(case: ShownCase, *, largest_bytes: int = LARGEST_BYTES) -> Viewe
     box = drawn_box(case.image, case.prediction, case.reference)
     grey = to_grey(case.image[box])
     overlays = _overlays(case, box)
-    origin_mm = case.affine @ np.array([*(part.start or 0 for part in box), 1.0])
+    # The cropped volumes lie where they were: their first voxel is that of the box.
+    x, y, z = (part.start or 0 for part in box)
+    origin_mm = case.affine @ np.array([x, y, z, 1.0])
     # The page has to stay small enough to be sent by mail.
     for step in COARSENESS:
-        affine = np.column_stack([case.affine[:, :3] * step, origin_mm])
-        image = _nifti(grey[::step, ::step, ::step], affine)
-        masks = [_nifti(overlay[::step, ::step, ::step], affine) for overlay in overlays]
+        axes = case.affine[:, :3] * step
+        affine = np.column_stack([axes, origin_mm])
+        image = _nifti(grey, affine, step=step)
+        masks: list[str] = []
+        for overlay in overlays:
+            masks.append(_nifti(overlay, affine, step=step))
         if len(image) + sum(map(len, masks)) <= largest_bytes:
             break
-    start_mm = case.affine @ np.array([*_first_look(case.prediction, case.reference), 1.0])
+    first_look = _first_look(case.prediction, case.reference)
+    start_mm = case.affine @ np.append(first_look, 1.0)
     content = {
         "image": image,
         "overlays": masks,
@@ -94,7 +100,9 @@ def _overlays(case: ShownCase, box: tuple[slice, slice, slice]) -> list[NDArray[
     """Number the voxels of each class: 1 false negative, 2 false positive, 3 true positive."""
     overlays: list[NDArray[np.uint8]] = []
     for prediction, reference in zip(case.prediction, case.reference, strict=True):
-        overlays.append(reference[box] + 2 * prediction[box].astype(np.uint8))
+        # 1 for the reference plus 2 for the prediction: 3 where both are.
+        numbers = reference[box] + 2 * prediction[box].astype(np.uint8)
+        overlays.append(numbers)
     return overlays
 
 
@@ -118,17 +126,23 @@ def _first_look(prediction: Mask, reference: Mask) -> NDArray[np.int64]:
         marked = np.asarray(reference.any(axis=0))
     if not marked.any():
         return np.array(marked.shape) // 2
-    z = int(marked.sum(axis=(0, 1)).argmax())
+    area_by_slice = marked.sum(axis=(0, 1))
+    z = int(area_by_slice.argmax())
     voxels = np.argwhere(marked[:, :, z])
-    squared_distance = ((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1)
-    return np.array([*voxels[squared_distance.argmin()], z])
+    # The marked voxel nearest to their mean: the mean itself may lie between two errors.
+    offsets = voxels - voxels.mean(axis=0)
+    squared_distance = (offsets**2).sum(axis=1)
+    x, y = voxels[squared_distance.argmin()]
+    return np.array([x, y, z])
 
 
-def _nifti(volume: NDArray[np.uint8], affine: ArrayLike) -> str:
+def _nifti(volume: NDArray[np.uint8], affine: ArrayLike, *, step: int) -> str:
+    """Store one voxel in `step` along each axis as a NIfTI file, in base64."""
+    coarse = volume[::step, ::step, ::step]
     # NiiVue reads NIfTI files, and nibabel writes files.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "volume.nii.gz"
-        write_volume(path, np.ascontiguousarray(volume), affine)
+        write_volume(path, np.ascontiguousarray(coarse), affine)
         return _base64(path.read_bytes())
 
 
