@@ -14,7 +14,9 @@ _RIGHT_ANGLE_TOLERANCE = 1e-5  # relative; headers store float32
 
 def spacing_of(affine: ArrayLike) -> tuple[float, float, float]:
     """Measure the distance in mm of neighbouring voxels along each axis of an affine (4, 4)."""
-    x, y, z = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)
+    # Column j is the step in mm from one voxel to the next along axis j.
+    steps = np.asarray(affine, dtype=np.float64)[:3, :3]
+    x, y, z = np.linalg.norm(steps, axis=0)
     return (float(x), float(y), float(z))
 
 
@@ -26,7 +28,8 @@ def metric_spacing(affine: ArrayLike) -> tuple[float, float, float]:
     gantry, these times one factor, and distances are approximate.
     """
     x, y, z = spacing_of(affine)
-    volume = abs(float(np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3])))
+    steps = np.asarray(affine, dtype=np.float64)[:3, :3]
+    volume = abs(float(np.linalg.det(steps)))
     share = volume / (x * y * z)
     if share > 1 - _RIGHT_ANGLE_TOLERANCE:
         return (x, y, z)
@@ -50,7 +53,10 @@ def affine_shift_voxels(a: ArrayLike, b: ArrayLike, shape: tuple[int, int, int])
     # Two affine maps differ most at a corner of the array, so the corners stand for all voxels.
     corners = corner_voxels(shape)
     homogeneous = np.c_[corners, np.ones(8)]
-    b_to_a = np.linalg.solve(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
+    # From voxels of b to mm, and from mm to voxels of a: a^-1 b.
+    a = np.asarray(a, dtype=np.float64)
+    b = np.asarray(b, dtype=np.float64)
+    b_to_a = np.linalg.solve(a, b)
     voxels = homogeneous @ b_to_a.T
     return float(np.abs(voxels[:, :3] - corners).max())
 
@@ -58,7 +64,8 @@ def affine_shift_voxels(a: ArrayLike, b: ArrayLike, shape: tuple[int, int, int])
 def corner_voxels(shape: tuple[int, int, int]) -> NDArray[np.int64]:
     """List the eight corner voxels of an array: (8, 3)."""
     x, y, z = shape
-    return np.array([*itertools.product((0, x - 1), (0, y - 1), (0, z - 1))])
+    corners = itertools.product((0, x - 1), (0, y - 1), (0, z - 1))
+    return np.array(list(corners))
 
 
 def ras_grid(

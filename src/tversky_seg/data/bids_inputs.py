@@ -42,9 +42,12 @@ def cases_in_bids(folder: Path, modalities: Sequence[str]) -> list[Case]:
         if case.images:
             cases.append(case)
     if not cases:
-        wanted = ", ".join(f"*_{_suffixes(name)[0]}.nii.gz" for name in modalities)
+        patterns: list[str] = []
+        for name in modalities:
+            suffix, *_ = _suffixes(name)
+            patterns.append(f"*_{suffix}.nii.gz")
         fault = f"BIDS subjects without any of {', '.join(modalities)}"
-        raise DataError(folder, fault, f"expected anat/{wanted}")
+        raise DataError(folder, fault, f"expected anat/{', '.join(patterns)}")
     return cases
 
 

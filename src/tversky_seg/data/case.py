@@ -191,7 +191,10 @@ def value_by_subject(cases: Sequence[Case], column: str, *, source: str = "data"
             faults.append(DataError(source, fault, "expected all cases of a subject in one"))
     if faults:
         raise DataError.gather(faults)
-    return {subject: values.pop() for subject, values in values_of.items()}
+    value_of: dict[str, Any] = {}
+    for subject, (value,) in values_of.items():
+        value_of[subject] = value
+    return value_of
 
 
 def _duplicate(case_id: str, earlier: str, *, source: str) -> DataError:

@@ -112,6 +112,7 @@ def with_modalities(dataset: Dataset) -> Dataset:
     """
     if dataset.modalities:
         return dataset
+    # A case of fewer modalities is then incomplete, rather than the others cut down to its own.
     richest = max(_list_cases(dataset), key=lambda case: len(case.images))
     return replace(dataset, modalities=tuple(richest.images))
 
@@ -165,6 +166,7 @@ def _list_cases(dataset: Dataset) -> list[Case]:
     if dataset.importer is None:
         assert dataset.manifest is not None
         return read_manifest(dataset.manifest, modalities=dataset.modalities or None)
+    # `Dataset` refuses an importer without a root, and a cohort without a manifest or importer.
     assert dataset.root is not None
     expected = "expected the folder of the data set as downloaded"
     try:
@@ -208,7 +210,9 @@ def _warn_of_incomplete(missing: Mapping[str, str], *, n_cases: int) -> None:
     ids_by_files: dict[str, list[str]] = defaultdict(list)
     for case_id, files in missing.items():
         ids_by_files[files].append(case_id)
-    lists = [f"no {files}: {', '.join(ids)}" for files, ids in ids_by_files.items()]
+    lists: list[str] = []
+    for files, ids in ids_by_files.items():
+        lists.append(f"no {files}: {', '.join(ids)}")
     logger.warning(
         "%d of %d cases are incomplete and left out (%s)", len(missing), n_cases, "; ".join(lists)
     )

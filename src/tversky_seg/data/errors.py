@@ -36,6 +36,7 @@ class DataError(ValueError):
             text += f": {found}"
         if expected:
             text += f"; {expected}"
+        # One line, whatever a message of another library brings along.
         super().__init__(" ".join(text.split()))
         self.faults = tuple(faults) or (self,)
 
@@ -55,6 +56,7 @@ class DataError(ValueError):
         first = faults[0]
         if len(faults) == 1:
             return first
+        # The number goes to the end of the text, whichever part stands there.
         parts = [part for part in (first.where, first.found, first.expected) if part]
         count = f"{len(faults) - 1} more"
         if others:

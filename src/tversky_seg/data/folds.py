@@ -20,9 +20,13 @@ def are_folds_drawn(cases: Sequence[Case], *, folds: int | str, fold: int | None
         folds: As in `split.split_cases`.
         fold: As in `split.split_cases`.
     """
-    labelled = [case for case in cases if case.labels]
-    has_splits = any(case.split for case in labelled)
-    has_folds = any(case.fold is not None for case in labelled)
+    has_splits = False
+    has_folds = False
+    for case in cases:
+        # Only labelled cases are split; the others join the test set.
+        if case.labels:
+            has_splits = has_splits or bool(case.split)
+            has_folds = has_folds or case.fold is not None
     if folds in LEAVE_ONE_OUT or has_folds:
         return False
     # Whoever asks for a fold by number does not want the split column.
@@ -105,7 +109,10 @@ def _leave_one_out(cases: Sequence[Case], attribute: str) -> dict[str, int]:
     if len(values) < 2:
         fault = f"one {attribute} in {len(cases)} labelled cases"
         raise DataError("data", fault, "expected two or more")
-    return {subject: values.index(value) for subject, value in value_of.items()}
+    fold_of: dict[str, int] = {}
+    for subject, value in value_of.items():
+        fold_of[subject] = values.index(value)
+    return fold_of
 
 
 def _check_enough_subjects(subjects: Sequence[str]) -> None:
@@ -144,4 +151,7 @@ def _blocks_of_like_subjects(
         of_case = loads.get(case.case_id, 0.0)
         load[case.subject_id] = max(load.get(case.subject_id, of_case), of_case)
     ordered = sorted(site, key=lambda subject: (site[subject], load[subject], subject))
-    return [ordered[first : first + size] for first in range(0, len(ordered), size)]
+    blocks: list[list[str]] = []
+    for first in range(0, len(ordered), size):
+        blocks.append(ordered[first : first + size])
+    return blocks

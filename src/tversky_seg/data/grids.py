@@ -97,14 +97,19 @@ def network_grid(
     if spacing_mm is None:
         return shape, affine
     own = spacing_of(affine)
-    # None keeps the file's own size.
-    wanted = [size if given is None else given for given, size in zip(spacing_mm, own, strict=True)]
+    wanted: list[float] = []
+    for size, own_size in zip(spacing_mm, own, strict=True):
+        # None keeps the file's own size.
+        wanted.append(own_size if size is None else size)
     step = np.divide(wanted, own)  # file voxels per network voxel
     step[np.abs(step - 1) <= SAME_SPACING] = 1
-    n = np.maximum(1, np.ceil(np.divide(shape, step) - FINE_SHIFT_VOXELS)).astype(int)
+    # Rounded up, to cover the whole field of view; 10.001 is rounding in the affine, and stays 10.
+    exact = np.divide(shape, step)
+    n = np.maximum(1, np.ceil(exact - FINE_SHIFT_VOXELS)).astype(int)
     # In file voxels: both grids have their centre at the same place.
     first = (np.array(shape) - 1) / 2 - step * (n - 1) / 2
-    return (int(n[0]), int(n[1]), int(n[2])), affine @ _homogeneous(np.diag(step), first)
+    x, y, z = n.tolist()
+    return (x, y, z), affine @ _homogeneous(np.diag(step), first)
 
 
 def resample(
@@ -245,10 +250,13 @@ def _aligned(data: NDArray[Any], matrix: Affine) -> tuple[NDArray[Any], Affine]:
     """
     # Of the six orders of axes, the one that turns them least.
     cosines = matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0)
-    order = max(
-        itertools.permutations(range(3)),
-        key=lambda axes: math.prod(abs(cosines[axes[j], j]) for j in range(3)),
-    )
+
+    def alignment(axes: tuple[int, ...]) -> float:
+        """Rate an order: 1 where axis axes[j] runs along target axis j, for each j."""
+        x, y, z = axes
+        return math.prod((abs(cosines[x, 0]), abs(cosines[y, 1]), abs(cosines[z, 2])))
+
+    order = max(itertools.permutations(range(3)), key=alignment)
     data = data.transpose(order)
     matrix = matrix[[*order, 3]]
     for axis in range(3):
@@ -264,21 +272,25 @@ def _is_shift(matrix: Affine, shape: Shape) -> bool:
     """Tell whether target voxels fall on source voxels, within 0.01 voxel."""
     # An affine map is farthest from a shift at a corner.
     corners = corner_voxels(shape)
-    exact = corners + np.rint(matrix[:3, 3])
-    return bool(
-        np.abs(corners @ matrix[:3, :3].T + matrix[:3, 3] - exact).max() <= FINE_SHIFT_VOXELS
-    )
+    linear = matrix[:3, :3]
+    offset = matrix[:3, 3]
+    moved = corners @ linear.T + offset
+    shifted = corners + np.rint(offset)
+    return bool(np.abs(moved - shifted).max() <= FINE_SHIFT_VOXELS)
 
 
 def _are_axes_separate(linear: Affine, shape: Shape) -> bool:
     """Tell whether the parts of a matrix off its diagonal move no voxel by 0.01 voxel."""
     off_diagonal = np.abs(linear - np.diag(np.diag(linear)))
-    return bool(off_diagonal.sum(axis=1) @ np.ones(3) * max(shape) < FINE_SHIFT_VOXELS)
+    # An upper bound: the last voxel of the longest axis, moved by all entries together.
+    total = off_diagonal.sum(axis=1) @ np.ones(3)
+    return bool(total * max(shape) < FINE_SHIFT_VOXELS)
 
 
 def _voxel_ratio(matrix: Affine) -> Affine:
     """Count source voxels per target voxel, along each source axis."""
-    return np.asarray(np.linalg.norm(matrix[:3, :3], axis=1), dtype=np.float64)
+    linear = matrix[:3, :3]
+    return np.asarray(np.linalg.norm(linear, axis=1), dtype=np.float64)
 
 
 def _homogeneous(linear: Affine, offset: Affine) -> Affine:

@@ -79,12 +79,19 @@ def _case_of_files(
     may_lack: bool,
 ) -> Case:
     """Make one case of `{modality: file}`."""
-    paths = {name: Path(file).expanduser().absolute() for name, file in files.items()}
-    names = [name for name in modalities if name in paths]
-    if not names or (len(names) < len(modalities) and not may_lack):
-        missing = next(name for name in modalities if name not in paths)
+    paths: dict[str, Path] = {}
+    for name, path in files.items():
+        paths[name] = Path(path).expanduser().absolute()
+    images: dict[str, Path] = {}
+    missing: list[str] = []
+    for name in modalities:
+        if name in paths:
+            images[name] = paths[name]
+        else:
+            missing.append(name)
+    if missing and (not images or not may_lack):
         expected = f"expected one for each of {', '.join(modalities)}"
-        raise DataError("input", f"no file for modality {missing}", expected)
+        raise DataError("input", f"no file for modality {missing[0]}", expected)
     for name, path in paths.items():
         if name not in (*modalities, "brain_mask"):
             fault = f"{name} is not a modality of this network"
@@ -92,11 +99,13 @@ def _case_of_files(
         file, _ = file_and_frame(path)
         if not file.is_file():
             raise DataError(path, "no such file", f"expected the image of {name}")
-    case_id = normal_form(image_stem(paths[names[0]]) if case_id is None else case_id)
+    if case_id is None:
+        first_image = next(iter(images.values()))
+        case_id = image_stem(first_image)
+    case_id = normal_form(case_id)
     rule = broken_name_rule(case_id)
     if rule is not None:
         raise DataError("case_id", repr(case_id), f"{rule}; set case_id=")
-    images = {name: paths[name] for name in names}
     case = Case(
         case_id=case_id, subject_id=case_id, images=images, brain_mask=paths.get("brain_mask")
     )
@@ -119,17 +128,18 @@ def _cases_in_manifest(path: Path, modalities: Sequence[str], *, may_lack: bool)
     cases = read_manifest(path, modalities=modalities, may_lack_modalities=may_lack)
     if not may_lack:
         return cases
-    # Labels, site and split of the manifest are no matter of a prediction.
-    return [
-        Case(
+    # Labels, site and split of the manifest do not concern a prediction.
+    inputs: list[Case] = []
+    for case in cases:
+        without_labels = Case(
             case_id=case.case_id,
             subject_id=case.subject_id,
             images=case.images,
             brain_mask=case.brain_mask,
             session=case.session,
         )
-        for case in cases
-    ]
+        inputs.append(without_labels)
+    return inputs
 
 
 def _cases_in_folder(folder: Path, modalities: Sequence[str], *, may_lack: bool) -> list[Case]:
@@ -138,16 +148,17 @@ def _cases_in_folder(folder: Path, modalities: Sequence[str], *, may_lack: bool)
     cases = []
     faults = _faults_of_other_formats(folder, modalities, files_of)
     for case_id, files in sorted(files_of.items()):
-        images = {name: files[name] for name in modalities if name in files}
-        brain_mask = files.get("brain_mask")
-        if not images:
+        if files.keys() <= {"brain_mask"}:
             continue  # a brain mask alone
+        images: dict[str, Path] = {}
         for name in modalities:
-            if name not in files and not may_lack:
+            if name in files:
+                images[name] = files[name]
+            elif not may_lack:
                 expected = f"expected {case_id}_{name}.nii.gz"
                 fault = f"case {case_id} has no {name}"
                 faults.append(DataError(folder, fault, expected, case_id=case_id))
-        cases.append(Case(case_id, case_id, images, brain_mask=brain_mask))
+        cases.append(Case(case_id, case_id, images, brain_mask=files.get("brain_mask")))
     if not cases and not faults:
         name = modalities[0]
         expected = f"expected <case_id>_{name}.nii.gz or <case_id>/{name}.nii.gz"
@@ -193,6 +204,7 @@ def _faults_of_other_formats(
 def _files_below(folder: Path) -> list[Path]:
     """List what lies in a folder and in its folders, without hidden files."""
     paths = sorted([*folder.glob("*"), *folder.glob("*/*")])
+    # Finder and other programs leave hidden copies: ._scan.nii.gz beside scan.nii.gz.
     return [path for path in paths if not path.name.startswith(".")]
 
 
@@ -217,6 +229,7 @@ def _check_modalities(
     ids_without: dict[str, list[str]] = defaultdict(list)
     for case in cases:
         missing = [name for name in modalities if name not in case.images]
+        # Without any image there is nothing to predict, however the network was trained.
         if missing and (not may_lack or not case.images):
             raise DataError(
                 source,
@@ -228,7 +241,9 @@ def _check_modalities(
         for name in missing:
             ids_without[name].append(case.case_id)
     if ids_without:
-        lists = [f"no {name}: {_first_few(ids)}" for name, ids in ids_without.items()]
+        lists: list[str] = []
+        for name, ids in ids_without.items():
+            lists.append(f"no {name}: {_first_few(ids)}")
         logger.warning(
             "missing modalities are set to 0, like channels dropped in training (%s)",
             "; ".join(lists),

@@ -44,11 +44,14 @@ def lesion_loads(
     volumes_by_file = _read_store(store)
     n_stored = len(volumes_by_file)
     volumes_by_case: dict[str, VolumesByValue] = {}
-    labelled = [(case, case.label) for case in cases if case.label is not None]
-    with Reporter("lesion loads", total=len(labelled)) as reporter:
-        for case, label in labelled:
-            volumes_by_case[case.case_id] = _volumes_of(label, volumes_by_file)
-            reporter.advance(case.case_id)
+    label_of: dict[str, Path] = {}
+    for case in cases:
+        if case.label is not None:
+            label_of[case.case_id] = case.label
+    with Reporter("lesion loads", total=len(label_of)) as reporter:
+        for case_id, label in label_of.items():
+            volumes_by_case[case_id] = _volumes_of(label, volumes_by_file)
+            reporter.advance(case_id)
     # A cache on a read-only disk serves as long as it is complete.
     if len(volumes_by_file) > n_stored:
         _write_store(store, volumes_by_file)

@@ -143,7 +143,9 @@ def write_manifest(
     for case in cases:
         n_labels = max(n_labels, len(case.labels))
     folder = path.parent.absolute()
-    rows = [_cells_of(case, modalities, n_labels=n_labels, folder=folder) for case in cases]
+    rows: list[dict[str, str]] = []
+    for case in cases:
+        rows.append(_cells_of(case, modalities, n_labels=n_labels, folder=folder))
     # Other columns are left out where no case has a value.
     always = {"case_id", "subject_id", "label", *modalities}
     header = []
@@ -170,11 +172,14 @@ def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
         if text_lines and text_lines[0].startswith("sep="):
             text_lines[0] = ""  # Excel's own line; the numbers of the others stay
         header = next((line for line in text_lines if line), "")
-        # The one that the header has most of.
+        # The character that the header holds most often.
         delimiter = max(_DELIMITERS, key=header.count)
         reader = csv.reader(text_lines, delimiter=delimiter, strict=True)
-        # Spreadsheets leave empty rows at the end.
-        lines = [(reader.line_num, row) for row in reader if any(row)]
+        lines: list[tuple[int, list[str]]] = []
+        for row in reader:
+            # Spreadsheets leave empty rows at the end.
+            if any(row):
+                lines.append((reader.line_num, row))
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(path, reason, "expected a manifest CSV") from error
@@ -211,7 +216,10 @@ def _modalities_to_read(
 
 
 def _check_header(header: Sequence[str], modalities: Sequence[str], *, path: Path) -> None:
-    duplicates = [name for name, count in Counter(header).items() if count > 1]
+    duplicates: list[str] = []
+    for name, count in Counter(header).items():
+        if count > 1:
+            duplicates.append(name)
     if duplicates:
         raise DataError(path, f"duplicate column {', '.join(duplicates)}", "expected each once")
     # "Label" or "case id" would be taken for a modality.
@@ -238,16 +246,20 @@ def _case_of(row: _Row, modalities: Sequence[str], needed: Sequence[str], *, pat
             "fill it, remove the line or name other data.modalities",
         )
     folder = path.parent.absolute()
-    files = {}
+    files: dict[str, Path] = {}
     for column, cell in row.cells.items():
         if cell:
             # Unlike Path.expanduser, this keeps ~nobody, which is then a file that is missing.
             file = folder / os.path.expanduser(cell)  # noqa: PTH111
             files[column] = _in_existing_form(file)
+    images: dict[str, Path] = {}
+    for name in modalities:
+        if name in files:
+            images[name] = files[name]
     return Case(
         case_id=normal_form(row.cells["case_id"]),
         subject_id=normal_form(row.cells["subject_id"]),
-        images={name: files[name] for name in modalities if name in files},
+        images=images,
         labels=_labels_of(files, source=source),
         brain_mask=files.get("brain_mask"),
         site=row.cell("site"),
@@ -274,10 +286,16 @@ def _in_existing_form(path: Path) -> Path:
 def _labels_of(files: Mapping[str, Path], *, source: str) -> tuple[Path, ...]:
     """Order the labels by number: label, label_2, label_3 and so on."""
     columns = [column for column in files if _LABEL_COLUMN.fullmatch(column)]
-    columns.sort(key=lambda column: int(column.removeprefix("label").lstrip("_") or 1))
+    columns.sort(key=_number_of_label)
     if columns and columns[0] != "label":
         raise DataError(source, f"{columns[0]} without label", "fill the label cell first")
     return tuple(files[column] for column in columns)
+
+
+def _number_of_label(column: str) -> int:
+    """Read 12 off "label_12"; "label" itself is 1."""
+    _, _, number = column.partition("_")
+    return int(number or 1)
 
 
 def _split_of(row: _Row, *, source: str) -> str | None:

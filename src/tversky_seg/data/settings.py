@@ -126,7 +126,7 @@ def check_crop(values: Sequence[int] | None, margin: int) -> tuple[int, ...]:
         margin: Voxels around the box, 0 or more.
     """
     values = tuple(values or ())
-    if not all(_is_label_value(value) for value in values):
+    if not all(map(_is_label_value, values)):
         expected = "expected label values, whole numbers other than 0"
         raise DataError("data.crop_values", str(list(values)), expected)
     if margin < 0:
@@ -153,7 +153,7 @@ def _label_values(values: Any, *, key: str) -> tuple[int, ...]:
     members = (values,)
     if isinstance(values, Sequence) and not isinstance(values, str):
         members = tuple(values)
-    if not members or not all(_is_label_value(value) for value in members):
+    if not members or not all(map(_is_label_value, members)):
         expected = "expected label values, whole numbers other than 0 (the background)"
         raise DataError(key, str(values), expected)
     return members

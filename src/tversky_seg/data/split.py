@@ -128,7 +128,10 @@ def split_cases(
         split_of = hold_out_fold(labelled, folds=folds, fold=fold, seed=seed, loads=loads)
     _check_every_case_has_a_split(labelled, split_of)
     if "val" not in split_of.values():
-        remaining = sorted(subject for subject, name in split_of.items() if name == "train")
+        remaining: list[str] = []
+        for subject, name in sorted(split_of.items()):
+            if name == "train":
+                remaining.append(subject)
         validated = _draw_validation(remaining, val_fraction=val_fraction, seed=seed)
         split_of |= dict.fromkeys(validated, "val")
     parts = _parts(cases, split_of)
@@ -142,8 +145,10 @@ def split_cases(
 def _check_same_cases(rows: Sequence[Case], manifest: Path, *, modalities: Sequence[str]) -> None:
     """Check that a run continues on the cases and the split that it was started on."""
     started = read_manifest(manifest, modalities=modalities)
+    # Paths may differ: a data set that was moved is still the same.
     before = [(case.case_id, case.split) for case in started]
-    if before != [(case.case_id, case.split) for case in rows]:
+    now = [(case.case_id, case.split) for case in rows]
+    if before != now:
         fault = "the run was started on other cases than these"
         raise DataError(manifest, fault, "choose another output_dir")
 

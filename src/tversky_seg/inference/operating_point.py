@@ -47,7 +47,7 @@ class ScoredCase(NamedTuple):
     """One class of one validation case."""
 
     levels: NDArray[np.uint16]
-    """(X, Y, Z) probability as `ranking.to_levels` makes it."""
+    """(X, Y, Z) probability as a level 0 ... 65535; see `score_histogram.to_levels`."""
     reference: Mask
     """(X, Y, Z)."""
     spacing_mm: Sequence[float]

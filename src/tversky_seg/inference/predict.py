@@ -89,8 +89,8 @@ def predict_cases(
 
     Cases that are predicted already are skipped, unless an input file has another path, size or
     time than then. A case that fails does not stop the others; all that failed are logged at the
-    end. Labels are not read. A modality that a case lacks is 0
-    throughout. lesions.csv is complete after every call, whatever was stopped before.
+    end. Labels are not read. A modality that a case lacks is 0 throughout. lesions.csv is complete
+    after every call, even if an earlier one was interrupted.
 
     Args:
         network: Trained network, or several as an ensemble.
@@ -215,18 +215,17 @@ class _Predictor:
 def _predict_pending(
     predictor: _Predictor, cases: Sequence[Case], records: CaseRecords
 ) -> dict[str, str]:
-    """Predict the cases that are not yet; returns a line for each that failed."""
+    """Predict the cases without a prediction, and return case_id -> one line for each failure."""
     pending = _pending_case_ids(cases, records)
     faults: dict[str, str] = {}
     with Reporter("predict", total=len(cases)) as reporter:
         for case in cases:
             note = case.case_id
             if case.case_id in pending:
+                # An error of any kind: one case must not stop the work of a night.
                 try:
                     predictor.predict(case, records)
-                except (
-                    Exception
-                ) as error:  # of any kind, so that one case cannot stop a night's work
+                except Exception as error:
                     faults[case.case_id] = _describe_fault(case, error)
                     logger.debug("%s", faults[case.case_id], exc_info=True)
                     note += " failed"

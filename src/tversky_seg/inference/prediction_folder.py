@@ -107,7 +107,7 @@ def write_prediction(
 
     Returns:
         A row for each lesion, class by class, the largest first; see `lesion_table.lesion_rows`.
-        None without lesions.
+        An empty list without lesions.
 
     Raises:
         DataError: A file cannot be written.

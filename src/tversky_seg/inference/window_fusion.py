@@ -1,4 +1,4 @@
-"""Fusion of window predictions: their weighted mean, computed in the memory that there is."""
+"""Fusion of window predictions: their weighted mean, in as much memory as is free."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def fuse(
 
 
 class _Fusion:
-    """The sum over windows and views, and where it stands; it retreats when memory runs out."""
+    """Running sum over windows and views; it moves to the host when the device's memory is full."""
 
     def __init__(
         self,
@@ -257,7 +257,8 @@ def _sum_of_weights(box: Box, corners: Sequence[Sides], weights: Tensor) -> Tens
     """Sum the weights of all windows inside the box of one of them, (x, y, z)."""
     sums = torch.zeros_like(weights)
     for corner in corners:
-        in_box, in_window = [], []
+        in_box = []
+        in_window = []
         for start, side, n in zip(corner, box, weights.shape, strict=True):
             # A window that begins 3 voxels later covers our voxels from 3 on with its first ones.
             offset = start - side.start

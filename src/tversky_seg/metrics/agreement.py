@@ -120,7 +120,7 @@ def recall_by_volume(
     Args:
         volume_mm3: (n,) volumes of the reference lesions.
         detected: (n,) whether each was detected.
-        edges_mm3: (bins + 1,) rising volumes; a lesion on an edge belongs above it.
+        edges_mm3: (bins + 1,) rising volumes; a lesion on an edge belongs to the bin above.
 
     Raises:
         ValueError: Edges that do not rise.

@@ -1,6 +1,6 @@
 """The rule by which a lesion counts as detected, and the counts that it gives.
 
-Rules of published evaluations are in configs/evaluation; docs/metrics.md tells them apart.
+Rules of published evaluations are in configs/evaluation; docs/metrics.md compares them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class LesionRule:
         min_overlap: A reference lesion is detected when more than this share of it is covered,
             in [0, 1).
         min_volume_mm3: Smaller lesions, of the reference and of the prediction, are not counted.
-        strictly_larger: Lesions of just `min_volume_mm3` are not counted either.
+        strictly_larger: Lesions of exactly `min_volume_mm3` are not counted either.
         max_outside: A lesion is not detected if a predicted lesion that covers it has more than
             this share of its voxels outside all reference lesions, in [0, 1]; 1: never.
         enough_overlap: Predicted lesions are tested against `max_outside` from the largest overlap

@@ -173,7 +173,7 @@ def match_lesions(
         spacing_mm: Size of a voxel per axis, in mm.
         connectivity: 6, 18 or 26 neighbours make one lesion.
         min_volume_mm3: Smaller lesions are dropped from both masks before anything is compared.
-        strictly_larger: Whether lesions of just `min_volume_mm3` are dropped too.
+        strictly_larger: Whether lesions of exactly `min_volume_mm3` are dropped too.
         scores: Scores of the same shape, of which each predicted lesion gets its highest.
 
     Returns:

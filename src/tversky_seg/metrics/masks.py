@@ -29,11 +29,12 @@ def as_mask(values: ArrayLike, *, name: str = "mask") -> Mask:
     if array.dtype == np.bool_:
         return array
     mask: Mask = array == 1
-    # Values other than 0 and 1, and NaN, are neither equal to 1 nor to 0.
-    others = array[mask != (array != 0)]
-    if others.size:
+    # NaN is among them: it equals neither 1 nor 0.
+    other_values = array[~mask & (array != 0)]
+    if other_values.size:
+        first = other_values.flat[0]
         raise ValueError(
-            f"{name} must be a mask of 0 and 1, got the value {others.flat[0]}: threshold it first"
+            f"{name} must be a mask of 0 and 1, got the value {first}: threshold it first"
         )
     return mask
 

@@ -229,11 +229,14 @@ class Augmentation:
             forward = _rotation(np.radians(degrees))
         # Each further change is applied before those drawn so far.
         if _is_drawn(self.shear_probability, rng):
+            # [[1, a, b], [0, 1, c], [0, 0, 1]]
             sheared = np.eye(3)
-            sheared[np.triu_indices(3, 1)] = rng.uniform(-self.shear, self.shear, 3)
+            above_diagonal = np.triu_indices(3, 1)
+            sheared[above_diagonal] = rng.uniform(-self.shear, self.shear, 3)
             forward = forward @ sheared
         if _is_drawn(self.zoom_probability, rng):
-            forward = forward * np.exp(rng.uniform(*np.log(self.zoom)))
+            low, high = np.log(self.zoom)
+            forward = forward * np.exp(rng.uniform(low, high))
         if _is_drawn(self.stretch_probability, rng):
             forward = forward * (1 + self.stretch) ** rng.uniform(-1, 1, 3)
         knot_distance = self.elastic_spacing_mm / spacing_mm

@@ -152,6 +152,7 @@ def numbers_of_process(
     for part in range(n_parts):
         part_start = part * batch_size // n_parts
         part_size = (part + 1) * batch_size // n_parts - part_start
+        # Integer division spreads what does not divide evenly: 5 samples as 2 and 3.
         first = part_start + rank * part_size // world_size
         end = part_start + (rank + 1) * part_size // world_size
         numbers.extend(range(first, end))
@@ -225,7 +226,7 @@ class PatchBatches(Dataset[Batch]):
         return [self._sample(step, number, is_deferred=True) for number in self._numbers]
 
     def case_ids(self, step: int) -> list[str]:
-        """Names of the cases that this process draws at a step; no file of an image is read."""
+        """List the cases that this process draws at a step; no file of an image is read."""
         names = []
         for number in self._numbers:
             aim, _ = self._draw(step, number, self._rng(step, number))
@@ -248,7 +249,8 @@ class PatchBatches(Dataset[Batch]):
     def _sample(self, step: int, number: int, *, is_deferred: bool) -> Sample:
         """Draw and read one sample, and apply its augmentation unless that is deferred."""
         rng = self._rng(step, number)
-        case_id = "the sampler"  # at fault until a case is drawn
+        # At fault until a case is drawn.
+        case_id = "the sampler"
         try:
             aim, start = self._draw(step, number, rng)
             case = self.cases[aim.case_index]

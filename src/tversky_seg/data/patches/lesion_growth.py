@@ -45,12 +45,15 @@ def grow(
     distance_mm, nearest_voxel = ndimage.distance_transform_edt(
         ~lesion, sampling=spacing_mm, return_indices=True
     )
+    # Tissue near the lesions, but not the voxels at their border, which are partly lesion.
     ring = brain & (distance_mm > 1) & (distance_mm < 4)
     if not ring.any():
         return image, labels
 
     # 1 inside the grown lesion, 0 outside; 0.5 at reach_mm
-    fade = np.clip((reach_mm - distance_mm) / EDGE_MM + 0.5, 0, 1) * (brain & ~lesion)
+    ramp = (reach_mm - distance_mm) / EDGE_MM + 0.5
+    # The lesion itself stays as it is; only tissue around it is changed.
+    fade = np.clip(ramp, 0, 1) * (brain & ~lesion)
     share = torch.from_numpy(fade).to(image)
     of_lesion = _mean_inside(image, lesion)
     of_tissue = _mean_inside(image, ring)

@@ -92,6 +92,7 @@ class Hashemi2018Sampler:
 
     def _place(self, voxel: Sequence[int], shape: Shape, rng: np.random.Generator) -> Shape:
         """Draw the first voxel of a patch, centred at most `jitter_voxels` off a voxel."""
+        # numpy leaves the upper end out: 20 gives -20 to 19, as the released code.
         off_centre = rng.integers(-self.jitter_voxels, max(self.jitter_voxels, 1), 3)
         centre = np.add(voxel, off_centre).tolist()
         return place_patch(centre, shape, patch_sides(self.patch_size), rng, jitter=0)

@@ -105,6 +105,7 @@ class SizeTemperedSampler:
             return aim_at_brain(cases, rng, jitter=self.jitter)
         case = cases[index]
         n_voxels = np.diff(case.lesion_offsets)
+        # Lesions of 1, 4 and 9 voxels are drawn as 1 : 2 : 3 with the power 0.5.
         weights = n_voxels.astype(float) ** self.power
         probability = weights / weights.sum()
         lesion = int(rng.choice(len(weights), p=probability))
@@ -206,7 +207,9 @@ class GridSampler:
     ) -> Aim:
         """Take the patch at place `patch_number` of the drawn order; rng is not used."""
         grids = [self._starts(case.geometry.shape) for case in cases]
-        n_patches = [math.prod(map(len, grid)) for grid in grids]
+        n_patches: list[int] = []
+        for along_x, along_y, along_z in grids:
+            n_patches.append(len(along_x) * len(along_y) * len(along_z))
         ends = np.cumsum(n_patches)
         n_in_round = int(ends[-1])
         # The order is keyed by the round: a resumed run draws it again, without a state.
@@ -233,6 +236,8 @@ class GridSampler:
             if room <= 0:  # one patch, with the volume in its middle
                 starts.append([room // 2])
                 continue
+            # As few patches as overlap enough, then spread evenly from border to border: sides of
+            # 10 voxels without overlap start at 0, 7 and 15 on an axis of 25.
             step = max(1, int(side * (1 - self.overlap)))
             n_patches = 1 + math.ceil(room / step)
             starts.append(np.linspace(0, room, n_patches).astype(int).tolist())

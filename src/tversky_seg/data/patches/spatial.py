@@ -180,7 +180,7 @@ def separable(values: Tensor, matrices: Sequence[Matrix]) -> Tensor:
     for_x, for_y, for_z = matrices
     values = values @ copy_to_device(for_z, device).T
     values = copy_to_device(for_y, device) @ values
-    # y and z as one axis make the last product a plain product of matrices
+    # y and z as one axis make the last product a plain product of matrices: (X, x) @ (x, y z)
     product = copy_to_device(for_x, device) @ values.flatten(-2)
     return product.reshape(*values.shape[:-3], len(for_x), *values.shape[-2:])
 
@@ -221,6 +221,7 @@ def resample_nearest(labels: Tensor, places: Tensor) -> Tensor:
         return labels.new_zeros((len(labels), *places.shape[1:]))
     # One voxel of background on each side takes all places outside: clamped to it, they give 0.
     padded = functional.pad(labels, (1,) * 6)
+    # Index of the voxel in the flattened array, axis by axis: (x * n_y + y) * n_z + z.
     linear_index = torch.zeros(places.shape[1:], dtype=torch.int32, device=places.device)
     for axis, n in enumerate(padded.shape[1:]):
         # + 1 for the padding and + 0.5 to round, as the conversion to integers cuts off.
