@@ -254,7 +254,7 @@ def _aligned(data: NDArray[Any], matrix: Affine) -> tuple[NDArray[Any], Affine]:
     def alignment(axes: tuple[int, ...]) -> float:
         """Rate an order: 1 where axis axes[j] runs along target axis j, for each j."""
         x, y, z = axes
-        return math.prod((abs(cosines[x, 0]), abs(cosines[y, 1]), abs(cosines[z, 2])))
+        return float(abs(cosines[x, 0] * cosines[y, 1] * cosines[z, 2]))
 
     order = max(itertools.permutations(range(3)), key=alignment)
     data = data.transpose(order)
