@@ -98,6 +98,7 @@ class BlobLoss(nn.Module):
             p: Probability of each voxel, (X, Y, Z).
             w: Weight of each voxel, (X, Y, Z).
         """
+        # One pass for all lesions: the sums over the voxels of number 0, 1, 2 ... K.
         number = lesions.flatten()
         zeros = p.new_zeros(int(lesions.max()) + 1)
         predicted = zeros.index_add(0, number, (w * p).flatten())  # of each lesion

@@ -60,6 +60,7 @@ class WeightedBCELoss(nn.Module):
             of_lesion = w * of_lesion
             of_background = w * of_background
         parts = [_sum_by_class(of_lesion), _sum_by_class(of_background), _sum_by_class(x.sigmoid())]
+        # Processes may have different numbers of samples, so voxels are counted with them.
         parts.append(torch.full_like(parts[0], float(x[:, 0].numel())))
         of_lesion, of_background, predicted, n = sum_over_processes(torch.stack(parts))
         lesion_weight = self._lesion_weight(predicted / n)
@@ -138,6 +139,7 @@ class _FocalSum(torch.autograd.Function):
     ) -> Tensor:
         dtype = counting_dtype(logits)
         gradient = torch.empty(logits.shape, dtype=dtype, device=logits.device)
+        # All samples and classes as one row of voxels.
         x_of_all = logits.reshape(-1)
         g_of_all = target.reshape(-1)
         d_of_all = gradient.view(-1)

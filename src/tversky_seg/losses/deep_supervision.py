@@ -56,6 +56,7 @@ class DeepSupervision(nn.Module):
             weight = weight.expand_as(target)
         parts = [weights[0] * self.loss(logits[0], target, weight)]
         for scale_weight, scale_logits in zip(weights[1:], logits[1:], strict=True):
+            # From level to level: the maximum of maxima is that of the larger block.
             target = _halve(target)
             if weight is not None:
                 weight = _halve(weight)

@@ -49,6 +49,7 @@ class GeneralizedDiceLoss(nn.Module):
         """Compute the loss, a scalar in [0, 1], of logits and target (B, C, X, Y, Z)."""
         tp, fp, fn = self._counts(logits, target, weight)
         size = (tp + fn).detach()
+        # Sizes come from the target, so no gradient flows into them.
         importance = 1 / (1 + size.square()) if self.squared else _importance(size)
         tp = (importance * tp).sum(-1)
         fp = (importance * fp).sum(-1)

@@ -56,6 +56,7 @@ def soft_counts(
         sums = _SoftSums.apply(logits, target, weight, squared)  # type: ignore[no-untyped-call]
         if over_batch:
             sums = sum_over_processes(sums.sum(1))
+    # Two voxels with p = (0.8, 0.6) and g = (1, 0): tp 0.8, predicted 1.4, true 1; FP 0.6, FN 0.2.
     tp, predicted, true = sums
     return tp, predicted - tp, true - tp
 
@@ -69,6 +70,7 @@ class _SoftSums(torch.autograd.Function):
     ) -> Tensor:
         p = torch.empty(logits.shape, dtype=counting_dtype(logits), device=logits.device)
         rows = _Rows.of(p, logits, target, weight)
+        # One pass over memory: all sums of a part are taken while the caches hold it.
         sums_of_rows = []
         for row in range(rows.n_rows):
             parts = []
@@ -149,6 +151,7 @@ def _as_rows(values: Tensor) -> Tensor:
 
 def _sums(p: Tensor, g: Tensor, w: Tensor | None, *, squared: bool) -> Tensor:
     """Add up w p g, w p and w g of some voxels (squared: w p g, w p^2 and w g^2), (3,)."""
+    # Dot products need no tensor for the products.
     if w is None:
         wg = g
         predicted = torch.dot(p, p) if squared else p.sum()

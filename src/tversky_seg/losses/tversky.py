@@ -2,7 +2,7 @@
 
 Logits and target are (B, C, X, Y, Z), one channel per foreground class (independent sigmoids), the
 target in [0, 1]. `alpha` weighs false positives and `beta` false negatives, whatever the letters of
-the source.
+the source. Each class can be read on its own: they share their arithmetic, not their code.
 """
 
 from __future__ import annotations
