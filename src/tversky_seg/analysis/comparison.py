@@ -76,6 +76,7 @@ def compare(
     for second in runs[1:]:
         for class_name in first.rows:
             for metric in metrics:
+                # Each metric draws the same resamplings.
                 rng = np.random.default_rng(seed)
                 difference = paired_difference(
                     first, second, class_name, metric, n_bootstrap=n_bootstrap, rng=rng
@@ -99,6 +100,7 @@ def write_comparison(
     Raises:
         DataError: `output_dir` cannot be written, or a pr_curve.csv cannot be read.
     """
+    # Read before anything is written, so that a damaged curve leaves no half of a comparison.
     figure = curves_figure({run.name: read_curves(run) for run in runs})
     metrics = list(dict.fromkeys(difference.metric for difference in differences))
     case_columns = ("subject_id", "case_id", "class", "measure", *(run.name for run in runs))

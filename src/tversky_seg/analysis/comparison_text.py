@@ -57,6 +57,7 @@ def notes(runs: Sequence[Run], differences: Sequence[Difference]) -> list[str]:
     """Tell in sentences how the numbers came about: units, tests, rule, operating points."""
     first = runs[0]
     n_subjects = len(set(first.subjects.values()))
+    # A metric without subjects has no test, and needs no correction.
     n_tests = sum(not math.isnan(difference.p) for difference in differences)
     sentences = [
         f"{count(len(first.subjects), 'case')} of {count(n_subjects, 'subject')}. Means over "
@@ -147,6 +148,7 @@ def _format_p(p: float) -> str:
 def _describe_rule(run: Run) -> str:
     parts: list[str] = []
     for key, value in run.evaluation["lesion_rule"].items():
+        # The operating point is named for each run; a rule without a source has "" there.
         if key != OPERATING_POINT and value != "":
             parts.append(f"{key} {_format_setting(value)}")
     return ", ".join(parts)

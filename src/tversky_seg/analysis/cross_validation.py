@@ -182,8 +182,12 @@ def _warn_of_remaining_cases(folds: Sequence[Fold]) -> None:
     labelled: set[str] = set()
     held_out: set[str] = set()
     for fold in folds:
-        labelled |= {case.case_id for case in fold.cases if case.labels}
-        held_out |= {case.case_id for case in fold.held_out}
+        # A manifest lists all cases of the split, those of the other folds too.
+        for case in fold.cases:
+            if case.labels:
+                labelled.add(case.case_id)
+        for case in fold.held_out:
+            held_out.add(case.case_id)
     remaining = sorted(labelled - held_out)
     if remaining:
         names = ", ".join(remaining[:N_NAMED])
@@ -211,6 +215,7 @@ def _link_predictions(fold: Fold, target: Path) -> None:
                         file, "no such file", "expected all predictions of a finished run"
                     )
                 link = target / file.name
+                # An earlier cohort may have linked a file that the run has replaced since.
                 link.unlink(missing_ok=True)
                 try:
                     os.link(file, link)
@@ -223,16 +228,19 @@ def _common_settings(folds: Sequence[Fold]) -> dict[str, Any]:
 
     The masks of each fold already lack its small lesions. The least of their sizes removes no more.
     """
-    predictions = [fold.prediction for fold in folds]
-    settings = dict(predictions[0])
-    settings["checkpoint"] = [prediction.get("checkpoint") for prediction in predictions]
-    thresholds = [prediction["threshold"] for prediction in predictions]
-    sizes = [prediction["min_volume_mm3"] for prediction in predictions]
+    checkpoints: list[Any] = []
+    thresholds: list[Any] = []
+    sizes: list[Any] = []
+    for fold in folds:
+        checkpoints.append(fold.prediction.get("checkpoint"))
+        thresholds.append(fold.prediction["threshold"])
+        sizes.append(fold.prediction["min_volume_mm3"])
+    settings = {**folds[0].prediction, "checkpoint": checkpoints}
     if not isinstance(thresholds[0], Mapping):
         settings["threshold"] = fmean(thresholds)
         settings["min_volume_mm3"] = min(sizes)
         return settings
-    # Several classes: {"liver": 0.4, "tumour": 0.7}
+    # With several classes each has its own: {"liver": 0.4, "tumour": 0.7}
     settings["threshold"] = {}
     settings["min_volume_mm3"] = {}
     for name in thresholds[0]:

@@ -77,8 +77,8 @@ def frontier_figure(lines: Sequence[WeightLine]) -> Figure:
     axes = figure.add_subplot(xlabel="Recall (sensitivity)", ylabel="Precision")
     style_axes(axes)
     for k, line in enumerate(lines):
-        recall = [point.summaries["sensitivity"].mean for point in line.points]
-        precision = [point.summaries["precision"].mean for point in line.points]
+        recall = line.means("sensitivity")
+        precision = line.means("precision")
         axes.plot(
             recall,
             precision,
@@ -109,12 +109,11 @@ def beta_figure(lines: Sequence[WeightLine]) -> Figure:
     panels = figure.subplots(len(lines), 1, squeeze=False)[:, 0]
     for axes, line in zip(panels, lines, strict=True):
         for k, metric in enumerate(OVER_BETA):
-            summaries = [point.summaries[metric] for point in line.points]
             shift = SHIFT * (k - (len(OVER_BETA) - 1) / 2)
             axes.errorbar(
                 [point.weights.beta + shift for point in line.points],
-                [summary.mean for summary in summaries],
-                yerr=_error_bars(summaries),
+                line.means(metric),
+                yerr=_error_bars(line.summaries(metric)),
                 color=COLOURS[k],
                 marker=MARKERS[k],
                 capsize=2,
@@ -150,8 +149,11 @@ def _error_bars(summaries: Sequence[Summary]) -> tuple[list[float], list[float]]
     if min(summary.n_subjects for summary in summaries) < FEWEST_FOR_INTERVAL:
         return None
     # A mean over seeds may lie outside an interval over subjects that define the metric.
-    below = [max(0.0, summary.mean - summary.low) for summary in summaries]
-    above = [max(0.0, summary.high - summary.mean) for summary in summaries]
+    below: list[float] = []
+    above: list[float] = []
+    for summary in summaries:
+        below.append(max(0.0, summary.mean - summary.low))
+        above.append(max(0.0, summary.high - summary.mean))
     return below, above
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from tversky_seg.analysis.paper_runs import Request
 from tversky_seg.analysis.papers import Metrics, Paper
+from tversky_seg.analysis.tables import markdown_table
 from tversky_seg.runtime.files import write_csv
 
 
@@ -29,20 +30,18 @@ def paper_table(paper: Paper, evaluated: Mapping[str, Sequence[Metrics]]) -> str
         The table; ours are means over the seeds ± their standard deviation. A row without numbers
         of the paper has one line.
     """
-    lines = [
-        _markdown_row(["Row", "", *(column.name for column in paper.columns)]),
-        "|---|---|" + "---:|" * len(paper.columns),
-    ]
+    header = ["Row", "", *(column.name for column in paper.columns)]
+    rows: list[list[str]] = []
     for row, of_seeds in evaluated.items():
         printed = paper.printed[row]
         if printed:
             cells = [_printed_cell(printed.get(column.name)) for column in paper.columns]
-            lines.append(_markdown_row([row, "paper", *cells]))
+            rows.append([row, "paper", *cells])
         cells = []
         for column in paper.columns:
             cells.append(mean_and_spread([column.value(metrics) for metrics in of_seeds]))
-        lines.append(_markdown_row([row, "ours", *cells]))
-    return "\n".join(lines)
+        rows.append([row, "ours", *cells])
+    return markdown_table(header, rows, n_text_columns=2)
 
 
 def write_paper_csv(
@@ -113,7 +112,3 @@ def _printed_cell(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:g}"
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

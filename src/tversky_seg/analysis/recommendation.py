@@ -86,6 +86,7 @@ def recommend(settings: Sequence[Setting], goal: str) -> Recommendation:
             "validation cases of all.",
         )
     able = [candidate for candidate in candidates if candidate.reaches(objective)]
+    # Of equal candidates max keeps the first, which is that of the smallest beta.
     if able:
         best = max(able, key=lambda candidate: candidate.value(objective.metric))
     else:

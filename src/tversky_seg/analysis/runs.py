@@ -53,6 +53,7 @@ def read_runs(folders: Sequence[Path | str]) -> list[Run]:
         DataError: A run is missing, damaged or a duplicate, or not evaluated as the first.
     """
     evaluations = [_evaluation_folder(Path(folder).expanduser()) for folder in folders]
+    # Resolved, since a run and a link to it are one run.
     resolved = [evaluation.resolve() for evaluation in evaluations]
     for evaluation in evaluations:
         if resolved.count(evaluation.resolve()) > 1:
@@ -152,6 +153,7 @@ def _run_names(evaluations: Sequence[Path]) -> list[str]:
     paths: list[Path] = []
     for evaluation in evaluations:
         path = evaluation.resolve()
+        # A run is known by its own folder; that of its evaluation has the same name in all runs.
         if path.name == "evaluation":
             path = path.parent
         paths.append(path)

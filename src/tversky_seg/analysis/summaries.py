@@ -74,6 +74,7 @@ def summarize_settings(
         first = next(iter(setting.cohorts.values()))
         for class_name in first.rows:
             for metric in metrics:
+                # Each metric draws the same resamplings.
                 rng = np.random.default_rng(seed)
                 summary = _summarize(setting, class_name, metric, n_bootstrap=n_bootstrap, rng=rng)
                 summaries.append(summary)
@@ -89,9 +90,11 @@ def _summarize(
     # (seeds, subjects)
     values = np.array([_subject_means(cohort, class_name, metric) for cohort in cohorts])
     seed_means = [mean_of_defined(row) for row in values]
+    # An interval is over subjects: more seeds of the same subjects are no more evidence.
     subject_means = np.array([mean_of_defined(column) for column in values.T])
     defined = subject_means[~np.isnan(subject_means)]
     low, high = bootstrap_interval(defined, n_bootstrap=n_bootstrap, rng=rng)
+    # One seed has no spread.
     sd = math.nan
     if len(seed_means) > 1:
         sd = float(np.std(seed_means, ddof=1))

@@ -75,20 +75,20 @@ def read_sweep(folders: Sequence[Path | str]) -> list[SweepRun]:
     Raises:
         DataError: A folder is missing, no run is finished, or one is damaged.
     """
-    paths = [Path(folder).expanduser() for folder in folders]
-    for path in paths:
-        if not path.exists():
-            raise DataError(path, "no such folder", "expected runs, or folders of runs")
-    finished = [folder for folder in _run_folders(paths) if _is_finished(folder)]
+    for folder in folders:
+        if not Path(folder).expanduser().exists():
+            raise DataError(folder, "no such folder", "expected runs, or folders of runs")
+    finished = [folder for folder in _run_folders(folders) if _is_finished(folder)]
     if not finished:
         raise DataError(
-            paths[0],
+            folders[0],
             "no finished run",
             "expected <run>/evaluation/metrics.json and <run>/config.yaml",
         )
     runs: dict[Any, SweepRun] = {}
     for folder in finished:
         run = _read_sweep_run(folder)
+        # One run may lie in the sweep twice, under the names "beta=0.7" and "beta=0.7,seed=0".
         first = runs.setdefault(_identity(run), run)
         if first is not run:
             logger.warning("%s: has the settings of %s; left out", run.folder, first.folder)
@@ -98,7 +98,7 @@ def read_sweep(folders: Sequence[Path | str]) -> list[SweepRun]:
 def describe_unfinished(folders: Sequence[Path | str]) -> str:
     """Write a sentence on the runs that were begun and not evaluated; "" without such."""
     unfinished: list[Path] = []
-    for folder in _run_folders([Path(folder).expanduser() for folder in folders]):
+    for folder in _run_folders(folders):
         # Trackers write a config.yaml as well, but only a run has a log of its training.
         if (folder / "train.log").exists() and not _is_finished(folder):
             unfinished.append(folder)
@@ -123,6 +123,7 @@ def group_runs(runs: Sequence[SweepRun]) -> list[Setting]:
     settings: list[Setting] = []
     for name, members in by_name.items():
         settings.append(Setting(name, members, _join_by_seed(members, name)))
+    # Settings are compared on the same cases, by the same rule, or not at all.
     cohorts: list[Run] = []
     for setting in settings:
         cohorts += setting.cohorts.values()
@@ -137,11 +138,13 @@ def _beta(setting: Setting) -> float:
     return setting.weights.beta
 
 
-def _run_folders(folders: Sequence[Path]) -> list[Path]:
+def _run_folders(folders: Sequence[Path | str]) -> list[Path]:
     """List the folders with a config.yaml, each once."""
+    # A dict, as a set would lose the order: the first run is the one that others repeat.
     runs: dict[Path, None] = {}
     for folder in folders:
-        runs |= dict.fromkeys(file.parent for file in sorted(folder.glob("**/config.yaml")))
+        for file in sorted(Path(folder).expanduser().glob("**/config.yaml")):
+            runs[file.parent] = None
     return list(runs)
 
 

@@ -33,6 +33,14 @@ class WeightLine:
     """What tells it from the other lines; "" where it is the only one."""
     points: Sequence[WeightPoint]
 
+    def summaries(self, metric: str) -> list[Summary]:
+        """List the summaries of a metric, point by point."""
+        return [point.summaries[metric] for point in self.points]
+
+    def means(self, metric: str) -> list[float]:
+        """List the means of a metric, point by point."""
+        return [summary.mean for summary in self.summaries(metric)]
+
 
 def weight_lines(settings: Sequence[Setting]) -> list[WeightLine]:
     """Join the settings that differ in alpha and beta alone, class by class.
