@@ -6,7 +6,7 @@ FROM python:3.11-slim
 ARG TORCH_INDEX=""
 RUN apt-get update && apt-get install -y --no-install-recommends git make && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
-COPY pyproject.toml Makefile README.md LICENSE ./
+COPY pyproject.toml setup.py Makefile README.md LICENSE ./
 COPY src ./src
 RUN python -m venv .venv \
     && if [ -n "$TORCH_INDEX" ]; then .venv/bin/python -m pip install --no-cache-dir --index-url "$TORCH_INDEX" "torch>=2.6,<2.14"; fi \
