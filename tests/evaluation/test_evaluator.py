@@ -296,8 +296,8 @@ def test_every_lesion_has_a_row_with_its_place_in_mm(cohort):
     cohort.add(0, reference=reference, probability=prediction.astype(float))
     cohort.evaluate()
     rows = cohort.rows("lesions.csv")
-    found = {(row["mask"], row["matched"], round(float(row["overlap"]), 2)) for row in rows}
-    assert found == {
+    lesions = {(row["mask"], row["matched"], round(float(row["overlap"]), 2)) for row in rows}
+    assert lesions == {
         ("reference", "1", 0.5),
         ("reference", "0", 0),
         ("prediction", "1", 1),
@@ -511,9 +511,8 @@ def test_intervals_resample_subjects_not_cases(cohort):
         cohort.add(seed, subject="a" if seed < 3 else "b")
     metrics = cohort.evaluate(n_bootstrap=2000)
     dice = [case["dice"] for case in metrics["cases"]]
-    extremes = sorted(
-        [np.mean(dice[:3]), dice[3]]
-    )  # both draws are the same subject: a quarter of the time each
+    # Both draws take the same subject, a quarter of the time each.
+    extremes = sorted([np.mean(dice[:3]), dice[3]])
     assert metrics["ci95"]["dice"] == pytest.approx(extremes)
     assert metrics["mean"]["dice"] == pytest.approx(np.mean(dice))
 
@@ -577,7 +576,7 @@ def test_outlines_lie_where_the_masks_are_with_y_upwards():
     assert (rows.max() < height / 4, columns.max() < width / 3) == (True, True)
 
 
-def test_measures_of_one_case_take_probabilities_or_masks():
+def test_metrics_of_one_case_take_probabilities_or_masks():
     reference, probability = lesions_and_map(0)
     scored = compute_metrics(probability, reference, spacing_mm=SPACING)
     masked = compute_metrics(probability >= 0.5, reference, spacing_mm=SPACING)
@@ -635,13 +634,11 @@ def test_real_lesions_are_evaluated_on_their_own_grid(real_data, tmp_path):
         n_bootstrap=10,
         viewer="none",
     )
-    found = metrics["cases"][0]
-    assert (found["n_reference_lesions"], found["reference_volume_mm3"]) == (
-        37,
-        pytest.approx(1300, abs=1),
-    )
+    case = metrics["cases"][0]
+    assert case["n_reference_lesions"] == 37
+    assert case["reference_volume_mm3"] == pytest.approx(1300, abs=1)
     saved = np.rint(probability * 65535) / 65535
-    assert found["pr_auc"] == pytest.approx(
+    assert case["pr_auc"] == pytest.approx(
         average_precision_score(reference.ravel(), saved.ravel()), abs=1e-9
     )
 
@@ -650,7 +647,7 @@ NAN = math.nan
 
 
 @pytest.mark.parametrize(
-    ("predicted", "there", "expected"),
+    ("is_predicted", "is_lesion", "expected"),
     # dice, sensitivity, specificity, precision, f2, pr_auc,
     # lesion tpr, fpr, f1, assd, hd95, volume difference
     [
@@ -659,16 +656,17 @@ NAN = math.nan
         (False, False, (NAN, NAN, 1, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN)),
     ],
 )
-def test_empty_masks_give_what_the_documentation_says(predicted, there, expected):
+def test_empty_masks_give_what_the_documentation_says(is_predicted, is_lesion, expected):
     probability, reference = np.zeros((2, 10, 10, 10))
-    probability[5, 5, 5], reference[2, 2, 2] = predicted, there
-    found = compute_metrics(probability, reference, spacing_mm=(1, 1, 1))
-    assert list(found.values()) == pytest.approx(
-        [*expected, *map(float, (there, predicted, there, predicted))], nan_ok=True
-    )
+    probability[5, 5, 5] = is_predicted
+    reference[2, 2, 2] = is_lesion
+    metrics = compute_metrics(probability, reference, spacing_mm=(1, 1, 1))
+    # Volumes and numbers of lesions come last: of the reference, then of the prediction.
+    counts = [float(is_lesion), float(is_predicted), float(is_lesion), float(is_predicted)]
+    assert list(metrics.values()) == pytest.approx([*expected, *counts], nan_ok=True)
 
 
-def test_further_measures_are_those_of_the_arrays(cohort):
+def test_further_metrics_are_those_of_the_arrays(cohort):
     reference, probability = cohort.add(0)
     metrics = cohort.evaluate()
     further, mask = metrics["further"]["mean"], probability >= 0.5
@@ -814,21 +812,19 @@ def test_new_lesions_between_sessions_are_counted_pair_by_pair(cohort):
         reference, probability = cohort.add(seed, subject="a" if seed < 2 else "b")
         cohort.cases[-1] = replace(cohort.cases[-1], session=session)
         masks[seed] = (probability >= 0.5, reference)
-    found = cohort.evaluate()["new_lesions"]
+    summary = cohort.evaluate()["new_lesions"]
     expected = new_lesion_counts(
         (masks[1][0], masks[0][0]), (masks[1][1], masks[0][1]), spacing_mm=SPACING
     )
-    (pair,) = found["pairs"]
-    assert (pair["subject_id"], pair["from_case"], pair["to_case"]) == (
-        "a",
-        "case1",
-        "case0",
-    )  # 2 comes before 10
-    assert (found["n_reference"], found["n_detected"]) == (
+    (pair,) = summary["pairs"]
+    assert pair["subject_id"] == "a"
+    # Session 2 comes before session 10.
+    assert (pair["from_case"], pair["to_case"]) == ("case1", "case0")
+    assert (summary["n_reference"], summary["n_detected"]) == (
         expected.n_reference,
         expected.n_detected,
     )
-    assert (found["tpr"], found["fpr"]) == (expected.tpr, expected.fpr)
+    assert (summary["tpr"], summary["fpr"]) == (expected.tpr, expected.fpr)
 
 
 def test_sessions_on_other_grids_are_not_compared_and_warned_of(cohort, caplog):
@@ -876,9 +872,8 @@ def test_what_is_kept_does_not_grow_with_the_voxels_of_the_cases(cohort):
     sizes = [
         len(pickle.dumps(evaluate_cohort(source, cohort.cases[:n], **settings))) for n in (1, 2, 3)
     ]
-    assert (
-        max(np.diff(sizes)) < 2 * SHAPE[0] * SHAPE[1] * SHAPE[2] / 2
-    )  # less than one voxel map, and no array of levels
+    # Less than a byte for each voxel of a case, and no array of levels.
+    assert max(np.diff(sizes)) < np.prod(SHAPE)
 
 
 def test_the_rule_of_msseg_2016_reaches_the_files(cohort):

@@ -190,6 +190,7 @@ def test_misses_and_false_positives_are_tinted():
     reference[0, 2:12, 2:12] = prediction[0, 16:26, 16:26] = True
     picture = outline(np.zeros((30, 30)), prediction, reference)
     zoom = picture.shape[0] // 30
+    # The middle of the square that voxel (k, k) became; y runs upwards.
     missed, false_positive = (
         picture[(29 - k) * zoom + zoom // 2, k * zoom + zoom // 2] for k in (7, 21)
     )

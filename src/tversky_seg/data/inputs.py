@@ -171,7 +171,7 @@ def _cases_in_folder(folder: Path, modalities: Sequence[str], *, may_lack: bool)
 
 def _files_by_case(folder: Path, modalities: Sequence[str]) -> dict[str, dict[str, Path]]:
     """Map each case id to its files by modality, and `brain_mask` among them."""
-    # case id -> modality -> file
+    # Case id -> modality -> file.
     files_of: dict[str, dict[str, Path]] = defaultdict(dict)
     for path in _files_below(folder):
         case_and_name = _case_and_modality(path, modalities, folder=folder)

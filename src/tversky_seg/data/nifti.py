@@ -38,15 +38,21 @@ _UNREADABLE = (
     EOFError,
     ValueError,
     zlib.error,
-    # of numbers in a damaged header that nibabel does not check
+    # From numbers in a damaged header that nibabel does not check:
     IndexError,
     KeyError,
     MemoryError,
     OverflowError,
 )
-_FORM_FIELDS = (
-    *("sform_code", "srow_x", "srow_y", "srow_z"),
-    *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+_SFORM_FIELDS = ("sform_code", "srow_x", "srow_y", "srow_z")
+_QFORM_FIELDS = (
+    "qform_code",
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_y",
+    "qoffset_z",
 )
 
 
@@ -184,7 +190,7 @@ def _copy_forms(source: Path, image: Any) -> None:
         return
     if _unit_mm(header, source) != 1:
         image.header["xyzt_units"] = header["xyzt_units"]
-    for field in _FORM_FIELDS:
+    for field in (*_SFORM_FIELDS, *_QFORM_FIELDS):
         image.header[field] = header[field]
     # The size of a voxel belongs to the qform; behind it are the sizes of further axes.
     image.header["pixdim"][:4] = header["pixdim"][:4]

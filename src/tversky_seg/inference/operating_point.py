@@ -152,15 +152,16 @@ def _best(candidates: Sequence[_Candidate], goal: str) -> OperatingPoint:
     """Choose the point of the highest objective among those whose recall reaches the goal's."""
     target = _target_recall(goal)
     # A hair below the target, since 9 of 10 lesions are not exactly 0.9 in floating point.
-    enough = [each for each in candidates if each.score.recall >= target * (1 - 1e-9)]
-    if not enough:
+    accepted = [each for each in candidates if each.score.recall >= target * (1 - 1e-9)]
+    if not accepted:
         highest = max(each.score.recall for each in candidates)
         logger.warning(
             "goal %s is not reached on validation: the highest recall is %.3f", goal, highest
         )
-        enough = [each for each in candidates if each.score.recall == highest]
-    best = max(each.score.objective for each in enough)
-    points = [each.point for each in enough if each.score.objective >= best - TOLERANCE]
+        accepted = [each for each in candidates if each.score.recall == highest]
+    best = max(each.score.objective for each in accepted)
+    # Of points about as good, the one that removes least, since removal costs true lesions too.
+    points = [each.point for each in accepted if each.score.objective >= best - TOLERANCE]
     return min(points, key=lambda point: (point.min_volume_mm3, abs(point.threshold - 0.5)))
 
 

@@ -126,7 +126,7 @@ def predict_volume(
     Raises:
         ValueError: Arguments out of range, shapes that do not match, or a network that gives NaN.
     """
-    # The interface for users: plain arguments, of which the last ones repeat those below.
+    # The interface for users, in plain arguments; inside, `SlidingWindow` holds those of windows.
     windows = SlidingWindow(
         patch_size=patch_size, overlap=overlap, window=window, batch_size=batch_size, tta=tta
     )
@@ -239,7 +239,9 @@ def _predict_whole(
                 raise
         # Here and not above, since the error keeps the tensors of the failed attempt alive.
         # Rounded up, so that two windows cover the side.
-        x, y, z = (x + 1) // 2, (y + 1) // 2, (z + 1) // 2
+        x = (x + 1) // 2
+        y = (y + 1) // 2
+        z = (z + 1) // 2
         logger.warning("out of memory for the whole volume: using windows of %d x %d x %d", x, y, z)
 
 

@@ -121,6 +121,7 @@ def _first_look(prediction: Mask, reference: Mask) -> NDArray[np.int64]:
 
     Without errors it lies amid the lesions, without lesions in the middle of the volume.
     """
+    # Errors are the voxels in which the masks differ.
     marked: Mask = np.asarray((prediction ^ reference).any(axis=0))
     if not marked.any():
         marked = np.asarray(reference.any(axis=0))

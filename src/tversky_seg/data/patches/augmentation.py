@@ -243,7 +243,7 @@ class Augmentation:
         displacement = None
         if _is_drawn(self.elastic_probability, rng):
             strength_mm = rng.uniform(0, self.elastic_mm)
-            # as `spline_basis` has them: a spline reaches two knots to either side
+            # As `spline_basis` has them: a spline reaches two knots to either side
             n_knots = ((np.array(size) - 1) / knot_distance).astype(int) + 4
             displacement_mm = rng.uniform(-strength_mm, strength_mm, (3, *n_knots))
             displacement = displacement_mm / spacing_mm[:, None, None, None]

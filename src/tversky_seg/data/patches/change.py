@@ -66,7 +66,7 @@ class Change:
             labels = resample_nearest(labels, places)
         if self.growth_mm:
             image, labels = grow(image, labels, reach_mm=self.growth_mm, spacing_mm=self.spacing_mm)
-        # last, so that noise and blur are those of the patch, not resampled ones
+        # Last, so that noise and blur are those of the patch, not resampled ones
         self._change_intensities(image)
         return image, labels
 

@@ -59,7 +59,7 @@ def draw_shares(
         if aim.lesion is None:  # a patch of the brain, or from anywhere
             continue
         counts[quartiles[aim.case_index][aim.lesion]] += 1
-        # a voxel's middle: in a patch of 8, whose centre is at 4, voxel 4 lies at 4.5
+        # The middle of the voxel: in a patch of 8, whose centre is at 4, voxel 4 lies at 4.5
         middle_of_voxel = np.subtract(aim.voxel, start) + 0.5
         off_centre.append(np.abs(middle_of_voxel / half - 1).max())
 

@@ -113,7 +113,7 @@ def _gaussian(n: int, sigma: float) -> Matrix:
     distance = np.subtract.outer(np.arange(n), np.arange(n))
     is_near = np.abs(distance) <= np.ceil(4 * sigma)
     weights = np.exp(-0.5 * (distance / max(sigma, 1e-3)) ** 2) * is_near
-    # next to the border the remaining weights make up for those outside
+    # Next to the border the remaining weights make up for those outside
     weights /= weights.sum(axis=1, keepdims=True)
     return np.asarray(weights, dtype=np.float32)
 
@@ -128,12 +128,12 @@ def _coarse_and_back(n: int, factor: float) -> Matrix:
     n_coarse = max(1, round(n / factor))
     edges = np.arange(n_coarse + 1) * n / n_coarse
     fine = np.arange(n)
-    # overlap of each coarse voxel with each fine one, in fine voxels
+    # Overlap of each coarse voxel with each fine one, in fine voxels
     first = np.maximum(edges[:-1, None], fine)
     end = np.minimum(edges[1:, None], fine + 1)
     overlap = np.maximum(end - first, 0)
     means = overlap * n_coarse / n
-    # centre of each fine voxel, counted in coarse voxels; constant beyond the outer centres
+    # Centre of each fine voxel, counted in coarse voxels; constant beyond the outer centres
     places = np.clip((fine + 0.5) * n_coarse / n - 0.5, 0, n_coarse - 1)
     distance = np.abs(places[:, None] - np.arange(n_coarse))
     interpolation = np.maximum(1 - distance, 0)
@@ -143,7 +143,8 @@ def _coarse_and_back(n: int, factor: float) -> Matrix:
 def apply_gamma(channel: Tensor, exponent: float) -> None:
     """Map t to t^exponent, where t goes from 0 at the smallest to 1 at the largest value."""
     low, high = channel.aminmax()
-    width = (high - low).clamp_min(1e-20)  # of a constant channel, too
+    # A constant channel has no width: the smallest one avoids 0 / 0.
+    width = (high - low).clamp_min(1e-20)
     # width (v / width)^g = exp(g log v + (1 - g) log width), in a third of the time of pow
     channel.sub_(low).log_()
     channel *= exponent
@@ -178,7 +179,7 @@ def add_noise(channel: Tensor, ranks: Tensor, *, sd: float) -> None:
             distribution.
         sd: Standard deviation.
     """
-    # a look-up is faster than the inverse of the distribution, and the same on every device
+    # A look-up is faster than the inverse of the distribution, and the same on every device
     table = _normal_quantiles(channel.device) * sd
     index = ranks.to(channel.device, non_blocking=True).to(torch.int32)
     channel += table.index_select(0, index.flatten()).view(channel.shape)

@@ -184,7 +184,7 @@ def _fault_of_worker(
     dead = [number for number, worker in enumerate(workers) if not worker.is_alive()]
     if dead:
         number = dead[0]
-        # its next step from `step` on
+        # The next step of this worker, from `step` on.
         step += (number - (step - start)) % len(workers)
         cause = (
             f"died ({_exit_reason(workers[number])}), out of memory or of shared memory "

@@ -81,12 +81,12 @@ class Hashemi2018Sampler:
         for _ in range(MAX_ATTEMPTS):
             lesion, voxel = draw_lesion_voxel(case, rng)
             start = self._place(voxel, case.geometry.shape, rng)
-            # counted where the patch lies in the end, pushed back into the volume
+            # Counted where the patch lies in the end, pushed back into the volume.
             n_voxels = self._count_in_middle(lesion_coordinates, start)
             attempts.append((n_voxels, Aim(index, voxel, lesion, start=start)))
             if n_voxels >= min_voxels:
                 break
-        # the first of the best, where several hold the same number
+        # The first of the best, where several hold the same number.
         _, best = max(attempts, key=lambda attempt: attempt[0])
         return best
 

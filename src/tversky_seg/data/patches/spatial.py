@@ -58,7 +58,7 @@ class Turn:
         """Turn the last three of four axes: a contiguous copy, without a turn the tensor itself."""
         if self == Turn():
             return values
-        # + 1: the channels stay the first axis
+        # + 1, because the channels stay the first axis.
         x, y, z = self.axes
         moved = values.permute(0, x + 1, y + 1, z + 1)
         backwards = np.flatnonzero(self.mirrored) + 1
@@ -95,13 +95,13 @@ class Deformation:
         half = (np.array(size) - 1) / 2
         reach = half
         if self.displacement is not None:
-            # a B-spline nowhere exceeds its largest coefficient
+            # A B-spline nowhere exceeds its largest coefficient.
             reach = half + np.abs(self.displacement).max(axis=(1, 2, 3))
         reach = np.abs(self.matrix) @ reach
         centre = start + half
         first = np.floor(centre - reach)
         end = np.ceil(centre + reach) + 1
-        # at least one voxel, even where all of the patch lies outside
+        # At least one voxel, even where all of the patch lies outside.
         last_voxel = np.array(shape) - 1
         low = np.clip(first, 0, last_voxel).astype(int)
         high = np.clip(end, low + 1, shape).astype(int)
@@ -180,7 +180,7 @@ def separable(values: Tensor, matrices: Sequence[Matrix]) -> Tensor:
     for_x, for_y, for_z = matrices
     values = values @ copy_to_device(for_z, device).T
     values = copy_to_device(for_y, device) @ values
-    # y and z as one axis make the last product a plain product of matrices: (X, x) @ (x, y z)
+    # With y and z as one axis, the last product is one of two matrices: (X, x) @ (x, y z).
     product = copy_to_device(for_x, device) @ values.flatten(-2)
     return product.reshape(*values.shape[:-3], len(for_x), *values.shape[-2:])
 
