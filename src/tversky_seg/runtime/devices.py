@@ -61,7 +61,10 @@ def to_device(network: nn.Module, device: torch.device) -> nn.Module:
     if device.type != "cpu":
         return network.to(device)
     _keep_freed_memory()
-    return network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
+    # torch's annotations do not know the memory formats of a whole network.
+    layout = torch.channels_last_3d
+    moved: nn.Module = network.to(device, memory_format=layout)  # type: ignore[call-overload]
+    return moved
 
 
 def use_deterministic_algorithms() -> None:

@@ -247,7 +247,8 @@ def wrap_ddp(network: nn.Module, device: torch.device) -> nn.Module:
     has_batch_norm = any(isinstance(module, BATCH_NORMS) for module in network.modules())
     if device.type == "cuda":
         if has_batch_norm:
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+            convert = nn.SyncBatchNorm.convert_sync_batchnorm
+            network = convert(network)  # type: ignore[no-untyped-call]
         return DistributedDataParallel(network, device_ids=[device])
     if has_batch_norm and is_first():
         logger.warning(
