@@ -186,6 +186,8 @@ def bland_altman_figure(
         if value is not None:
             axes.axhline(value, color=GREY, linewidth=1, linestyle=style)
             _note_at_the_right(axes, value, f"{names[key]} {value:+,.0f}")
+    # Volumes have five digits: more ticks would overlap.
+    axes.locator_params(axis="x", nbins=4)
     axes.margins(x=0.1, y=0.15)
     return figure
 
