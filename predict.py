@@ -89,7 +89,7 @@ def log_ensemble(models: Sequence[TrainedModel], inference: Inference, *, combin
             "the networks differ in %s: %s", key, ", ".join(str(value) for value in values)
         )
     config.logger.info(
-        "threshold %s, smallest lesion %s mm3",
+        "threshold %s, minimum lesion size %s mm³",
         describe_by_class(inference.threshold),
         describe_by_class(inference.min_volume_mm3),
     )

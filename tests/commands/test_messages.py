@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.command_line import call
+from tversky_seg.config.config_files import choices
 
 
 @pytest.mark.parametrize(
@@ -16,8 +17,7 @@ from helpers.command_line import call
         ("train loss.alhpa=1", "loss.alhpa: no such key; did you mean loss.alpha?"),
         (
             "train loss=tverski",
-            "loss: no choice named 'tverski'; did you mean tversky? (asymmetric, bce, blob, "
-            "combined, dice, focal, focal_tversky, generalized_dice, tversky, weighted_bce)",
+            f"loss: no choice named 'tverski'; did you mean tversky? ({', '.join(choices('loss'))})",
         ),
         (
             "train trainer.epochs=10",
@@ -34,8 +34,7 @@ from helpers.command_line import call
         ),
         (
             "train augmentation.blur_mm=2",
-            "augmentation.blur_mm: stands in no chosen file, but can be set; "
-            "write +augmentation.blur_mm=…",
+            "augmentation.blur_mm: not in the chosen file; add it with +augmentation.blur_mm=…",
         ),
         (
             "train experiment=salehi2017",
@@ -55,6 +54,18 @@ from helpers.command_line import call
         (
             "evaluate pattern={case_id}_seg.nii.gz",
             "pattern: no such key; did you mean evaluation.pattern?",
+        ),
+        ("train data.manifest=my.csv", "data.manifest: my.csv; add data=manifest to read it"),
+        (
+            "train data=msseg2016 data.importer._partial_=false",
+            "data.importer._target_: tversky_seg.data.datasets.msseg2016.find_msseg2016 is a "
+            "function; add _partial_: true below it",
+        ),
+        (
+            "train loss._target_=tversky_seg.losses.NoLoss",
+            "loss._target_: tversky_seg.losses.NoLoss cannot be imported (No module named "
+            "'tversky_seg.losses.NoLoss'); expected a Module class defined in one of tversky_seg, "
+            "torch.nn, torch.optim, monai.networks, monai.losses (trust=[package] adds one)",
         ),
         ("train loss.alpha=abc", 'loss.alpha: "abc"; expected a number or null'),
         ("train trainer.max_steps=0", "trainer.max_steps: got 0; max_steps must be >= 1"),

@@ -101,7 +101,8 @@ def test_an_ensemble_is_the_mean_of_its_members_and_keeps_every_checksum(
     for name, form in forms.items():
         outcome = predict(form, images, tmp_path / name)
         assert outcome.status == 0, outcome.stderr
-        assert "threshold 0.45, smallest lesion 9 mm3" in outcome.stdout
+        assert "threshold 0.45" in outcome.stdout
+        assert "size 9 mm³" in outcome.stdout
         np.testing.assert_allclose(probability_of(tmp_path / name), mean, atol=2e-5)
         assert settings_of(tmp_path / name)["checkpoint"] == [checksum(path) for path in paths]
         assert settings_of(tmp_path / name)["threshold"] == pytest.approx(0.45)

@@ -71,7 +71,7 @@ def _key_of_another_choice(key: str, *, chosen: Sequence[str]) -> str:
     # A choice has a key if its file sets it or its class takes it.
     owners = [choice for choice in choices(group) if key in keys_of_choice(group, choice)]
     if set(chosen) & set(owners):
-        return f"{key}: stands in no chosen file, but can be set; write +{key}=…"
+        return f"{key}: not in the chosen file; add it with +{key}=…"
     subject = f"the chosen {group}"
     if chosen:
         subject = f"{group}={chosen[-1]}"

@@ -48,7 +48,14 @@ def check_target(
         group = re.split(r"[.\[]", key)[0]
         kind = KINDS.get(group)
     # Importing a module runs its code, so the name is checked before.
-    candidate = find_object(target) if is_within(target, allowed) else None
+    candidate = None
+    fault_of_import = ""
+    if is_within(target, allowed):
+        try:
+            candidate = get_object(target)
+        except (ImportError, AttributeError, ValueError) as fault:
+            # Of a new module with a typing error, Hydra's cause tells the line.
+            fault_of_import = f" cannot be imported ({fault.__cause__ or fault})"
     defining_module = getattr(candidate, "__module__", None) or ""
     if is_within(defining_module, allowed):
         if inspect.isclass(candidate):
@@ -59,10 +66,14 @@ def check_target(
             is_handed_on = kind is None and bool(node.get("_partial_"))
             if is_handed_on:
                 return candidate
-    noun = "class" if kind is None else f"{kind.__name__} class"
+            if kind is None:
+                raise ConfigError(
+                    f"{key}._target_: {target} is a function; add _partial_: true below it"
+                )
+    noun = "class or function" if kind is None else f"{kind.__name__} class"
     raise ConfigError(
-        f"{key}._target_: {target}; expected a {noun} defined in one of {', '.join(allowed)} "
-        "(trust=[package] adds one)"
+        f"{key}._target_: {target}{fault_of_import}; expected a {noun} defined in one of "
+        f"{', '.join(allowed)} (trust=[package] adds one)"
     )
 
 

@@ -53,7 +53,8 @@ class Dataset:
             site.
 
     Raises:
-        DataError: A setting is out of range, or neither a manifest nor a root is given.
+        DataError: A setting is out of range, or not exactly one of a manifest and a root is
+            given.
     """
 
     modalities: tuple[str, ...] = ()
@@ -100,6 +101,8 @@ class Dataset:
     def _check_source(self) -> None:
         if self.importer is None and self.manifest is None:
             raise DataError("data.manifest", "none given", "set data.manifest=FILE.csv")
+        if self.importer is not None and self.manifest is not None:
+            raise DataError("data.manifest", str(self.manifest), "add data=manifest to read it")
         if self.importer is not None and self.root is None:
             raise DataError("data.root", "none given", "set data.root=FOLDER, as downloaded")
 

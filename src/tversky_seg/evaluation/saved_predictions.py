@@ -253,7 +253,9 @@ def _file_name(pattern: str, case: Case, name: str) -> str:
         return pattern.format_map(values)
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise DataError(
-            "pattern", f"{pattern!r}", "expected a name with {case_id}, as {case_id}.nii.gz"
+            "evaluation.pattern",
+            f"{pattern!r}",
+            "expected a name with {case_id}, as {case_id}.nii.gz",
         ) from error
 
 
@@ -262,7 +264,9 @@ def _check_pattern(pattern: str) -> None:
     _file_name(pattern, Case("case", "subject", {}), "class")
     if "{case_id" not in pattern and "{subject_id" not in pattern:
         raise DataError(
-            "pattern", f"{pattern!r} is one file for all cases", "expected a name with {case_id}"
+            "evaluation.pattern",
+            f"{pattern!r} is one file for all cases",
+            "expected a name with {case_id}",
         )
 
 

@@ -137,7 +137,10 @@ def _note_ctrl_c() -> None:
     if _request.time_of_ctrl_c is None:
         _request.time_of_ctrl_c = now
         if _request.is_deferred and os.environ.get("RANK", "0") == "0":
-            message = "\nCtrl-C: finishing the step and writing a checkpoint; again: stop at once\n"
+            message = (
+                "\nCtrl-C: finishing the step and writing a checkpoint "
+                "(press again to stop at once)\n"
+            )
             # A handler may run in the middle of a print, so it must not use the same buffer.
             os.write(STDERR, message.encode())
         return

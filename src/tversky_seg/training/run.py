@@ -56,10 +56,10 @@ class TrainingState:
     """Validations since the best one."""
 
     n_skipped: int = 0
-    """Skipped steps in all."""
+    """Skipped steps in total."""
 
     n_skipped_in_a_row: int = 0
-    """Skipped steps up to now without one in between that was not."""
+    """Consecutive skipped steps up to now."""
 
     losses: list[float] = field(default_factory=list)
     """Losses since the last row of metrics.csv."""

@@ -113,7 +113,7 @@ class Trainer:
     """Largest norm of the whole gradient."""
 
     max_skipped: int = 20
-    """Steps in a row that may be skipped for want of a finite gradient; so many end the run."""
+    """Consecutive steps without a finite gradient, hence skipped, that end the run."""
 
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
