@@ -123,7 +123,7 @@ def check_metric(run: Run, class_name: str, metric: str) -> None:
     if not all(metric in row for row in rows):
         path = run.folder / "metrics.json"
         raise DataError(
-            "measures", f"{metric!r} is not in {path}", f"expected some of {', '.join(rows[0])}"
+            "metrics", f"{metric!r} is not in {path}", f"expected some of {', '.join(rows[0])}"
         )
 
 
