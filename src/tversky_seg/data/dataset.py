@@ -101,10 +101,10 @@ class Dataset:
     def _check_source(self) -> None:
         if self.importer is None and self.manifest is None:
             raise DataError("data.manifest", "none given", "set data.manifest=FILE.csv")
-        if self.importer is not None and self.manifest is not None:
-            raise DataError("data.manifest", str(self.manifest), "add data=manifest to read it")
         if self.importer is not None and self.root is None:
             raise DataError("data.root", "none given", "set data.root=FOLDER, as downloaded")
+        if self.importer is not None and self.manifest is not None:
+            raise DataError("data.manifest", str(self.manifest), "add data=manifest to read it")
 
 
 def with_modalities(dataset: Dataset) -> Dataset:
