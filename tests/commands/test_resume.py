@@ -221,7 +221,7 @@ def test_a_run_is_not_continued_on_other_cases(finished: Run, tmp_path: Path) ->
     before = contents(run / "checkpoints", run / "predictions")
     write_rows(manifest, rows)
     assert (
-        f"{run / 'manifest.csv'}: the run was started on other cases than these; "
+        f"{run / 'manifest.csv'}: the run was started on other cases than these "
         in train(manifest, run, *words).error
     )
     assert contents(run / "checkpoints", run / "predictions") == before

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -15,7 +16,7 @@ from tversky_seg.data.dataset import Dataset
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.lesion_load import lesion_loads
 from tversky_seg.data.manifest import read_manifest, write_manifest
-from tversky_seg.data.split import draw_split, split_cases, split_dataset
+from tversky_seg.data.split import _check_same_cases, draw_split, split_cases, split_dataset
 
 
 def cohort(n: int, *, sites: int = 1, sessions: int = 1) -> list[Case]:
@@ -179,6 +180,17 @@ def test_the_split_of_a_run_is_stratified_and_saved(tmp_path: Path) -> None:
     plain = Dataset(manifest=tmp_path / "m.csv", modalities=("T1",), folds=3, stratify=False)
     cases = read_manifest(tmp_path / "m.csv")
     assert draw_split(plain, cases) == split_cases(cases, folds=3)
+
+
+def test_a_resumed_run_names_the_case_whose_set_changed(tmp_path: Path) -> None:
+    cases = [replace(case, split="train") for case in labelled(tmp_path, 3)]
+    write_manifest(cases, tmp_path / "run.csv")
+    last = cases[2].case_id
+    moved = [*cases[:2], replace(cases[2], split="test")]
+    with pytest.raises(DataError, match=f"case {last} was in train and is in test now"):
+        _check_same_cases(moved, tmp_path / "run.csv", modalities=["T1"])
+    with pytest.raises(DataError, match=f"other cases than these .as {last}"):
+        _check_same_cases(cases[:2], tmp_path / "run.csv", modalities=["T1"])
 
 
 def test_folds_hold_every_subject_out_once_and_never_part_a_subject() -> None:

@@ -146,11 +146,18 @@ def _check_same_cases(rows: Sequence[Case], manifest: Path, *, modalities: Seque
     """Check that a run continues on the cases and the split that it was started on."""
     started = read_manifest(manifest, modalities=modalities)
     # Paths may differ: a data set that was moved is still the same.
-    before = [(case.case_id, case.split) for case in started]
-    now = [(case.case_id, case.split) for case in rows]
-    if before != now:
-        fault = "the run was started on other cases than these"
-        raise DataError(manifest, fault, "choose another output_dir")
+    before = {case.case_id: case.split for case in started}
+    now = {case.case_id: case.split for case in rows}
+    for case_id in [*before, *now]:
+        if case_id not in before or case_id not in now:
+            fault = f"the run was started on other cases than these (as {case_id})"
+            raise DataError(manifest, fault, "choose another output_dir")
+    for case_id, split in now.items():
+        if split != before[case_id]:
+            # Folds balance the lesion loads, so a corrected label may draw other folds.
+            fault = f"case {case_id} was in {before[case_id]} and is in {split} now"
+            remedy = "has a label changed since? then choose another output_dir"
+            raise DataError(manifest, fault, remedy, case_id=case_id)
 
 
 def _check_every_case_has_a_split(labelled: Sequence[Case], split_of: Mapping[str, str]) -> None:
