@@ -110,7 +110,7 @@ def test_the_checkpoint_holds_plain_values_and_the_bare_network(finished: Run) -
     assert checkpoint["config"]["loss"]["_target_"] == "tversky_seg.losses.TverskyLoss"
 
 
-def test_the_run_is_judged_at_the_threshold_chosen_on_validation(finished: Run) -> None:
+def test_the_run_is_evaluated_at_the_threshold_chosen_on_validation(finished: Run) -> None:
     threshold = torch.load(finished.best, weights_only=True)["threshold"]
     said = json.loads((finished.folder / "predictions" / "predictions.json").read_text())
     assert finished.metrics["threshold"] == said["threshold"] == threshold

@@ -31,7 +31,7 @@ def a_case(seed: int, *, with_lesions: bool = True) -> ScoredCase:
 CASES = [a_case(0), a_case(1), a_case(2)]
 
 
-def judged(
+def masks_at(
     cases: list[ScoredCase], threshold: float, size: float
 ) -> list[tuple[np.ndarray, ScoredCase]]:
     masks = [case.levels >= threshold * 65535 for case in cases]
@@ -43,7 +43,7 @@ def judged(
 
 def value(name: str, cases: list[ScoredCase], threshold: float, size: float) -> float:
     """The goal by the evaluator's own functions, in the mean over cases."""
-    pairs = judged(cases, threshold, size)
+    pairs = masks_at(cases, threshold, size)
     voxels = [overlap_counts(mask, case.reference) for mask, case in pairs]
     lesions = [
         lesion_counts(mask, case.reference, spacing_mm=case.spacing_mm) for mask, case in pairs

@@ -140,3 +140,21 @@ def test_an_average_resumes_bit_for_bit(tmp_path: Path, stopped_at: int) -> None
         assert_same(
             *(weights(tmp_path / run / "checkpoints" / f"{name}.pt") for run in ("whole", "run"))
         )
+
+
+def test_the_state_keeps_the_entries_of_older_checkpoints() -> None:
+    state = training_run.TrainingState(step=4, best=0.8, last_validation=3, losses=[0.5])
+    entries = state.entries()
+    assert entries["judged"] == 3
+    assert entries.keys() == {
+        "step",
+        "best",
+        "threshold",
+        "min_volume_mm3",
+        "judged",
+        "n_without_gain",
+        "n_skipped",
+        "n_skipped_in_a_row",
+        "losses",
+    }
+    assert training_run.TrainingState.from_checkpoint(entries) == state

@@ -54,6 +54,7 @@ class WeightedBCELoss(nn.Module):
         """Compute the loss, a scalar >= 0, of logits and target (B, C, X, Y, Z)."""
         check_arguments(logits, target, weight)
         x, g, w = _widened(logits, target, weight)
+        # softplus(-x) = log(1 + exp(-x)) = -log p, but finite where p rounds to 0.
         of_lesion = g * functional.softplus(-x)
         of_background = (1 - g) * functional.softplus(x)
         if w is not None:
@@ -125,7 +126,7 @@ class FocalLoss(nn.Module):
 class _FocalSum(torch.autograd.Function):
     """The sum of the focal loss over voxels.
 
-    Its gradient is made on the way forward, where all it needs is at hand, and is kept.
+    The gradient is computed in the forward pass, which has all that it needs, and kept.
     """
 
     @staticmethod
@@ -159,6 +160,7 @@ class _FocalSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
+        # One entry for each argument of forward: only the logits get a gradient.
         return (gradient * d_total).to(ctx.dtype), None, None, None, None
 
 
@@ -170,6 +172,7 @@ def _focal_sum(
     With s = 1 - 2 g, m = sigmoid(s x) and the cross-entropy h, the loss is w alpha_t m^gamma h and
     its slope w alpha_t m^gamma (gamma (1 - m) s h + p - g).
     """
+    # m = 1 - p_t, how wrong a voxel is: 1 - p on lesion (sign -1), p on background (sign 1).
     sign = 1 - 2 * g
     miss = (sign * x).sigmoid_()
     # relu(x) + log(1 + exp(-|x|)) - g x: finite however sure the network is
@@ -181,6 +184,7 @@ def _focal_sum(
         factor *= (2 * alpha - 1) * g + (1 - alpha)
     if w is not None:
         factor *= w
+    # The method names end in _ where a tensor of this function is overwritten, to save memory.
     slope = (1 - miss).mul_(sign).mul_(cross_entropy).mul_(gamma)
     slope.add_(x.sigmoid()).sub_(g)
     torch.mul(factor, slope, out=gradient)

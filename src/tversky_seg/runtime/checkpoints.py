@@ -177,7 +177,7 @@ def _without_shared_objects(value: Any) -> Any:
         return copied
     if type(value) in (list, tuple):
         return type(value)([_without_shared_objects(entry) for entry in value])
-    # Other types, such as the state dict of a network, are made anew for each checkpoint.
+    # Other types, such as the state dict of a network, are built again for each checkpoint.
     return value
 
 

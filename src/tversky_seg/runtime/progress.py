@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 logger = logging.getLogger("tversky_seg")
+# Standard output is for results, such as the table of metrics.
 console = Console(stderr=True)
 Item = TypeVar("Item")
 
@@ -48,6 +49,7 @@ class Reporter:
         self._bar: Progress | None = None
 
     def __enter__(self) -> Reporter:
+        # A bar is redrawn in place, which fills a log file with control characters.
         if console.is_terminal:
             self._bar = _progress_bar()
             self._bar.add_task(
@@ -57,6 +59,7 @@ class Reporter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Also after an error: a bar that still runs would hide the cursor and garble the message.
         if self._bar is not None:
             self._bar.stop()
         elif self.done > self._done_before:
@@ -84,6 +87,7 @@ class Reporter:
 
     def _log_line(self, note: str) -> None:
         self._last_line = time.monotonic()
+        # "train: 1200/20000, 3.10/s, 1 h 41 min left, loss 0.412"
         parts = [f"{self.description}: {self.done}/{self.total}", f"{self._rate():.2f}/s"]
         if self.done < self.total:
             seconds_left = (self.total - self.done) / max(self._rate(), 1e-9)
@@ -105,6 +109,7 @@ def format_duration(seconds: float) -> str:
     """Format a duration for people: "40 s", "12 min", "16 h 33 min"."""
     if seconds < 60:
         return f"{seconds:.0f} s"
+    # Rounded before it is split, so that 119.6 min is "2 h 0 min", never "1 h 60 min".
     minutes = round(seconds / 60)
     if minutes < 60:
         return f"{minutes} min"

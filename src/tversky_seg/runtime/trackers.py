@@ -23,6 +23,7 @@ from tversky_seg.runtime.files import read_json_if_whole, write_json
 from tversky_seg.runtime.run_settings import flatten
 
 PACKAGES = {"mlflow": "mlflow", "wandb": "wandb"}
+"""Name of a tracker in the settings -> package that it needs."""
 DEFAULT_PROJECT = "tversky-seg"
 
 # Limits of MLflow's server.
@@ -77,6 +78,7 @@ class MLflow:
     """A run of MLflow, whose server knows which steps it has."""
 
     def __init__(self, output_dir: Path) -> None:
+        # Optional and slow to import, so not at the top of the module.
         import mlflow
         from mlflow.entities import Metric, Param
 
@@ -89,6 +91,7 @@ class MLflow:
             note.save(run_id=run.info.run_id)
             self._send_settings(run.info.run_id, _settings_of_run(output_dir))
         self.run_id = str(note.run_id)
+        # An earlier command has closed the run, or was killed before it could.
         self._client.update_run(self.run_id, status="RUNNING")
         self._last_steps = self._read_last_steps()
 
@@ -120,6 +123,7 @@ class MLflow:
     def _send_settings(self, run_id: str, settings: Mapping[str, Any]) -> None:
         params = []
         for key, value in settings.items():
+            # The server refuses longer values, as of a list of paths.
             params.append(self._param(key, str(value)[:MLFLOW_PARAM_LENGTH]))
         for first in range(0, len(params), MLFLOW_PARAMS_PER_REQUEST):
             batch = params[first : first + MLFLOW_PARAMS_PER_REQUEST]
@@ -127,8 +131,8 @@ class MLflow:
 
     def _read_last_steps(self) -> dict[str, int]:
         """Ask the server for the last step of each metric."""
-        last_steps = {}
         # Rows after the last checkpoint are repeated by a resumed run, and must not be sent twice.
+        last_steps = {}
         for name in self._client.get_run(self.run_id).data.metrics:
             history = self._client.get_metric_history(self.run_id, name)
             last_steps[name] = max(metric.step for metric in history)
@@ -149,6 +153,7 @@ class WeightsAndBiases:
         if self._note.run_id is None:
             # An id of our own, because offline no server gives one.
             self._note.save(run_id=uuid.uuid4().hex[:12])
+        # "allow" begins a run with this id, or adds to it where the server has one.
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", DEFAULT_PROJECT),
             dir=str(self._note.path.parent),
@@ -176,7 +181,7 @@ class WeightsAndBiases:
 
 
 class _TrackerNote:
-    """What is known of a tracker's run between commands: <run>/trackers/<name>.json."""
+    """Id and sent steps of a tracker's run, kept between commands: <run>/trackers/<name>.json."""
 
     def __init__(self, output_dir: Path, name: str) -> None:
         self.path = output_dir / "trackers" / f"{name}.json"
@@ -200,6 +205,7 @@ def _values_after(
     last_steps: Mapping[str, int], step: int, values: Mapping[str, float]
 ) -> dict[str, float]:
     """Keep the values of names whose last sent step lies before `step`."""
+    # {"loss": 200} and step 200: "loss" was sent before, "val_dice" was not.
     new = {}
     for name, value in values.items():
         if step > last_steps.get(name, -1):

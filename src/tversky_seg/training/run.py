@@ -33,6 +33,10 @@ SECONDS_TO_WAIT = SECONDS_UNTIL_ABANDONED + 20.0
 """Wait for the lock of a run: a job that a scheduler moved finds that of the killed one before."""
 
 
+STORED_NAMES = {"last_validation": "judged"}
+"""Fields of `TrainingState` whose entry in a checkpoint has an older name."""
+
+
 @dataclass
 class TrainingState:
     """Progress of a training, in plain values. Each field is an entry of a checkpoint."""
@@ -49,7 +53,7 @@ class TrainingState:
     min_volume_mm3: float | dict[str, float] = 0.0
     """Minimum lesion size chosen at the last validation."""
 
-    judged: int = 0
+    last_validation: int = 0
     """Step of the last validation."""
 
     n_without_gain: int = 0
@@ -67,7 +71,17 @@ class TrainingState:
     @classmethod
     def from_checkpoint(cls, checkpoint: Mapping[str, Any]) -> TrainingState:
         """Return the state when a checkpoint was written."""
-        return cls(**{entry.name: checkpoint[entry.name] for entry in fields(cls)})
+        values: dict[str, Any] = {}
+        for entry in fields(cls):
+            values[entry.name] = checkpoint[STORED_NAMES.get(entry.name, entry.name)]
+        return cls(**values)
+
+    def entries(self) -> dict[str, Any]:
+        """Return the fields as entries of a checkpoint."""
+        stored: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            stored[STORED_NAMES.get(name, name)] = value
+        return stored
 
 
 class TrainingRun:
@@ -233,17 +247,18 @@ class TrainingRun:
         with allow_signals():
             validation = self.validate(self.trainer.average.network)
         value = self._monitored_value(validation)  # refuses before anything is written
-        self.recorder.metrics(
-            state.step, {f"val_{name}": number for name, number in validation.measures.items()}
-        )
+        # The prefix tells "val_dice" from rows of the training, such as "loss".
+        row = {f"val_{name}": number for name, number in validation.measures.items()}
+        self.recorder.metrics(state.step, row)
         self.recorder.pictures(state.step, validation.pictures)
         state.threshold = validation.threshold
         state.min_volume_mm3 = validation.min_volume_mm3
-        state.judged = state.step
+        state.last_validation = state.step
         logger.info(
-            "step %d: validation %s (%s)",
+            "step %d: validation %s %.3f (%s)",
             state.step,
-            f"{_name_on_screen(self.trainer.monitor)} {value:.3f}",
+            _name_on_screen(self.trainer.monitor),
+            value,
             describe_operating_point(validation),
         )
         # An undefined value (NaN) is never higher than another; before the first defined one
@@ -267,7 +282,7 @@ class TrainingRun:
         return validation.measures[monitor]
 
     def _was_validation_interrupted(self) -> bool:
-        if self.validate is None or self.state.judged == self.state.step:
+        if self.validate is None or self.state.last_validation == self.state.step:
             return False
         return self._is_due(self.trainer.validate_every)
 
@@ -296,7 +311,7 @@ class TrainingRun:
         content = {
             **weights,
             **self.trainer.entries_to_resume(),
-            **asdict(self.state),
+            **self.state.entries(),
             **self.keep,
         }
         save_checkpoint(path, content, previous=previous)

@@ -245,6 +245,7 @@ class Trainer:
             batch: Patches, with their components where there is a weighting.
         """
         # Dropout must differ from step to step and between processes, and repeat when resumed.
+        # Seeds are a million steps apart, so that seed 1 draws other numbers than seed 0.
         torch.manual_seed(self.seed * 1_000_003 + step + 2**40 * rank())
         factor = self.schedule(step - 1, self.max_steps)
         for group, base_rate in zip(

@@ -97,21 +97,27 @@ def validate(
         scored.append(_score(case, probability))
 
     # One operating point for each class: a tumour's threshold is not that of the liver.
-    points: dict[str, OperatingPoint] = {}
+    thresholds: dict[str, float] = {}
+    min_volumes_mm3: dict[str, float] = {}
     measures_of: dict[str, dict[str, float]] = {}
     masks_of_first_case = []
     for index, name in enumerate(classes):
         scored_class = [case[index] for case in scored]
-        points[name] = _choose_point(scored_class, name, inference)
-        masks = [_mask(case, points[name]) for case in scored_class]
-        pairs = zip(scored_class, masks, strict=True)
-        measures_of[name] = mean_metrics([_measure(case, mask) for case, mask in pairs])
-        masks_of_first_case.append(masks[0])
+        point = _choose_point(scored_class, name, inference)
+        thresholds[name] = point.threshold
+        min_volumes_mm3[name] = point.min_volume_mm3
+        measures = []
+        for number, case_scores in enumerate(scored_class):
+            mask = _mask(case_scores, point)
+            measures.append(_measure(case_scores, mask))
+            if number == 0:
+                masks_of_first_case.append(mask)
+        measures_of[name] = mean_metrics(measures)
 
     return Validation(
         _with_class_names(measures_of),
-        threshold=unwrap_single({name: point.threshold for name, point in points.items()}),
-        min_volume_mm3=unwrap_single({name: points[name].min_volume_mm3 for name in points}),
+        threshold=unwrap_single(thresholds),
+        min_volume_mm3=unwrap_single(min_volumes_mm3),
         pictures=_pictures(cases[0], np.stack(masks_of_first_case)),
     )
 

@@ -28,15 +28,15 @@ logger = logging.getLogger("tversky_seg")
 FORMAT_VERSION = 3
 """Format of the cache: raise it when equal files and settings give other entries.
 
-Entries of another version are left alone and made anew. 3: notes have fields.
+Entries of another version are left alone, and the case is prepared again. 3: notes have fields.
 """
 
 
 def prepare(case: Case, settings: Preprocessing, *, cache_dir: Path) -> PreparedCase:
     """Prepare one case, or take it from the cache if files and settings are unchanged.
 
-    An entry of the cache is a folder that appears whole under its final name. A damaged entry is
-    made anew.
+    An entry of the cache is a folder that appears whole under its final name. A case whose
+    entry is damaged is prepared again.
 
     Raises:
         DataError: As `preprocess`, or the cache cannot be written.
