@@ -74,7 +74,7 @@ def isbi2015(root: Path, *, ending: str = ".nii") -> Path:
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-def test_isbi_time_points_are_sessions_and_test_scans_are_predicted_not_judged(
+def test_isbi_time_points_are_sessions_and_test_scans_are_predicted_not_evaluated(
     tmp_path: Path, ending: str
 ) -> None:
     cases = find_isbi2015(isbi2015(tmp_path, ending=ending))
@@ -204,7 +204,7 @@ def test_lits_liver_box_is_shirokikhs_and_can_be_undone(tmp_path: Path) -> None:
         preprocess(case, Preprocessing(("CT",), {"liver": (1, 2)}, crop_values=(7,)))
 
 
-def test_lits_tumours_alone_are_trained_on_and_judged_in_the_liver_box(tmp_path: Path) -> None:
+def test_lits_tumours_alone_are_trained_on_and_evaluated_in_the_liver_box(tmp_path: Path) -> None:
     data = (
         "data=lits",
         f"data.root={lits(tmp_path / 'LITS')}",

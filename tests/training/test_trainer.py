@@ -251,12 +251,12 @@ def test_a_batch_in_parts_gives_the_same_gradient_where_the_loss_is_a_mean(tmp_p
     assert all(torch.allclose(results[0][name], results[1][name], atol=1e-4) for name in results[0])
 
 
-def test_the_average_of_the_weights_is_judged_and_kept_beside(tmp_path: Path) -> None:
-    judged_networks = []
+def test_the_average_of_the_weights_is_validated_and_kept_beside(tmp_path: Path) -> None:
+    validated_networks = []
 
     def validate(network: nn.Module) -> Validation:
-        judged_networks.append([parameter.clone() for parameter in network.parameters()])
-        return Validation({"dice": 0.5 + len(judged_networks)})
+        validated_networks.append([parameter.clone() for parameter in network.parameters()])
+        return Validation({"dice": 0.5 + len(validated_networks)})
 
     trainer = a_trainer(ema_decay=0.5)
     trainer.fit(Blobs(), tmp_path, validate=validate)
@@ -266,7 +266,7 @@ def test_the_average_of_the_weights_is_judged_and_kept_beside(tmp_path: Path) ->
     assert_same(best["model_last"], last["model"])
     assert all(
         torch.equal(a, b)
-        for a, b in zip(judged_networks[-1], trainer.average.network.parameters(), strict=True)
+        for a, b in zip(validated_networks[-1], trainer.average.network.parameters(), strict=True)
     )
     assert any(not torch.equal(best["model"][name], last["model"][name]) for name in last["model"])
 
