@@ -47,7 +47,7 @@ COLUMNS = (
     "p",
     "p_holm",
 )
-"""Columns of comparison.csv: the fields of `Difference`."""
+"""Columns of comparison.csv: the fields of `Difference`; `metric` is named "measure" there."""
 
 
 def compare(
@@ -82,9 +82,12 @@ def compare(
                     first, second, class_name, metric, n_bootstrap=n_bootstrap, rng=rng
                 )
                 differences.append(difference)
+    # Together, because each further table is another chance to find a difference where none is.
     corrected = holm([difference.p for difference in differences]).tolist()
-    pairs = zip(differences, corrected, strict=True)
-    return [replace(difference, p_holm=p) for difference, p in pairs]
+    results: list[Difference] = []
+    for difference, p in zip(differences, corrected, strict=True):
+        results.append(replace(difference, p_holm=p))
+    return results
 
 
 def write_comparison(
@@ -103,7 +106,9 @@ def write_comparison(
     # Read before anything is written, so that a damaged curve leaves no half of a comparison.
     figure = curves_figure({run.name: read_curves(run) for run in runs})
     metrics = list(dict.fromkeys(difference.metric for difference in differences))
-    case_columns = ("subject_id", "case_id", "class", "measure", *(run.name for run in runs))
+    names = [run.name for run in runs]
+    case_columns = ("subject_id", "case_id", "class", "measure", *names)
+    # A dataclass keeps its fields in the order of their definition, that of COLUMNS.
     rows = [blank_nan(vars(difference).values()) for difference in differences]
     with writing(output_dir / "comparison.md"):
         write_text(output_dir / "comparison.md", comparison_markdown(runs, differences))

@@ -12,6 +12,7 @@ from tversky_seg.analysis.statistics import FEWEST_FOR_INTERVAL
 from tversky_seg.analysis.tables import latex_float, latex_tabular, markdown_table
 from tversky_seg.report.labels import LABELS, UNDEFINED, count, format_value
 
+# The arrows in the tables; a metric in neither set is better the higher it is.
 LOWER_IS_BETTER = {
     "lesion_fpr",
     "assd_mm",
@@ -24,6 +25,7 @@ LOWER_IS_BETTER = {
     "n_split_lesions",
     "n_merged_lesions",
 }
+# Sizes of a case, and errors with a sign: neither more nor less is better.
 NO_DIRECTION = {
     "reference_volume_mm3",
     "predicted_volume_mm3",
@@ -79,14 +81,17 @@ def notes(runs: Sequence[Run], differences: Sequence[Difference]) -> list[str]:
             f"{count(n_undefined, 'pair')} of values left out, because one or both are undefined "
             "(column n counts subjects)."
         )
-    # All differences of one sign are 2 of the 2^n ways to give n differences signs.
+    # All differences of one sign are 2 of the 2^n ways to give n differences signs. Of 5 subjects
+    # p is at least 2/32 = 0.0625, so they can never show a difference at 0.05.
     lowest_p = min(1.0, 2.0 ** (1 - n_subjects))
     if lowest_p > 0.05:
         sentences.append(
             f"With {count(n_subjects, 'subject')} this test cannot give a p below {lowest_p:.3g}."
         )
     sentences.append(f"Lesion rule: {_describe_rule(first)}.")
-    points = [f"{run.name} {_describe_operating_point(run)}" for run in runs]
+    points: list[str] = []
+    for run in runs:
+        points.append(f"{run.name} {_describe_operating_point(run)}")
     sentences.append(f"Operating points: {'; '.join(points)}.")
     return sentences
 
@@ -97,6 +102,7 @@ def _header(first: Run, second: Run) -> list[str]:
 
 def _table_rows(second: Run, differences: Sequence[Difference]) -> list[list[str]]:
     """Write the cells of one run's table."""
+    # A class is named only where there is another to confuse it with.
     has_classes = len({difference.class_name for difference in differences}) > 1
     rows: list[list[str]] = []
     for difference in differences:
@@ -140,12 +146,14 @@ def _format_difference(difference: Difference) -> str:
 def _format_p(p: float) -> str:
     if math.isnan(p):
         return UNDEFINED
+    # Rounded to 0.000, a p would claim that chance is impossible.
     if p < 0.001:
         return "<0.001"
     return f"{p:.3f}"
 
 
 def _describe_rule(run: Run) -> str:
+    # "connectivity 26, min_overlap 0.1, min_volume_mm3 3"
     parts: list[str] = []
     for key, value in run.evaluation["lesion_rule"].items():
         # The operating point is named for each run; a rule without a source has "" there.
@@ -157,6 +165,7 @@ def _describe_rule(run: Run) -> str:
 def _describe_operating_point(run: Run) -> str:
     threshold = run.evaluation.get("threshold")
     min_volume_mm3 = run.evaluation["lesion_rule"].get(OPERATING_POINT)
+    # Predictions of other software may be masks, which have no threshold.
     text = "with masks as saved"
     if threshold is not None:
         text = f"at threshold {_format_setting(threshold)}"

@@ -24,6 +24,7 @@ class PooledCurve:
     @property
     def area(self) -> float:
         """Step-wise area: each precision times the recall down to the next point."""
+        # Recall falls, so its differences are negative. 0 is the recall above all thresholds.
         steps = -np.diff(self.recall, append=0)
         return float((steps * self.precision).sum())
 
@@ -38,6 +39,7 @@ def read_curves(run: Run) -> dict[str, PooledCurve]:
         DataError: The file cannot be read.
     """
     path = run.folder / "pr_curve.csv"
+    # A row for each threshold and class, by rising threshold: class,threshold,precision,recall
     recall: dict[str, list[float]] = {}
     precision: dict[str, list[float]] = {}
     try:

@@ -62,6 +62,7 @@ def paired_difference(
     Raises:
         DataError: The metric is not in both runs.
     """
+    # Both, since one run may have been evaluated with more metrics than the other.
     check_metric(first, class_name, metric)
     check_metric(second, class_name, metric)
     pairs = pair_subjects(
@@ -70,9 +71,11 @@ def paired_difference(
         subjects=first.subjects,
     )
     n_subjects = len(pairs.means)
+    # Means over the pairs only, so that mean_second - mean_first is the mean difference.
     mean_first = mean_second = math.nan
     if n_subjects:
         mean_first, mean_second = pairs.means.mean(axis=0).tolist()
+    # (n_subjects,); column 0 is the first run, column 1 the second.
     differences = pairs.means[:, 1] - pairs.means[:, 0]
     low, high = bootstrap_interval(differences, n_bootstrap=n_bootstrap, rng=rng)
     return Difference(

@@ -11,6 +11,7 @@ from tversky_seg.data.errors import DataError
 from tversky_seg.runtime.files import read_json, write_json
 from tversky_seg.runtime.run_settings import is_free
 
+# n_test=0: the papers cross-validate all cases, so none is set aside.
 PHANTOM_SETTINGS = (
     "data=phantom",
     "data.modalities=[FLAIR,T1,T2]",
@@ -77,6 +78,7 @@ def plan_runs(request: Request) -> list[Run]:
 
 def folds_of(request: Request) -> Sequence[int | None]:
     """List the folds to run; [None] if the data have a fixed split."""
+    # Two folds are the fewest in which each case is held out once.
     if request.scale == "small":
         return range(2)
     if request.paper.folds is not None:
@@ -89,6 +91,7 @@ def folds_of(request: Request) -> Sequence[int | None]:
 def plan_run(request: Request, row: str, *, seed: int, fold: int | None) -> Run:
     """Choose the folder and the settings of one training."""
     settings = [experiment_setting(request, row), *data_settings(request)]
+    # <output>/tversky_b07/fold0_seed1, or without folds <output>/tversky_b07/seed1
     name = f"seed{seed}"
     if fold is not None:
         settings.append(f"data.fold={fold}")
@@ -100,6 +103,7 @@ def plan_run(request: Request, row: str, *, seed: int, fold: int | None) -> Run:
 
 def experiment_setting(request: Request, row: str) -> str:
     """Name the experiment files of a row, as "experiment=[salehi2017/tversky_b05,…]"."""
+    # The order matters: a file overrides those before it.
     paper = request.paper
     files = [paper.experiments + row]
     if paper.official is not None and request.data is not None:
@@ -148,6 +152,7 @@ def link_training_subjects(request: Request) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     target = (request.data / "Training").resolve()
     link = folder / "Training"
+    # To a link whose download has moved, exists() says False, but it stands in the way of another.
     if link.is_symlink() and link.resolve() != target:
         link.unlink()
     if not link.exists():
@@ -168,26 +173,32 @@ def save_plan(runs: Sequence[Run], output_dir: Path) -> None:
         except ValueError as error:
             expected = "restore it or choose another --output"
             raise DataError(path, f"cannot be read ({error})", expected) from error
+    # Runs that are not asked for this time stay in the plan: another call may have begun them.
     plan = dict(saved)
     for run in runs:
         name = str(run.folder.relative_to(output_dir))
         has_begun = (run.folder / "config.yaml").exists()
-        if has_begun and name in saved and decisive(saved[name]) != decisive(run.settings):
-            found = f"{run.folder} was begun with other settings"
-            raise DataError("--output", found, "choose another folder")
+        # One that has not begun has no checkpoint yet, so its settings may still change.
+        if has_begun and name in saved and _are_different(saved[name], run.settings):
+            text = f"{run.folder} was begun with other settings"
+            raise DataError("--output", text, "choose another folder")
         plan[name] = list(run.settings)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(path, plan)
 
 
-def decisive(settings: Iterable[str]) -> set[str]:
+def _are_different(saved: Iterable[str], planned: Iterable[str]) -> bool:
+    return deciding_settings(saved) != deciding_settings(planned)
+
+
+def deciding_settings(settings: Iterable[str]) -> set[str]:
     """Keep the settings that change a run's results: not threads, nor the place of the data."""
-    chosen = set()
+    deciding = set()
     for setting in settings:
         key = setting.partition("=")[0]
         if not is_free(key) and key != "data.root":
-            chosen.add(setting)
-    return chosen
+            deciding.add(setting)
+    return deciding
 
 
 def check_settings(settings: Iterable[str]) -> None:
@@ -196,6 +207,7 @@ def check_settings(settings: Iterable[str]) -> None:
         key, equals, _ = setting.partition("=")
         if not equals:
             raise DataError(setting, "not a setting", "expected key=value")
+        # Hydra also takes "+key=value", to add a key, and "++key=value".
         reason = PLANNED_SETTINGS.get(key.lstrip("+"))
         if reason is not None:
             raise DataError(setting, "this script sets it", reason)

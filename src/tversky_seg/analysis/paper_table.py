@@ -35,6 +35,7 @@ def paper_table(paper: Paper, evaluated: Mapping[str, Sequence[Metrics]]) -> str
     for row, of_seeds in evaluated.items():
         printed = paper.printed[row]
         if printed:
+            # A paper may leave a column out for some rows.
             cells = [_printed_cell(printed.get(column.name)) for column in paper.columns]
             rows.append([row, "paper", *cells])
         cells = []
@@ -67,6 +68,7 @@ def _csv_rows(
 def table_notes(request: Request, *, n_cases: int) -> list[str]:
     """Say below the table how our numbers were made, and what must not be compared."""
     data = "the synthetic cohort" if request.data is None else "the official data"
+    # What the ± in the table is; a single seed has none.
     spread = "one seed"
     if len(request.seeds) > 1:
         spread = f"mean ± standard deviation of {len(request.seeds)} seeds"

@@ -33,9 +33,11 @@ class Column:
         """Look the number up in metrics.json; NaN if it is absent or undefined."""
         if self.metric is None:
             return math.nan
+        # "raters.0.isbi_score" is metrics["raters"][0]["isbi_score"].
         node: Any = metrics
         for key in self.metric.split("."):
             node = _child(node, key)
+        # JSON has no NaN: metrics.json holds null for a metric that is undefined.
         if node is None:
             return math.nan
         return float(node) * self.factor
@@ -85,6 +87,7 @@ def _paper_of(content: Mapping[str, Any]) -> Paper:
     columns = tuple(Column(**column) for column in content["columns"])
     small = []
     for addition in content["small"]:
+        # "except" reads well in YAML, but is a keyword in Python.
         excluded_rows = tuple(addition["except"])
         small.append(SmallExperiment(addition["experiment"], excluded_rows))
     return Paper(

@@ -43,7 +43,7 @@ class _Candidate:
         """Return the mean of a metric; lower than any other where it is undefined."""
         value = self.means.get(metric, math.nan)
         if math.isnan(value):
-            return -math.inf
+            return -math.inf  # NaN compares as neither higher nor lower, so max would misplace it
         return value
 
     def reaches(self, objective: _Objective) -> bool:
@@ -69,6 +69,7 @@ def recommend(settings: Sequence[Setting], goal: str) -> Recommendation:
     runs: list[SweepRun] = []
     for setting in settings:
         runs += setting.runs
+    # The test cases would answer as well, but a setting chosen by them looks better than it is.
     without_validation = [run for run in runs if not run.validation]
     if without_validation:
         runs_text = count(len(without_validation), "run")
@@ -78,29 +79,33 @@ def recommend(settings: Sequence[Setting], goal: str) -> Recommendation:
             f"(as {without_validation[0].folder}).",
         )
     objective = _objective_of(goal)
-    candidates = [_Candidate(setting, _validation_means(setting)) for setting in settings]
+    candidates: list[_Candidate] = []
+    for setting in settings:
+        candidates.append(_Candidate(setting, _validation_means(setting)))
     if all(candidate.value(objective.metric) == -math.inf for candidate in candidates):
         return Recommendation(
             None,
             f"No setting is recommended: {LABELS[objective.metric]} is undefined on the "
             "validation cases of all.",
         )
-    able = [candidate for candidate in candidates if candidate.reaches(objective)]
+    eligible = [candidate for candidate in candidates if candidate.reaches(objective)]
     # Of equal candidates max keeps the first, which is that of the smallest beta.
-    if able:
-        best = max(able, key=lambda candidate: candidate.value(objective.metric))
+    if eligible:
+        best = max(eligible, key=lambda candidate: candidate.value(objective.metric))
     else:
+        # Too little recall everywhere: the highest comes closest to what was asked for.
         best = max(candidates, key=lambda candidate: candidate.value(objective.recall))
     text = (
         f"Recommended for {goal}, by validation alone ({count(len(runs), 'run')}): "
         f"{best.setting.name} ({_describe(best, objective)} on validation)."
     )
-    if not able:
+    if not eligible:
         text += f" No setting reaches {goal}; this one has the highest recall."
     return Recommendation(best.setting, text)
 
 
 def _objective_of(goal: str) -> _Objective:
+    # "recall=0.8": the best precision of the settings whose sensitivity reaches 0.8.
     kind, _, target = goal.partition("=")
     if kind == "recall":
         return _Objective("precision", "sensitivity", float(target))
@@ -114,6 +119,7 @@ def _validation_means(setting: Setting) -> dict[str, float]:
     recorded = [run.validation for run in setting.runs]
     means: dict[str, float] = {}
     for metric in recorded[0]:
+        # A mean over some of the folds would not be of the same cases as the other means.
         if all(metric in metrics for metrics in recorded):
             means[metric] = mean_of_defined(metrics[metric] for metrics in recorded)
     return means

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,14 +53,17 @@ def read_runs(folders: Sequence[Path | str]) -> list[Run]:
     Raises:
         DataError: A run is missing, damaged or a duplicate, or not evaluated as the first.
     """
-    evaluations = [_evaluation_folder(Path(folder).expanduser()) for folder in folders]
+    evaluations: list[Path] = []
+    for folder in folders:
+        evaluations.append(_evaluation_folder(Path(folder).expanduser()))
     # Resolved, since a run and a link to it are one run.
-    resolved = [evaluation.resolve() for evaluation in evaluations]
+    n_times = Counter(map(Path.resolve, evaluations))
     for evaluation in evaluations:
-        if resolved.count(evaluation.resolve()) > 1:
+        if n_times[evaluation.resolve()] > 1:
             raise DataError(evaluation, "duplicate run", "name each run once")
-    names = _run_names(evaluations)
-    runs = [_read_run(folder, name) for folder, name in zip(evaluations, names, strict=True)]
+    runs: list[Run] = []
+    for evaluation, name in zip(evaluations, _run_names(evaluations), strict=True):
+        runs.append(_read_run(evaluation, name))
     for run in runs[1:]:
         check_alike(runs[0], run)
     return runs
@@ -86,9 +90,14 @@ def average_runs(runs: Sequence[Run], *, name: str) -> Run:
     for class_name, cases in first.rows.items():
         rows[class_name] = {}
         for case in cases:
-            rows[class_name][case] = _average_rows([run.rows[class_name][case] for run in runs])
-    thresholds = [run.evaluation.get("threshold") for run in runs]
-    sizes = [run.evaluation["lesion_rule"].get(OPERATING_POINT) for run in runs]
+            of_seeds = [run.rows[class_name][case] for run in runs]
+            rows[class_name][case] = _average_rows(of_seeds)
+    # Each seed chose its own operating point. The mean is shown in tables, nothing is cut by it.
+    thresholds: list[Any] = []
+    sizes: list[Any] = []
+    for run in runs:
+        thresholds.append(run.evaluation.get("threshold"))
+        sizes.append(run.evaluation["lesion_rule"].get(OPERATING_POINT))
     rule = {**first.evaluation["lesion_rule"], OPERATING_POINT: _mean_setting(sizes)}
     evaluation = {
         **first.evaluation,
@@ -120,11 +129,13 @@ def check_metric(run: Run, class_name: str, metric: str) -> None:
         DataError: It lists the metrics of the run.
     """
     rows = list(run.rows[class_name].values())
-    if not all(metric in row for row in rows):
-        path = run.folder / "metrics.json"
-        raise DataError(
-            "metrics", f"{metric!r} is not in {path}", f"expected some of {', '.join(rows[0])}"
-        )
+    for row in rows:
+        if metric not in row:
+            path = run.folder / "metrics.json"
+            choices = ", ".join(rows[0])
+            raise DataError(
+                "metrics", f"{metric!r} is not in {path}", f"expected some of {choices}"
+            )
 
 
 def lesion_rule(evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,6 +146,7 @@ def lesion_rule(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _evaluation_folder(folder: Path) -> Path:
+    # A run holds its evaluation; evaluate.py may also have written one elsewhere.
     for candidate in (folder / "evaluation", folder):
         if (candidate / "metrics.json").is_file():
             return candidate
@@ -157,12 +169,13 @@ def _run_names(evaluations: Sequence[Path]) -> list[str]:
         if path.name == "evaluation":
             path = path.parent
         paths.append(path)
+    # Of /home/ann/x/seed0 try "seed0", then "x/seed0", "ann/x/seed0" ...
     longest = max(len(path.parts) for path in paths)
     for n in range(1, longest + 1):
         names = ["/".join(path.parts[-n:]) for path in paths]
         if len(set(names)) == len(names):
             return _without_shared_settings(names)
-    return [str(evaluation) for evaluation in evaluations]
+    return list(map(str, evaluations))
 
 
 def _without_shared_settings(names: Sequence[str]) -> list[str]:
@@ -174,6 +187,7 @@ def _without_shared_settings(names: Sequence[str]) -> list[str]:
     shared = set(settings[0]).intersection(*settings[1:])
     short: list[str] = []
     for words in settings:
+        # Filtered in place, not as a set: the order of the settings is that of the command.
         short.append(",".join(word for word in words if word not in shared))
     if all(short):
         return short
@@ -186,17 +200,28 @@ def _read_run(folder: Path, name: str) -> Run:
         evaluation = read_json(path)
         subjects = {case["case_id"]: case["subject_id"] for case in evaluation["cases"]}
         rows = _rows_by_class(evaluation["cases"])
-        if not subjects:
-            raise ValueError("no cases")
-        for cases in rows.values():
-            if cases.keys() != subjects.keys():
-                raise ValueError("classes with different cases")
-            if not all("reference_volume_mm3" in row for row in cases.values()):
-                raise ValueError("no reference volumes")
+        _check_content(rows, subjects)
+        # Read here for its errors, so that a damaged file is named before anything is compared.
         lesion_rule(evaluation)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(path, f"cannot be read ({error})", "evaluate again") from error
     return Run(name, folder, evaluation, subjects, rows)
+
+
+def _check_content(rows: Rows, subjects: Mapping[str, str]) -> None:
+    """Check what every comparison relies on.
+
+    Raises:
+        ValueError: There are no cases, classes have different ones, or a reference has no volume.
+    """
+    if not subjects:
+        raise ValueError("no cases")
+    for cases in rows.values():
+        if cases.keys() != subjects.keys():
+            raise ValueError("classes with different cases")
+        for row in cases.values():
+            if "reference_volume_mm3" not in row:
+                raise ValueError("no reference volumes")
 
 
 def _rows_by_class(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, MetricRow]]:
@@ -207,7 +232,10 @@ def _rows_by_class(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Me
     """
     rows: dict[str, dict[str, MetricRow]] = {}
     for case in cases:
-        values = {key: case[key] for key in case if key not in ("case_id", "subject_id")}
+        values = dict(case)
+        del values["case_id"]
+        del values["subject_id"]
+        # Only the row of a class is a dict: a metric is a number or None.
         by_class = {key: value for key, value in values.items() if isinstance(value, dict)}
         if not by_class:
             by_class = {ONLY_CLASS: values}
@@ -228,6 +256,7 @@ def _average_rows(rows: Sequence[MetricRow]) -> MetricRow:
     """Average each metric of one case over runs."""
     means: dict[str, float] = {}
     for metric in rows[0]:
+        # A seed without any predicted lesion has no precision, say; the others have.
         means[metric] = mean_of_defined(row.get(metric, math.nan) for row in rows)
     return means
 
@@ -238,6 +267,7 @@ def _mean_setting(values: Sequence[Any]) -> Any:
         return None
     if not isinstance(values[0], Mapping):
         return float(np.mean(values))
+    # {"liver": 0.4} and {"liver": 0.6} give {"liver": 0.5}.
     means: dict[str, Any] = {}
     for class_name in values[0]:
         means[class_name] = _mean_setting([by_class[class_name] for by_class in values])
@@ -245,6 +275,7 @@ def _mean_setting(values: Sequence[Any]) -> Any:
 
 
 def _check_cases(first: Run, second: Run) -> None:
+    # Sorted, so that the error names the same case whatever the order of the files.
     missing = sorted(first.subjects.keys() - second.subjects.keys())
     additional = sorted(second.subjects.keys() - first.subjects.keys())
     n_cases = len(missing) + len(additional)
@@ -261,6 +292,7 @@ def _check_cases(first: Run, second: Run) -> None:
 def _check_rule(first: Run, second: Run) -> None:
     expected = _whole_rule(first)
     rule = _whole_rule(second)
+    # Both, since a key of one rule may be absent in the other.
     for key in dict.fromkeys([*expected, *rule]):
         if rule.get(key) != expected.get(key):
             raise _difference(second, f"{key}={rule.get(key)}", first, str(expected.get(key)))
@@ -270,6 +302,7 @@ def _whole_rule(run: Run) -> dict[str, Any]:
     """Collect all that decides how lesions and surfaces are evaluated."""
     rule = lesion_rule(run.evaluation)
     rule.pop(RULE_NAME, None)
+    # The tolerance of surface metrics stands beside the rule. Older files do not have it.
     if TOLERANCE in run.evaluation:
         rule[TOLERANCE] = run.evaluation[TOLERANCE]
     return rule
@@ -281,6 +314,7 @@ def _check_references(first: Run, second: Run) -> None:
         for case, row in cases.items():
             expected = row["reference_volume_mm3"]
             volume = second.rows[class_name][case]["reference_volume_mm3"]
+            # The voxel's volume comes from the header, where its last digits may differ.
             if not math.isclose(expected, volume, rel_tol=1e-6):
                 text = f"reference of case {case} has {volume:g} mm³"
                 raise _difference(second, text, first, f"{expected:g} mm³")

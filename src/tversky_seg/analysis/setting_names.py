@@ -27,9 +27,11 @@ class LossWeights(NamedTuple):
 def loss_weights(settings: Settings) -> LossWeights | None:
     """Take alpha and beta of the loss, by whichever name it has them; None for other losses."""
     loss = str(settings.get("loss._target_", "")).rpartition(".")[2]
+    # Equal formulas under other names and letters: Dice is Tversky with alpha = beta = 0.5.
     if loss == "DiceLoss":
         return LossWeights(0.5, 0.5)
     if loss == "AsymmetricSimilarityLoss":
+        # b = 1.5 (the default of the loss) gives alpha 0.31 and beta 0.69.
         squared = float(settings.get("loss.b", 1.5)) ** 2
         return LossWeights(1 / (1 + squared), squared / (1 + squared))
     if loss in ("TverskyLoss", "FocalTverskyLoss"):
@@ -53,10 +55,13 @@ def name_settings(settings: Sequence[Settings]) -> list[str]:
     # A dict keeps the order of the config, which a set would lose.
     sections: dict[str, None] = {}
     for each in deciding:
-        sections |= dict.fromkeys(_section_of(key) for key in each)
+        for key in each:
+            sections[_section_of(key)] = None
     words: list[list[str]] = [[] for _ in deciding]
     for section in sections:
         classes = [_class_of(each, section) for each in deciding]
+        # Section "loss" of the example above: the classes are Tversky, Tversky, Dice, Dice. The two
+        # Tversky settings differ in alpha and beta, the two of Dice in no value of this section.
         is_varied = len(set(classes)) > 1
         for class_name in dict.fromkeys(classes):
             members = [k for k, other in enumerate(classes) if other == class_name]
@@ -102,9 +107,12 @@ def _differing_keys(settings: Sequence[Settings], section: str) -> list[str]:
     """List the keys of a section, except for its class, whose values differ."""
     keys: set[str] = set()
     for each in settings:
-        keys |= {key for key in each if _section_of(key) == section}
+        for key in each:
+            if _section_of(key) == section:
+                keys.add(key)
     differing: list[str] = []
     for key in sorted(keys):
+        # By repr, because a list has no hash.
         values = {repr(each.get(key)) for each in settings}
         if len(values) > 1 and not key.endswith("_target_"):
             differing.append(key)

@@ -87,7 +87,7 @@ def _summarize(
     cohorts = list(setting.cohorts.values())
     for cohort in cohorts:
         check_metric(cohort, class_name, metric)
-    # (seeds, subjects)
+    # (seeds, subjects). All seeds evaluated the same cases, so the columns are the same subjects.
     values = np.array([_subject_means(cohort, class_name, metric) for cohort in cohorts])
     seed_means = [mean_of_defined(row) for row in values]
     # An interval is over subjects: more seeds of the same subjects are no more evidence.
@@ -98,6 +98,7 @@ def _summarize(
     sd = math.nan
     if len(seed_means) > 1:
         sd = float(np.std(seed_means, ddof=1))
+    # Pooled per seed: the seeds' predictions of one voxel are not several voxels.
     pooled: list[float] = []
     for cohort in cohorts:
         rates = pooled_rates(cohort.rows[class_name].values())
@@ -119,6 +120,7 @@ def _summarize(
 
 def _subject_means(cohort: Run, class_name: str, metric: str) -> list[float]:
     """Average the cases of each subject, in the order of the subjects' names."""
+    # A subject scanned at five time points counts once, as does one scanned once.
     values: dict[str, list[float]] = {}
     for case, row in cohort.rows[class_name].items():
         values.setdefault(cohort.subjects[case], []).append(row[metric])
@@ -134,19 +136,22 @@ def pooled_rates(cases: Iterable[MetricRow]) -> dict[str, float]:
         Metric -> pooled rate, NaN over nothing.
     """
     rows = list(cases)
+    # Two cases of 10 and 90 mm³ with sensitivities 0.5 and 0.9 have (5 + 81) / 100 = 0.86 pooled,
+    # while the mean over cases is 0.7.
     reference = _column(rows, "reference_volume_mm3")
     true_positive = (_column(rows, "sensitivity") * reference).sum()
     n_reference = _column(rows, "n_reference_lesions")
     n_detected = (_column(rows, "lesion_tpr") * n_reference).sum()
     n_predicted = _column(rows, "n_predicted_lesions")
     n_false = (_column(rows, "lesion_fpr") * n_predicted).sum()
-    true = reference.sum()
+    reference_total = reference.sum()
     predicted = _column(rows, "predicted_volume_mm3").sum()
+    # The F measure (1 + b^2) TP / (b^2 reference + predicted): Dice for b = 1, F2 for b = 2.
     return {
-        "dice": _ratio(2 * true_positive, true + predicted),
-        "sensitivity": _ratio(true_positive, true),
+        "dice": _ratio(2 * true_positive, reference_total + predicted),
+        "sensitivity": _ratio(true_positive, reference_total),
         "precision": _ratio(true_positive, predicted),
-        "f2": _ratio(5 * true_positive, 4 * true + predicted),
+        "f2": _ratio(5 * true_positive, 4 * reference_total + predicted),
         "lesion_tpr": _ratio(n_detected, n_reference.sum()),
         "lesion_fpr": _ratio(n_false, n_predicted.sum()),
     }

@@ -24,6 +24,7 @@ from tversky_seg.report.labels import count
 from tversky_seg.runtime.run_settings import flatten, is_free
 
 VALIDATION_PREFIX = "val_"
+"""Start of the names of validation metrics in metrics.csv."""
 logger = logging.getLogger("tversky_seg")
 
 
@@ -117,8 +118,9 @@ def group_runs(runs: Sequence[SweepRun]) -> list[Setting]:
         DataError: Settings were evaluated on different cases or by different rules, or a case
             twice with one seed.
     """
+    names = name_settings([run.settings for run in runs])
     by_name: dict[str, list[SweepRun]] = {}
-    for name, run in zip(name_settings([run.settings for run in runs]), runs, strict=True):
+    for name, run in zip(names, runs, strict=True):
         by_name.setdefault(name, []).append(run)
     settings: list[Setting] = []
     for name, members in by_name.items():
@@ -154,6 +156,7 @@ def _is_finished(folder: Path) -> bool:
 
 def _identity(run: SweepRun) -> Any:
     """Collect what tells a run from others: the settings that decide its numbers, and its cases."""
+    # The cases too: the folds of one setting differ in nothing else that decides.
     deciding: set[tuple[str, str]] = set()
     for key, value in run.settings.items():
         if not is_free(key):
@@ -163,6 +166,7 @@ def _identity(run: SweepRun) -> Any:
 
 def _read_sweep_run(folder: Path) -> SweepRun:
     (evaluated,) = read_runs([folder])
+    # A run of another version may lack any of these entries.
     try:
         settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         monitor = settings["trainer"]["monitor"]
@@ -174,6 +178,7 @@ def _read_sweep_run(folder: Path) -> SweepRun:
 
 def _best_validation(path: Path, monitor: str) -> MetricRow:
     """Read the validation metrics of the step that was kept: the best by the monitored metric."""
+    # Rows such as step 1000, name "val_dice", value 0.61, among those of the training.
     by_step: dict[int, dict[str, float]] = {}
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
@@ -190,6 +195,7 @@ def _nan_last(value: float) -> float:
 
 
 def _join_by_seed(runs: Sequence[SweepRun], name: str) -> dict[Any, Run]:
+    # Seeds are not joined: each is a repeat of the whole cross-validation.
     by_seed: dict[Any, list[Run]] = {}
     for run in runs:
         by_seed.setdefault(run.settings.get("seed"), []).append(run.evaluated)
@@ -216,6 +222,7 @@ def _join_folds(folds: Sequence[Run], name: str) -> Run:
                 "evaluated on other classes or by another rule",
                 f"expected those of {first.folder}",
             )
+        # Two results of one case would count its subject twice.
         duplicates = sorted(subjects.keys() & fold.subjects.keys())
         if duplicates:
             raise DataError(

@@ -31,7 +31,7 @@ COLUMNS = (
     "n_seeds",
     "n_runs",
 )
-"""Columns of summary.csv: the fields of `Summary`."""
+"""Columns of summary.csv: the fields of `Summary`; `metric` is named "measure" there."""
 
 
 def write_summary(
@@ -55,12 +55,14 @@ def write_summary(
     text = f"{summary_markdown(summaries)}\n\n{reading_notes(settings, summaries)}"
     if recommendation:
         text = f"{text} {recommendation}"
+    # A dataclass keeps its fields in the order of their definition, that of COLUMNS.
     rows = [blank_nan(vars(summary).values()) for summary in summaries]
     lines = weight_lines(settings)
     with writing(output_dir / "summary.md"):
         write_text(output_dir / "summary.md", f"{text}\n")
         write_text(output_dir / "summary.tex", summary_latex(summaries))
         write_csv(output_dir / "summary.csv", COLUMNS, rows)
+        # A sweep of other settings, such as the learning rate, has no figure over alpha and beta.
         if lines:
             save_figure(frontier_figure(lines), output_dir / "frontier")
             save_figure(beta_figure(lines), output_dir / "beta")
@@ -79,10 +81,17 @@ def summary_latex(summaries: Sequence[Summary]) -> str:
 
 def reading_notes(settings: Sequence[Setting], summaries: Sequence[Summary]) -> str:
     """Tell in sentences how the numbers of the table came about."""
+    # All settings have the same cases, so the first one stands for all.
     cohort = next(iter(settings[0].cohorts.values()))
     n_subjects = len(set(cohort.subjects.values()))
-    n_runs = sorted({(len(setting.runs), len(setting.cohorts)) for setting in settings})
-    runs = " or ".join(_count_runs(*numbers) for numbers in n_runs)
+    # Where some runs are not finished, settings differ: "3 runs (1 seed) or 6 runs (2 seeds)".
+    numbers: set[tuple[int, int]] = set()
+    for setting in settings:
+        numbers.add((len(setting.runs), len(setting.cohorts)))
+    counts: list[str] = []
+    for n_runs, n_seeds in sorted(numbers):
+        counts.append(_count_runs(n_runs, n_seeds))
+    runs = " or ".join(counts)
     if len(settings) > 1:
         runs += " for each setting"
     text = (
@@ -90,6 +99,7 @@ def reading_notes(settings: Sequence[Setting], summaries: Sequence[Summary]) -> 
         "subject evaluated by the runs that did not train on it. Mean over subjects ± standard "
         "deviation between seeds [95 % interval, subjects resampled]."
     )
+    # 0 subjects: the metric is undefined everywhere, which the table says by itself.
     if any(0 < summary.n_subjects < FEWEST_FOR_INTERVAL for summary in summaries):
         text += f" No interval is given for fewer than {FEWEST_FOR_INTERVAL} subjects."
     return text
@@ -106,11 +116,16 @@ def runs_table(runs: Sequence[SweepRun], metrics: Sequence[str]) -> str:
     names = _short_names([run.folder for run in runs])
     rows: list[list[str]] = []
     for class_name in classes:
-        suffix = f", {class_name}" if len(classes) > 1 else ""
-        means = [_class_means(run, class_name, metrics) for run in runs]
-        for name, of_run in zip(names, means, strict=True):
+        suffix = ""
+        if len(classes) > 1:
+            suffix = f", {class_name}"
+        means: list[list[float]] = []
+        for name, run in zip(names, runs, strict=True):
+            of_run = _class_means(run, class_name, metrics)
+            means.append(of_run)
             rows.append([name + suffix, *map(_format_number, of_run)])
         if len(runs) > 1:
+            # zip(*means) turns the rows of the table into its columns.
             medians = [_median(of_metric) for of_metric in zip(*means, strict=True)]
             rows.append([f"median of {len(runs)}{suffix}", *map(_format_number, medians)])
     return markdown_table(["Run", *map(_label, metrics)], rows)
@@ -142,6 +157,7 @@ def _format_number(value: float) -> str:
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
+    # Runs of two sweeps may share a name, as x/fold0 and y/fold0: then the path tells them apart.
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
         return [folder.as_posix() for folder in folders]
@@ -155,6 +171,7 @@ def _count_runs(n_runs: int, n_seeds: int) -> str:
 
 
 def _header(summaries: Sequence[Summary]) -> list[str]:
+    # Each metric once, in the order of the summaries; a set would lose it.
     metrics = dict.fromkeys(summary.metric for summary in summaries)
     return ["Setting", *map(_label, metrics)]
 
@@ -166,12 +183,14 @@ def _rows(summaries: Sequence[Summary]) -> list[list[str]]:
         name = summary.setting
         if has_classes:
             name = f"{name}: {summary.class_name}"
+        # The first summary of a setting and class begins its row, the others each add a cell.
         row = rows.setdefault((summary.setting, summary.class_name), [name])
         row.append(_format_summary(summary))
     return list(rows.values())
 
 
 def _format_summary(summary: Summary) -> str:
+    # "0.712 ± 0.004 [0.655, 0.768]"; one seed has no spread, few subjects have no interval.
     text = _format_number(summary.mean)
     if not math.isnan(summary.sd):
         text += f" ± {summary.sd:.3f}"

@@ -40,6 +40,7 @@ def markdown_table(
         n_text_columns: Columns at the left that hold names; the others hold numbers, which are
             aligned at the right.
     """
+    # "|---|---:|---:|": a colon at the right aligns a column right.
     n_number_columns = len(header) - n_text_columns
     alignment = "|" + "---|" * n_text_columns + "---:|" * n_number_columns
     lines = [_markdown_row(header), alignment]
@@ -55,6 +56,7 @@ def latex_tabular(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         header: Title of each column; the first column holds names, the others hold numbers.
         rows: One text for each column.
     """
+    # "lrrr" aligns the names of the rows left, and the numbers right.
     columns = "l" + "r" * (len(header) - 1)
     lines = [
         rf"\begin{{tabular}}{{{columns}}}",
@@ -87,11 +89,14 @@ def latex_float(tabular: str, *, caption: str) -> str:
 
 def escape_latex(text: str) -> str:
     """Escape a plain text for LaTeX."""
+    # One character at a time: with one replacement after another, the braces of \textbackslash{}
+    # would be escaped in turn.
     return "".join(LATEX.get(character, character) for character in text)
 
 
 def escape_markdown(text: str) -> str:
     """Escape a plain text for a cell of a Markdown table."""
+    # The backslash first, so that the one put before a bar is not doubled.
     return text.replace("\\", "\\\\").replace("|", "\\|")
 
 
@@ -99,8 +104,11 @@ def blank_nan(values: Iterable[Any]) -> list[Any]:
     """Replace NaN by None, which a CSV file holds as an empty cell."""
     row: list[Any] = []
     for value in values:
-        is_nan = isinstance(value, float) and math.isnan(value)
-        row.append(None if is_nan else value)
+        # Cells may be texts and counts, too, for which math.isnan would fail.
+        if isinstance(value, float) and math.isnan(value):
+            row.append(None)
+        else:
+            row.append(value)
     return row
 
 

@@ -49,6 +49,7 @@ def weight_lines(settings: Sequence[Setting]) -> list[WeightLine]:
         Lines of at least two points. Settings whose loss has no alpha and beta are left out.
     """
     groups = _groups_by_weights(settings)
+    # The classes are those of the data, so all settings have the same.
     classes: list[str] = []
     if settings:
         classes = list(next(iter(settings[0].cohorts.values())).rows)
