@@ -20,7 +20,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -92,20 +92,21 @@ def reproduce(request: Request, runs: Sequence[Run], *, n_jobs: int) -> int:
         share_cores(n_jobs)
     failed = run_all(runs, n_jobs=n_jobs)
 
+    # A row needs all of its folds and seeds: means over fewer would be of other subjects.
     unfinished_rows = {run.row for run in runs if not run.is_finished}
-    rows = tuple(row for row in request.rows if row not in unfinished_rows)
+    rows = [row for row in request.rows if row not in unfinished_rows]
     if rows:
-        finished = [run for run in runs if run.row in rows]
-        write_report(request, finished, rows)
+        write_report(request, runs, rows)
         if request.paper.submission is not None and request.data is not None:
-            write_submissions(finished, rows, download=request.data, output_dir=request.output_dir)
+            write_submissions(request, runs, rows, download=request.data)
     if not failed:
         return 0
 
     text = f"{failed[0].folder}: the training failed; {len(failed)} of {len(runs)} runs failed"
     if unfinished_rows:
         text += f", so the table lacks {', '.join(sorted(unfinished_rows))}"
-    return print_error(f"{text}; run the same command again to resume", 1 if rows else 2)
+    status = 1 if rows else 2
+    return print_error(f"{text}; run the same command again to resume", status)
 
 
 # The command line
@@ -156,10 +157,14 @@ def names_of_list(text: str) -> tuple[str, ...]:
 
 def seeds_of_list(text: str) -> tuple[int, ...]:
     """Split a list of seeds, without duplicates."""
-    names = names_of_list(text)
-    if not names or not all(name.isdecimal() for name in names):
+    try:
+        # Through a dict, so that 0 and 00 are one seed.
+        seeds = tuple(dict.fromkeys(map(int, names_of_list(text))))
+    except ValueError:
+        seeds = ()
+    if not seeds or min(seeds) < 0:
         raise argparse.ArgumentTypeError(f"{text!r}; expected whole numbers from 0, as 0,1,2")
-    return tuple(dict.fromkeys(int(name) for name in names))
+    return seeds
 
 
 def positive_number(text: str) -> int:
@@ -260,45 +265,73 @@ def run_all(runs: Sequence[Run], *, n_jobs: int) -> list[Run]:
 
 def write_report(request: Request, runs: Sequence[Run], rows: Sequence[str]) -> None:
     """Evaluate each row and seed as one cohort; write the table, the summary and the comparison."""
-    output_dir = request.output_dir
-    evaluated: dict[str, list[Metrics]] = {row: [] for row in rows}
-    cohorts: dict[str, list[Path]] = {row: [] for row in rows}
-    for seed in request.seeds:
-        for row in rows:
-            folds = [run.folder for run in runs if run.row == row and run.seed == seed]
-            cohort = output_dir / "cohorts" / f"seed{seed}" / row
-            evaluated[row].append(evaluate_folds(folds, cohort))
-            cohorts[row].append(cohort)
+    metrics_of_rows: dict[str, list[Metrics]] = {}
+    cohorts_of_rows: dict[str, list[Path]] = {}
+    for row in rows:
+        metrics_of_rows[row] = []
+        cohorts_of_rows[row] = []
+        for seed in request.seeds:
+            cohort = request.output_dir / "cohorts" / f"seed{seed}" / row
+            metrics = evaluate_folds(folders_of(runs, row, seed), cohort)
+            metrics_of_rows[row].append(metrics)
+            cohorts_of_rows[row].append(cohort)
+    write_table(request, metrics_of_rows)
+    write_sweep_summary(runs, rows, request.output_dir / "summary")
+    if len(rows) > 1:
+        compare_rows(cohorts_of_rows, request.output_dir / "comparison")
+    print(request.output_dir)
 
-    n_cases = evaluated[rows[0]][0]["n_cases"]
-    notes = "\n".join(f"- {note}" for note in table_notes(request, n_cases=n_cases))
-    table = paper_table(request.paper, evaluated)
-    text = f"**{request.paper.title}**\n\n{table}\n\n{notes}\n"
-    write_text(output_dir / "table.md", text)
-    write_paper_csv(output_dir / "table.csv", request.paper, evaluated, request.seeds)
+
+def folders_of(runs: Sequence[Run], row: str, seed: int) -> list[Path]:
+    """List the run directories of a row and a seed, fold by fold."""
+    return [run.folder for run in runs if run.row == row and run.seed == seed]
+
+
+def write_table(request: Request, metrics_of_rows: Mapping[str, Sequence[Metrics]]) -> None:
+    """Write and print the table, with notes on how our numbers were made."""
+    paper = request.paper
+    first_row = next(iter(metrics_of_rows.values()))
+    notes = table_notes(request, n_cases=first_row[0]["n_cases"])
+    parts = [
+        f"**{paper.title}**",
+        paper_table(paper, metrics_of_rows),
+        "\n".join(f"- {note}" for note in notes),
+    ]
+    text = "\n\n".join(parts)
+    write_text(request.output_dir / "table.md", text + "\n")
+    write_paper_csv(request.output_dir / "table.csv", paper, metrics_of_rows, request.seeds)
     print(text)
 
-    settings = group_runs(read_sweep(sorted(run.folder for run in runs)))
+
+def write_sweep_summary(runs: Sequence[Run], rows: Sequence[str], output_dir: Path) -> None:
+    """Write the summary of all runs as a sweep; print the setting that validation recommends."""
+    folders = [run.folder for run in runs if run.row in rows]
+    settings = group_runs(read_sweep(sorted(folders)))
     recommendation = ""
+    # With one setting there is nothing to choose.
     if len(settings) > 1:
         recommendation = recommend(settings, "f2").text
         print(recommendation)
     summaries = summarize_settings(settings)
-    write_summary(settings, summaries, recommendation, output_dir=output_dir / "summary")
-    if len(rows) > 1:
-        # A test pairs the means of each subject over the seeds.
-        averages = [average_runs(read_runs(folders), name=row) for row, folders in cohorts.items()]
-        write_comparison(averages, compare(averages), output_dir=output_dir / "comparison")
-    print(output_dir)
+    write_summary(settings, summaries, recommendation, output_dir=output_dir)
+
+
+def compare_rows(cohorts_of_rows: Mapping[str, Sequence[Path]], output_dir: Path) -> None:
+    """Test each row against the first, paired by subject."""
+    averages = []
+    for row, cohorts in cohorts_of_rows.items():
+        # Seeds are not independent samples: a test pairs each subject's mean over them.
+        averages.append(average_runs(read_runs(cohorts), name=row))
+    write_comparison(averages, compare(averages), output_dir=output_dir)
 
 
 # The submission to the ISBI 2015 site
 
 
 def write_submissions(
-    runs: Sequence[Run], rows: Sequence[str], *, download: Path, output_dir: Path
+    request: Request, runs: Sequence[Run], rows: Sequence[str], *, download: Path
 ) -> None:
-    """Predict the test scans of ISBI 2015 by the folds as one ensemble, and pack the zip of a row.
+    """Predict the test scans of ISBI 2015 by the folds as one ensemble, and pack a zip per row.
 
     The networks of the first seed are used.
     """
@@ -306,20 +339,18 @@ def write_submissions(
     if not scans:
         print("the download holds no test scans: no submission")
         return
-    manifest = output_dir / "test_scans.csv"
+    manifest = request.output_dir / "test_scans.csv"
     write_manifest(scans, manifest)
-    seed = runs[0].seed
     for row in rows:
-        folds = [quoted(run.folder) for run in runs if run.row == row and run.seed == seed]
-        masks = output_dir / "submissions" / row
+        folds = [quoted(folder) for folder in folders_of(runs, row, request.seeds[0])]
+        masks = request.output_dir / "submissions" / row
         checkpoint = f"checkpoint=[{','.join(folds)}]"
         run_script("predict.py", checkpoint, f"input={manifest}", f"output_dir={masks}")
-        archive = masks.with_suffix(".zip")
         # The site takes letters, digits and - in the name of a method.
         method = row.replace("_", "-")
-        run_script(
-            "scripts/isbi_submission.py", str(masks), "--method", method, "--output", str(archive)
-        )
+        archive = str(masks.with_suffix(".zip"))
+        pack = [str(masks), "--method", method, "--output", archive]
+        run_script("scripts/isbi_submission.py", *pack)
 
 
 def run_script(name: str, *arguments: str) -> None:

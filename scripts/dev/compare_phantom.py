@@ -188,14 +188,15 @@ def lesion_table(
     ]
     lines = [table_row(header), "|---|---|---|"]
     for name in real_measures[0]:
-        of_real = five_numbers([measures[name] for measures in real_measures])
-        of_synthetic = five_numbers([measures[name] for measures in synthetic_measures])
+        of_real = five_numbers(real_measures, name)
+        of_synthetic = five_numbers(synthetic_measures, name)
         lines.append(table_row([name, of_real, of_synthetic]))
-    # The brain is known of the patients with images only.
-    pair = " and ".join(f"{prevalence(patient):.2f}" for patient in real if patient.images)
-    of_synthetic = five_numbers([prevalence(patient) for patient in synthetic])
-    cells = ["prevalence (% of brain)", f"{pair} (the pair with images)", of_synthetic]
-    lines.append(table_row(cells))
+    # The brain mask comes from the images, which two of the real patients have.
+    pair = [f"{prevalence(patient):.2f}" for patient in real if patient.images]
+    of_pair = f"{' and '.join(pair)} (the pair with images)"
+    prevalences = [{"prevalence": prevalence(patient)} for patient in synthetic]
+    of_synthetic = five_numbers(prevalences, "prevalence")
+    lines.append(table_row(["prevalence (% of brain)", of_pair, of_synthetic]))
     return lines
 
 
@@ -281,7 +282,7 @@ def image_table(
     lines = [table_row(header), "|---|" + "---|" * (len(pair) + 1)]
     for name in pair_measures[0]:
         of_pair = [f"{measures[name]:.3f}" for measures in pair_measures]
-        of_synthetic = five_numbers([measures[name] for measures in synthetic_measures])
+        of_synthetic = five_numbers(synthetic_measures, name)
         lines.append(table_row([name, *of_pair, of_synthetic]))
     return lines
 
@@ -294,8 +295,9 @@ def table_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def five_numbers(values: Sequence[float]) -> str:
-    """Format minimum, quartiles and maximum, as "3 / 12 / 20 / 31 / 1,045"."""
+def five_numbers(measures_of_subjects: Sequence[Mapping[str, float]], name: str) -> str:
+    """Format minimum, quartiles and maximum of a measure, as "3 / 12 / 20 / 31 / 1,045"."""
+    values = [measures[name] for measures in measures_of_subjects]
     texts = []
     for value in np.quantile(values, [0, 0.25, 0.5, 0.75, 1]):
         texts.append(f"{value:,.0f}" if value >= 10 else f"{value:.3g}")

@@ -296,12 +296,14 @@ def test_the_submission_names_all_folds_whatever_the_folder_is_called(
 ) -> None:
     output_dir = tmp_path / "beta=1.5, [Bob's]"
     output_dir.mkdir()
+    options = reproduce.make_parser().parse_args(["hashemi2018_isbi", "--output", str(output_dir)])
+    request = reproduce.read_request(options)
     runs = [Run("asl_b15", 0, output_dir / "asl_b15" / f"fold{fold}_seed0", ()) for fold in (0, 1)]
     called: list[list[str]] = []
     scan = Case("c", "s", {"FLAIR": output_dir}, ())
     monkeypatch.setattr(reproduce, "find_isbi2015", lambda _: [scan])
     monkeypatch.setattr(subprocess, "run", lambda words, check: called.append(words))
-    reproduce.write_submissions(runs, ["asl_b15"], download=tmp_path, output_dir=output_dir)
+    reproduce.write_submissions(request, runs, ["asl_b15"], download=tmp_path)
     predict, pack = called
     checkpoint = next(word for word in predict if word.startswith("checkpoint"))
     override = OverridesParser.create().parse_override(checkpoint)
