@@ -1,19 +1,21 @@
-"""MONAI's usual recipe on the cases of a manifest: trained for a given time, predicted, and written for evaluate.py.
+"""Train MONAI's usual recipe on the cases of a manifest for a given time, and predict them.
 
-    python benchmarks/monai_recipe.py MANIFEST OUTPUT_DIR [--minutes 5] [--seed 0] [--threads 2] [--patch 64]
+    python benchmarks/monai_recipe.py MANIFEST OUTPUT_DIR [--minutes 5] [--seed 0] [--threads 2]
     python evaluate.py predictions=OUTPUT_DIR manifest=MANIFEST output_dir=OUTPUT_DIR/evaluation
 
-The manifest is that of one of our runs (`<run>/manifest.csv`): the same cases, the same split. The recipe is that of
-MONAI's tutorials for MR: intensities normalised inside the foreground channel by channel, RandCropByPosNegLabel with
-as many positive as negative patches, mirrors, random scale and shift, UNet (16 to 256 channels, two residual units a
-level, batch norm), DiceCE loss, Adam at 1e-3 with cosine decay over the time that is given, sliding windows with
-Gaussian weights and half overlap. Only training counts as time. Probabilities are written on the first modality's grid.
+The manifest is that of one of our runs (`<run>/manifest.csv`), so the cases and the split are the
+same. The recipe is that of MONAI's tutorials for MR: intensities normalised inside the foreground,
+channel by channel; RandCropByPosNegLabel with as many positive as negative patches; mirrors, random
+scale and shift; UNet (16 to 256 channels, two residual units per level, batch norm); DiceCE loss;
+Adam at 1e-3 with cosine decay over the given time; sliding windows with Gaussian weights and half
+overlap. Only training counts as time. Probabilities are written on the grid of the first modality.
 """
 
 import argparse
 import json
 import math
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -28,88 +30,136 @@ from tversky_seg.data.manifest import read_manifest
 from tversky_seg.data.nifti import read_volume
 from tversky_seg.inference.prediction_folder import write_prediction
 
+KEYS = ("image", "label")
+PATCHES_PER_BATCH = 2
+
+
+def main() -> None:
+    """Read the arguments; train, predict the test cases and print the number of steps."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("manifest", type=Path, help="manifest.csv of one of our runs")
+    parser.add_argument("output_dir", type=Path, help="folder of the predictions")
+    parser.add_argument("--minutes", type=float, default=5, help="time of training (5)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and patches (0)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
+    parser.add_argument("--patch", type=int, default=64, help="side of a patch in voxels (64)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    set_determinism(options.seed)
+    cases = read_manifest(options.manifest)
+    network = make_network(n_channels=len(cases[0].images))
+    training = [load(case) for case in cases if case.split == "train"]
+    n_steps = train(
+        network, training, minutes=options.minutes, patch=options.patch, seed=options.seed
+    )
+    network.eval()
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        if case.split == "test":
+            predict(network, case, patch=options.patch, output_dir=options.output_dir)
+    print(json.dumps({"steps": n_steps, "minutes": options.minutes}))
+
+
+def make_network(*, n_channels: int) -> UNet:
+    """Make the U-Net of MONAI's tutorials."""
+    return UNet(
+        spatial_dims=3,
+        in_channels=n_channels,
+        out_channels=1,
+        channels=(16, 32, 64, 128, 256),
+        strides=(2, 2, 2, 2),
+        num_res_units=2,
+        norm="batch",
+    )
+
 
 def load(case: Case) -> dict[str, torch.Tensor]:
-    """Image (C, X, Y, Z) and label (1, X, Y, Z) of a case, cropped to the brain and normalised."""
-    images = [str(path) for path in case.images.values()]
-    keys = ("image", "label")
+    """Load image (C, X, Y, Z) and label (1, X, Y, Z), cropped to the brain and normalised."""
     steps = mt.Compose(
         [
-            mt.LoadImaged(keys, ensure_channel_first=True),
-            mt.CropForegroundd(keys, source_key="image", select_fn=lambda values: values != 0),
+            mt.LoadImaged(KEYS, ensure_channel_first=True),
+            mt.CropForegroundd(KEYS, source_key="image", select_fn=lambda values: values != 0),
             mt.NormalizeIntensityd("image", nonzero=True, channel_wise=True),
             mt.AsDiscreted("label", threshold=0.5),
         ]
     )
+    images = [str(path) for path in case.images.values()]
     return steps({"image": images, "label": str(case.label)})
 
 
-def random_patches(cases: list[dict[str, torch.Tensor]], *, patch: int, samples: int, seed: int):
-    """Batches (samples, C, patch^3) without end, each from one case."""
-    keys = ("image", "label")
+def random_patches(
+    cases: Sequence[dict[str, torch.Tensor]], *, patch: int, seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Draw images and labels (B, C, patch, patch, patch) without end, each batch from one case."""
     steps = mt.Compose(
         [
             mt.RandCropByPosNegLabeld(
-                keys, "label", [patch] * 3, pos=1, neg=1, num_samples=samples
+                KEYS, "label", [patch] * 3, pos=1, neg=1, num_samples=PATCHES_PER_BATCH
             ),
-            *(mt.RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(3)),
+            mt.RandFlipd(KEYS, prob=0.5, spatial_axis=0),
+            mt.RandFlipd(KEYS, prob=0.5, spatial_axis=1),
+            mt.RandFlipd(KEYS, prob=0.5, spatial_axis=2),
             mt.RandScaleIntensityd("image", factors=0.1, prob=1.0),
             mt.RandShiftIntensityd("image", offsets=0.1, prob=1.0),
         ]
     )
     steps.set_random_state(seed)
-    step = 0
     while True:
-        drawn = steps(cases[step % len(cases)])
-        yield tuple(torch.stack([each[key].as_tensor() for each in drawn]) for key in keys)
-        step += 1
+        for case in cases:
+            samples = steps(case)
+            image = torch.stack([sample["image"].as_tensor() for sample in samples])
+            label = torch.stack([sample["label"].as_tensor() for sample in samples])
+            yield image, label
 
 
 def train(
-    network: UNet, cases: list[dict[str, torch.Tensor]], arguments: argparse.Namespace
+    network: UNet,
+    cases: Sequence[dict[str, torch.Tensor]],
+    *,
+    minutes: float,
+    patch: int,
+    seed: int,
 ) -> int:
-    """Adam for so many minutes; returns the number of steps."""
-    optimizer, loss = torch.optim.Adam(network.parameters(), lr=1e-3), DiceCELoss(sigmoid=True)
-    start, step, limit = time.perf_counter(), 0, 60 * arguments.minutes
-    for image, label in random_patches(
-        cases, patch=arguments.patch, samples=2, seed=arguments.seed
-    ):
-        passed = (time.perf_counter() - start) / limit
-        if passed >= 1:
-            return step
-        optimizer.param_groups[0]["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * passed))
+    """Train for a given time; return the number of steps."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    loss_function = DiceCELoss(sigmoid=True)
+    start = time.perf_counter()
+    step = 0
+    for image, label in random_patches(cases, patch=patch, seed=seed):
+        # The schedule follows the clock, so that it ends when the time does.
+        share_of_time = (time.perf_counter() - start) / (60 * minutes)
+        if share_of_time >= 1:
+            break
+        optimizer.param_groups[0]["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * share_of_time))
         optimizer.zero_grad()
-        value = loss(network(image), label)
-        value.backward()
+        loss = loss_function(network(image), label)
+        loss.backward()
         optimizer.step()
         step += 1
         if step % 20 == 0:
-            print(f"step {step}, {passed:.0%} of the time, loss {value.item():.3f}", flush=True)
+            print(f"step {step}, {share_of_time:.0%} of the time, loss {loss.item():.3f}", flush=True)
     return step
 
 
-def predict(network: UNet, case: Case, arguments: argparse.Namespace) -> None:
+def predict(network: UNet, case: Case, *, patch: int, output_dir: Path) -> None:
     """Write probability and mask of one case."""
-    prepared = load(case)
+    image = load(case)["image"]
     with torch.inference_mode():
         logits = sliding_window_inference(
-            prepared["image"][None].as_tensor(),
-            [arguments.patch] * 3,
-            2,
-            network,
+            image[None].as_tensor(),
+            roi_size=[patch] * 3,
+            sw_batch_size=2,
+            predictor=network,
             overlap=0.5,
             mode="gaussian",
         )
     first = read_volume(next(iter(case.images.values())))
     probability = torch.zeros(first.data.shape)
-    start = prepared["image"].applied_operations
-    crop = next(
-        each["extra_info"]["cropped"] for each in start if each["class"] == "CropForeground"
-    )
-    inside = tuple(slice(crop[2 * i], first.data.shape[i] - crop[2 * i + 1]) for i in range(3))
-    probability[inside] = logits[0, 0].sigmoid()
+    probability[cropped_box(image, first.data.shape)] = logits[0, 0].sigmoid()
     write_prediction(
-        arguments.output_dir,
+        output_dir,
         case.case_id,
         probability[None].numpy(),
         first.affine,
@@ -118,37 +168,16 @@ def predict(network: UNet, case: Case, arguments: argparse.Namespace) -> None:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("manifest", type=Path)
-    parser.add_argument("output_dir", type=Path)
-    parser.add_argument("--minutes", type=float, default=5)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--patch", type=int, default=64)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    set_determinism(arguments.seed)
-    cases = read_manifest(arguments.manifest)
-    n_channels = len(cases[0].images)
-    network = UNet(
-        3,
-        n_channels,
-        1,
-        channels=(16, 32, 64, 128, 256),
-        strides=(2,) * 4,
-        num_res_units=2,
-        norm="batch",
-    )
-    n_steps = train(network, [load(case) for case in cases if case.split == "train"], arguments)
-    network.eval()
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    for case in cases:
-        if case.split == "test":
-            predict(network, case, arguments)
-    print(json.dumps({"steps": n_steps, "minutes": arguments.minutes}))
+def cropped_box(image: torch.Tensor, shape: Sequence[int]) -> tuple[slice, ...]:
+    """Find the box to which CropForeground cropped an image of a shape."""
+    for operation in image.applied_operations:
+        if operation["class"] == "CropForeground":
+            # Voxels cut off: (x before, x after, y before, y after, z before, z after).
+            cut = operation["extra_info"]["cropped"]
+            before = cut[::2]
+            after = cut[1::2]
+            return tuple(slice(b, n - a) for b, n, a in zip(before, shape, after, strict=True))
+    raise ValueError("the image was not cropped")
 
 
 if __name__ == "__main__":
