@@ -139,7 +139,9 @@ def train(
         optimizer.step()
         step += 1
         if step % 20 == 0:
-            print(f"step {step}, {share_of_time:.0%} of the time, loss {loss.item():.3f}", flush=True)
+            print(
+                f"step {step}, {share_of_time:.0%} of the time, loss {loss.item():.3f}", flush=True
+            )
     return step
 
 
