@@ -28,8 +28,8 @@ from types import FrameType
 from tversky_seg.analysis.comparison import compare, write_comparison
 from tversky_seg.analysis.cross_validation import evaluate_folds
 from tversky_seg.analysis.paper_runs import (
+    PlannedRun,
     Request,
-    Run,
     check_settings,
     link_training_subjects,
     plan_runs,
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return print_error("stopped; run the same command again to resume", 130)
 
 
-def reproduce(request: Request, runs: Sequence[Run], *, n_jobs: int) -> int:
+def reproduce(request: Request, runs: Sequence[PlannedRun], *, n_jobs: int) -> int:
     """Run the missing trainings and write the table; the exit status as of `main`."""
     save_plan(runs, request.output_dir)
     link_training_subjects(request)
@@ -213,7 +213,7 @@ def read_request(options: argparse.Namespace) -> Request:
 # The trainings
 
 
-def train_command(run: Run) -> list[str]:
+def train_command(run: PlannedRun) -> list[str]:
     """Write the command line of a training."""
     return [sys.executable, str(ROOT / "train.py"), *run.settings]
 
@@ -227,7 +227,7 @@ def share_cores(n_jobs: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(n_threads))
 
 
-def run_all(runs: Sequence[Run], *, n_jobs: int) -> list[Run]:
+def run_all(runs: Sequence[PlannedRun], *, n_jobs: int) -> list[PlannedRun]:
     """Run the trainings that are not finished.
 
     SIGTERM is passed on to them, so that each saves a checkpoint.
@@ -239,7 +239,7 @@ def run_all(runs: Sequence[Run], *, n_jobs: int) -> list[Run]:
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished", flush=True)
     running: set[subprocess.Popen[bytes]] = set()
 
-    def train(number: int, run: Run) -> int:
+    def train(number: int, run: PlannedRun) -> int:
         print(f"[{number} of {len(missing)}] {shlex.join(train_command(run)[1:])}", flush=True)
         with subprocess.Popen(train_command(run)) as process:
             running.add(process)
@@ -263,7 +263,7 @@ def run_all(runs: Sequence[Run], *, n_jobs: int) -> list[Run]:
 # The table
 
 
-def write_report(request: Request, runs: Sequence[Run], rows: Sequence[str]) -> None:
+def write_report(request: Request, runs: Sequence[PlannedRun], rows: Sequence[str]) -> None:
     """Evaluate each row and seed as one cohort; write the table, the summary and the comparison."""
     metrics_of_rows: dict[str, list[Metrics]] = {}
     cohorts_of_rows: dict[str, list[Path]] = {}
@@ -282,7 +282,7 @@ def write_report(request: Request, runs: Sequence[Run], rows: Sequence[str]) -> 
     print(request.output_dir)
 
 
-def folders_of(runs: Sequence[Run], row: str, seed: int) -> list[Path]:
+def folders_of(runs: Sequence[PlannedRun], row: str, seed: int) -> list[Path]:
     """List the run directories of a row and a seed, fold by fold."""
     return [run.folder for run in runs if run.row == row and run.seed == seed]
 
@@ -303,7 +303,7 @@ def write_table(request: Request, metrics_of_rows: Mapping[str, Sequence[Metrics
     print(text)
 
 
-def write_sweep_summary(runs: Sequence[Run], rows: Sequence[str], output_dir: Path) -> None:
+def write_sweep_summary(runs: Sequence[PlannedRun], rows: Sequence[str], output_dir: Path) -> None:
     """Write the summary of all runs as a sweep; print the setting that validation recommends."""
     folders = [run.folder for run in runs if run.row in rows]
     settings = group_runs(read_sweep(sorted(folders)))
@@ -329,7 +329,7 @@ def compare_rows(cohorts_of_rows: Mapping[str, Sequence[Path]], output_dir: Path
 
 
 def write_submissions(
-    request: Request, runs: Sequence[Run], rows: Sequence[str], *, download: Path
+    request: Request, runs: Sequence[PlannedRun], rows: Sequence[str], *, download: Path
 ) -> None:
     """Predict the test scans of ISBI 2015 by the folds as one ensemble, and pack a zip per row.
 

@@ -9,8 +9,8 @@ import yaml
 
 from helpers.command_line import ROOT, composed
 from tversky_seg.analysis.paper_runs import (
+    PlannedRun,
     Request,
-    Run,
     check_settings,
     link_training_subjects,
     plan_runs,
@@ -49,8 +49,8 @@ def make_request(
     )
 
 
-def first_run_of_each_row(runs: list[Run]) -> list[Run]:
-    by_row: dict[str, Run] = {}
+def first_run_of_each_row(runs: list[PlannedRun]) -> list[PlannedRun]:
+    by_row: dict[str, PlannedRun] = {}
     for run in runs:
         by_row.setdefault(run.row, run)
     return list(by_row.values())
@@ -137,7 +137,7 @@ def test_the_test_scans_of_isbi_are_left_to_the_submission(tmp_path: Path) -> No
 
 
 def test_a_folder_with_runs_of_other_settings_is_refused(tmp_path: Path) -> None:
-    def plan(*settings: str, seeds: tuple[int, ...] = (0,)) -> list[Run]:
+    def plan(*settings: str, seeds: tuple[int, ...] = (0,)) -> list[PlannedRun]:
         return plan_runs(make_request("salehi2017", *settings, seeds=seeds, output_dir=tmp_path))
 
     # No run of this plan has begun, so another plan may replace it.

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from helpers.command_line import call, script
 from tversky_seg.analysis.cross_validation import evaluate_folds
-from tversky_seg.analysis.paper_runs import Run
+from tversky_seg.analysis.paper_runs import PlannedRun
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import read_manifest
@@ -115,8 +115,8 @@ def test_a_folder_that_cannot_be_used_is_named(
 # The trainings
 
 
-def made_up_runs(folder: Path, n: int) -> list[Run]:
-    return [Run("row", number, folder / f"seed{number}", ()) for number in range(n)]
+def made_up_runs(folder: Path, n: int) -> list[PlannedRun]:
+    return [PlannedRun("row", number, folder / f"seed{number}", ()) for number in range(n)]
 
 
 def test_an_interrupt_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +130,7 @@ def test_an_interrupt_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFix
 def test_runs_at_the_same_time_share_the_cores(tmp_path: Path) -> None:
     n_threads = []
 
-    def note_threads(runs: list[Run], *, n_jobs: int) -> list[Run]:
+    def note_threads(runs: list[PlannedRun], *, n_jobs: int) -> list[PlannedRun]:
         n_threads.append(os.environ.get("OMP_NUM_THREADS"))
         return runs
 
@@ -163,7 +163,7 @@ def test_a_failed_run_stops_no_other_and_jobs_run_at_the_same_time(tmp_path: Pat
     ]
     runs = made_up_runs(tmp_path, len(programs))
 
-    def train_command(run: Run) -> list[str]:
+    def train_command(run: PlannedRun) -> list[str]:
         return [sys.executable, "-S", *programs[run.seed]]
 
     with mock.patch.object(reproduce, "train_command", train_command):
@@ -298,7 +298,10 @@ def test_the_submission_names_all_folds_whatever_the_folder_is_called(
     output_dir.mkdir()
     options = reproduce.make_parser().parse_args(["hashemi2018_isbi", "--output", str(output_dir)])
     request = reproduce.read_request(options)
-    runs = [Run("asl_b15", 0, output_dir / "asl_b15" / f"fold{fold}_seed0", ()) for fold in (0, 1)]
+    runs = [
+        PlannedRun("asl_b15", 0, output_dir / "asl_b15" / f"fold{fold}_seed0", ())
+        for fold in (0, 1)
+    ]
     called: list[list[str]] = []
     scan = Case("c", "s", {"FLAIR": output_dir}, ())
     monkeypatch.setattr(reproduce, "find_isbi2015", lambda _: [scan])

@@ -51,7 +51,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One training: a row of the table, a seed and usually a fold."""
 
     row: str
@@ -65,7 +65,7 @@ class Run:
         return (self.folder / "evaluation" / "metrics.json").exists()
 
 
-def plan_runs(request: Request) -> list[Run]:
+def plan_runs(request: Request) -> list[PlannedRun]:
     """List every training. Seeds are outermost, so that one whole table is complete early."""
     folds = folds_of(request)
     runs = []
@@ -88,7 +88,7 @@ def folds_of(request: Request) -> Sequence[int | None]:
     return [None]
 
 
-def plan_run(request: Request, row: str, *, seed: int, fold: int | None) -> Run:
+def plan_run(request: Request, row: str, *, seed: int, fold: int | None) -> PlannedRun:
     """Choose the folder and the settings of one training."""
     settings = [experiment_setting(request, row), *data_settings(request)]
     # <output>/tversky_b07/fold0_seed1, or without folds <output>/tversky_b07/seed1
@@ -98,7 +98,7 @@ def plan_run(request: Request, row: str, *, seed: int, fold: int | None) -> Run:
         name = f"fold{fold}_seed{seed}"
     folder = request.output_dir / row / name
     settings += [f"seed={seed}", *request.settings, f"output_dir={folder}"]
-    return Run(row, seed, folder, tuple(settings))
+    return PlannedRun(row, seed, folder, tuple(settings))
 
 
 def experiment_setting(request: Request, row: str) -> str:
@@ -159,7 +159,7 @@ def link_training_subjects(request: Request) -> None:
         link.symlink_to(target, target_is_directory=True)
 
 
-def save_plan(runs: Sequence[Run], output_dir: Path) -> None:
+def save_plan(runs: Sequence[PlannedRun], output_dir: Path) -> None:
     """Save the settings of each run, and refuse a folder whose runs have other settings.
 
     Raises:

@@ -77,7 +77,7 @@ class ResidualUNet3D(nn.Module):
 
         *levels, lowest = widths
         first = levels[0]
-        befores = [first, *levels[:-1]]  # features that each level gets from the one above
+        input_widths = [first, *levels[:-1]]  # features that each level gets from the one above
         self.norm = norm
         self.multiple = 2 ** (len(widths) - 1)
         self.stem = nn.Sequential(
@@ -85,17 +85,17 @@ class ResidualUNet3D(nn.Module):
             preactivation(first, first, norm=norm, bias=True),
         )
         self.encoder = nn.ModuleList()
-        for before, w in zip(befores, levels, strict=True):
-            self.encoder.append(_chain(before, w, w, norm=norm))
+        for input_width, width in zip(input_widths, levels, strict=True):
+            self.encoder.append(_chain(input_width, width, width, norm=norm))
         self.pool = nn.MaxPool3d(2)
         self.bottleneck = _chain(levels[-1], lowest, lowest, levels[-1], norm=norm)
         self.shortcuts = nn.ModuleList()
-        for w in reversed(levels):
+        for width in reversed(levels):
             # The released code has these biases, though the next normalisation undoes them.
-            self.shortcuts.append(preactivation(w, w, 1, norm=norm, bias=True))
+            self.shortcuts.append(preactivation(width, width, 1, norm=norm, bias=True))
         self.decoder = nn.ModuleList()
-        for before, w in zip(reversed(befores), reversed(levels), strict=True):
-            self.decoder.append(_chain(w, w, before, norm=norm))
+        for input_width, width in zip(reversed(input_widths), reversed(levels), strict=True):
+            self.decoder.append(_chain(width, width, input_width, norm=norm))
         last = preactivation(first, out_channels, 1, norm=norm)
         logit_norm = normalization(norm, out_channels)
         self.head = nn.Sequential(ResidualBlock(first, first, 1, norm=norm), last, logit_norm)

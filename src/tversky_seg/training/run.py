@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tversky_seg")
 
 SECONDS_TO_WAIT = SECONDS_UNTIL_ABANDONED + 20.0
-"""Wait for the lock of a run: a job that a scheduler moved finds that of the killed one before."""
+"""Time to wait for the lock of a run directory.
 
+A job that was killed leaves its lock behind, which counts as abandoned after a while. A scheduler
+starts the job again at once, so it has to wait for longer than that.
+"""
 
 STORED_NAMES = {"last_validation": "judged"}
 """Fields of `TrainingState` whose entry in a checkpoint has an older name."""
