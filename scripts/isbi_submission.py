@@ -79,6 +79,7 @@ def pack(masks: Path, output: Path, *, method: str, is_complete: bool = True) ->
     # The scratch folder is on the same disk, so that the finished zip can be renamed.
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         scratch = Path(folder) / "submission.zip"
+        # The zip compresses, so its members are plain .nii.
         with zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED) as archive:
             for scan, file in masks_by_scan.items():
                 plain = Path(folder) / f"{scan}_{method}.nii"

@@ -85,6 +85,7 @@ def main() -> int:
         whole = folder / "whole"
         command = train_command(manifest, whole, options.settings)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        # Without any kill, one training is compared all the same.
         while n_trainings == 0 or moments.total() < options.kills:
             n_trainings += 1
             run = folder / f"killed{n_trainings}"
@@ -172,6 +173,7 @@ def kill_and_resume(
         with errors.open("w") as stderr:
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
         if n_kills > 0:
+            # SIGKILL: the training can do nothing about it, as in a power cut.
             wait_for_work(process, run)
             time.sleep(rng.uniform(0, longest_wait_s))
             process.kill()

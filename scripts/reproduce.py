@@ -235,6 +235,7 @@ def run_all(runs: Sequence[PlannedRun], *, n_jobs: int) -> list[PlannedRun]:
     Returns:
         The runs that failed.
     """
+    # train.py itself resumes a run that was begun, so these need no other treatment.
     missing = [run for run in runs if not run.is_finished]
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished", flush=True)
     running: set[subprocess.Popen[bytes]] = set()
@@ -252,6 +253,7 @@ def run_all(runs: Sequence[PlannedRun], *, n_jobs: int) -> list[PlannedRun]:
 
     previous_handler = signal.signal(signal.SIGTERM, stop)
     try:
+        # Threads suffice: each only waits for its process.
         with ThreadPoolExecutor(max_workers=n_jobs) as pool:
             numbers = range(1, len(missing) + 1)
             statuses = list(pool.map(train, numbers, missing))
@@ -360,6 +362,7 @@ def run_script(name: str, *arguments: str) -> None:
 
 def quoted(folder: Path) -> str:
     """Quote a path for a list on Hydra's command line, whatever characters it has."""
+    # Hydra reads commas, brackets and = inside quotes as they are.
     escaped = str(folder).replace("'", r"\'")
     return f"'{escaped}'"
 

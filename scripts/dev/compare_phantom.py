@@ -110,6 +110,7 @@ def read_real(case: Case, *, factor: int) -> Patient:
     """
     assert case.label is not None
     label = read_label(case.label)
+    # The files lie along the axes, so that flips alone turn them to RAS.
     to_ras = tuple(slice(None, None, int(np.sign(label.affine[i, i]))) for i in range(3))
     images = {}
     for name, file in case.images.items():
@@ -208,6 +209,7 @@ def image_measures(patient: Patient, *, spacing_mm: float) -> dict[str, float]:
     near_lesions = dilate(patient.lesions, 4 / spacing_mm)
     n_voxels = max(1, round(3 / spacing_mm))
     brain = ndimage.binary_erosion(patient.brain, iterations=n_voxels)
+    # The reference tissue stays away from lesions, whose borders are blurred.
     white, grey, csf = segment_tissues(patient.images["T1"], brain & ~near_lesions)
     surround = near_lesions & ~dilate(patient.lesions, 2 / spacing_mm) & brain
     flair = patient.images["FLAIR"]
@@ -241,6 +243,7 @@ def segment_tissues(
     The masks are eroded, so that voxels of mixed tissue stay out.
     """
     values = t1[region]
+    # A sample is enough for six parameters, and quicker.
     sample = np.random.default_rng(0).choice(values, 20_000)
     mixture = GaussianMixture(3, random_state=0).fit(sample[:, None])
     tissue = np.full(t1.shape, -1)

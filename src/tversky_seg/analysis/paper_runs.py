@@ -68,6 +68,7 @@ class PlannedRun:
 def plan_runs(request: Request) -> list[PlannedRun]:
     """List every training. Seeds are outermost, so that one whole table is complete early."""
     folds = folds_of(request)
+    # One after the other: [seed 0: row 1 fold 0, row 1 fold 1, row 2 fold 0, …], [seed 1: …].
     runs = []
     for seed in request.seeds:
         for row in request.rows:
@@ -80,7 +81,7 @@ def folds_of(request: Request) -> Sequence[int | None]:
     """List the folds to run; [None] if the data have a fixed split."""
     # Two folds are the fewest in which each case is held out once.
     if request.scale == "small":
-        return range(2)
+        return range(2)  # small.yaml of every paper has data.folds=2
     if request.paper.folds is not None:
         return range(request.paper.folds)
     if request.data is None:
@@ -105,6 +106,7 @@ def experiment_setting(request: Request, row: str) -> str:
     """Name the experiment files of a row, as "experiment=[salehi2017/tversky_b05,…]"."""
     # The order matters: a file overrides those before it.
     paper = request.paper
+    # A later file wins, so the files that make a row small come last.
     files = [paper.experiments + row]
     if paper.official is not None and request.data is not None:
         files.append(paper.official)
@@ -149,6 +151,7 @@ def link_training_subjects(request: Request) -> None:
     folder = training_subjects(request.data, request.output_dir)
     if folder != request.output_dir / "msseg2016":
         return
+    # A link costs no disk, and the download is not changed.
     folder.mkdir(parents=True, exist_ok=True)
     target = (request.data / "Training").resolve()
     link = folder / "Training"
@@ -174,6 +177,7 @@ def save_plan(runs: Sequence[PlannedRun], output_dir: Path) -> None:
             expected = "restore it or choose another --output"
             raise DataError(path, f"cannot be read ({error})", expected) from error
     # Runs that are not asked for this time stay in the plan: another call may have begun them.
+    # Runs of an earlier call stay in the plan: other rows or seeds may be added one by one.
     plan = dict(saved)
     for run in runs:
         name = str(run.folder.relative_to(output_dir))

@@ -34,6 +34,7 @@ class Column:
         if self.metric is None:
             return math.nan
         # "raters.0.isbi_score" is metrics["raters"][0]["isbi_score"].
+        # "raters.0.isbi_score" -> metrics["raters"][0]["isbi_score"]
         node: Any = metrics
         for key in self.metric.split("."):
             node = _child(node, key)
