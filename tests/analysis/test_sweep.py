@@ -118,6 +118,7 @@ def stamps(folder):
     return times
 
 
+@pytest.mark.slow
 def test_a_sweep_is_finished_where_it_was_left_and_never_written_over(tmp_path):
     manifest, sweep = make_cohort(tmp_path / "cohort", n=4), tmp_path / "sweep"
     words = (

@@ -17,7 +17,8 @@ from tversky_seg.config.config_files import choices
         ("train loss.alhpa=1", "loss.alhpa: no such key; did you mean loss.alpha?"),
         (
             "train loss=tverski",
-            f"loss: no choice named 'tverski'; did you mean tversky? ({', '.join(choices('loss'))})",
+            "loss: no choice named 'tverski'; did you mean tversky? "
+            f"({', '.join(choices('loss'))})",
         ),
         (
             "train trainer.epochs=10",

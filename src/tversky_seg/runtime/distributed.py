@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -61,6 +62,9 @@ def process_group() -> Iterator[None]:
         ) from error
     finally:
         if dist.is_initialized():
+            # DDP holds the group in a cycle. If that outlives this line, the threads of the group
+            # end with the interpreter, which may abort the process.
+            gc.collect()
             dist.destroy_process_group()
         _waiting_group = None
 
