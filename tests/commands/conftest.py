@@ -1,4 +1,4 @@
-"""A run of four steps that the tests of the commands share."""
+"""A run of four steps that the tests of the commands share; their reports have no charts."""
 
 import contextlib
 
@@ -20,3 +20,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folders = list((here / "runs").iterdir())
     assert len(folders) == 1
     return Run(folders[0], outcome, manifest)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_charts():
+    """Leave out the charts of a report, which take most of the time of a small evaluation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tversky_seg.report.page._charts", lambda *_: iter(()))
+        yield
