@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument(
         "--root",
         type=Path,
-        default=Path("../shared/data/open_ms_data"),
+        required=True,
         help="the open_ms_data folder",
     )
     parser.add_argument("--patient", default="patient19")
