@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.cuda import no_host_waits, on_gpu
+from tversky_seg import weighting
 from tversky_seg.weighting import inverse_weights, size_tempered_weights
 
 
@@ -144,3 +146,61 @@ def test_what_is_no_component_map_is_refused():
         inverse_weights(torch.full((2, 2, 2), -3))
     with pytest.raises(ValueError, match=r"t=1\.5"):
         size_tempered_weights(torch.zeros(2, 2, 2, dtype=torch.int32), t=1.5)
+
+
+def weights_by_bound(components: torch.Tensor, **settings: float) -> torch.Tensor:
+    """Weights as a GPU computes them, here on the CPU."""
+    bound = {"n_labels": 45, "t": 1.0, "w_min": 1.0, "w_max": 2e5} | settings
+    patches = components.reshape(-1, components[0, 0].numel())
+    return weighting._weigh_by_bound(patches, **bound).view(components.shape)
+
+
+@pytest.mark.parametrize("t", [0, 0.3, 0.5, 1])
+@pytest.mark.parametrize("limits", [(1.0, 2e5), (0.0, math.inf), (0.0, 3.0)])
+def test_weights_by_a_bound_equal_the_others_bit_for_bit(components, t, limits):
+    settings = {"t": t, "w_min": limits[0], "w_max": limits[1]}
+    assert torch.equal(
+        weights_by_bound(components, **settings), size_tempered_weights(components, **settings)
+    )
+
+
+@pytest.mark.parametrize("n_slots", [1, 3, 4096])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_weights_by_a_bound_are_the_same_for_any_type_and_number_of_slots(
+    components, dtype, n_slots, monkeypatch
+):
+    monkeypatch.setattr(weighting, "N_BACKGROUND_SLOTS", n_slots)
+    assert torch.equal(weights_by_bound(components.to(dtype)), inverse_weights(components))
+
+
+def test_slots_of_two_small_patches(monkeypatch):
+    monkeypatch.setattr(weighting, "N_BACKGROUND_SLOTS", 3)
+    slots = weighting._slots(torch.tensor([[0, 0, 2, 0], [9, 0, 0, 1]]), 2)
+    assert slots.tolist() == [0, 1, 4, 0, 11, 7, 8, 9]
+
+
+def test_weights_by_a_bound_of_patches_without_background_or_lesions():
+    whole = torch.ones(1, 1, 3, 3, 3, dtype=torch.int32)
+    assert (weights_by_bound(whole, w_min=0) == 1).all()
+    assert (weights_by_bound(0 * whole, n_labels=0) == 1).all()
+
+
+def test_components_above_the_bound_are_refused_or_have_no_weight(components):
+    with pytest.raises(ValueError, match="n_labels=30, got 40"):
+        inverse_weights(components, n_labels=30)
+    assert torch.equal(inverse_weights(components, n_labels=40), inverse_weights(components))
+    weights = weights_by_bound(components, n_labels=30)
+    assert torch.equal(weights.isnan(), components == 40)
+
+
+@on_gpu
+@pytest.mark.parametrize("t", [0, 0.5, 1])
+def test_a_gpu_gives_the_same_weights_and_with_a_bound_does_not_wait(components, t):
+    expected = size_tempered_weights(components, t=t)
+    on_card = components.cuda()
+    assert torch.equal(size_tempered_weights(on_card, t=t).cpu(), expected)
+    with no_host_waits():
+        weights = size_tempered_weights(on_card, t=t, n_labels=45)
+        again = size_tempered_weights(on_card, t=t, n_labels=45)
+    assert torch.equal(weights.cpu(), expected)
+    assert torch.equal(weights, again)

@@ -3,6 +3,9 @@
 `components` are those of the whole volume (0 is the background), cut to the patch. Sizes are
 counted inside the patch, separately for each sample and class. Every loss takes the weights as its
 third argument.
+
+On a GPU, counting the components that there are waits for it. With a bound of their numbers,
+`n_labels`, tables have a fixed size, and nothing waits.
 """
 
 from __future__ import annotations
@@ -12,8 +15,13 @@ import math
 import torch
 from torch import Tensor
 
+N_BACKGROUND_SLOTS = 4096
+"""Counters among which a GPU spreads the background: one for millions of voxels is slow."""
 
-def inverse_weights(components: Tensor, *, w_min: float = 1.0, w_max: float = 2e5) -> Tensor:
+
+def inverse_weights(
+    components: Tensor, *, w_min: float = 1.0, w_max: float = 2e5, n_labels: int | None = None
+) -> Tensor:
     """Weigh each voxel by the inverse size of its lesion (arXiv 2007.10033).
 
     w = N / ((K + 1) |L_k|) for the voxels of component k, with N voxels and K lesions in the patch
@@ -25,19 +33,27 @@ def inverse_weights(components: Tensor, *, w_min: float = 1.0, w_max: float = 2e
         components: Component of each voxel, integers, (B, C, X, Y, Z) or (X, Y, Z).
         w_min: Smallest weight, >= 0.
         w_max: Largest weight, may be infinite.
+        n_labels: Bound of the components' numbers, so that a GPU need not be waited for; None: look
+            for the largest.
 
     Returns:
         float32 weights of the same shape; all 1 (clipped) in a patch without lesions.
 
     Raises:
-        ValueError: The components are not integers >= 0 on 3 or 5 axes, or the limits do not
-            satisfy 0 <= w_min <= w_max.
+        ValueError: The components are not integers >= 0 on 3 or 5 axes, the limits do not satisfy
+            0 <= w_min <= w_max, or a component is above `n_labels` (with `n_labels` on a GPU, where
+            nobody looks, the weights of such voxels are NaN instead).
     """
-    return size_tempered_weights(components, t=1.0, w_min=w_min, w_max=w_max)
+    return size_tempered_weights(components, t=1.0, w_min=w_min, w_max=w_max, n_labels=n_labels)
 
 
 def size_tempered_weights(
-    components: Tensor, *, t: float = 0.5, w_min: float = 1.0, w_max: float = 2e5
+    components: Tensor,
+    *,
+    t: float = 0.5,
+    w_min: float = 1.0,
+    w_max: float = 2e5,
+    n_labels: int | None = None,
 ) -> Tensor:
     """Weigh each voxel by its lesion's size to the power -t.
 
@@ -49,6 +65,7 @@ def size_tempered_weights(
         t: Exponent, in [0, 1]; the total weight of a lesion grows as its size to the power 1 - t.
         w_min: Smallest weight, >= 0.
         w_max: Largest weight, may be infinite.
+        n_labels: As in `inverse_weights`.
 
     Returns:
         float32 weights of the same shape; all 1 (clipped) in a patch without lesions.
@@ -66,14 +83,19 @@ def size_tempered_weights(
             "components must be integers (X, Y, Z) or (B, C, X, Y, Z), "
             f"got {components.dtype} {tuple(components.shape)}"
         )
-    weights = torch.empty(components.shape, dtype=torch.float32, device=components.device)
     patches = components.reshape(-1, math.prod(components.shape[-3:]))
-    for patch, patch_weights in zip(patches, weights.view(patches.shape), strict=True):
-        _weigh(patch, patch_weights, t=t, w_min=w_min, w_max=w_max)
-    return weights
+    if n_labels is not None and components.device.type != "cpu":
+        weights = _weigh_by_bound(patches, n_labels, t=t, w_min=w_min, w_max=w_max)
+        return weights.view(components.shape)
+    weights = torch.empty(patches.shape, dtype=torch.float32, device=components.device)
+    for patch, patch_weights in zip(patches, weights, strict=True):
+        _weigh(patch, patch_weights, n_labels, t=t, w_min=w_min, w_max=w_max)
+    return weights.view(components.shape)
 
 
-def _weigh(patch: Tensor, weights: Tensor, *, t: float, w_min: float, w_max: float) -> None:
+def _weigh(
+    patch: Tensor, weights: Tensor, n_labels: int | None, *, t: float, w_min: float, w_max: float
+) -> None:
     """Write the weights of one patch, (N,), in place."""
     # Lesions are few voxels: only theirs are counted and looked up.
     lesion_voxels = patch.nonzero()[:, 0]
@@ -81,9 +103,57 @@ def _weigh(patch: Tensor, weights: Tensor, *, t: float, w_min: float, w_max: flo
     if len(labels) and labels.min() < 0:
         raise ValueError(f"components must be >= 0, got {int(labels.min())}")
     sizes = torch.bincount(labels, minlength=1).double()
+    if n_labels is not None and len(sizes) > n_labels + 1:
+        raise ValueError(f"components must be <= n_labels={n_labels}, got {len(sizes) - 1}")
     sizes[0] = len(patch) - len(lesion_voxels)
     # Numbers may be missing in a patch, those of lesions elsewhere: their size is 0.
     total = sizes[sizes > 0].pow(1 - t).sum()
     by_component = (len(patch) / total * sizes.pow(-t)).clamp(w_min, w_max).float()
     weights.fill_(by_component[0])
     weights[lesion_voxels] = by_component[labels]
+
+
+def _weigh_by_bound(
+    patches: Tensor, n_labels: int, *, t: float, w_min: float, w_max: float
+) -> Tensor:
+    """Compute the weights of patches (P, N) in tables whose size does not depend on them."""
+    n_patches, n_voxels = patches.shape
+    slot = _slots(patches, n_labels)  # (P * N,)
+    n_in_slot = torch.zeros(n_patches * _n_slots(n_labels), dtype=torch.long, device=slot.device)
+    # Integers: exact in whatever order they are added.
+    n_in_slot.index_add_(0, slot, torch.ones_like(slot[:1]).expand(slot.shape))
+    n_in_slot = n_in_slot.view(n_patches, -1)
+    n_background = n_in_slot[:, :N_BACKGROUND_SLOTS].sum(1, keepdim=True)
+    n_lesion = n_in_slot[:, N_BACKGROUND_SLOTS:-1]
+    sizes = torch.cat([n_background, n_lesion], 1).double()  # (P, 1 + n_labels)
+    total = (sizes.pow(1 - t) * (sizes > 0)).sum(1, keepdim=True)
+    by_component = (n_voxels / total * sizes.pow(-t)).clamp(w_min, w_max).float()
+    by_slot = torch.cat(
+        [
+            by_component[:, :1].expand(-1, N_BACKGROUND_SLOTS),
+            by_component[:, 1:],
+            torch.full_like(by_component[:, :1], math.nan),
+        ],
+        1,
+    )
+    return by_slot.view(-1).index_select(0, slot).view(patches.shape)
+
+
+def _n_slots(n_labels: int) -> int:
+    """Count the slots of a patch: background, one for each lesion, numbers above the bound."""
+    return N_BACKGROUND_SLOTS + n_labels + 1
+
+
+def _slots(patches: Tensor, n_labels: int) -> Tensor:
+    """Find the slot in which each voxel of patches (P, N) is counted, (P * N,).
+
+    With three background slots and two labels, the patches (0, 0, 2, 0) and (9, 0, 0, 1) give
+    (0, 1, 4, 0) and (11, 7, 8, 9).
+    """
+    voxel = torch.arange(patches.shape[1], device=patches.device)
+    background_slot = voxel % N_BACKGROUND_SLOTS
+    lesion_slot = patches.long() + (N_BACKGROUND_SLOTS - 1)
+    slot = torch.where(patches > 0, lesion_slot, background_slot)
+    slot.clamp_(max=_n_slots(n_labels) - 1)
+    first_slot = _n_slots(n_labels) * torch.arange(len(patches), device=patches.device)
+    return slot.add_(first_slot[:, None]).view(-1)

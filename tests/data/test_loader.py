@@ -82,6 +82,15 @@ def test_a_batch_has_the_shapes_and_types_of_the_contract() -> None:
     assert some_batches()[5].components is None
 
 
+def test_a_batch_carries_a_bound_of_its_components() -> None:
+    batches = some_batches(with_components=True)
+    batch = batches[5]
+    bounds = {case.case_id: max(case.n_lesions) for case in batches.cases}
+    assert batch.n_labels == max(bounds[case_id] for case_id in batch.case_ids)
+    assert batch.components.max() <= batch.n_labels
+    assert some_batches()[5].n_labels is None
+
+
 def test_without_augmentation_a_sample_is_the_patch_of_its_case_and_start() -> None:
     batches = some_batches(augmentation=None)
     batch = batches[0]

@@ -1,6 +1,7 @@
 """The trainer: steps, validation, and settings that are refused."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,18 @@ def test_voxel_weights_come_from_the_components() -> None:
     trainer.loss = Loss()
     trainer.train_step(1, Blobs()[0])
     assert received[0].unique().tolist() == [1.0, 2.0]
+
+
+def test_the_weighting_gets_the_bound_that_the_batch_carries() -> None:
+    bounds = []
+
+    def weighting(components: torch.Tensor, n_labels: int) -> torch.Tensor:
+        bounds.append(n_labels)
+        return 1.0 + components
+
+    trainer = a_trainer(weighting=weighting)
+    trainer.train_step(1, replace(Blobs()[0], n_labels=7))
+    assert bounds == [7]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

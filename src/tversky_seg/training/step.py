@@ -40,7 +40,7 @@ def forward_backward(
     loss: nn.Module,
     batch: Batch,
     *,
-    weighting: Callable[[Tensor], Tensor] | None,
+    weighting: Callable[..., Tensor] | None,
     scaler: torch.amp.GradScaler,
     device: torch.device,
     precision: str,
@@ -52,7 +52,8 @@ def forward_backward(
         network: Network from images (B, C, X, Y, Z) to logits (B, K, X, Y, Z).
         loss: `(logits, target, weight) -> scalar`.
         batch: Patches, with their components where there is a weighting.
-        weighting: Function from components to voxel weights, both (B, K, X, Y, Z).
+        weighting: Function from components to voxel weights, both (B, K, X, Y, Z); also gets
+            `n_labels=batch.n_labels` where that is known.
         scaler: Scaler of the loss, which keeps small gradients above the range of fp16.
         device: Device to compute on.
         precision: Precision of the forward pass.
@@ -72,7 +73,11 @@ def forward_backward(
         weight = None
         if weighting is not None and batch.components is not None:
             components = batch.components.chunk(n_parts)[part]
-            weight = weighting(components.to(device, non_blocking=True))
+            components = components.to(device, non_blocking=True)
+            if batch.n_labels is None:
+                weight = weighting(components)
+            else:
+                weight = weighting(components, n_labels=batch.n_labels)
         # Processes exchange gradients once a batch, with those of the last part.
         with no_sync_until_last(network, is_last=part == n_parts - 1):
             with autocast(device, precision):

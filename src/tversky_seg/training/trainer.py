@@ -69,8 +69,8 @@ class Trainer:
     schedule: Callable[[int, int], float] = constant
     """`(step, max_steps) -> factor` on the learning rate."""
 
-    weighting: Callable[[Tensor], Tensor] | None = None
-    """Makes voxel weights from lesion components (B, K, X, Y, Z)."""
+    weighting: Callable[..., Tensor] | None = None
+    """`(components, n_labels=bound)` -> voxel weights, of lesion components (B, K, X, Y, Z)."""
 
     max_steps: int = 20_000
     """Optimiser updates in all."""

@@ -49,6 +49,7 @@ class Sample:
         offset: First voxel of the box, counted from the first voxel of the patch.
         case_id: Name of the case.
         start: First voxel of the patch in its case.
+        n_labels: Largest number that a component of the case has; None: unknown.
     """
 
     image: Tensor
@@ -57,6 +58,7 @@ class Sample:
     offset: Shape
     case_id: str
     start: Shape
+    n_labels: int | None = None
 
     def augment(self, device: torch.device) -> Sample:
         """Move the sample to a device and apply its pending augmentation there."""
@@ -82,6 +84,8 @@ class Batch:
             for.
         case_ids: Names of the B cases.
         starts: First voxel [x, y, z] of each of the B patches in its case.
+        n_labels: Bound of the numbers in `components`, known without a look at them: a look would
+            wait for a GPU. None: unknown.
     """
 
     image: Tensor
@@ -89,6 +93,7 @@ class Batch:
     components: Tensor | None
     case_ids: list[str]
     starts: list[list[int]]
+    n_labels: int | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Move the tensors to a device."""
@@ -128,8 +133,16 @@ def stack_samples(samples: Sequence[Sample], *, with_components: bool) -> Batch:
     starts = [list(sample.start) for sample in samples]
     if with_components:
         target = (labels > 0).float()
-        return Batch(image, target, labels, case_ids, starts)
+        return Batch(image, target, labels, case_ids, starts, _largest_number(samples))
     return Batch(image, labels.float(), None, case_ids, starts)
+
+
+def _largest_number(samples: Sequence[Sample]) -> int | None:
+    """Return the bound of the components of all samples; None where that of one is unknown."""
+    bounds = [sample.n_labels for sample in samples if sample.n_labels is not None]
+    if len(bounds) < len(samples):
+        return None
+    return max(bounds)
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
@@ -285,6 +298,7 @@ class PatchBatches(Dataset[Batch]):
             offset=as_shape(np.subtract(first, start)),
             case_id=case.case_id,
             start=start,
+            n_labels=max(case.n_lesions, default=0),
         )
 
 
