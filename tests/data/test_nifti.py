@@ -407,6 +407,49 @@ def test_a_voxel_size_of_zero_is_refused(tmp_path: Path, reader: object) -> None
         reader(path)
 
 
+@pytest.mark.parametrize("reader", [read_volume, read_label, read_grid])
+@pytest.mark.parametrize(
+    ("offset", "entry", "line"),
+    [
+        (108, struct.pack("<f", 0), "the voxels begin at byte 0, inside of it"),
+        (254, struct.pack("<h", 9), "has the unknown sform_code 9"),
+        (252, struct.pack("<h", -1), "has the unknown qform_code -1"),
+        (80, struct.pack("<f", -1.0), "gives voxels of -1 x 2 x 3 mm"),
+    ],
+)
+def test_a_header_that_programs_read_differently_is_refused(
+    tmp_path: Path, reader: Callable[[Path], object], offset: int, entry: bytes, line: str
+) -> None:
+    path = save(tmp_path / "a.nii", VOXELS, affine=np.diag([1.0, 2, 3, 1]))
+    content = bytearray(path.read_bytes())
+    content[252:256] = struct.pack("<hh", 1, 0)  # a qform alone, whose sizes are in pixdim
+    content[offset : offset + len(entry)] = entry
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"a\\.nii: its header .*{re.escape(line)}"):
+        reader(path)
+
+
+def test_a_label_is_never_larger_than_whole_numbers_are_exact(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", np.full((3, 3, 3), 1e30))
+    with pytest.raises(DataError, match=r"a\.nii: a voxel of 1e\+30"):
+        read_label(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [((0, 1), "u1"), ((-1, 1), "i1"), ((-1, 200), "i2"), ((0, 2**40), "u8"), ((-1, 2**40), "i8")],
+)
+def test_labels_have_the_smallest_integer_type(
+    tmp_path: Path, values: tuple[int, int], dtype: str
+) -> None:
+    data = np.resize(np.array(values, np.int64), (2, 2, 2))
+    path = tmp_path / "a.nii"
+    nib.save(nib.Nifti1Image(data, np.eye(4), dtype=np.int64), path)
+    label = read_label(path)
+    assert label.data.dtype == dtype
+    assert np.array_equal(label.data, data)
+
+
 def test_volumes_of_sheared_axes_go_by_the_determinant(tmp_path: Path) -> None:
     gantry_tilt = np.array([[1.0, 0, 0, 5], [0, 1, 1, 5], [0, 0, 2, 5], [0, 0, 0, 1]])
     assert spacing_of(gantry_tilt) == pytest.approx((1, 1, math.sqrt(5)))

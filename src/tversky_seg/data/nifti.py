@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import math
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +18,17 @@ from tversky_seg.data.affines import affine_shift_voxels, metric_spacing, spacin
 from tversky_seg.data.errors import DataError, NonFiniteError
 from tversky_seg.data.grids import FINE_SHIFT_VOXELS
 from tversky_seg.data.image_files import check_image_file, file_and_frame, is_gzip
+from tversky_seg.data.nifti_header import check_header, times_mm
 from tversky_seg.runtime.files import replacing
 
 PROBABILITY_SCALE = 1 / 65535
-MAX_VOXELS = 2**30
 MIN_VOXEL_MM = 0.001
 MAX_VOXEL_MM = 100
-_MAX_GZIP_RATIO = 1032  # deflate never does better
 _CHUNK = 2**20  # bytes
 _UNIT_BITS = 0b111  # of xyzt_units; the others are the unit of time
 _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, mm, micron
 _WHOLE_NUMBER_TOLERANCE = 1e-3
+_MAX_WHOLE_NUMBER = 2**53  # beyond it float64 leaves out whole numbers
 _UNREADABLE = (
     ImageFileError,
     HeaderDataError,
@@ -202,61 +200,14 @@ def _open(path: Path) -> Any:
     size = check_image_file(file)
     try:
         image = nib.load(file)
-        shape = image.shape
+        _ = image.shape
     except _UNREADABLE as error:
         fault = f"cannot be read ({_reason(error, file)})"
         raise DataError(file, fault, "expected a NIfTI image") from error
     if not isinstance(image, nib.Nifti1Image):  # NIfTI-2 is a subclass
         raise DataError(file, f"is a {type(image).__name__}", "expected a NIfTI image")
-    _check_shape(shape, path)
-    _check_size(image, file, size)
-    _refuse_zero_voxels(image, file)
+    check_header(image, path, size=size)
     return image
-
-
-def _check_shape(shape: tuple[int, ...], path: Path) -> None:
-    """Check that a file holds one 3D volume, or the frame that the path names."""
-    file, frame = file_and_frame(path)
-    fault = f"has shape {_times(shape)}"
-    n_frames = max(shape[3:], default=1)
-    if len(shape) < 3 or min(shape) < 1 or (frame is None and n_frames > 1):
-        expected = "expected one 3D volume"
-        if len(shape) == 4:
-            expected += f", or the frame named, as {file.name}@0"
-        raise DataError(file, fault, expected)
-    if frame is not None and (len(shape) > 4 or frame >= n_frames):
-        expected = f"expected one from 0 to {n_frames - 1}"
-        raise DataError(path, f"{fault}, no frame {frame}", expected)
-
-
-def _refuse_zero_voxels(image: Any, file: Path) -> None:
-    """Refuse a voxel size of 0, which nibabel replaces by 1 mm."""
-    if image.header["sform_code"] > 0:
-        return  # the voxel sizes are those of the sform
-    with image.file_map["image"].get_prepare_fileobj("rb") as stream:
-        header = type(image.header).from_fileobj(stream, check=False)
-    sizes = header["pixdim"][1:4]
-    if 0 in sizes:
-        fault = f"its header gives voxels of {_times_mm(sizes)}"
-        raise DataError(file, fault, "repair pixdim in the header")
-
-
-def _check_size(image: Any, file: Path, size: int) -> None:
-    """Check that a file of so many bytes can hold the voxels that its header declares."""
-    dtype = image.get_data_dtype()
-    if dtype.kind not in "iuf":
-        raise DataError(file, f"holds {dtype} voxels", "expected one number per voxel")
-    # Before anything is allocated: a damaged header can declare terabytes.
-    n_voxels = math.prod(image.shape)
-    last_byte = image.dataobj.offset + n_voxels * dtype.itemsize
-    capacity = size * _MAX_GZIP_RATIO if is_gzip(file) else size
-    if n_voxels <= MAX_VOXELS and last_byte <= capacity:
-        return
-    fault = (
-        f"is cut off or damaged: its header declares {_times(image.shape)} voxels of "
-        f"{dtype.itemsize} bytes from byte {image.dataobj.offset:.6g} on, and it has {size} bytes"
-    )
-    raise DataError(file, fault, f"expected a whole file of at most {MAX_VOXELS} voxels")
 
 
 def _read_voxels(image: Any, path: Path, *, dtype: DTypeLike | None) -> NDArray[Any]:
@@ -310,6 +261,9 @@ def _refuse_non_finite(data: NDArray[Any], path: Path) -> None:
 
 
 def _rounded(data: NDArray[Any], path: Path) -> NDArray[Any]:
+    highest = float(np.abs(data).max())
+    if highest > _MAX_WHOLE_NUMBER:
+        raise DataError(path, f"a voxel of {highest:g}", "expected label values")
     rounded: NDArray[Any] = np.rint(data)
     odd = data[np.abs(data - rounded) > _WHOLE_NUMBER_TOLERANCE]
     if odd.size:
@@ -320,10 +274,13 @@ def _rounded(data: NDArray[Any], path: Path) -> NDArray[Any]:
 
 def _smallest_type(data: NDArray[Any]) -> np.dtype[Any]:
     """Choose the smallest integer type that holds all values of an array."""
-    lowest = np.min_scalar_type(int(data.min()))
-    highest = np.min_scalar_type(int(data.max()))
-    smallest: np.dtype[Any] = np.result_type(lowest, highest)
-    return smallest
+    lowest = int(data.min())
+    highest = int(data.max())
+    for dtype in map(np.dtype, "BbHhIiQq"):  # unsigned first, of 8 to 64 bits
+        limits = np.iinfo(dtype)
+        if limits.min <= lowest and highest <= limits.max:
+            return dtype
+    raise AssertionError(f"no integer type holds {lowest} and {highest}")
 
 
 def _affine_of(image: Any, path: Path) -> NDArray[np.float64]:
@@ -338,7 +295,7 @@ def _affine_of(image: Any, path: Path) -> NDArray[np.float64]:
     spacing_mm = spacing_of(affine)
     # A voxel of a kilometre would be resampled to a million, with gigabytes.
     if min(spacing_mm) < MIN_VOXEL_MM or max(spacing_mm) > MAX_VOXEL_MM:
-        fault = f"has voxels of {_times_mm(spacing_mm)}"
+        fault = f"has voxels of {times_mm(spacing_mm)}"
         raise DataError(path, fault, f"expected {MIN_VOXEL_MM} to {MAX_VOXEL_MM} mm")
     return affine
 
@@ -356,8 +313,9 @@ def _is_invertible(affine: NDArray[np.float64]) -> bool:
     if not np.isfinite(affine).all():
         return False
     axes = affine[:3, :3]
-    box_volume = np.prod(np.linalg.norm(axes, axis=0))
-    return bool(abs(np.linalg.det(axes)) > 1e-6 * box_volume)
+    with np.errstate(all="ignore"):  # too large a volume is infinite, and refused
+        box_volume = np.prod(np.linalg.norm(axes, axis=0))
+        return bool(abs(np.linalg.det(axes)) > 1e-6 * box_volume)
 
 
 def _storable(data: NDArray[Any]) -> NDArray[Any]:
@@ -380,11 +338,3 @@ def _scaled(data: NDArray[Any], scale: float) -> NDArray[np.uint16]:
             raise ValueError(f"{expected}, got {data.min():g} to {data.max():g}")
         raw_plane[...] = levels
     return raw
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(n) for n in shape)
-
-
-def _times_mm(spacing_mm: Iterable[float]) -> str:
-    return " x ".join(f"{size:g}" for size in spacing_mm) + " mm"

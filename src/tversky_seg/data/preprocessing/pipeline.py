@@ -19,7 +19,8 @@ from tversky_seg.data.case import Case
 from tversky_seg.data.dataset import Dataset
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import Bools, Box, Geometry, Shape, network_grid
-from tversky_seg.data.nifti import MAX_VOXELS, read_grid
+from tversky_seg.data.nifti import read_grid
+from tversky_seg.data.nifti_header import MAX_VOXELS
 from tversky_seg.data.preprocessing.labels import (
     LabelReader,
     box_around,
