@@ -34,6 +34,13 @@ def test_the_environment_is_plain_and_names_versions_threads_and_commit() -> Non
     assert recorded["versions"]["torch"]
 
 
+def test_a_source_tree_on_pythonpath_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "PACKAGES", ("torch", "tversky-seg-of-a-source-tree"))
+    versions = describe_environment()["versions"]
+    assert versions["tversky-seg-of-a-source-tree"] is None
+    assert versions["torch"]
+
+
 def test_going_on_with_other_threads_or_another_torch_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

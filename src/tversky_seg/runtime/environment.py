@@ -56,7 +56,7 @@ def record_environment(path: Path, *, data: Sequence[Path] = ()) -> None:
 
 def describe_environment() -> dict[str, Any]:
     """List what a rerun needs to know: versions, device, threads, git commit, command."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions = {name: _version(name) for name in PACKAGES}
     return {
         "command": [sys.executable, *sys.argv],
         "python": platform.python_version(),
@@ -102,6 +102,14 @@ def _warn_of_changes(previous: Mapping[str, Any], current: Mapping[str, Any]) ->
         logger.warning(
             "the numbers may differ from those of an uninterrupted run: %s", ", ".join(changes)
         )
+
+
+def _version(package: str) -> str | None:
+    """Return the version of a package; None for one on PYTHONPATH that is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _device_name() -> str:
