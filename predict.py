@@ -21,8 +21,9 @@ from tversky_seg.inference.trained_model import (
     differing_settings,
     find_checkpoints,
     load_trained,
+    trained_precision,
 )
-from tversky_seg.runtime.devices import autocast, pick_device, use_threads
+from tversky_seg.runtime.devices import pick_device, resolve_precision, use_threads
 
 
 @config.command("predict")
@@ -40,7 +41,7 @@ def predict(cfg: DictConfig) -> int:
         )
     use_threads(settings["threads"])
     device = pick_device(settings["device"])
-    autocast(device, settings["precision"])
+    resolve_precision(settings["precision"], device)  # refuses other words
 
     # Load the networks; several make an ensemble, with their own windows and thresholds unless set.
     paths = find_checkpoints(settings["checkpoint"])
@@ -53,6 +54,9 @@ def predict(cfg: DictConfig) -> int:
         uncertainty=settings["uncertainty"],
     )
     log_ensemble(models, inference, combine=settings["combine"])
+    precision = settings["precision"]
+    if precision == "auto":
+        precision = trained_precision(models, device)
 
     # Find the cases. Networks trained with channel dropout can do without a modality.
     cases = find_inputs(
@@ -72,7 +76,7 @@ def predict(cfg: DictConfig) -> int:
         Path(str(settings["output_dir"])).expanduser(),
         inference=inference,
         device=device,
-        precision=settings["precision"],
+        precision=precision,
     )
     if len(faults) == len(cases):
         raise DataError.gather(map(DataError, faults.values()), others="listed above")

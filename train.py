@@ -36,6 +36,8 @@ from tversky_seg.training.validation import check_monitor, validate
 @config.command("train")
 def train(cfg: DictConfig) -> int:
     """Train, predict and evaluate; a stage that an earlier command finished is not repeated."""
+    config.recall_precision(cfg)
+
     # Build every part from its group in configs/, before any data are read.
     data = with_modalities(config.build(cfg, "data"))
     sampler = config.build(cfg, "sampler")
@@ -58,6 +60,7 @@ def train(cfg: DictConfig) -> int:
         schedule=schedule,
         seed=cfg.seed,
     )
+    cfg.trainer.precision = trainer.precision  # the run keeps this word, not "auto"
     inference = config.build(cfg, "inference")
     inference = replace(inference, patch_size=inference.patch_size or sampler.patch_size)
     evaluate = config.build(cfg, "evaluation")

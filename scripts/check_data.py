@@ -17,7 +17,7 @@ from tversky_seg.data_check.page import write_page
 from tversky_seg.data_check.plan import Plan
 from tversky_seg.data_check.tables import FINDING_COLUMNS, HEADERS, case_row
 from tversky_seg.data_check.terminal import print_check
-from tversky_seg.runtime.devices import pick_device
+from tversky_seg.runtime.devices import pick_device, resolve_precision
 from tversky_seg.runtime.files import write_csv
 
 # Settings that train.py does not know, or that mean something else there.
@@ -31,13 +31,14 @@ def check_data(cfg: DictConfig) -> int:
     network = config.build(
         cfg, "model", in_channels=len(dataset.modalities), out_channels=len(dataset.classes)
     )
+    device = training_device(cfg)
     training = Training(
         network=network,
         sampler=config.build(cfg, "sampler"),
         max_steps=cfg.trainer.max_steps,
         batch_size=cfg.trainer.batch_size,
-        precision=cfg.trainer.precision,
-        device=training_device(cfg),
+        precision=resolve_precision(cfg.trainer.precision, device),
+        device=device,
         memory_bytes=int(cfg.memory_gib * GIB) if cfg.memory_gib else None,
     )
     output_dir = Path(str(cfg.output_dir)).expanduser()

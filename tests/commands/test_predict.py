@@ -7,7 +7,7 @@ import csv
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tversky_seg.data.nifti import read_volume
 from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.inference.prediction_jobs import running_job
 from tversky_seg.inference.settings import Inference
+from tversky_seg.inference.trained_model import load_trained, trained_precision
 from tversky_seg.models import UNet3D
 from tversky_seg.runtime.checkpoints import checksum
 
@@ -482,3 +483,37 @@ def test_a_second_command_at_the_same_time_is_one_line(tmp_path: Path, images: P
         assert str(os.getpid()) in error
         assert predict(path, images, tmp_path / "p", "case_id=a").status == 0
     assert predict(path, images, tmp_path / "p").status == 0
+
+
+# Precision
+
+
+def test_the_default_precision_is_that_of_the_training_where_the_device_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = {"a": "bf16", "b": "bf16", "c": "fp16", "d": None}
+    models = {}
+    for number, (name, word) in enumerate(words.items()):
+        path = a_checkpoint(tmp_path / name / "best.pt", number)
+        settings = {"precision": word} if word else {}
+        models[name] = replace(load_trained(path), config={"trainer": settings})
+    card = torch.device("cuda", 0)
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert trained_precision([models["c"]], card) == "fp16"
+    assert trained_precision([models["a"]], card) == "fp32"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert trained_precision([models["a"], models["b"]], card) == "bf16"
+    assert trained_precision([models["a"], models["c"]], card) == "fp32"
+    assert trained_precision([models["d"]], card) == "fp32"
+    assert trained_precision([models["a"]], cpu) == "fp32"
+
+
+def test_predictions_say_their_precision_and_warn_of_another(tmp_path: Path, images: Path) -> None:
+    path = a_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt", 0)
+    assert predict(path, images, tmp_path / "p").status == 0
+    assert settings_of(tmp_path / "p")["precision"] == "fp32"
+    again = predict(path, images, tmp_path / "p", "precision=bf16")
+    assert again.status == 0
+    assert "earlier predictions have precision=fp32, not bf16" in again.stdout

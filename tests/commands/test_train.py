@@ -3,11 +3,14 @@
 import csv
 import json
 import re
+import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers.command_line import train
@@ -154,3 +157,28 @@ def test_the_same_folder_with_other_settings_is_an_error_that_names_them(finishe
     )
     assert "now 0.8, seed was 0, now 1" in outcome.error
     assert contents(finished.folder) == before
+
+
+# Precision
+
+
+def test_a_run_keeps_the_precision_that_auto_meant_when_it_began(
+    finished: Run, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished.folder, run)
+    config_file = run / "config.yaml"
+    settings = yaml.safe_load(config_file.read_text())
+    assert settings["trainer"]["precision"] == "fp32"
+    kept = torch.load(finished.best, weights_only=True)["config"]
+    assert kept["trainer"]["precision"] == "fp32"
+    predictions = json.loads((run / "predictions" / "predictions.json").read_text())
+    assert predictions["precision"] == "fp32"
+
+    # The run of a card: on a machine without one, auto would mean fp32.
+    settings["trainer"]["precision"] = "bf16"
+    config_file.write_text(yaml.safe_dump(settings))
+    assert train(finished.manifest, run).status == 0
+    refused = train(finished.manifest, run, "trainer.precision=fp32")
+    assert refused.status == 2
+    assert 'trainer.precision was "bf16", now "fp32"' in refused.stderr

@@ -498,6 +498,7 @@ def test_a_folder_says_how_it_was_predicted_and_refuses_other_settings(tmp_path:
         "tta": "none",
         "combine": None,
         "uncertainty": None,
+        "precision": "fp32",
     }
     other = Inference(patch_size=8, threshold=0.5)
     with pytest.raises(DataError, match=r"predictions\.json.*threshold=0\.7.*threshold=0\.5"):

@@ -5,7 +5,7 @@ from tversky_seg.config.composed_config import check_config, plain
 from tversky_seg.config.entry_point import command
 from tversky_seg.config.instantiate import build, build_network, check_network
 from tversky_seg.config.log import logger
-from tversky_seg.config.run_directory import open_run
+from tversky_seg.config.run_directory import open_run, recall_precision
 
 __all__ = [
     "ConfigError",
@@ -18,4 +18,5 @@ __all__ = [
     "logger",
     "open_run",
     "plain",
+    "recall_precision",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,27 @@ def open_run(cfg: DictConfig) -> Path:
             f"output_dir: {output_dir} cannot be written ({fault.strerror}); choose another"
         ) from fault
     return output_dir
+
+
+def recall_precision(cfg: DictConfig) -> None:
+    """Replace trainer.precision=auto by the word of the run in `output_dir`, if there is one.
+
+    A run keeps the precision that it began with, also on a machine where auto means another.
+
+    Args:
+        cfg: Composed config of train.py, changed in place. An `output_dir` that is made from the
+            settings is made from those of the command line, and set.
+    """
+    if cfg.trainer.precision != "auto":
+        return
+    output_dir = run_directory(cfg)
+    if not is_sweep():
+        cfg.output_dir = str(output_dir)
+    with suppress(OSError, yaml.YAMLError, UnicodeDecodeError):
+        before = read_yaml(output_dir / "config.yaml")
+        # A file without a precision is refused, or written again, when the run is opened.
+        if isinstance(before, dict) and "precision" in (before.get("trainer") or {}):
+            cfg.trainer.precision = before["trainer"]["precision"]
 
 
 def run_directory(cfg: DictConfig) -> Path:

@@ -59,7 +59,7 @@ def step_bytes(network: nn.Module, shape: Sequence[int], *, precision: str = "fp
     kept = sum(saved_bytes.values())
     activations = kept + workspace + loss
     # Half precision halves what is kept, but weights stay float32.
-    if precision != "fp32":
+    if precision in ("bf16", "fp16"):
         activations //= 2
     weights = 0
     for name in parameter_names:

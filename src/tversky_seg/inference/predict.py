@@ -55,7 +55,7 @@ def predict_case(
         prepared: The case.
         windows: Sliding window of a single network; members of an ensemble have their own.
         device: Device to compute on; None: the network's own.
-        precision: "fp32", "bf16" or "fp16" inside the network.
+        precision: "fp32", "tf32", "bf16" or "fp16" inside the network.
 
     Returns:
         Probability (K, X, Y, Z) float32.
@@ -101,7 +101,7 @@ def predict_cases(
             `patch_size` must be set.
         checksum: SHA-256 of a single network's checkpoint, kept in predictions.json.
         device: Device to compute on; None: the network's own.
-        precision: "fp32", "bf16" or "fp16" inside the network.
+        precision: "fp32", "tf32", "bf16" or "fp16" inside the network.
 
     Returns:
         case_id -> one line, for each case that failed; empty if all cases are written.
@@ -125,7 +125,7 @@ def predict_cases(
     with running_job(output_dir, case_ids):
         # Jobs of other cases may write into the same folder, so shared files change under a lock.
         with exclusive(output_dir):
-            if not claim_folder(output_dir, settings):
+            if not claim_folder(output_dir, settings, notes={"precision": precision}):
                 records.discard_all()  # nothing says how these predictions were made
         faults = _predict_pending(predictor, cases, records)
         with exclusive(output_dir):
@@ -296,7 +296,7 @@ def _folder_settings(
     checksums: str | list[str] = [member.checksum for member in ensemble.members]
     if len(ensemble.members) == 1:
         checksums = ensemble.members[0].checksum
-    # Device and precision are left out: a job may resume on another machine.
+    # Device and precision are no part of it: a job may resume on another machine.
     return {
         "checkpoint": checksums,
         "classes": {name: list(values) for name, values in preprocessing.classes.items()},

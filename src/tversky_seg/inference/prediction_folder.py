@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from tversky_seg.data.nifti import PROBABILITY_SCALE, write_volume
 from tversky_seg.inference.lesion_table import Row, lesion_rows, number_lesions
 from tversky_seg.inference.output_errors import writing
 from tversky_seg.runtime.files import read_json, write_json
+
+logger = logging.getLogger("tversky_seg")
 
 SETTINGS_FILE = "predictions.json"
 LESIONS_FILE = "lesions.csv"
@@ -139,8 +142,15 @@ def write_prediction(
     return rows
 
 
-def claim_folder(output_dir: Path, settings: Mapping[str, Any]) -> bool:
+def claim_folder(
+    output_dir: Path, settings: Mapping[str, Any], *, notes: Mapping[str, Any] | None = None
+) -> bool:
     """Write predictions.json, or make sure that the existing one holds the same settings.
+
+    Args:
+        output_dir: Predictions folder.
+        settings: Settings that must be the same for all predictions of the folder.
+        notes: Further entries. A command on another machine may differ in these, with a warning.
 
     Returns:
         Whether it existed: then the predictions in the folder were made with these settings.
@@ -151,7 +161,7 @@ def claim_folder(output_dir: Path, settings: Mapping[str, Any]) -> bool:
     path = output_dir / SETTINGS_FILE
     if not path.is_file():
         with writing(path):
-            write_json(path, settings)
+            write_json(path, {**settings, **(notes or {})})
         return False
     try:
         saved = read_json(path)
@@ -162,17 +172,20 @@ def claim_folder(output_dir: Path, settings: Mapping[str, Any]) -> bool:
         ) from error
     # A folder holds predictions of one kind, or nobody knows how a mask was made.
     if differing:
-        before = []
+        then = []
         now = []
         for key, value in differing.items():
-            before.append(f"{key}={value}")
+            then.append(f"{key}={value}")
             now.append(f"{key}={settings[key]}")
         raise DataError(
             path,
-            f"its predictions were made with {', '.join(before)}, "
-            f"this command has {', '.join(now)}",
+            f"its predictions were made with {', '.join(then)}, this command has {', '.join(now)}",
             "name another output_dir",
         )
+    for key, value in (notes or {}).items():
+        before = saved.get(key, value)
+        if before != value:
+            logger.warning("%s: earlier predictions have %s=%s, not %s", path, key, before, value)
     return True
 
 

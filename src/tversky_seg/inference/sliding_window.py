@@ -116,7 +116,7 @@ def predict_volume(
         foreground: As in `predict_by_windows`, like all that follows.
         image_scale: Factors for images kept as integers.
         device: Device to compute on.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
         into: Volume to add the probability to.
         share: Weight of this network in `into`.
 
@@ -172,7 +172,7 @@ def predict_by_windows(
             inside it; voxels that no window covers get 0. None: all windows are predicted.
         image_scale: (C,) factors of the network's input, for images kept as integers; None: 1.
         device: Device to compute on; the network is moved there. None: the network's own device.
-        precision: "fp32", "bf16" or "fp16" inside the network; sums are float32.
+        precision: "fp32", "tf32", "bf16" or "fp16" inside the network; sums are float32.
         into: (K, X, Y, Z) float32 on the CPU. `share` times the probability is added to it window
             by window, so that several networks need one volume. None: a new volume.
         share: Weight of this network in `into`; the weights of all networks sum to 1.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tversky_seg.config.instantiate import build_network
@@ -17,6 +18,7 @@ from tversky_seg.inference.settings import Inference
 from tversky_seg.metrics.averages import unwrap_single
 from tversky_seg.runtime.allocation_limit import AllocationLimit, TooLarge
 from tversky_seg.runtime.checkpoints import CheckpointError, checksum, load_checkpoint
+from tversky_seg.runtime.devices import PRECISIONS, computes_fast
 from tversky_seg.runtime.run_settings import flatten, is_free
 
 logger = logging.getLogger("tversky_seg")
@@ -114,6 +116,18 @@ def common_preprocessing(models: Sequence[TrainedModel]) -> Preprocessing:
                     "expected members trained on the same modalities, classes and preprocessing"
                 )
     return first.preprocessing
+
+
+def trained_precision(models: Sequence[TrainedModel], device: torch.device) -> str:
+    """Return the precision that all models were trained in; "fp32" where the device emulates it.
+
+    Models of several precisions predict in fp32, too.
+    """
+    words = {(model.config.get("trainer") or {}).get("precision", "fp32") for model in models}
+    if len(words) > 1:
+        return "fp32"
+    word = str(words.pop())
+    return word if word in PRECISIONS and computes_fast(word, device) else "fp32"
 
 
 def differing_settings(models: Sequence[TrainedModel]) -> dict[str, list[Any]]:

@@ -49,7 +49,7 @@ class WindowNetwork:
         network: Module (B, C, x, y, z) -> logits (B, K, x, y, z), in eval mode.
         scale: (C, 1, 1, 1) factors of its input.
         device: Device of the network.
-        precision: "fp32", "bf16" or "fp16" inside the network.
+        precision: "fp32", "tf32", "bf16" or "fp16" inside the network.
     """
 
     network: nn.Module

@@ -5,12 +5,25 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import warnings
 from contextlib import suppress
 
 import torch
 from torch import nn
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""Type of the activations, by the word of a setting."""
+
+FIRST_CAPABILITY = {"bf16": (8, 0), "fp16": (7, 0)}
+"""CUDA compute capability from which a GPU has units for a type."""
+
+# Whether convolutions may use TF32, as this process last set it; None: never set.
+_allows_tf32: bool | None = None
 
 # Near full memory no algorithm of cuDNN gets the workspace that it needs. It then raises a
 # RuntimeError with one of these texts, not torch's OutOfMemoryError.
@@ -75,17 +88,80 @@ def use_deterministic_algorithms() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context in which a network computes in fp32, bf16 or fp16.
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Return the precision that a setting means on a device.
 
-    Weights stay in float32.
+    Args:
+        name: "auto", or one of `PRECISIONS`, which is returned as it is.
+        device: Device of the network.
+
+    Returns:
+        For "auto": "bf16" on a GPU of compute capability 8.0 or higher, "fp16" from 7.0, and "fp32"
+        on older ones and on the CPU.
+
+    Raises:
+        ValueError: For another name.
+    """
+    if name != "auto":
+        _check_precision(name, choices=("auto", *PRECISIONS))
+        return name
+    for word in ("bf16", "fp16"):
+        if computes_fast(word, device):
+            return word
+    return "fp32"
+
+
+def computes_fast(precision: str, device: torch.device) -> bool:
+    """Tell whether a device has units for a precision, and need not emulate it.
+
+    A GPU that is not in this machine, for which a training is only planned, is taken for a new one.
+    """
+    if precision in ("fp32", "tf32"):
+        return True
+    if device.type != "cuda":
+        return False
+    if not torch.cuda.is_available():
+        return True
+    return torch.cuda.get_device_capability(device) >= FIRST_CAPABILITY[precision]
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which a network computes in fp32, tf32, bf16 or fp16.
+
+    Weights stay in float32. On CUDA this also allows convolutions of float32 to round their inputs
+    to TF32 (10 bits of mantissa) if the precision is "tf32", and only then. That holds for the
+    whole process, because a backward pass runs in threads of its own.
 
     Raises:
         ValueError: For another precision.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision}")
-    return torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "fp32")
+    _check_precision(precision, choices=tuple(PRECISIONS))
+    if device.type == "cuda":
+        _allow_tf32(precision == "tf32")
+    dtype = PRECISIONS[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def _check_precision(name: str, *, choices: tuple[str, ...]) -> None:
+    if name not in choices:
+        raise ValueError(f"precision must be one of {', '.join(choices)}, got {name}")
+
+
+def _allow_tf32(is_allowed: bool) -> None:
+    """Set whether cuDNN may compute in TF32; torch's own default is that it may.
+
+    Products of matrices stay in full float32 in any case: they resample patches and volumes, where
+    TF32 would lose up to a thousandth and save nothing.
+    """
+    global _allows_tf32
+    if _allows_tf32 == is_allowed:
+        return
+    torch.set_float32_matmul_precision("highest")
+    # Some versions of torch announce another interface, which others do not have.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.backends.cudnn.allow_tf32 = is_allowed
+    _allows_tf32 = is_allowed
 
 
 def use_threads(n_threads: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from tversky_seg.losses.deep_supervision import with_deep_supervision
 from tversky_seg.models.recompute import recompute_blocks
 from tversky_seg.runtime.checkpoints import warm_start
 from tversky_seg.runtime.devices import (
-    autocast,
     pick_device,
+    resolve_precision,
     to_device,
     use_deterministic_algorithms,
     use_threads,
@@ -31,6 +32,8 @@ from tversky_seg.training.run import TrainingRun
 from tversky_seg.training.schedules import constant
 from tversky_seg.training.step import check_parts, forward_backward
 from tversky_seg.training.validation import Validation
+
+logger = logging.getLogger("tversky_seg")
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,9 @@ class Trainer:
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
 
-    precision: str = "fp32"
-    """`fp32`, `bf16` or `fp16` in the forward pass; weights and losses stay float32."""
+    precision: str = "auto"
+    """`fp32`, `tf32`, `bf16` or `fp16` in the network; weights and losses stay float32. `auto` is
+    replaced by the fastest that the device has, and by fp32 on a CPU."""
 
     compile: bool = False
     """Compile the network with torch."""
@@ -150,7 +154,7 @@ class Trainer:
         check_trackers(self.trackers or ())
         use_threads(self.threads)
         self.torch_device = pick_device(self.device)
-        autocast(self.torch_device, self.precision)
+        self.precision = resolve_precision(self.precision, self.torch_device)
         self.schedule(0, self.max_steps)
         warm_start(self.model, self.init_from, is_strict=self.init_strict)
 
@@ -202,6 +206,7 @@ class Trainer:
             run.resume()
             if run.is_complete():
                 return run.best
+            self._log_precision()
             self.network = self._prepare_network()
             with run.recording(), defer_signals():
                 try:
@@ -296,6 +301,16 @@ class Trainer:
         self.average.load_state(checkpoint)
         load_optimizer_state(self.torch_optimizer, checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
+
+    def _log_precision(self) -> None:
+        """Log the precision on a GPU, and everywhere if `auto` would be another."""
+        device = self.torch_device
+        fastest = resolve_precision("auto", device)
+        note = ""
+        if self.precision != fastest:
+            note = f" (auto would be {fastest})"
+        if note or device.type == "cuda":
+            logger.info("training on %s in %s%s", device.type, self.precision, note)
 
     def _prepare_network(self) -> nn.Module:
         """Give the model the properties that only training needs; its weights stay shared."""
