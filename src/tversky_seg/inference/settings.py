@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tversky_seg.inference.operating_point import check_goal
 from tversky_seg.inference.sliding_window import SlidingWindow
+
+MAX_BATCH_VOXELS = 2**27  # two windows of 512 x 512 x 256, or sixteen of 203 a side
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,14 @@ class Inference:
     def __post_init__(self) -> None:
         """Check all values, before any data are read."""
         # SlidingWindow checks its own values; any size will do while that of training is unknown.
-        self._windows_of("whole" if self.patch_size is None else self.patch_size)
+        windows = self._windows_of("whole" if self.patch_size is None else self.patch_size)
+        # A checkpoint may come from a stranger, and its windows must not take all memory.
+        n_voxels = 0 if windows.is_whole else math.prod(windows.sides) * self.batch_size
+        if n_voxels > MAX_BATCH_VOXELS:
+            raise ValueError(
+                f"patch_size and batch_size must give at most {MAX_BATCH_VOXELS} voxels in a "
+                f"batch of windows, got {self.patch_size} and {self.batch_size}"
+            )
         check_goal(self.goal)
         for threshold in _values(self.threshold):
             if not 0 <= threshold <= 1:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tversky_seg.config.checks import ConfigError
 from tversky_seg.config.instantiate import build_network
+from tversky_seg.config.messages import first_line
 from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.inference.ensemble import Ensemble, Member
 from tversky_seg.inference.settings import Inference
@@ -75,17 +77,24 @@ def load_trained(path: Path | str, *, trust: Sequence[str] = ()) -> TrainedModel
     try:
         preprocessing = Preprocessing.from_dict(state["preprocessing"])
         inference = Inference(**state["inference"]).with_operating_point(state)
-        network = _build_network(config, preprocessing, weights=state["model"], trust=trust)
+        network = _build_network(
+            config, preprocessing, weights=state["model"], n_bytes=path.stat().st_size, trust=trust
+        )
         augmentation = config.get("augmentation") or {}
         dropout_probability = augmentation.get("dropout_probability") or 0
+        allows_missing_modalities = bool(dropout_probability > 0)
     except TooLarge as error:
         raise CheckpointError(
             f"{path}: its settings describe a larger network than its weights; "
             "expected a file of train.py"
         ) from error
-    except (TypeError, AttributeError, RuntimeError) as error:
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    # Whatever the classes that a stranger's settings name make of their arguments.
+    except Exception as error:
         raise CheckpointError(
-            f"{path}: its parts do not fit each other; expected a file of train.py"
+            f"{path}: its parts do not fit each other ({first_line(error)}); "
+            "expected a file of train.py"
         ) from error
     return TrainedModel(
         path=path,
@@ -94,7 +103,7 @@ def load_trained(path: Path | str, *, trust: Sequence[str] = ()) -> TrainedModel
         preprocessing=preprocessing,
         inference=inference,
         config=config,
-        allows_missing_modalities=dropout_probability > 0,
+        allows_missing_modalities=allows_missing_modalities,
     )
 
 
@@ -225,10 +234,14 @@ def _build_network(
     preprocessing: Preprocessing,
     *,
     weights: Mapping[str, Tensor],
+    n_bytes: int,
     trust: Sequence[str],
 ) -> nn.Module:
-    """Build a network with its weights; a file of kilobytes cannot make it take gigabytes."""
-    n_bytes = sum(tensor.nbytes for tensor in weights.values())
+    """Build a network with its weights; a file of kilobytes cannot make it take gigabytes.
+
+    The bytes of the file are counted, not those of its tensors: a tensor that repeats one number
+    along an axis (`expand`) is as large as it says, and takes four bytes in the file.
+    """
     with AllocationLimit(MEMORY_FACTOR * n_bytes + SPARE_BYTES):
         network = build_network(
             config,
