@@ -145,3 +145,25 @@ def test_files_that_are_no_csv_are_named(tmp_path: Path) -> None:
             read_manifest(path)
     with pytest.raises(DataError, match=tmp_path.name):
         read_manifest(tmp_path)
+
+
+def test_a_quoted_cell_keeps_its_line_ends(tmp_path: Path) -> None:
+    touch(tmp_path, "two\nlines.nii", "a.nii")
+    row = '\nc1,s1,"two\nlines.nii",Lyon\u2028Nord\n'
+    path = manifest_of_lines(tmp_path, f"case_id,subject_id,FLAIR,site{row}c2,s2,a.nii,\n")
+    first, second = read_manifest(path)
+    assert first.images["FLAIR"] == tmp_path / "two\nlines.nii"
+    assert first.site == "Lyon\u2028Nord"
+    assert second.case_id == "c2"
+
+
+def test_a_name_that_no_system_takes_is_a_missing_file(tmp_path: Path) -> None:
+    path = manifest_of_lines(tmp_path, f"case_id,subject_id,FLAIR\nc1,s1,{'x' * 300}.nii")
+    with pytest.raises(DataError, match=r"x\.nii: file name too long; .*cases\.csv names it"):
+        read_manifest(path)
+
+
+def test_a_name_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    path = manifest_of_lines(tmp_path, "case_id,subject_id,FLAIR\nc1,s1,\x1b[2Jé.nii")
+    with pytest.raises(DataError, match=r"/\\x1b\[2Jé\.nii: no such file"):
+        read_manifest(path)

@@ -24,6 +24,7 @@ from tversky_seg.config.messages import one_line
 from tversky_seg.config.run_directory import run_directory
 from tversky_seg.config.sweep import best_value, describe_job, is_sweep
 from tversky_seg.config.terminal import quiet_libraries, sturdy_output
+from tversky_seg.data.errors import printable_line
 from tversky_seg.runtime.distributed import process_group
 from tversky_seg.runtime.preemption import EXIT_INTERRUPTED, Preempted, handle_signals
 
@@ -157,7 +158,8 @@ class Command:
         """Print one line on stderr; of several processes that meet the same fault, the first."""
         is_met_by_all = isinstance(fault, ConfigError | HydraException)
         if _is_first_process() or not is_met_by_all:
-            print(f"error: {one_line(fault, config_name=self.name)}{where}", file=sys.stderr)
+            line = printable_line(one_line(fault, config_name=self.name) + where)
+            print(f"error: {line}", file=sys.stderr)
         return FAILED
 
     def _overall_status(self) -> int:

@@ -36,8 +36,7 @@ class DataError(ValueError):
             text += f": {found}"
         if expected:
             text += f"; {expected}"
-        # One line, whatever a message of another library brings along.
-        super().__init__(" ".join(text.split()))
+        super().__init__(printable_line(text))
         self.faults = tuple(faults) or (self,)
 
     @classmethod
@@ -63,6 +62,24 @@ class DataError(ValueError):
             count += f": {others}"
         parts[-1] += f" (and {count})"
         return cls(*parts, case_id=first.case_id, faults=faults)
+
+
+def printable_line(text: str) -> str:
+    r"""Make one line of a text, whatever a file name or another library brings along.
+
+    Characters that cannot be printed become their codes, as `\x1b`: a name from a stranger's file
+    could otherwise move the cursor of the terminal or rewrite its lines.
+    """
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    shown = []
+    for character in line:
+        if character.isprintable():
+            shown.append(character)
+        else:
+            shown.append(character.encode("unicode_escape").decode())
+    return "".join(shown)
 
 
 class NonFiniteError(DataError):

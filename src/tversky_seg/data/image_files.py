@@ -42,6 +42,15 @@ def file_and_frame(path: Path | str) -> tuple[Path, int | None]:
     return Path(match[1]), int(match[2])
 
 
+def why_absent(path: Path) -> str | None:
+    """Tell why a file is not here: "no such file" or, say, "permission denied"; None if it is."""
+    # pathlib raises for a name that is too long, or one in a folder that must not be read.
+    try:
+        return None if path.is_file() else "no such file"
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+
+
 def is_nifti(path: Path) -> bool:
     """Tell by its name, in capitals or not, whether a file is a NIfTI image."""
     return path.name.lower().endswith(NIFTI_ENDINGS)

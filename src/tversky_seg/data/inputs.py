@@ -16,6 +16,7 @@ from tversky_seg.data.image_files import (
     is_nifti,
     is_other_image,
     other_format,
+    why_absent,
 )
 from tversky_seg.data.manifest import read_manifest
 
@@ -97,8 +98,9 @@ def _case_of_files(
             fault = f"{name} is not a modality of this network"
             raise DataError("input", fault, f"expected {', '.join(modalities)}")
         file, _ = file_and_frame(path)
-        if not file.is_file():
-            raise DataError(path, "no such file", f"expected the image of {name}")
+        reason = why_absent(file)
+        if reason is not None:
+            raise DataError(path, reason, f"expected the image of {name}")
     if case_id is None:
         first_image = next(iter(images.values()))
         case_id = image_stem(first_image)

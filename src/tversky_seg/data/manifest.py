@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 import unicodedata
@@ -20,7 +21,7 @@ from tversky_seg.data.case import (
     same_file_name,
 )
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.image_files import file_and_frame
+from tversky_seg.data.image_files import file_and_frame, why_absent
 from tversky_seg.runtime.files import write_csv
 
 _COLUMNS = (
@@ -167,11 +168,13 @@ def is_reserved(column: str) -> bool:
 def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
     """Read the names of the columns and the lines below, cells stripped, empty lines dropped."""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin with a byte order mark
-        text_lines = text.splitlines()
+        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets begin with a byte order mark
+        # Lines with their ends, since a quoted cell may hold several. str.splitlines would also
+        # end a line at characters such as U+2028, which CSV knows as any other.
+        text_lines = list(io.StringIO(text, newline=""))
         if text_lines and text_lines[0].startswith("sep="):
-            text_lines[0] = ""  # Excel's own line; the numbers of the others stay
-        header = next((line for line in text_lines if line), "")
+            text_lines[0] = "\n"  # Excel's own line; the numbers of the others stay
+        header = next((line for line in text_lines if line.strip("\r\n")), "")
         # The character that the header holds most often.
         delimiter = max(_DELIMITERS, key=header.count)
         reader = csv.reader(text_lines, delimiter=delimiter, strict=True)
@@ -273,12 +276,12 @@ def _case_of(row: _Row, modalities: Sequence[str], needed: Sequence[str], *, pat
 def _in_existing_form(path: Path) -> Path:
     """Return a path in the Unicode form that the file system has: é as one character or two."""
     file, _ = file_and_frame(path)
-    if file.exists():
+    if why_absent(file) is None:
         return path
     for form in ("NFC", "NFD"):
         candidate = Path(unicodedata.normalize(form, str(path)))
         file, _ = file_and_frame(candidate)
-        if file.exists():
+        if why_absent(file) is None:
             return candidate
     return path
 
@@ -325,9 +328,10 @@ def _missing_file_faults(case: Case, manifest: Path) -> list[DataError]:
     faults = []
     for path in case.paths:
         file, _ = file_and_frame(path)
-        if not file.is_file():
+        fault = why_absent(file)
+        if fault is not None:
             expected = f"{manifest} names it for case {case.case_id}"
-            faults.append(DataError(path, "no such file", expected, case_id=case.case_id))
+            faults.append(DataError(path, fault, expected, case_id=case.case_id))
     return faults
 
 

@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tversky_seg.runtime.files import read_json
+
 SECONDS_BETWEEN_TOUCHES = 10.0
 SECONDS_UNTIL_ABANDONED = 120.0  # a network file system may show a time that is a minute old
 SECONDS_BETWEEN_TRIES = 0.05
@@ -99,7 +101,7 @@ def lock_file(
 def read_lock(path: Path) -> dict[str, Any]:
     """Read the content of a lock file; empty if it is gone or being written."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

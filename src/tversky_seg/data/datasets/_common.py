@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.image_files import NIFTI_ENDINGS
+from tversky_seg.runtime.files import read_json
 
 
 def find_nifti(folder: Path, *stems: str) -> Path | None:
@@ -49,7 +49,7 @@ def read_listing(path: Path, *, folder_name: str) -> dict[str, Any]:
         DataError: The file is missing or is not a JSON object.
     """
     try:
-        listing = json.loads(path.read_text(encoding="utf-8"))
+        listing = read_json(path)
     except OSError as error:
         raise DataError(path, str(error.strerror), f"expected {folder_name}") from error
     except ValueError as error:
