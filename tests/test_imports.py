@@ -28,7 +28,7 @@ CORE = {
 }
 """Packages for method people, and what each imports of ours: no files, no Hydra."""
 
-CORE_LIBRARIES = {"numpy", "scipy", "torch", "cc3d", "tversky_seg"}
+CORE_LIBRARIES = {"numpy", "scipy", "torch", "triton", "cc3d", "tversky_seg"}
 
 ONLY_IN = {
     "nibabel": {"data/nifti.py", "data/affines.py"},

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tversky_seg.models.layers import (
     Norm,
     initialize,
-    normalization,
+    norm_and_relu,
     pad_and_crop,
     preactivation,
     require_statistics,
@@ -214,7 +214,7 @@ def _stem(in_channels: int, width: int, *, compact: bool, norm: Norm | None) -> 
         channels[0] = width
     for before, after in pairwise(channels):
         conv = nn.Conv3d(before, after, 3, padding=1, bias=norm is None)
-        layers += [conv, normalization(norm, after, eps=EPS), nn.ReLU(inplace=True)]
+        layers += [conv, *norm_and_relu(norm, after, eps=EPS)]
     return nn.Sequential(*layers)
 
 

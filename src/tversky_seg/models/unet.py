@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tversky_seg.models.layers import (
     Norm,
     initialize,
+    norm_and_relu,
     normalization,
     pad_and_crop,
     require_statistics,
@@ -33,22 +34,23 @@ class ConvBlock(nn.Module):
         super().__init__()
         bias = norm is None
         self.conv1 = nn.Conv3d(in_channels, out_channels, 3, padding=1, bias=bias)
-        self.norm1 = normalization(norm, out_channels)
+        self.norm1, self.relu1 = norm_and_relu(norm, out_channels)
         self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=bias)
-        self.norm2 = normalization(norm, out_channels)
-        self.relu = nn.ReLU(inplace=True)
+        self.norm2, self.relu2 = norm_and_relu(norm, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.shortcut = None
         if residual:
+            # The shortcut is added between the two.
+            self.norm2, self.relu2 = normalization(norm, out_channels), nn.ReLU(inplace=True)
             self.shortcut = nn.Conv3d(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """Compute (B, out_channels, X, Y, Z) from (B, in_channels, X, Y, Z)."""
-        hidden = self.relu(self.norm1(self.conv1(features)))
+        hidden = self.relu1(self.norm1(self.conv1(features)))
         hidden = self.norm2(self.conv2(hidden))
         if self.shortcut is not None:
             hidden = hidden + self.shortcut(features)
-        return self.dropout(self.relu(hidden))  # type: ignore[no-any-return]
+        return self.dropout(self.relu2(hidden))  # type: ignore[no-any-return]
 
 
 class UNet3D(nn.Module):
