@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from tversky_seg.losses import fused
 from tversky_seg.losses.checks import check_arguments
 from tversky_seg.losses.global_batch import mean_over_batch, sum_over_processes
 from tversky_seg.losses.soft_counts import cache_sized_slices, counting_dtype
@@ -110,17 +111,25 @@ class FocalLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Compute the loss, a scalar >= 0, of logits and target (B, C, X, Y, Z)."""
         check_arguments(logits, target, weight)
-        if weight is not None:
-            weight = weight.expand(logits.shape)
+        focal_sum = fused.focal_sum if fused.can_fuse(logits) else plain_focal_sum
         with torch.autocast(logits.device.type, enabled=False):
-            total = _FocalSum.apply(  # type: ignore[no-untyped-call]
-                logits, target, weight, self.alpha, self.gamma
-            )
+            total = focal_sum(logits, target, weight, alpha=self.alpha, gamma=self.gamma)
         return mean_over_batch(total, n_voxels=logits.numel())
 
     def extra_repr(self) -> str:
         """Settings, as repr() shows them."""
         return f"alpha={self.alpha}, gamma={self.gamma:g}"
+
+
+def plain_focal_sum(
+    logits: Tensor, target: Tensor, weight: Tensor | None, *, alpha: float | None, gamma: float
+) -> Tensor:
+    """Add up as `fused.focal_sum`, on any device and for float64 too."""
+    if weight is not None:
+        weight = weight.expand(logits.shape)
+    return _FocalSum.apply(  # type: ignore[no-any-return, no-untyped-call]
+        logits, target, weight, alpha, gamma
+    )
 
 
 class _FocalSum(torch.autograd.Function):

@@ -98,8 +98,10 @@ def _importance(size: Tensor) -> Tensor:
 
     Sizes (10, 1000, 0) give (1, 1e-4, 1).
     """
-    rarest = size.where(size > 0, math.inf).amin(-1, keepdim=True)
-    return torch.where(size > 0, rarest / size, 1).square()
+    has_none = size <= 0
+    # torch.where would copy these numbers to a GPU, and wait for it.
+    rarest = size.masked_fill(has_none, math.inf).amin(-1, keepdim=True)
+    return (rarest / size).masked_fill(has_none, 1).square()
 
 
 def _n_voxels(logits: Tensor, weight: Tensor | None, *, over_batch: bool) -> Tensor:

@@ -13,9 +13,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def n_processes() -> int:
+    """Return the number of processes that share the batch; 1 without torch.distributed."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return 1
+
+
 def sum_over_processes(values: Tensor) -> Tensor:
     """Add up a small tensor over all processes; with one process it stays as it is."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if n_processes() == 1:
         return values
     return _SumOverProcesses.apply(values)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -27,6 +34,8 @@ def mean_over_batch(total: Tensor, *, n_voxels: int) -> Tensor:
         total: Sum over the voxels of this process, a scalar.
         n_voxels: Number of voxels of this process.
     """
+    if n_processes() == 1:
+        return total / n_voxels
     n = torch.full_like(total, float(n_voxels))
     sums = sum_over_processes(torch.stack([total, n]))
     return sums[0] / sums[1]
@@ -43,4 +52,4 @@ class _SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient * dist.get_world_size()
+        return gradient * n_processes()

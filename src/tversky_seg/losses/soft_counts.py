@@ -1,8 +1,8 @@
 """Soft counts of voxels: every loss of the Tversky family is a formula of them.
 
 Counts are float32 or wider, under any autocast: the sum of p over 64^3 voxels already exceeds the
-largest fp16 number. The backward pass is written by hand and needs one tensor besides the
-arguments: p, over which it writes the gradient.
+largest fp16 number. On a GPU, kernels count (`losses.fused`). Elsewhere the backward pass is
+written by hand and needs one tensor besides the arguments: p, over which it writes the gradient.
 """
 
 from __future__ import annotations
@@ -15,11 +15,63 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tversky_seg.losses import fused
 from tversky_seg.losses.checks import check_range, check_shapes
-from tversky_seg.losses.global_batch import sum_over_processes
+from tversky_seg.losses.global_batch import n_processes, sum_over_processes
+from tversky_seg.metrics.overlap import tversky_index
 
 VOXELS_IN_CACHE = 2**17
 """Voxels per thread of which a CPU's caches hold several tensors at once."""
+MAX_VOXELS = 2**30
+"""Voxels in one operation on another device; torch.dot takes at most 2^31 - 1."""
+
+
+def soft_index(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    alpha: float,
+    beta: float,
+    smooth: float,
+    squared: bool = False,
+    over_batch: bool = True,
+) -> Tensor:
+    """Compute the Tversky index of soft counts.
+
+    Args:
+        logits: As in `soft_counts`, as `target` and `weight`.
+        target: In [0, 1].
+        weight: Weight of each voxel.
+        alpha: Weight of false positives, >= 0.
+        beta: Weight of false negatives, >= 0.
+        smooth: Voxels added to numerator and denominator, > 0.
+        squared: As in `soft_counts`.
+        over_batch: As in `soft_counts`.
+
+    Returns:
+        The index of each class, (C,), or (B, C) without `over_batch`.
+
+    Raises:
+        ValueError: As `soft_counts`.
+    """
+    needs_others = over_batch and n_processes() > 1
+    if fused.can_fuse(logits) and not needs_others:
+        check_shapes(logits, target, weight)
+        return fused.soft_indices(
+            logits,
+            target,
+            weight,
+            alpha=alpha,
+            beta=beta,
+            smooth=smooth,
+            squared=squared,
+            over_batch=over_batch,
+        )
+    # A lesion voxel with p = 0.8 and a background voxel with p = 0.4: TP 0.8, FP 0.4, FN 0.2.
+    tp, fp, fn = soft_counts(logits, target, weight, squared=squared, over_batch=over_batch)
+    # With alpha 0.3, beta 0.7 and smooth 1: 1.8 / (0.8 + 0.12 + 0.14 + 1) = 0.874, loss 0.126.
+    return tversky_index(tp, fp, fn, alpha=alpha, beta=beta, smooth=smooth)
 
 
 def soft_counts(
@@ -50,15 +102,27 @@ def soft_counts(
         ValueError: See `check_shapes` and `check_range`.
     """
     check_shapes(logits, target, weight)
-    if weight is not None:
-        weight = weight.expand(logits.shape)
     with torch.autocast(logits.device.type, enabled=False):
-        sums = _SoftSums.apply(logits, target, weight, squared)  # type: ignore[no-untyped-call]
+        if fused.can_fuse(logits):
+            sums = fused.soft_sums(logits, target, weight, squared=squared)
+        else:
+            sums = plain_soft_sums(logits, target, weight, squared=squared)
         if over_batch:
             sums = sum_over_processes(sums.sum(1))
     # Two voxels with p = (0.8, 0.6) and g = (1, 0): tp 0.8, predicted 1.4, true 1; FP 0.6, FN 0.2.
     tp, predicted, true = sums
     return tp, predicted - tp, true - tp
+
+
+def plain_soft_sums(
+    logits: Tensor, target: Tensor, weight: Tensor | None, *, squared: bool
+) -> Tensor:
+    """Add up as `fused.soft_sums`, on any device and for float64 too."""
+    if weight is not None:
+        weight = weight.expand(logits.shape)
+    return _SoftSums.apply(  # type: ignore[no-any-return, no-untyped-call]
+        logits, target, weight, squared
+    )
 
 
 class _SoftSums(torch.autograd.Function):
@@ -187,9 +251,9 @@ def counting_dtype(logits: Tensor) -> torch.dtype:
 def cache_sized_slices(n_voxels: int, device: torch.device) -> list[slice]:
     """Split a row of voxels so that the CPU's caches hold several tensors of one part.
 
-    On other devices, one slice holds all voxels.
+    On other devices, one slice holds all voxels, up to a limit of torch.
     """
-    size = n_voxels
+    size = min(n_voxels, MAX_VOXELS)
     if device.type == "cpu":
         n_slices = math.ceil(n_voxels / (VOXELS_IN_CACHE * torch.get_num_threads()))
         size = math.ceil(n_voxels / n_slices)

@@ -12,8 +12,8 @@ import math
 from torch import Tensor, nn
 
 from tversky_seg.losses.checks import checked_smooth, tversky_weights
-from tversky_seg.losses.soft_counts import soft_counts
-from tversky_seg.metrics.overlap import f_weights, tversky_index
+from tversky_seg.losses.soft_counts import soft_index
+from tversky_seg.metrics.overlap import f_weights
 
 
 class TverskyLoss(nn.Module):
@@ -49,10 +49,15 @@ class TverskyLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Compute the loss, a scalar in [0, 1], of logits and target (B, C, X, Y, Z)."""
-        # A lesion voxel with p = 0.8 and a background voxel with p = 0.4: TP 0.8, FP 0.4, FN 0.2.
-        tp, fp, fn = soft_counts(logits, target, weight, over_batch=self.over_batch)
-        # With alpha 0.3, beta 0.7 and smooth 1: 1.8 / (0.8 + 0.12 + 0.14 + 1) = 0.874, loss 0.126.
-        index = tversky_index(tp, fp, fn, alpha=self.alpha, beta=self.beta, smooth=self.smooth)
+        index = soft_index(
+            logits,
+            target,
+            weight,
+            alpha=self.alpha,
+            beta=self.beta,
+            smooth=self.smooth,
+            over_batch=self.over_batch,
+        )
         # The mean over classes; without over_batch, over samples as well.
         return (1 - index).mean()
 
@@ -84,11 +89,17 @@ class DiceLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Compute the loss, a scalar in [0, 1], of logits and target (B, C, X, Y, Z)."""
-        tp, fp, fn = soft_counts(
-            logits, target, weight, squared=self.squared, over_batch=self.over_batch
-        )
         # TP / (TP + FP / 2 + FN / 2) is 2 TP / (2 TP + FP + FN), the Dice coefficient.
-        index = tversky_index(tp, fp, fn, alpha=0.5, beta=0.5, smooth=self.smooth)
+        index = soft_index(
+            logits,
+            target,
+            weight,
+            alpha=0.5,
+            beta=0.5,
+            smooth=self.smooth,
+            squared=self.squared,
+            over_batch=self.over_batch,
+        )
         return (1 - index).mean()
 
     def extra_repr(self) -> str:
@@ -122,10 +133,16 @@ class AsymmetricSimilarityLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Compute the loss, a scalar in [0, 1], of logits and target (B, C, X, Y, Z)."""
-        tp, fp, fn = soft_counts(
-            logits, target, weight, squared=self.squared, over_batch=self.over_batch
+        index = soft_index(
+            logits,
+            target,
+            weight,
+            alpha=self.alpha,
+            beta=self.beta,
+            smooth=self.smooth,
+            squared=self.squared,
+            over_batch=self.over_batch,
         )
-        index = tversky_index(tp, fp, fn, alpha=self.alpha, beta=self.beta, smooth=self.smooth)
         return (1 - index).mean()
 
     def extra_repr(self) -> str:
@@ -171,8 +188,15 @@ class FocalTverskyLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Compute the loss, a scalar in [0, 1], of logits and target (B, C, X, Y, Z)."""
-        tp, fp, fn = soft_counts(logits, target, weight, over_batch=self.over_batch)
-        index = tversky_index(tp, fp, fn, alpha=self.alpha, beta=self.beta, smooth=self.smooth)
+        index = soft_index(
+            logits,
+            target,
+            weight,
+            alpha=self.alpha,
+            beta=self.beta,
+            smooth=self.smooth,
+            over_batch=self.over_batch,
+        )
         shortfall = 1 - index
         # The slope of a root is infinite at 0, where a perfect prediction would make NaN.
         if self.gamma != 1:
