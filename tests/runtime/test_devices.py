@@ -1,10 +1,17 @@
-"""Precisions: what "auto" means on a device, and when cuDNN may use TF32."""
+"""Devices: what precision "auto" means on one, when cuDNN may use TF32, and memory layouts."""
 
 import pytest
 import torch
 
+from helpers.cuda import on_gpu
 from tversky_seg.runtime import devices
-from tversky_seg.runtime.devices import autocast, computes_fast, resolve_precision
+from tversky_seg.runtime.devices import (
+    autocast,
+    computes_fast,
+    image_to_device,
+    resolve_precision,
+    to_device,
+)
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -89,3 +96,12 @@ def test_fp32_on_a_card_is_not_tf32() -> None:
         errors[word] = (result.double().cpu() - exact).abs().max().item()
     assert errors["fp32"] < 2e-5
     assert torch.backends.cudnn.allow_tf32 is False
+
+
+@on_gpu
+def test_a_network_and_its_images_share_a_layout() -> None:
+    device = torch.device("cuda")
+    network = to_device(torch.nn.Conv3d(2, 4, 3), device)
+    image = image_to_device(torch.ones(1, 2, 5, 6, 7), device)
+    assert image.is_contiguous(memory_format=torch.channels_last_3d)
+    assert network(image).is_contiguous(memory_format=torch.channels_last_3d)

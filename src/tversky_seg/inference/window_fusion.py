@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tversky_seg.inference.tta import View
-from tversky_seg.runtime.devices import autocast, is_out_of_memory
+from tversky_seg.runtime.devices import autocast, image_to_device, is_out_of_memory
 
 logger = logging.getLogger("tversky_seg")
 
@@ -73,7 +73,7 @@ class WindowNetwork:
             mirrored.append(_mirror(window.float() * self.scale.to(window.device), view))
         batch = torch.stack(mirrored)
         with autocast(self.device, self.precision):
-            logits = self.network(batch.to(self.device))
+            logits = self.network(image_to_device(batch, self.device))
         if logits.ndim != 5 or logits.shape[2:] != batch.shape[2:]:
             raise ValueError(
                 f"the network made {tuple(logits.shape)} of {tuple(batch.shape)}; "

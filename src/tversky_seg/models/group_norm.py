@@ -110,9 +110,13 @@ def _is_fused(features: Tensor) -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@lru_cache
 def has_kernels(device_index: int) -> bool:
     """Tell whether Triton is there and supports a GPU: compute capability 8.0 or later."""
+    return _has_kernels(device_index)
+
+
+@lru_cache
+def _has_kernels(device_index: int) -> bool:
     has_triton = importlib.util.find_spec("triton") is not None
     return has_triton and torch.cuda.get_device_capability(device_index) >= (8, 0)
 

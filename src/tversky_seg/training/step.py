@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tversky_seg.data.patches.batches import Batch
-from tversky_seg.runtime.devices import autocast
+from tversky_seg.runtime.devices import autocast, image_to_device
 from tversky_seg.runtime.distributed import all_gather_list, no_sync_until_last, world_size
 
 
@@ -68,7 +68,7 @@ def forward_backward(
     targets = batch.target.chunk(n_parts)
     losses = []
     for part in range(n_parts):
-        image = images[part].to(device, non_blocking=True)
+        image = image_to_device(images[part], device)
         target = targets[part].to(device, non_blocking=True)
         weight = None
         if weighting is not None and batch.components is not None:
