@@ -62,3 +62,12 @@ def test_a_stopwatch_adds_up_by_name_and_starts_anew_when_read(
         watch.lap(name)
     assert watch.read() == {"wait": 1.5, "step": 2.0}
     assert watch.read() == {}
+
+
+def test_a_lap_is_split_into_a_measured_part_and_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 3.0, 4.0])
+    monkeypatch.setattr(recording.time, "perf_counter", lambda: next(clock))
+    watch = Stopwatch()
+    watch.split_lap("step", 2.0, rest="wait")
+    watch.split_lap("step", 1.5, rest="wait")  # the clock of a GPU may be ahead of the host's
+    assert watch.read() == {"step": 3.0, "wait": 1.0}

@@ -138,7 +138,15 @@ class Stopwatch:
     def lap(self, name: str) -> None:
         """Add the time since the last lap to `name`."""
         now = time.perf_counter()
-        self._seconds[name] = self._seconds.get(name, 0.0) + now - self._last_lap
+        self._add(name, now - self._last_lap)
+        self._last_lap = now
+
+    def split_lap(self, name: str, seconds: float, *, rest: str) -> None:
+        """Add `seconds` of the time since the last lap to `name`, and the remainder to `rest`."""
+        now = time.perf_counter()
+        seconds = min(seconds, now - self._last_lap)
+        self._add(name, seconds)
+        self._add(rest, now - self._last_lap - seconds)
         self._last_lap = now
 
     def read(self, *, n_steps: int = 1) -> dict[str, float]:
@@ -146,6 +154,9 @@ class Stopwatch:
         seconds = self._seconds
         self._seconds = {}
         return {name: total / n_steps for name, total in seconds.items()}
+
+    def _add(self, name: str, seconds: float) -> None:
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
 
 def cut_table(path: Path, last_step: int) -> list[Scalar]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class WeightAverage:
@@ -35,18 +35,29 @@ class WeightAverage:
             self.network = copy.deepcopy(model).requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Add the weights after a step, counted from 1."""
+    def update(self, step: int, *, is_skipped: Tensor | None = None) -> None:
+        """Add the weights after a step.
+
+        Args:
+            step: Number of the step, from 1.
+            is_skipped: Whether the step was skipped and must not count, a boolean scalar on the
+                device of the network, which the host does not read. None: it was not.
+        """
         if self.decay is None:
             return
         # After step 1 the weights count 9/11, after step 90 they count 9/100.
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        pairs = zip(self.network.parameters(), self.model.parameters(), strict=True)
-        for average, weight in pairs:
-            average.lerp_(weight, share)
+        averages: list[Tensor] = list(self.network.parameters())
+        weights: list[Tensor] = list(self.model.parameters())
+        if is_skipped is None:
+            for average, weight in zip(averages, weights, strict=True):
+                average.lerp_(weight, share)
+        else:
+            _move_towards(averages, weights, share * is_skipped.logical_not())
         # A mean of running variances would describe no network.
-        for own, buffer in zip(self.network.buffers(), self.model.buffers(), strict=True):
-            own.copy_(buffer)
+        buffers = list(self.network.buffers())
+        if buffers:
+            torch._foreach_copy_(buffers, list(self.model.buffers()))
 
     def entries_to_predict(self) -> dict[str, Any]:
         """Return the entries of best.pt: `model` is the network that was validated."""
@@ -65,3 +76,10 @@ class WeightAverage:
         self.model.load_state_dict(checkpoint["model"])
         if self.decay is not None:
             self.network.load_state_dict(checkpoint["model_average"])
+
+
+def _move_towards(averages: list[Tensor], weights: list[Tensor], share: Tensor) -> None:
+    """Move each tensor by a share of the way, a scalar on their device, in three calls."""
+    steps = torch._foreach_sub(weights, averages)
+    torch._foreach_mul_(steps, share)
+    torch._foreach_add_(averages, steps)

@@ -21,11 +21,12 @@ from tversky_seg.runtime.locks import SECONDS_UNTIL_ABANDONED, Locked, lock_file
 from tversky_seg.runtime.preemption import Preempted, allow_signals, reason_to_stop
 from tversky_seg.runtime.progress import Reporter
 from tversky_seg.runtime.recorder import Recorder, SilentRecorder, Stopwatch, open_recorder
-from tversky_seg.training.step import no_finite_gradient
+from tversky_seg.training.step import no_finite_gradient, patch_names
+from tversky_seg.training.step_result import StepResult
 from tversky_seg.training.validation import Validation
 
 if TYPE_CHECKING:
-    from tversky_seg.training.trainer import StepResult, Trainer
+    from tversky_seg.training.trainer import Trainer
 
 logger = logging.getLogger("tversky_seg")
 
@@ -87,6 +88,16 @@ class TrainingState:
         return stored
 
 
+@dataclass(frozen=True)
+class UnreadStep:
+    """A step whose result the host has not read yet."""
+
+    step: int
+    result: StepResult
+    learning_rate: float
+    patches: list[str]
+
+
 class TrainingRun:
     """Logs, validates, saves and stops when the settings of a trainer say so.
 
@@ -115,6 +126,7 @@ class TrainingRun:
         self.previous = output_dir / "checkpoints" / "previous.pt"
         self.best = output_dir / "checkpoints" / "best.pt"
         self.state = TrainingState()
+        self._unread: UnreadStep | None = None
         self.stopwatch = Stopwatch()
         self.recorder: Recorder | SilentRecorder = SilentRecorder()
         self.progress = Reporter("train", total=trainer.max_steps)
@@ -183,32 +195,49 @@ class TrainingRun:
             self.save_last()
 
     def count_step(self, step: int, result: StepResult, batch: Batch) -> None:
-        """Count a step that is done.
+        """Count a step that was taken.
+
+        A GPU may still compute it. Its result is then read while the GPU computes the next step, or
+        at once before a validation and a checkpoint.
 
         Raises:
-            FloatingPointError: This and the steps before it were skipped, `max_skipped` in a row.
+            FloatingPointError: As `read_result`.
         """
+        self.read_result()
+        self.state.step = step
+        learning_rate = self.trainer.torch_optimizer.param_groups[0]["lr"]
+        self._unread = UnreadStep(step, result, learning_rate, patch_names(batch))
+        if not result.is_late or self._is_everything_due():
+            self.read_result()
+
+    def read_result(self) -> None:
+        """Read the result of the last step, unless that is done, and write a row if one is due.
+
+        Raises:
+            FloatingPointError: This step and those before it were skipped, `max_skipped` in a row.
+        """
+        if self._unread is None:
+            return
+        unread = self._unread
+        self._unread = None
         state = self.state
         # A skipped step shows in the row of metrics.csv: its loss is NaN or infinite there.
-        state.losses.append(result.loss)
-        if result.is_skipped:
+        state.losses.append(unread.result.loss)
+        if unread.result.is_skipped:
             state.n_skipped += 1
             state.n_skipped_in_a_row += 1
         else:
             state.n_skipped_in_a_row = 0
         if state.n_skipped_in_a_row >= self.trainer.max_skipped:
-            raise no_finite_gradient(step, batch, n_in_a_row=state.n_skipped_in_a_row)
-        state.step = step
-        self.stopwatch.lap("step_s")
+            raise no_finite_gradient(
+                unread.step, unread.patches, n_in_a_row=state.n_skipped_in_a_row
+            )
+        # What is not the step is the wait for its batch.
+        self.stopwatch.split_lap("step_s", unread.result.seconds, rest="data_wait_s")
         self.progress.advance(f"loss {np.mean(state.losses):.3f}")
-
-    def log_if_due(self) -> None:
-        """Write a row of metrics.csv; before a validation and a checkpoint one is always due."""
-        trainer = self.trainer
-        for every in (trainer.log_every, trainer.validate_every, trainer.checkpoint_every):
-            if self._is_due(every):
-                self._write_row()
-                return
+        # Before a validation and a checkpoint a row is always due.
+        if self._is_everything_due() or unread.step % self.trainer.log_every == 0:
+            self._write_row(unread)
 
     def stop_if_asked(self) -> None:
         """Raise Preempted if a signal came to any process, or the hours are over.
@@ -218,6 +247,7 @@ class TrainingRun:
         # Processes get a signal at different moments, or some of them none.
         reason = reason_to_stop(self.trainer.max_hours)
         if any_process(reason is not None):
+            self.read_result()
             raise Preempted(reason or "another process was stopped")
 
     def validate_if_due(self) -> None:
@@ -289,19 +319,24 @@ class TrainingRun:
             return False
         return self._is_due(self.trainer.validate_every)
 
+    def _is_everything_due(self) -> bool:
+        """Tell whether the last step is followed by a validation or a checkpoint."""
+        trainer = self.trainer
+        return self._is_due(trainer.validate_every) or self._is_due(trainer.checkpoint_every)
+
     def _is_due(self, every: int) -> bool:
         return self.state.step % every == 0 or self.state.step == self.trainer.max_steps
 
-    def _write_row(self) -> None:
+    def _write_row(self, last: UnreadStep) -> None:
         state = self.state
         row = {
             "loss": float(np.mean(state.losses)),
-            "learning_rate": self.trainer.torch_optimizer.param_groups[0]["lr"],
+            "learning_rate": last.learning_rate,
             "skipped": state.n_skipped,
         }
-        self.recorder.metrics(state.step, row)
+        self.recorder.metrics(last.step, row)
         # Clocks go into a file of their own: metrics.csv repeats bit for bit.
-        self.recorder.timings(state.step, self.stopwatch.read(n_steps=len(state.losses)))
+        self.recorder.timings(last.step, self.stopwatch.read(n_steps=len(state.losses)))
         state.losses.clear()
 
     def _save_best(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ def forward_backward(
     device: torch.device,
     precision: str,
     n_parts: int = 1,
-) -> float:
+) -> Tensor:
     """Add the gradient of a batch's loss, scaled by `scaler`, to that of the parameters.
 
     Args:
@@ -62,7 +62,7 @@ def forward_backward(
             becomes one ratio for each part, not one for the batch.
 
     Returns:
-        The loss.
+        The loss, a scalar on the device, which need not have computed it yet.
     """
     images = batch.image.chunk(n_parts)
     targets = batch.target.chunk(n_parts)
@@ -83,21 +83,30 @@ def forward_backward(
             with autocast(device, precision):
                 logits = network(image)
             # Losses stay outside autocast: sums of voxels overflow in fp16.
-            loss_of_part = loss(logits, target, weight) / n_parts
+            loss_of_part = loss(logits, target, weight)
+            if n_parts > 1:
+                loss_of_part = loss_of_part / n_parts
             scaler.scale(loss_of_part).backward()
         losses.append(loss_of_part.detach())
-    # Reading a number waits for a GPU, so it is done once, after the last part.
-    return float(torch.stack(losses).sum().item())
+    return torch.stack(losses).sum()
 
 
-def no_finite_gradient(step: int, batch: Batch, *, n_in_a_row: int) -> FloatingPointError:
+def patch_names(batch: Batch) -> list[str]:
+    """Name the patches of a batch: "case at [10, 20, 30]"."""
+    names = []
+    for case_id, start in zip(batch.case_ids, batch.starts, strict=True):
+        names.append(f"{case_id} at {start}")
+    return names
+
+
+def no_finite_gradient(step: int, patches: Sequence[str], *, n_in_a_row: int) -> FloatingPointError:
     """Make the error that ends a training whose steps are all skipped.
 
-    It names the step and the patches of the global batch, from all processes.
+    Args:
+        step: Last of the skipped steps.
+        patches: Names of its patches in this process. Those of all processes are named.
+        n_in_a_row: Number of skipped steps.
     """
-    patches = []
-    for case_id, start in zip(batch.case_ids, batch.starts, strict=True):
-        patches.append(f"{case_id} at {start}")
     return FloatingPointError(
         f"step {step}: no finite gradient in {n_in_a_row} steps in a row "
         f"(patches: {', '.join(all_gather_list(patches))}); "

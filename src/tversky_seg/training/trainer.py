@@ -27,22 +27,20 @@ from tversky_seg.runtime.distributed import rank, wrap_ddp
 from tversky_seg.runtime.preemption import Preempted, defer_signals
 from tversky_seg.runtime.trackers import check_trackers
 from tversky_seg.training.ema import WeightAverage
-from tversky_seg.training.optimizer_state import load_optimizer_state
+from tversky_seg.training.optimizer_state import (
+    can_skip_on_device,
+    load_optimizer_state,
+    make_optimizer,
+    step_unless,
+)
 from tversky_seg.training.run import TrainingRun
+from tversky_seg.training.saved_buffers import SavedBuffers
 from tversky_seg.training.schedules import constant
 from tversky_seg.training.step import check_parts, forward_backward
+from tversky_seg.training.step_result import StepResult, mark_time
 from tversky_seg.training.validation import Validation
 
 logger = logging.getLogger("tversky_seg")
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """Outcome of one optimiser update."""
-
-    loss: float
-    is_skipped: bool
-    """The gradient was not finite, so the weights stayed as they were."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -168,7 +166,8 @@ class Trainer:
         self.average = WeightAverage(self.model, decay=self.ema_decay)
 
         self.loss = with_deep_supervision(self.loss).to(self.torch_device)
-        self.torch_optimizer = self.optimizer(self.model.parameters())
+        self.weights = list(self.model.parameters())
+        self.torch_optimizer = make_optimizer(self.optimizer, self.weights, self.torch_device)
         # The schedule multiplies these, so that the rate of a step follows from the step alone.
         self.base_rates = [group["lr"] for group in self.torch_optimizer.param_groups]
         # bf16 has the range of float32; only fp16 needs its loss scaled.
@@ -230,10 +229,8 @@ class Trainer:
         # The loader is a generator: workers start with the first batch, after this.
         run.repeat_interrupted_validation()
         for step, batch in enumerate(remaining_batches, run.state.step + 1):
-            run.stopwatch.lap("data_wait_s")
             result = self.train_step(step, batch)
             run.count_step(step, result, batch)
-            run.log_if_due()
             # Before the validation, which may take longer than a scheduler waits after its signal;
             # a validation that was due is then made up for when the run resumes.
             run.stop_if_asked()
@@ -248,7 +245,11 @@ class Trainer:
         Args:
             step: Number of the update, from 1.
             batch: Patches, with their components where there is a weighting.
+
+        Returns:
+            The result. A GPU may still compute the step then; reading the result waits for it.
         """
+        start = mark_time(self.torch_device)
         # Dropout must differ from step to step and between processes, and repeat when resumed.
         # Seeds are a million steps apart, so that seed 1 draws other numbers than seed 0.
         torch.manual_seed(self.seed * 1_000_003 + step + 2**40 * rank())
@@ -258,10 +259,9 @@ class Trainer:
         ):
             group["lr"] = base_rate * factor
 
-        # Batch norm updates its running statistics in the forward pass, before it is known
-        # whether the step will be skipped.
-        buffers_before = [buffer.clone() for buffer in self.model.buffers()]
-        self.model.train()
+        buffers = SavedBuffers(self.model)
+        if not self.model.training:
+            self.model.train()
         self.torch_optimizer.zero_grad()
         loss = forward_backward(
             self.network,
@@ -275,18 +275,26 @@ class Trainer:
         )
         # The norm must be that of the true gradient, not of the scaled one.
         self.scaler.unscale_(self.torch_optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.weights, self.clip_norm)
         # A single NaN or infinite entry makes the norm so, and the processes share one gradient:
         # all of them skip the same step.
-        is_finite = bool(torch.isfinite(norm))
-        if is_finite:
-            self.scaler.step(self.torch_optimizer)
-            self.average.update(step)
-        else:
-            for buffer, value in zip(self.model.buffers(), buffers_before, strict=True):
-                buffer.copy_(value)
+        is_skipped = torch.isfinite(norm).logical_not()
+        self._update_unless(is_skipped, step=step, buffers=buffers)
         self.scaler.update()  # after an overflow in fp16 the next step is scaled less
-        return StepResult(loss, is_skipped=not is_finite)
+        return StepResult(loss, is_skipped, start=start)
+
+    def _update_unless(self, is_skipped: Tensor, *, step: int, buffers: SavedBuffers) -> None:
+        """Update weights and average, or put back the buffers."""
+        if can_skip_on_device(self.torch_optimizer):
+            # A GPU decides by itself, so that the host can go on to the next step.
+            step_unless(self.torch_optimizer, is_skipped)
+            buffers.put_back(is_skipped)
+            self.average.update(step, is_skipped=is_skipped)
+        elif bool(is_skipped):  # the host waits here for a GPU
+            buffers.put_back()
+        else:
+            self.torch_optimizer.step()
+            self.average.update(step)
 
     def entries_to_resume(self) -> dict[str, Any]:
         """Return optimizer, schedule and loss scale as entries of a checkpoint."""
