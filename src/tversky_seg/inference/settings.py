@@ -25,7 +25,8 @@ class Inference:
         spline_order: Order of the bspline window; 2 is that of Hashemi et al. (arXiv:1803.11078).
         tta: Views of each window whose mean is taken: "none", "rotations180" (four), "flips8", or a
             list of views, as [none, x, yz]; see `tta.views`.
-        batch_size: Number of windows, or views of them, that pass the network together.
+        batch_size: Number of windows, or views of them, that pass the network together; "auto": 2 on
+            the CPU, on CUDA as many as the free memory suggests.
         goal: Goal for choosing threshold and smallest lesion on the validation set: "dice", "f2",
             "lesion_f1", "recall=0.9" (of voxels) or "lesion_recall=0.9"; see `operating_point`.
         threshold: Probability from which a voxel belongs to the mask, in [0, 1], or one for each
@@ -42,7 +43,7 @@ class Inference:
     window: str = "bspline"
     spline_order: int = 2
     tta: str | Sequence[str] = "none"
-    batch_size: int = 2
+    batch_size: int | str = "auto"
     goal: str = "dice"
     threshold: float | Mapping[str, float] | None = None
     min_volume_mm3: float | Mapping[str, float] | None = None
@@ -52,7 +53,8 @@ class Inference:
         # SlidingWindow checks its own values; any size will do while that of training is unknown.
         windows = self._windows_of("whole" if self.patch_size is None else self.patch_size)
         # A checkpoint may come from a stranger, and its windows must not take all memory.
-        n_voxels = 0 if windows.is_whole else math.prod(windows.sides) * self.batch_size
+        n_windows = self.batch_size if isinstance(self.batch_size, int) else 1
+        n_voxels = 0 if windows.is_whole else math.prod(windows.sides) * n_windows
         if n_voxels > MAX_BATCH_VOXELS:
             raise ValueError(
                 f"patch_size and batch_size must give at most {MAX_BATCH_VOXELS} voxels in a "

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from tversky_seg.inference.tta import View, views
-from tversky_seg.inference.window_fusion import Sides, WindowGrid, WindowNetwork, fuse
+from tversky_seg.inference.window_fusion import WindowGrid, WindowNetwork, fuse
+from tversky_seg.inference.window_memory import AUTO
+from tversky_seg.inference.window_sums import Sides
 from tversky_seg.inference.window_weights import WINDOWS, Window, window_weights
 from tversky_seg.runtime.devices import is_out_of_memory, to_device
 
@@ -36,7 +38,8 @@ class SlidingWindow:
         window: Weights of a window's voxels: "bspline", "gaussian", "uniform", a function from the
             side n to n weights, or an array of the window's shape. All must be positive.
         spline_order: Order of the window "bspline", at least 1.
-        batch_size: Number of windows, or views of them, that pass the network together.
+        batch_size: Number of windows, or views of them, that pass the network together; "auto": 2 on
+            the CPU, on CUDA as many as the free memory suggests.
         tta: Views of each window: "none", "rotations180", "flips8", or a list as in `tta.views`.
 
     Raises:
@@ -47,7 +50,7 @@ class SlidingWindow:
     overlap: float = 0.5
     window: Window = "bspline"
     spline_order: int = 2
-    batch_size: int = 1
+    batch_size: int | str = AUTO
     tta: str | Sequence[str] = "none"
 
     def __post_init__(self) -> None:
@@ -59,8 +62,7 @@ class SlidingWindow:
             raise ValueError(f"window must be one of {', '.join(WINDOWS)}, got {self.window}")
         if self.spline_order < 1:
             raise ValueError(f"spline_order must be >= 1, got {self.spline_order}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
+        _check_batch_size(self.batch_size)
         views(self.tta)
 
     @property
@@ -94,7 +96,7 @@ def predict_volume(
     patch_size: int | Sequence[int] | str,
     overlap: float = 0.5,
     window: Window = "bspline",
-    batch_size: int = 1,
+    batch_size: int | str = AUTO,
     tta: str | Sequence[str] = "none",
     foreground: Tensor | NDArray[Any] | None = None,
     image_scale: ArrayLike | None = None,
@@ -111,7 +113,7 @@ def predict_volume(
         patch_size: Sides of a window in voxels, one number or three, or "whole".
         overlap: Share of a window's side that the next window covers again, in [0, 1).
         window: Weights of a window's voxels; see `SlidingWindow`.
-        batch_size: Number of windows, or views of them, that pass the network together.
+        batch_size: Number of windows, or views of them, that pass the network together, or "auto".
         tta: Views of each window: "none", "rotations180", "flips8", or a list as in `tta.views`.
         foreground: As in `predict_by_windows`, like all that follows.
         image_scale: Factors for images kept as integers.
@@ -161,8 +163,9 @@ def predict_by_windows(
     smaller than the window is padded with 0. Each voxel's probability is the weighted mean over the
     windows that cover it and their views. The network runs in eval mode (each module's mode is
     restored), laid out as it is fastest on the device, and is not otherwise touched. On a full
-    device fewer windows pass the network at once, then volume and sums move to the host, with one
-    warning. Besides the network and the image, one float32 volume of the output's shape is held.
+    device fewer windows pass the network at once, then volume and sums move to the host, then a
+    copy of the network does, with one warning. Besides the network and the image, one float32
+    volume of the output's shape is held; on CUDA a second one where `into` is given.
 
     Args:
         network: Module (B, C, *sides) -> logits (B, K, *sides).
@@ -195,9 +198,10 @@ def predict_by_windows(
     )
     with _evaluating(network):
         # A sum can be extended in place only on the same grid: without padding, in known windows.
+        # On a GPU the sums stay there until they are complete.
         if windows.is_whole:
             probability = _predict_whole(on_device, volume, windows, foreground)
-        elif into is None or _is_smaller_than(volume, windows.sides):
+        elif into is None or device.type != "cpu" or _is_smaller_than(volume, windows.sides):
             probability = _predict_padded(on_device, volume, windows, windows.sides, foreground)
         else:
             corners = _corners(volume.shape[1:], windows.sides, windows.overlap)
@@ -220,7 +224,7 @@ def _as_volume(image: Tensor | NDArray[Any]) -> Tensor:
         image = torch.from_numpy(np.require(image, dtype, ["C", "W"]))
     if image.ndim != 4:
         raise ValueError(f"image must have the shape (C, X, Y, Z), got {tuple(image.shape)}")
-    return image
+    return image if image.dtype == torch.int16 else image.float()
 
 
 def _predict_whole(
@@ -232,10 +236,13 @@ def _predict_whole(
     """Predict the volume in one window, or in the largest halves of it that fit into memory."""
     x, y, z = volume.shape[1:]
     while True:
+        is_smallest = max(x, y, z) < SMALLEST_HALVED
         try:
-            return _predict_padded(network, volume, windows, (x, y, z), foreground)
+            return _predict_padded(
+                network, volume, windows, (x, y, z), foreground, may_leave_device=is_smallest
+            )
         except Exception as error:
-            if not is_out_of_memory(error) or max(x, y, z) < SMALLEST_HALVED:
+            if not is_out_of_memory(error) or is_smallest:
                 raise
         # Here and not above, since the error keeps the tensors of the failed attempt alive.
         # Rounded up, so that two windows cover the side.
@@ -251,6 +258,8 @@ def _predict_padded(
     windows: SlidingWindow,
     sides: Sides,
     foreground: Tensor | NDArray[Any] | None,
+    *,
+    may_leave_device: bool = True,
 ) -> Tensor:
     """Predict a new volume by windows of one size; a smaller volume is padded and cut again."""
     shape = volume.shape[1:]
@@ -261,7 +270,13 @@ def _predict_padded(
     if foreground is not None:
         corners = _with_foreground(corners, foreground, sides, shape, n_before=n_before)
     grid = windows.grid(corners, sides)
-    probability = fuse(network, volume, grid, batch_size=windows.batch_size)
+    probability = fuse(
+        network,
+        volume,
+        grid,
+        batch_size=windows.batch_size,
+        may_leave_device=may_leave_device,
+    )
     # Without the padding, and free of the padded volume's memory.
     x, y, z = (slice(start, start + n) for start, n in zip(n_before, shape, strict=True))
     return probability[:, x, y, z].contiguous()
@@ -294,6 +309,12 @@ def _check_sides(patch_size: int | Sequence[int] | str) -> None:
         raise ValueError(
             f"patch_size must be one or three numbers >= 1, or whole, got {patch_size}"
         )
+
+
+def _check_batch_size(batch_size: int | str) -> None:
+    is_number = isinstance(batch_size, int) and batch_size >= 1
+    if batch_size != AUTO and not is_number:
+        raise ValueError(f"batch_size must be auto or >= 1, got {batch_size}")
 
 
 def _corners(shape: Sequence[int], sides: Sides, overlap: float) -> list[Sides]:
@@ -338,7 +359,9 @@ def _with_foreground(
         box = []
         for start, n_padded, side in zip(corner, n_before, sides, strict=True):
             box.append(slice(max(start - n_padded, 0), start - n_padded + side))
-        if inside[tuple(box)].any():
+        window = inside[tuple(box)]
+        # Most windows are decided by a few voxels; only the others are searched through.
+        if window[::8, ::8, ::8].any() or window.any():
             chosen.append(corner)
     # Without any foreground the first window stays, so that there is a result of the right shape.
     return chosen or corners[:1]

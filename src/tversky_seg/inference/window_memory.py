@@ -1,0 +1,87 @@
+"""Memory of a prediction: how many windows at once, what fits on the device, the way back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tversky_seg.runtime.devices import is_out_of_memory
+
+AUTO = "auto"
+N_ON_THE_CPU = 2
+"""Windows at once on the CPU: torch is slow with a single small one, more gain nothing."""
+
+MOST_WINDOWS = 16
+MOST_VOXELS = 2**23
+"""A GPU is busy with this many voxels at once; more of them only take memory."""
+
+BYTES_PER_VOXEL = 2048
+"""Memory of the features of a voxel at their most, as a rule: the U-Net of 16 features at full
+resolution takes 400 bytes in float32, FC-DenseNet about 1500. A network that takes more runs out
+of memory once, and continues with half the windows."""
+
+MOST_PINNED_BYTES = 2**28
+"""Pinned memory stays with the process for its next copy, so that of large volumes is not taken."""
+
+
+def windows_at_once(
+    batch_size: int | str, n_windows: int, sides: Sequence[int], device: torch.device
+) -> int:
+    """Tell how many windows pass the network together.
+
+    "auto" is 2 on the CPU. On CUDA it is as many as the free memory suggests, up to 16 windows or
+    eight million voxels, in batches of about equal size: 27 windows of 96^3 in three batches of 9.
+
+    Args:
+        batch_size: Number of windows, or "auto".
+        n_windows: Number of all windows, or views of them.
+        sides: Sides of a window in voxels.
+        device: Device of the network.
+
+    Returns:
+        A number from 1 to `n_windows`.
+    """
+    if not isinstance(batch_size, str):
+        return min(batch_size, n_windows)
+    if device.type != "cuda":
+        return min(N_ON_THE_CPU, n_windows)
+    n_voxels = math.prod(sides)
+    n_fitting = _free_bytes(device) // (BYTES_PER_VOXEL * n_voxels)
+    most = max(1, min(n_fitting, MOST_WINDOWS, MOST_VOXELS // n_voxels))
+    n_batches = math.ceil(n_windows / most)
+    return math.ceil(n_windows / n_batches)
+
+
+def is_room_for(n_bytes: int, device: torch.device) -> bool:
+    """Tell whether new tensors of this size fit on a GPU, as far as it says; on the CPU they do."""
+    return device.type != "cuda" or n_bytes <= _free_bytes(device)
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """Copy a tensor to the host, when the device has computed it; on the CPU it is itself.
+
+    A copy to pinned memory is several times faster than one to new memory, page by page.
+    """
+    if tensor.device.type != "cuda" or tensor.nbytes > MOST_PINNED_BYTES:
+        return tensor.cpu()
+    try:
+        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return tensor.cpu()
+    pinned.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return pinned
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Count the bytes that new tensors may take: free ones, and those that torch keeps for reuse."""
+    free, _ = torch.cuda.mem_get_info(device)
+    statistics = torch.cuda.memory_stats(device)
+    reserved = statistics.get("reserved_bytes.all.current", 0)
+    allocated = statistics.get("allocated_bytes.all.current", 0)
+    return int(free + reserved - allocated)
