@@ -25,8 +25,8 @@ class Inference:
         spline_order: Order of the bspline window; 2 is that of Hashemi et al. (arXiv:1803.11078).
         tta: Views of each window whose mean is taken: "none", "rotations180" (four), "flips8", or a
             list of views, as [none, x, yz]; see `tta.views`.
-        batch_size: Number of windows, or views of them, that pass the network together; "auto": 2 on
-            the CPU, on CUDA as many as the free memory suggests.
+        batch_size: Number of windows, or views of them, that pass the network together; "auto": 2
+            on the CPU, on CUDA as many as the free memory suggests.
         goal: Goal for choosing threshold and smallest lesion on the validation set: "dice", "f2",
             "lesion_f1", "recall=0.9" (of voxels) or "lesion_recall=0.9"; see `operating_point`.
         threshold: Probability from which a voxel belongs to the mask, in [0, 1], or one for each

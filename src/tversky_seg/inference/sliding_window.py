@@ -38,8 +38,8 @@ class SlidingWindow:
         window: Weights of a window's voxels: "bspline", "gaussian", "uniform", a function from the
             side n to n weights, or an array of the window's shape. All must be positive.
         spline_order: Order of the window "bspline", at least 1.
-        batch_size: Number of windows, or views of them, that pass the network together; "auto": 2 on
-            the CPU, on CUDA as many as the free memory suggests.
+        batch_size: Number of windows, or views of them, that pass the network together; "auto": 2
+            on the CPU, on CUDA as many as the free memory suggests.
         tta: Views of each window: "none", "rotations180", "flips8", or a list as in `tta.views`.
 
     Raises:

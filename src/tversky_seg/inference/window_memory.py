@@ -79,7 +79,7 @@ def to_host(tensor: Tensor) -> Tensor:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Count the bytes that new tensors may take: free ones, and those that torch keeps for reuse."""
+    """Count the bytes that new tensors may take: free, or kept by torch for reuse."""
     free, _ = torch.cuda.mem_get_info(device)
     statistics = torch.cuda.memory_stats(device)
     reserved = statistics.get("reserved_bytes.all.current", 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ WINDOWS: Mapping[str, Callable[[int], ArrayLike]] = {
 
 
 def window_weights(window: Window, sides: Sequence[int], *, spline_order: int = 2) -> Tensor:
-    """Compute the weight of each voxel of a window, (x, y, z) float32.
+    """Compute the weight of each voxel of a window, (x, y, z) float32; not to be changed in place.
 
     Args:
         window: Name, function or array; see `Window`.
@@ -64,7 +64,18 @@ def window_weights(window: Window, sides: Sequence[int], *, spline_order: int = 
     Raises:
         ValueError: A weight is not positive, or an array has another shape than the window.
     """
-    weights = torch.as_tensor(_weights_of(window, sides, spline_order), dtype=torch.float32)
+    if isinstance(window, str):
+        return _named_weights(window, tuple(sides), spline_order)
+    return _checked_weights(window, sides)
+
+
+@lru_cache(maxsize=2)  # the cases of a cohort have the same windows; of whole volumes, few
+def _named_weights(name: str, sides: tuple[int, ...], spline_order: int) -> Tensor:
+    return _checked_weights(_function_named(name, spline_order), sides)
+
+
+def _checked_weights(window: Window, sides: Sequence[int]) -> Tensor:
+    weights = torch.as_tensor(_weights_of(window, sides), dtype=torch.float32)
     if weights.shape != tuple(sides) or not (weights > 0).all():
         raise ValueError(
             f"window must give positive weights of shape {tuple(sides)}, "
@@ -73,9 +84,7 @@ def window_weights(window: Window, sides: Sequence[int], *, spline_order: int = 
     return weights
 
 
-def _weights_of(window: Window, sides: Sequence[int], spline_order: int) -> Any:
-    if isinstance(window, str):
-        window = _function_named(window, spline_order)
+def _weights_of(window: Window, sides: Sequence[int]) -> Any:
     if not callable(window):
         return window
     along = [np.asarray(window(side), dtype=np.float64) for side in sides]
