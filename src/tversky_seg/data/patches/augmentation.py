@@ -8,7 +8,13 @@ import torch
 from numpy.typing import NDArray
 
 from tversky_seg.data.patches.change import Change
-from tversky_seg.data.patches.intensity import N_RANKS, IntensityChange
+from tversky_seg.data.patches.intensity import (
+    N_RANKS,
+    IntensityChange,
+    gaussian_matrices,
+    log_bias_field,
+    low_resolution_matrices,
+)
 from tversky_seg.data.patches.spatial import Deformation, Turn, as_shape
 from tversky_seg.data.rotation import rotation_about_axis
 
@@ -263,12 +269,14 @@ class Augmentation:
             coefficients = rng.uniform(-self.bias_field, self.bias_field, (4, 4, 4))
             degree = np.indices(coefficients.shape).sum(axis=0)
             is_used = (degree > 0) & (degree <= 3)  # degree 0 would be a change of scale
-            change = replace(change, bias_field=coefficients * is_used)
+            log_field = log_bias_field(coefficients * is_used, size)
+            change = replace(change, bias_field=log_field)
         if _is_drawn(self.blur_probability, rng):
             sigma = rng.uniform(0, self.blur_mm) / spacing_mm
-            change = replace(change, blur_sigma=tuple(sigma))
+            change = replace(change, blur=gaussian_matrices(sigma, size))
         if _is_drawn(self.low_resolution_probability, rng):
-            change = replace(change, low_resolution=rng.uniform(1, self.low_resolution))
+            factor = rng.uniform(1, self.low_resolution)
+            change = replace(change, low_resolution=low_resolution_matrices(factor, size))
         # The five below draw their probability even where it is 0, as they always did.
         if rng.random() < self.gamma_probability:
             exponent = float(np.exp(rng.uniform(-self.gamma, self.gamma)))

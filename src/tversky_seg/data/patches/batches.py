@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Protocol, TypeVar, cast
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,14 +13,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.grids import Shape
+from tversky_seg.data.grids import Shape, crop_or_pad
 from tversky_seg.data.patches.change import Change
+from tversky_seg.data.patches.packing import map_tensors
 from tversky_seg.data.patches.sampling import Aim, Sampler, draw_patch, patch_sides
-from tversky_seg.data.patches.spatial import as_shape
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
-
-Value = TypeVar("Value")
-
 
 class Augments(Protocol):
     """Draws how a patch is changed, as `augmentation.Augmentation` does."""
@@ -42,31 +39,40 @@ class Sample:
     """One patch as it was read, with the augmentation that it still waits for.
 
     Attributes:
-        image: (C, x, y, z) float32; with a pending change the larger box that the change needs.
+        image: (C, x, y, z) float32, or int16 as stored; with a pending change the larger box that
+            the change needs.
+        scale: (C,) float32 factors from a stored image to intensities; None: the image holds these.
         labels: (K, x, y, z) of the same box: the target, or its components where they are asked
             for.
         change: Drawn augmentation that is still to be applied; None: the patch is finished.
-        offset: First voxel of the box, counted from the first voxel of the patch.
+        has_lesion: Whether any label of the box is not 0.
+        n_labels: Largest number that a component of the case has.
         case_id: Name of the case.
         start: First voxel of the patch in its case.
-        n_labels: Largest number that a component of the case has; None: unknown.
     """
 
     image: Tensor
+    scale: Tensor | None
     labels: Tensor
     change: Change | None
-    offset: Shape
+    has_lesion: bool
+    n_labels: int
     case_id: str
     start: Shape
-    n_labels: int | None = None
 
     def augment(self, device: torch.device) -> Sample:
-        """Move the sample to a device and apply its pending augmentation there."""
-        image = self.image.to(device, non_blocking=True)
-        labels = self.labels.to(device, non_blocking=True)
-        if self.change is not None:
-            image, labels = self.change.apply(image, labels, offset=self.offset)
-        return replace(self, image=image, labels=labels, change=None)
+        """Move the sample to a device and apply its pending augmentation there.
+
+        On a GPU nothing waits, provided that the tensors lie there or in page-locked memory.
+        """
+        moved = map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+        image, labels = moved.image, moved.labels
+        if moved.scale is not None:
+            # In float32, as on the host: the same bits.
+            image = image * moved.scale[:, None, None, None]
+        if moved.change is not None:
+            image, labels = moved.change.apply(image, labels, has_lesion=self.has_lesion)
+        return replace(moved, image=image, scale=None, labels=labels, change=None)
 
     def pin_memory(self) -> Sample:
         """Copy the tensors, those of the pending change too, to page-locked memory for a GPU."""
@@ -104,21 +110,6 @@ class Batch:
         return map_tensors(self, Tensor.pin_memory)
 
 
-def map_tensors(value: Value, function: Callable[[Tensor], Tensor]) -> Value:
-    """Copy a value with `function` applied to its tensors, inside dataclasses and tuples too."""
-    changed: Any = value
-    if isinstance(value, Tensor):
-        changed = function(value)
-    elif isinstance(value, tuple):
-        changed = tuple(map_tensors(part, function) for part in value)
-    elif is_dataclass(value) and not isinstance(value, type):  # is_dataclass takes classes too
-        parts: dict[str, Any] = {}
-        for field in fields(value):
-            parts[field.name] = map_tensors(getattr(value, field.name), function)
-        changed = replace(value, **parts)
-    return cast(Value, changed)
-
-
 def stack_samples(samples: Sequence[Sample], *, with_components: bool) -> Batch:
     """Make one batch of finished samples.
 
@@ -133,16 +124,10 @@ def stack_samples(samples: Sequence[Sample], *, with_components: bool) -> Batch:
     starts = [list(sample.start) for sample in samples]
     if with_components:
         target = (labels > 0).float()
-        return Batch(image, target, labels, case_ids, starts, _largest_number(samples))
+        components = labels.int()  # they travel in a narrower type
+        n_labels = max(sample.n_labels for sample in samples)
+        return Batch(image, target, components, case_ids, starts, n_labels)
     return Batch(image, labels.float(), None, case_ids, starts)
-
-
-def _largest_number(samples: Sequence[Sample]) -> int | None:
-    """Return the bound of the components of all samples; None where that of one is unknown."""
-    bounds = [sample.n_labels for sample in samples if sample.n_labels is not None]
-    if len(bounds) < len(samples):
-        return None
-    return max(bounds)
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
@@ -268,8 +253,8 @@ class PatchBatches(Dataset[Batch]):
             aim, start = self._draw(step, number, rng)
             case = self.cases[aim.case_index]
             case_id = case.case_id
-            sample = self._read(case, start, rng)
-            if is_deferred:
+            sample = self._read(case, start, rng, is_deferred=is_deferred)
+            if sample.scale is not None:
                 return sample
             with _one_thread():  # in the training process as in a worker
                 return sample.augment(torch.device("cpu"))
@@ -279,8 +264,14 @@ class PatchBatches(Dataset[Batch]):
                 raise DataError(case_id, fault, case_id=case_id) from error
             raise RuntimeError(f"{case_id}: {fault}") from error
 
-    def _read(self, case: PreparedCase, start: Shape, rng: np.random.Generator) -> Sample:
-        """Draw the augmentation of the patch at `start`, and read the box that it needs."""
+    def _read(
+        self, case: PreparedCase, start: Shape, rng: np.random.Generator, *, is_deferred: bool
+    ) -> Sample:
+        """Draw the augmentation of the patch at `start`, and read the box that it needs.
+
+        The image comes as it is stored, with its scale, where the augmentation is deferred; but
+        growth, which a GPU is slow at, is never deferred.
+        """
         size = patch_sides(self.sampler.patch_size)
         first = start
         change = None
@@ -289,17 +280,36 @@ class PatchBatches(Dataset[Batch]):
                 rng, n_channels=len(case.image_scale), size=size, spacing_mm=case.spacing_mm
             )
             first, size = change.box(start, case.geometry.shape)
-        image = case.intensities(first, size)
+            change = change.at(np.subtract(first, start))
+            is_deferred = is_deferred and not change.growth_mm
         labels = case.labels(first, size, components=self.with_components)
+        n_labels = max(case.n_lesions)
+        if is_deferred:
+            image = torch.from_numpy(crop_or_pad(np.asarray(case.image), first, size).copy())
+            scale = torch.from_numpy(np.asarray(case.image_scale, dtype=np.float32))
+        else:
+            image = torch.from_numpy(case.intensities(first, size))
+            scale = None
         return Sample(
-            image=torch.from_numpy(image),
-            labels=torch.from_numpy(labels.copy()),  # may be a view of a read-only file
+            image=image,
+            scale=scale,
+            # A copy: it may be a view of a read-only file.
+            labels=torch.from_numpy(labels.astype(_narrowest(n_labels))),
             change=change,
-            offset=as_shape(np.subtract(first, start)),
+            has_lesion=bool(labels.any()),
+            n_labels=n_labels,
             case_id=case.case_id,
             start=start,
-            n_labels=max(case.n_lesions, default=0),
         )
+
+
+def _narrowest(largest: int) -> type[np.uint8 | np.int16 | np.int32]:
+    """Choose the narrowest type that holds labels up to `largest`."""
+    if largest <= np.iinfo(np.uint8).max:
+        return np.uint8
+    if largest <= np.iinfo(np.int16).max:
+        return np.int16
+    return np.int32
 
 
 @contextmanager

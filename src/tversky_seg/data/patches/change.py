@@ -1,7 +1,9 @@
 """Change of one patch: what an augmentation has drawn for it, to be applied on any device."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,12 +11,21 @@ from torch import Tensor
 from tversky_seg.data.grids import Shape
 from tversky_seg.data.patches.intensity import IntensityChange
 from tversky_seg.data.patches.lesion_growth import grow
-from tversky_seg.data.patches.spatial import Deformation, Turn, resample_linear, resample_nearest
+from tversky_seg.data.patches.spatial import (
+    Deformation,
+    Places,
+    Turn,
+    resample_linear,
+    resample_nearest,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Change:
     """All that was drawn for one patch; nothing random is left.
+
+    It is drawn, and its tensors are computed, on the host. `packing.map_tensors` moves them to the
+    device of the patch: to apply the change there waits for nothing.
 
     Attributes:
         size: Sides of the patch.
@@ -24,6 +35,8 @@ class Change:
         dropped: Channels that are blanked.
         growth_mm: Distance by which lesions grow.
         spacing_mm: Voxel size.
+        places: Places in the box that the voxels come from, set by `at` where there is a
+            deformation.
     """
 
     size: Shape
@@ -33,6 +46,7 @@ class Change:
     dropped: tuple[int, ...]
     growth_mm: float
     spacing_mm: tuple[float, ...]
+    places: Places | None = None
 
     def box(self, start: Shape, shape: Shape) -> tuple[Shape, Shape]:
         """Find the part of a volume that a patch comes from: its first voxel and its size.
@@ -43,16 +57,22 @@ class Change:
             return start, self.size
         return self.deformation.box(start, self.size, shape)
 
+    def at(self, offset: Sequence[int]) -> Change:
+        """Compute the tensors for a box: its first voxel, counted from the first of the patch."""
+        if self.deformation is None:
+            return self
+        return replace(self, places=self.deformation.places(self.size, offset=offset))
+
     def apply(
-        self, image: Tensor, labels: Tensor, *, offset: Sequence[int] = (0, 0, 0)
+        self, image: Tensor, labels: Tensor, *, has_lesion: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Compute the changed patch, on the device of the image.
+        """Compute the changed patch, on the device of the image and of this change's tensors.
 
         Args:
             image: (C, x, y, z) float32, the part of the volume that `box` gives, 0 outside the
                 brain. It may be changed in place.
             labels: (K, x, y, z) integers of the same part.
-            offset: First voxel of that part, counted from the first voxel of the patch.
+            has_lesion: False where all labels are known to be 0.
 
         Returns:
             Image (C, *size) and labels (K, *size), contiguous.
@@ -61,10 +81,14 @@ class Change:
             image = self.turn.apply(image)
             labels = self.turn.apply(labels)
         else:
-            places = self.deformation.coordinates(self.size, offset=offset, device=image.device)
+            assert self.places is not None, "a deformation is applied `at` an offset"
+            places = self.places.coordinates()
             image = resample_linear(image, places)
-            labels = resample_nearest(labels, places)
-        if self.growth_mm:
+            if has_lesion:
+                labels = resample_nearest(labels, places)
+            else:
+                labels = labels.new_zeros((len(labels), *self.size))
+        if self.growth_mm and has_lesion:
             image, labels = grow(image, labels, reach_mm=self.growth_mm, spacing_mm=self.spacing_mm)
         # Last, so that noise and blur are those of the patch, not resampled ones
         self._change_intensities(image)
@@ -72,12 +96,14 @@ class Change:
 
     def _change_intensities(self, image: Tensor) -> None:
         """Change the intensities in place; the background stays 0."""
-        if any(change.is_any for change in self.channels):
+        remaining = [number for number in range(len(image)) if number not in self.dropped]
+        changed = [number for number in remaining if self.channels[number].is_any]
+        if changed:
             brain = _brain(image)  # before a channel changes: it may shift values to 0
-            for channel, change in zip(image, self.channels, strict=True):
-                if change.is_any:
-                    change.apply(channel)  # in place: channel is a view of the image
-                    channel *= brain
+            for number in changed:
+                channel = image[number]  # a view: the image is changed in place
+                self.channels[number].apply(channel)
+                channel *= brain
         for number in self.dropped:
             image[number] = 0
 

@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
-from tversky_seg.data.patches.spatial import Matrix, copy_to_device, separable
+from tversky_seg.data.patches.spatial import (
+    Matrices,
+    Matrix,
+    SeparableField,
+    as_matrices,
+    separable,
+)
 
 N_RANKS = 65536  # a rank of noise is 16 bits
 
@@ -20,9 +26,9 @@ class IntensityChange:
     """Drawn changes of one channel, in the order in which they are applied; None: not drawn.
 
     Attributes:
-        bias_field: (n, n, n) coefficients, see `multiply_bias_field`.
-        blur_sigma: Standard deviation of the blur along each axis, in voxels.
-        low_resolution: Factor by which voxels are longer.
+        bias_field: Logarithm of the bias field, see `log_bias_field`.
+        blur: Matrices of the blur, see `gaussian_matrices`.
+        low_resolution: Matrices of the change of resolution, see `low_resolution_matrices`.
         gamma: Exponent of the gamma curve.
         contrast: Strength of the S-curve.
         scale: Factor.
@@ -31,9 +37,9 @@ class IntensityChange:
         noise_sd: Standard deviation of the noise.
     """
 
-    bias_field: NDArray[np.float64] | None = None
-    blur_sigma: Sequence[float] | None = None
-    low_resolution: float | None = None
+    bias_field: SeparableField | None = None
+    blur: Matrices | None = None
+    low_resolution: Matrices | None = None
     gamma: float | None = None
     contrast: float | None = None
     scale: float | None = None
@@ -46,7 +52,7 @@ class IntensityChange:
         """Whether anything was drawn."""
         changes = (
             self.bias_field,
-            self.blur_sigma,
+            self.blur,
             self.low_resolution,
             self.gamma,
             self.contrast,
@@ -60,10 +66,10 @@ class IntensityChange:
         """Change a channel in place."""
         if self.bias_field is not None:
             multiply_bias_field(channel, self.bias_field)
-        if self.blur_sigma is not None:
-            blur(channel, self.blur_sigma)
+        if self.blur is not None:
+            channel.copy_(separable(channel, self.blur))
         if self.low_resolution is not None:
-            lower_resolution(channel, self.low_resolution)
+            channel.copy_(separable(channel, self.low_resolution))
         if self.gamma is not None:
             apply_gamma(channel, self.gamma)
         if self.contrast is not None:
@@ -76,36 +82,37 @@ class IntensityChange:
             add_noise(channel, self.noise_ranks, sd=self.noise_sd)
 
 
-def multiply_bias_field(channel: Tensor, coefficients: NDArray[np.float64]) -> None:
-    """Multiply a channel by a smooth field, so that its smallest value stays.
-
-    The field is exp of a sum of Legendre polynomials over [-1, 1]^3.
+def log_bias_field(coefficients: NDArray[np.float64], size: Sequence[int]) -> SeparableField:
+    """Prepare a sum of Legendre polynomials over [-1, 1]^3.
 
     Args:
-        channel: (X, Y, Z).
         coefficients: (n, n, n) for the products of the polynomials of degree 0 to n - 1.
+        size: Sides of the patch.
     """
     degree = len(coefficients) - 1
     bases = []
-    for n_voxels in channel.shape:
+    for n_voxels in size:
         places = np.linspace(-1, 1, n_voxels)
         basis = np.polynomial.legendre.legvander(places, degree)
         bases.append(basis.astype(np.float32))
-    on_device = copy_to_device(coefficients.astype(np.float32), channel.device)
-    field = separable(on_device, bases).exp_()
+    return SeparableField(torch.from_numpy(coefficients.astype(np.float32)), as_matrices(bases))
+
+
+def multiply_bias_field(channel: Tensor, log_field: SeparableField) -> None:
+    """Multiply a channel by exp of a smooth field, so that its smallest value stays."""
+    field = log_field.values().exp_()
     low = channel.amin()
     channel -= low
     channel *= field
     channel += low
 
 
-def blur(channel: Tensor, sigma: Sequence[float]) -> None:
-    """Smooth by a Gaussian, with a standard deviation in voxels along each axis.
+def gaussian_matrices(sigma: Sequence[float], size: Sequence[int]) -> Matrices:
+    """Compute the matrices of a Gaussian blur, with a standard deviation in voxels for each axis.
 
     No weight lies outside the patch.
     """
-    matrices = [_gaussian(*axis) for axis in zip(channel.shape, sigma, strict=True)]
-    channel.copy_(separable(channel, matrices))
+    return as_matrices(map(_gaussian, size, sigma))
 
 
 def _gaussian(n: int, sigma: float) -> Matrix:
@@ -118,13 +125,16 @@ def _gaussian(n: int, sigma: float) -> Matrix:
     return np.asarray(weights, dtype=np.float32)
 
 
-def lower_resolution(channel: Tensor, factor: float) -> None:
-    """Average over voxels `factor` times as long along each axis, then interpolate linearly."""
-    channel.copy_(separable(channel, [_coarse_and_back(n, factor) for n in channel.shape]))
+def low_resolution_matrices(factor: float, size: Sequence[int]) -> Matrices:
+    """Compute the matrices that average over voxels `factor` times as long along each axis.
+
+    Then they interpolate linearly.
+    """
+    return as_matrices(_coarse_and_back(n, factor) for n in size)
 
 
 def _coarse_and_back(n: int, factor: float) -> Matrix:
-    """Compute the (n, n) matrix of `lower_resolution` along one axis."""
+    """Compute the (n, n) matrix of `low_resolution_matrices` along one axis."""
     n_coarse = max(1, round(n / factor))
     edges = np.arange(n_coarse + 1) * n / n_coarse
     fine = np.arange(n)

@@ -13,13 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.patches.batches import (
-    Batch,
-    PatchBatches,
-    Sample,
-    map_tensors,
-    stack_samples,
-)
+from tversky_seg.data.patches.batches import Batch, PatchBatches, Sample, stack_samples
+from tversky_seg.data.patches.packing import Packed, map_tensors, pack
 
 STUCK_AFTER_S = 50  # a patch takes milliseconds
 LOOK_EVERY_S = 2
@@ -82,7 +77,7 @@ def load_batches(
             del iterator
             raise outcome.error
         if outcome.samples is not None:
-            samples = [sample.augment(device) for sample in outcome.samples]
+            samples = [sample.augment(device) for sample in outcome.samples.unpack(device)]
             yield stack_samples(samples, with_components=batches.with_components)
         elif outcome.batch is not None:
             yield outcome.batch.to(device)
@@ -97,7 +92,7 @@ class _Outcome:
     """
 
     batch: Batch | None = None
-    samples: tuple[Sample, ...] | None = None
+    samples: Packed[tuple[Sample, ...]] | None = None
     error: Exception | None = None
 
     def pin_memory(self) -> "_Outcome":
@@ -120,7 +115,7 @@ class _Outcomes(Dataset[_Outcome]):
     def __getitem__(self, step: int) -> _Outcome:
         try:
             if self.is_deferred:
-                outcome = _Outcome(samples=tuple(self.batches.samples(step)))
+                outcome = _Outcome(samples=pack(tuple(self.batches.samples(step))))
             else:
                 outcome = _Outcome(batch=self.batches[step])
             is_in_worker = get_worker_info() is not None

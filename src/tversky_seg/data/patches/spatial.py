@@ -1,6 +1,8 @@
 """Patches moved in space, on any device: turned by whole voxels, or resampled by a smooth map."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,8 @@ from torch.nn import functional
 from tversky_seg.data.grids import Shape
 
 Matrix = NDArray[np.float32]
+Matrices = tuple[Tensor, Tensor, Tensor]
+"""Matrices of x, y and z."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +31,20 @@ class Turn:
     axes: tuple[int, ...] = (0, 1, 2)
     mirrored: tuple[bool, ...] = (False, False, False)
 
-    def then_mirror(self, axis: int) -> "Turn":
+    def then_mirror(self, axis: int) -> Turn:
         """Mirror one axis after this turn."""
         mirrored = list(self.mirrored)
         mirrored[axis] = not mirrored[axis]
         return Turn(self.axes, tuple(mirrored))
 
-    def then_turn(self, plane: tuple[int, int], n_quarters: int) -> "Turn":
+    def then_turn(self, plane: tuple[int, int], n_quarters: int) -> Turn:
         """Turn by `n_quarters` times 90 degrees from the first axis of the plane to the second."""
         turn = self
         for _ in range(n_quarters % 4):
             turn = turn.then_mirror(plane[1])._then_swap(*plane)
         return turn
 
-    def _then_swap(self, a: int, b: int) -> "Turn":
+    def _then_swap(self, a: int, b: int) -> Turn:
         axes = list(self.axes)
         axes[a], axes[b] = axes[b], axes[a]
         mirrored = list(self.mirrored)
@@ -65,6 +69,48 @@ class Turn:
         if len(backwards):
             moved = moved.flip(backwards.tolist())
         return moved.contiguous()
+
+
+@dataclass(frozen=True, eq=False)
+class SeparableField:
+    """Smooth field: a sum of products of a function of x, one of y and one of z.
+
+    Attributes:
+        coefficients: (..., nx, ny, nz) of the products.
+        bases: (X, nx), (Y, ny) and (Z, nz): the functions at each voxel of an axis.
+    """
+
+    coefficients: Tensor
+    bases: Matrices
+
+    def values(self) -> Tensor:
+        """Compute the field (..., X, Y, Z)."""
+        return separable(self.coefficients, self.bases)
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where in a box the voxels of a patch come from: small tensors, from which a GPU computes it.
+
+    Attributes:
+        by_x: (3, X, 1, 1) share of each coordinate that depends on x, the constant included.
+        by_y: (3, 1, Y, 1) share that depends on y.
+        by_z: (3, 1, 1, Z) share that depends on z.
+        displacement: Displacement (3, X, Y, Z); None: the map is linear.
+    """
+
+    by_x: Tensor
+    by_y: Tensor
+    by_z: Tensor
+    displacement: SeparableField | None
+
+    def coordinates(self) -> Tensor:
+        """Compute the voxel coordinates (3, X, Y, Z) in the box, float32."""
+        # (X, Y) first: one pass over the whole patch
+        places = (self.by_x + self.by_y) + self.by_z
+        if self.displacement is not None:
+            places += self.displacement.values()
+        return places
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,81 +153,59 @@ class Deformation:
         high = np.clip(end, low + 1, shape).astype(int)
         return as_shape(low), as_shape(high - low)
 
-    def coordinates(
-        self,
-        size: Shape,
-        *,
-        offset: Sequence[int] = (0, 0, 0),
-        device: torch.device | None = None,
-    ) -> Tensor:
-        """Compute the place in the box that each voxel of a patch comes from.
+    def places(self, size: Shape, *, offset: Sequence[int] = (0, 0, 0)) -> Places:
+        """Compute what the places need that the voxels of a patch come from, on the host.
 
         Args:
             size: Sides of the patch.
             offset: First voxel of the box, counted from the first voxel of the patch.
-            device: Device to compute on.
-
-        Returns:
-            (3, X, Y, Z) float32 voxel coordinates in the box.
         """
-        x = _offsets_from_centre(size[0], device)[:, None]
-        y = _offsets_from_centre(size[1], device)
-        z = _offsets_from_centre(size[2], device)
+        by_x, by_y, by_z = torch.from_numpy(self.matrix.astype(np.float32)).unbind(dim=1)
+        x, y, z = (_offsets_from_centre(n) for n in size)
         centre = (np.array(size) - 1) / 2
-        centre_in_box = (centre - offset).tolist()
-        places = torch.empty((3, *size), device=device)
-        for axis, row in enumerate(self.matrix.tolist()):
-            by_x, by_y, by_z = row
-            # (X, Y) first: one pass over the whole patch for each axis, and no copy of it
-            in_plane = (by_x * x + centre_in_box[axis]) + by_y * y
-            torch.add(in_plane[:, :, None], by_z * z, out=places[axis])
+        centre_in_box = torch.from_numpy((centre - offset).astype(np.float32))
+        displacement = None
         if self.displacement is not None:
             # matrix (offset + displacement) = matrix offset + matrix displacement
-            displacement = np.tensordot(self.matrix, self.displacement, 1)
-            coefficients = copy_to_device(displacement.astype(np.float32), places.device)
-            bases = []
-            for n_voxels, distance in zip(size, self.knot_distance, strict=True):
-                bases.append(spline_basis(n_voxels, distance))
-            places += separable(coefficients, bases)
-        return places
+            coefficients = np.tensordot(self.matrix, self.displacement, 1).astype(np.float32)
+            bases = map(spline_basis, size, self.knot_distance)
+            displacement = SeparableField(torch.from_numpy(coefficients), as_matrices(bases))
+        return Places(
+            by_x=(by_x[:, None] * x + centre_in_box[:, None])[:, :, None, None],
+            by_y=(by_y[:, None] * y)[:, None, :, None],
+            by_z=(by_z[:, None] * z)[:, None, None, :],
+            displacement=displacement,
+        )
 
 
-def _offsets_from_centre(n_voxels: int, device: torch.device | None) -> Tensor:
+def _offsets_from_centre(n_voxels: int) -> Tensor:
     """Compute the offset of each voxel of an axis from the centre of the patch."""
-    index = torch.arange(n_voxels, dtype=torch.float32, device=device)
-    return index - (n_voxels - 1) / 2
+    return torch.arange(n_voxels, dtype=torch.float32) - (n_voxels - 1) / 2
 
 
-def copy_to_device(values: NDArray[np.float32], device: torch.device) -> Tensor:
-    """Make a tensor of an array, on a device.
-
-    A copy from ordinary memory to a GPU waits for all work that is queued there; one from
-    page-locked memory does not.
-    """
-    tensor = torch.from_numpy(values)
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor
+def as_matrices(arrays: Iterable[Matrix]) -> Matrices:
+    """Make tensors of three arrays, those of x, y and z."""
+    x, y, z = (torch.from_numpy(array) for array in arrays)
+    return x, y, z
 
 
-def separable(values: Tensor, matrices: Sequence[Matrix]) -> Tensor:
+def separable(values: Tensor, matrices: Matrices) -> Tensor:
     """Multiply one matrix along each of the last three axes.
 
     This is a smoothing, a change of resolution, or a field computed from its coefficients.
 
     Args:
         values: (..., x, y, z).
-        matrices: (X, x), (Y, y) and (Z, z).
+        matrices: (X, x), (Y, y) and (Z, z), on the same device.
 
     Returns:
         (..., X, Y, Z).
     """
-    device = values.device
     for_x, for_y, for_z = matrices
-    values = values @ copy_to_device(for_z, device).T
-    values = copy_to_device(for_y, device) @ values
+    values = values @ for_z.T
+    values = for_y @ values
     # With y and z as one axis, the last product is one of two matrices: (X, x) @ (x, y z).
-    product = copy_to_device(for_x, device) @ values.flatten(-2)
+    product = for_x @ values.flatten(-2)
     return product.reshape(*values.shape[:-3], len(for_x), *values.shape[-2:])
 
 
@@ -217,18 +241,21 @@ def resample_linear(image: Tensor, places: Tensor) -> Tensor:
 
 def resample_nearest(labels: Tensor, places: Tensor) -> Tensor:
     """Take the labels (K, x, y, z), integers, of the nearest voxels: (K, *size), 0 outside."""
-    if not labels.any():
-        return labels.new_zeros((len(labels), *places.shape[1:]))
     # One voxel of background on each side takes all places outside: clamped to it, they give 0.
     padded = functional.pad(labels, (1,) * 6)
     # Index of the voxel in the flattened array, axis by axis: (x * n_y + y) * n_z + z.
-    linear_index = torch.zeros(places.shape[1:], dtype=torch.int32, device=places.device)
-    for axis, n in enumerate(padded.shape[1:]):
-        # + 1 for the padding and + 0.5 to round, as the conversion to integers cuts off.
-        index = (places[axis] + 1.5).clamp_(0, n - 0.5).to(torch.int32)
-        linear_index.mul_(n).add_(index)
+    linear_index = _nearest(places[0], padded.shape[1])
+    for axis in (1, 2):
+        n = padded.shape[axis + 1]
+        linear_index.mul_(n).add_(_nearest(places[axis], n))
     picked = padded.flatten(1).index_select(1, linear_index.flatten())
     return picked.reshape(len(labels), *linear_index.shape)
+
+
+def _nearest(place: Tensor, n: int) -> Tensor:
+    """Round one coordinate to the index of a voxel in the padded axis of `n` voxels."""
+    # + 1 for the padding and + 0.5 to round, as the conversion to integers cuts off.
+    return (place + 1.5).clamp_(0, n - 0.5).to(torch.int32)
 
 
 def as_shape(numbers: Sequence[Any] | NDArray[Any]) -> Shape:
