@@ -10,8 +10,10 @@ from monai.transforms import Affine
 from omegaconf import OmegaConf
 from scipy import ndimage
 from scipy.interpolate import BSpline
+from torch import Tensor
 
 from tversky_seg.data.patches.augmentation import Augmentation
+from tversky_seg.data.patches.packing import map_tensors
 
 GEOMETRY_ONLY = {
     f"{name}_probability": 0.0 for name in ("gamma", "contrast", "scale", "shift", "noise")
@@ -47,7 +49,9 @@ def augmented(
     size = image.shape[1:]
     change = settings.draw(rng, n_channels=len(image), size=size, spacing_mm=spacing_mm)
     labels = target if components is None else np.concatenate([target, components])
-    moved_image, moved_labels = change.apply(torch.tensor(image), torch.tensor(labels))
+    moved_image, moved_labels = change.at((0, 0, 0)).apply(
+        torch.tensor(image), torch.tensor(labels)
+    )
     moved_target = moved_labels.numpy()[: len(target)].astype(target.dtype)
     moved_components = None if components is None else moved_labels.numpy()[len(target) :]
     return moved_image.numpy(), moved_target, moved_components
@@ -272,10 +276,8 @@ def test_a_deformed_patch_is_the_volume_at_the_mapped_places(elastic: bool) -> N
         change = settings.draw(rng, n_channels=1, size=size, spacing_mm=spacing_mm)
         first, n = change.box(start, volume.shape[1:])
         box = (slice(None), *(slice(a, a + k) for a, k in zip(first, n, strict=True)))
-        image, label = change.apply(
-            torch.tensor(volume[box]),
-            torch.tensor(labels[box]),
-            offset=np.subtract(first, start).tolist(),
+        image, label = change.at(np.subtract(first, start)).apply(
+            torch.tensor(volume[box]), torch.tensor(labels[box])
         )
         offsets = np.stack(np.meshgrid(*(np.arange(k) - (k - 1) / 2 for k in size), indexing="ij"))
         if elastic:
@@ -324,7 +326,7 @@ def test_a_tilted_and_zoomed_patch_is_monais_affine() -> None:
         expected = Affine(affine=matrix, padding_mode="zeros", image_only=True)(
             torch.tensor(volume)
         )
-        image, _ = change.apply(
+        image, _ = change.at((0, 0, 0)).apply(
             torch.tensor(volume), torch.zeros((1, 40, 40, 40), dtype=torch.uint8)
         )
         torch.testing.assert_close(image, torch.as_tensor(expected), atol=1e-3, rtol=0)
@@ -336,7 +338,7 @@ def test_the_elastic_displacement_never_folds() -> None:
     )
     for rng in rngs(20):
         change = settings.draw(rng, n_channels=1, size=(40, 40, 40), spacing_mm=(1, 1, 1))
-        places = change.deformation.coordinates((40, 40, 40))
+        places = change.deformation.places((40, 40, 40)).coordinates()
         gradient = np.stack(
             [np.stack(np.gradient(place.numpy(), axis=(0, 1, 2))) for place in places]
         )
@@ -393,7 +395,9 @@ def test_cuda_computes_what_the_cpu_does() -> None:
     settings = Augmentation(**{**probabilities, "dropout_probability": 0.3, "zoom": (0.7, 1.4)})
     for rng in rngs(10):
         change = settings.draw(rng, n_channels=1, size=volume.shape[1:], spacing_mm=(1.0, 1.0, 1.5))
+        change = change.at((0, 0, 0))
         on_cpu = change.apply(torch.tensor(volume), torch.tensor(labels))
-        on_cuda = change.apply(torch.tensor(volume).cuda(), torch.tensor(labels).cuda())
+        moved = map_tensors(change, Tensor.cuda)
+        on_cuda = moved.apply(torch.tensor(volume).cuda(), torch.tensor(labels).cuda())
         torch.testing.assert_close(on_cuda[0].cpu(), on_cpu[0], atol=1e-4, rtol=0)
         assert (on_cuda[1].cpu() == on_cpu[1]).float().mean() > 0.9999

@@ -273,7 +273,7 @@ class Augmentation:
             change = replace(change, bias_field=log_field)
         if _is_drawn(self.blur_probability, rng):
             sigma = rng.uniform(0, self.blur_mm) / spacing_mm
-            change = replace(change, blur=gaussian_matrices(sigma, size))
+            change = replace(change, blur=gaussian_matrices(sigma.tolist(), size))
         if _is_drawn(self.low_resolution_probability, rng):
             factor = rng.uniform(1, self.low_resolution)
             change = replace(change, low_resolution=low_resolution_matrices(factor, size))

@@ -17,7 +17,9 @@ from tversky_seg.data.grids import Shape, crop_or_pad
 from tversky_seg.data.patches.change import Change
 from tversky_seg.data.patches.packing import map_tensors
 from tversky_seg.data.patches.sampling import Aim, Sampler, draw_patch, patch_sides
+from tversky_seg.data.patches.spatial import as_shape
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
+
 
 class Augments(Protocol):
     """Draws how a patch is changed, as `augmentation.Augmentation` does."""
@@ -280,7 +282,7 @@ class PatchBatches(Dataset[Batch]):
                 rng, n_channels=len(case.image_scale), size=size, spacing_mm=case.spacing_mm
             )
             first, size = change.box(start, case.geometry.shape)
-            change = change.at(np.subtract(first, start))
+            change = change.at(as_shape(np.subtract(first, start)))
             is_deferred = is_deferred and not change.growth_mm
         labels = case.labels(first, size, components=self.with_components)
         n_labels = max(case.n_lesions)

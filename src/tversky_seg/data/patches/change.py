@@ -105,7 +105,7 @@ class Change:
                 self.channels[number].apply(channel)
                 channel *= brain
         for number in self.dropped:
-            image[number] = 0
+            image[number].zero_()
 
 
 def _brain(image: Tensor) -> Tensor:

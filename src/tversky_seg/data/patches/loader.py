@@ -1,5 +1,7 @@
 """Loader of training batches: worker processes that compute ahead, and one line for each fault."""
 
+from __future__ import annotations
+
 import signal
 import threading
 import traceback
@@ -7,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.patches.batches import Batch, PatchBatches, Sample, stack_samples
 from tversky_seg.data.patches.packing import Packed, map_tensors, pack
+
+Value = TypeVar("Value")
 
 STUCK_AFTER_S = 50  # a patch takes milliseconds
 LOOK_EVERY_S = 2
@@ -32,6 +37,9 @@ def load_batches(
 
     They are the same, byte for byte, for any number of workers.
 
+    A CUDA device augments each batch while it trains on the one before, and the batch after the one
+    that is asked for is computed already.
+
     Args:
         batches: All batches, by step.
         start: First step.
@@ -48,7 +56,21 @@ def load_batches(
             `STUCK_AFTER_S`: names its step and cases.
     """
     device = device or torch.device("cpu")
-    is_on_gpu = device.type == "cuda"
+    outcomes = _load_outcomes(
+        batches, start=start, stop=stop, n_workers=n_workers, is_on_gpu=device.type == "cuda"
+    )
+    if device.type == "cuda":
+        yield from _augment_ahead(outcomes, device, with_components=batches.with_components)
+        return
+    for outcome in outcomes:
+        assert outcome.batch is not None, "on a CPU the batches come finished"
+        yield outcome.batch.to(device)
+
+
+def _load_outcomes(
+    batches: PatchBatches, *, start: int, stop: int, n_workers: int, is_on_gpu: bool
+) -> Iterator[_Outcome]:
+    """Yield a batch for each step, or its samples where a GPU augments them."""
     loader = DataLoader(
         _Outcomes(batches, is_deferred=is_on_gpu),
         batch_size=None,
@@ -76,11 +98,49 @@ def load_batches(
             # End the workers now: left to the garbage collector, it takes 5 seconds for each.
             del iterator
             raise outcome.error
-        if outcome.samples is not None:
+        yield outcome
+
+
+def _augment_ahead(
+    outcomes: Iterator[_Outcome], device: torch.device, *, with_components: bool
+) -> Iterator[Batch]:
+    """Copy to a GPU and augment there, while the GPU trains on the batch before.
+
+    This happens on a stream of its own, one batch ahead. No process waits for it but the stream of
+    the training, for the batch that it is about to use.
+    """
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def start(outcome: _Outcome) -> tuple[Batch, torch.cuda.Event]:
+        assert outcome.samples is not None, "for a GPU the samples come packed"
+        with torch.cuda.stream(side):
             samples = [sample.augment(device) for sample in outcome.samples.unpack(device)]
-            yield stack_samples(samples, with_components=batches.with_components)
-        elif outcome.batch is not None:
-            yield outcome.batch.to(device)
+            batch = stack_samples(samples, with_components=with_components)
+            return batch, side.record_event()
+
+    for batch, is_ready in _one_ahead(map(start, outcomes)):
+        training = torch.cuda.current_stream(device)
+        training.wait_event(is_ready)
+        for tensor in (batch.image, batch.target, batch.components):
+            if tensor is not None:
+                # Its memory came from the side stream, which must not reuse it too early.
+                tensor.record_stream(training)
+        yield batch
+
+
+def _one_ahead(values: Iterator[Value]) -> Iterator[Value]:
+    """Yield each value after the next one was computed; an error is raised in its turn."""
+    upcoming = next(values, None)
+    while upcoming is not None:
+        current, upcoming = upcoming, None
+        error = None
+        try:
+            upcoming = next(values, None)
+        except Exception as caught:
+            error = caught
+        yield current
+        if error is not None:
+            raise error
 
 
 @dataclass(frozen=True)
@@ -95,7 +155,7 @@ class _Outcome:
     samples: Packed[tuple[Sample, ...]] | None = None
     error: Exception | None = None
 
-    def pin_memory(self) -> "_Outcome":
+    def pin_memory(self) -> _Outcome:
         """Copy the tensors to page-locked memory; DataLoader calls this."""
         try:
             return map_tensors(self, Tensor.pin_memory)
