@@ -155,7 +155,7 @@ class _SoftSums(torch.autograd.Function):
             gradient = _launches().soft_sums_gradient(
                 rows, d_sums.contiguous(), None, squared=ctx.squared
             )
-        return gradient.view(logits.shape), None, None, None
+        return gradient, None, None, None
 
 
 class _SoftIndices(torch.autograd.Function):
@@ -189,7 +189,7 @@ class _SoftIndices(torch.autograd.Function):
             gradient = _launches().soft_sums_gradient(
                 rows, slopes, d_indices.contiguous(), squared=ctx.squared
             )
-        return gradient.view(logits.shape), None, None, None, None, None
+        return gradient, None, None, None, None, None
 
 
 class _FocalSum(torch.autograd.Function):
@@ -218,4 +218,4 @@ class _FocalSum(torch.autograd.Function):
         with _device_of(logits):
             rows = _rows(logits, target, weight)
             gradient = _launches().focal_gradient(rows, d_total, **ctx.settings)
-        return gradient.view(logits.shape), None, None, None, None
+        return gradient, None, None, None, None

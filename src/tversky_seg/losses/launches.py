@@ -22,9 +22,9 @@ class Rows:
     """Arguments of a kernel: logits, target and weight as rows, each where it lies.
 
     Attributes:
-        logits: (B, C, N), a view of the logits where their voxels can be counted with one stride,
-            else a copy.
-        tensors: Logits, target and weight; without weight the logits stand in its place.
+        logits: (B, C, X, Y, Z), as they came.
+        tensors: Logits, target and weight as rows (B, C, N): views where the voxels can be counted
+            with one stride, else copies. Without weight the logits stand in its place.
         strides: Steps in memory between samples, classes and voxels of each of the three.
         is_weighted: Whether there is a weight.
     """
@@ -43,7 +43,12 @@ class Rows:
         if weight is not None:
             w = _readable(weight).expand(logits.shape).flatten(2)
         strides = (*x.stride(), *g.stride(), *w.stride())
-        return cls(x, (x, g, w), strides, weight is not None)
+        return cls(logits, (x, g, w), strides, weight is not None)
+
+    @property
+    def n_voxels(self) -> int:
+        """Voxels of a row."""
+        return self.tensors[0].shape[2]
 
     @property
     def n_rows(self) -> int:
@@ -53,7 +58,7 @@ class Rows:
     @property
     def n_programs(self) -> int:
         """Programs per row."""
-        return min(math.ceil(self.logits.shape[2] / BLOCK), MAX_PROGRAMS)
+        return min(math.ceil(self.n_voxels / BLOCK), MAX_PROGRAMS)
 
     @property
     def grid(self) -> tuple[int]:
@@ -63,7 +68,18 @@ class Rows:
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Voxels and programs of a row, and classes."""
-        return self.logits.shape[2], self.n_programs, self.logits.shape[1]
+        return self.n_voxels, self.n_programs, self.logits.shape[1]
+
+
+def _empty_gradient(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Make a tensor like the logits, in their memory format, and its view as rows (B, C, N)."""
+    gradient = torch.empty_like(logits)
+    rows = gradient.flatten(2)
+    if rows.data_ptr() != gradient.data_ptr():
+        # Axes in an unusual order: the rows are a copy, not a view.
+        gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        rows = gradient.flatten(2)
+    return gradient, rows
 
 
 def _readable(values: Tensor) -> Tensor:
@@ -133,17 +149,17 @@ def soft_sums_gradient(
         scale: Slopes of the loss by these values, contiguous; None: 1.
 
     Returns:
-        (B, C, N) in the type and memory format of the logits.
+        (B, C, X, Y, Z) in the type and memory format of the logits.
     """
-    gradient = torch.empty_like(rows.logits)
+    gradient, of_rows = _empty_gradient(rows.logits)
     kernels.soft_sums_gradient[rows.grid](
         *rows.tensors,
-        gradient,
+        of_rows,
         slopes,
         slopes if scale is None else scale,
         *rows.sizes,
         *rows.strides,
-        *gradient.stride(),
+        *of_rows.stride(),
         slopes[0].numel(),
         WEIGHTED=rows.is_weighted,
         SCALED=scale is not None,
@@ -172,16 +188,16 @@ def focal_gradient(rows: Rows, scale: Tensor, *, alpha: float | None, gamma: flo
     """Compute the gradient of the focal loss's sum by the logits, times `scale` (one number).
 
     Returns:
-        (B, C, N) in the type and memory format of the logits.
+        (B, C, X, Y, Z) in the type and memory format of the logits.
     """
-    gradient = torch.empty_like(rows.logits)
+    gradient, of_rows = _empty_gradient(rows.logits)
     kernels.focal_gradient[rows.grid](
         *rows.tensors,
-        gradient,
+        of_rows,
         scale,
         *rows.sizes,
         *rows.strides,
-        *gradient.stride(),
+        *of_rows.stride(),
         **_focal_settings(alpha, gamma),
         WEIGHTED=rows.is_weighted,
         BLOCK=BLOCK,
