@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.cuda import on_gpu
 from helpers.losses import gradient_of, random_case
 from tversky_seg.losses import BlobLoss, DiceLoss, TverskyLoss
 
@@ -54,3 +55,26 @@ def test_blob_loss_heeds_the_small_lesion_and_needs_none():
     assert BlobLoss()(missed_large, target) > BlobLoss()(missed_small, target)
     torch.testing.assert_close(BlobLoss()(logits, 0 * target), 2 * DiceLoss()(logits, 0 * target))
     assert (gradient_of(BlobLoss(), logits, 0 * target) > 0).all()
+
+
+def test_the_background_of_a_large_patch_counts_in_full():
+    """Equal small probabilities, added one by one in float32, would lose a part of each."""
+    target = torch.zeros(1, 1, 96, 96, 96)
+    target[0, 0, 3:5, 3:5, 3:5] = 1
+    logits = torch.full_like(target, -5.0).requires_grad_()
+    loss = BlobLoss(global_weight=0, smooth=0)
+    exact = 1 - loss(logits.detach().double(), target)
+    assert (1 - loss(logits, target)).item() == pytest.approx(exact.item(), rel=1e-4)
+
+
+@on_gpu
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_gpu_gives_the_same_blob_loss_twice_and_the_cpu_s(weighted):
+    logits, lesions, weight = two_lesions_a_patch()
+    arguments = [(lesions > 0).float(), weight.float()][: 1 + weighted]
+    expected = gradient_of(BlobLoss(), logits, *arguments)
+    on_card = [values.cuda() for values in arguments]
+    card_logits = logits.detach().float().cuda().requires_grad_()
+    gradients = [gradient_of(BlobLoss(), card_logits, *on_card) for _ in range(2)]
+    assert torch.equal(*gradients)
+    torch.testing.assert_close(gradients[0].cpu().double(), expected, rtol=1e-4, atol=1e-7)
