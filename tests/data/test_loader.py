@@ -25,7 +25,7 @@ from tversky_seg.data.patches.augmentation import Augmentation
 from tversky_seg.data.patches.batches import Batch, PatchBatches, stack_samples
 from tversky_seg.data.patches.change import Change
 from tversky_seg.data.patches.intensity import _normal_quantiles
-from tversky_seg.data.patches.loader import load_batches
+from tversky_seg.data.patches.loader import load_batches, resolve_n_workers
 from tversky_seg.data.patches.packing import map_tensors, pack
 from tversky_seg.data.patches.samplers import LesionSampler
 from tversky_seg.data.preprocessing.case_cache import prepare
@@ -483,6 +483,22 @@ def test_the_target_of_a_deformed_patch_is_where_its_components_are() -> None:
         batch = with_components[step]
         assert torch.equal(batch.target, (batch.components > 0).float())
         assert torch.equal(batch.target, some_batches(augmentation=deforming)[step].target)
+
+
+def test_auto_takes_two_workers_on_a_cpu_and_spare_cores_for_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for n_cores, expected in ((1, 1), (4, 3), (16, 8)):
+        monkeypatch.setattr(loaders, "n_cores", lambda n=n_cores: n)
+        assert resolve_n_workers("auto", cuda) == expected
+        assert resolve_n_workers("auto", cpu) == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert resolve_n_workers("auto", cuda) == 3
+    assert resolve_n_workers(0, cuda) == 0
+    for wrong in (-1, "many"):
+        with pytest.raises(ValueError, match=f"n_workers must be auto or >= 0, got {wrong}"):
+            resolve_n_workers(wrong, cpu)
 
 
 def test_bad_settings_are_refused_with_the_value() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tversky_seg.data.patches.batches import Batch, PatchBatches
-from tversky_seg.data.patches.loader import load_batches
+from tversky_seg.data.patches.loader import load_batches, resolve_n_workers
 from tversky_seg.losses.deep_supervision import with_deep_supervision
 from tversky_seg.models.recompute import recompute_blocks
 from tversky_seg.runtime.checkpoints import warm_start
@@ -133,8 +133,9 @@ class Trainer:
     deterministic: bool = False
     """Use deterministic algorithms on CUDA, too; on the CPU they always are."""
 
-    n_workers: int = 0
-    """Loader processes; 0 loads in this one. The batches are the same for any number."""
+    n_workers: int | str = 0
+    """Loader processes; 0 loads in this one, `auto` takes 2 on a CPU and as many as there are cores
+    for, at most 8, on a GPU. The batches are the same for any number."""
 
     threads: int | None = None
     """CPU threads. None leaves OMP_NUM_THREADS in force."""
@@ -152,6 +153,7 @@ class Trainer:
         check_trackers(self.trackers or ())
         use_threads(self.threads)
         self.torch_device = pick_device(self.device)
+        resolve_n_workers(self.n_workers, self.torch_device)
         self.precision = resolve_precision(self.precision, self.torch_device)
         self.schedule(0, self.max_steps)
         warm_start(self.model, self.init_from, is_strict=self.init_strict)
@@ -223,7 +225,7 @@ class Trainer:
             batches,
             start=run.state.step,
             stop=self.max_steps,
-            n_workers=self.n_workers,
+            n_workers=resolve_n_workers(self.n_workers, self.torch_device),
             device=self.torch_device,
         )
         # The loader is a generator: workers start with the first batch, after this.
@@ -345,7 +347,6 @@ class Trainer:
             "patience",
         ):
             self._check_at_least(1, name)
-        self._check_at_least(0, "n_workers")
         self._check_at_least(0, "seed")
         if not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be > 0, got {self.clip_norm}")

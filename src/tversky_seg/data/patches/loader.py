@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import traceback
@@ -18,11 +19,38 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.patches.batches import Batch, PatchBatches, Sample, stack_samples
 from tversky_seg.data.patches.packing import Packed, map_tensors, pack
+from tversky_seg.runtime.workers import n_cores
 
 Value = TypeVar("Value")
 
+MOST_WORKERS = {"cuda": 8, "cpu": 2}
+"""Most workers that n_workers=auto starts for each kind of device."""
+
 STUCK_AFTER_S = 50  # a patch takes milliseconds
 LOOK_EVERY_S = 2
+
+
+def resolve_n_workers(n_workers: int | str, device: torch.device) -> int:
+    """Return how many processes a setting means.
+
+    Args:
+        n_workers: A number, or "auto": 2 on a CPU, where a step takes many times as long as a
+            batch. On a GPU as many as this process has cores left, from 1 to 8; the processes of
+            torchrun share the cores of a machine.
+        device: Device of the training.
+
+    Raises:
+        ValueError: For another word, or a number below 0.
+    """
+    if n_workers == "auto":
+        most = MOST_WORKERS[device.type]
+        if device.type == "cpu":
+            return most
+        n_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return min(max(n_cores() // n_processes - 1, 1), most)
+    if isinstance(n_workers, str) or n_workers < 0:
+        raise ValueError(f"n_workers must be auto or >= 0, got {n_workers}")
+    return n_workers
 
 
 def load_batches(
