@@ -3,6 +3,7 @@
 The network is the default U-Net; the two are timed in turn.
 
     python benchmarks/inference.py --root <open_ms_data>
+    python benchmarks/inference.py --device cuda           a case of noise: see inference_on_gpu.py
 
 Two volumes: that of the file (MONAI predicts all of it; ours crops to the brain and comes back on
 the file's grid), and the brain-cropped one (both predict it). 50 % overlap; MONAI blends by its
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from inference_on_gpu import compare_on_gpu
 from monai.data.utils import compute_importance_map
 from monai.inferers import sliding_window_inference
 
@@ -35,7 +37,7 @@ from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.inference.predict import predict_case
 from tversky_seg.inference.sliding_window import SlidingWindow, predict_volume
 from tversky_seg.models import UNet3D
-from tversky_seg.runtime.devices import to_device
+from tversky_seg.runtime.devices import pick_device, to_device
 
 MODALITIES = ("FLAIR", "T1", "T2")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -196,9 +198,11 @@ def main() -> None:
     parser.add_argument(
         "--root",
         type=Path,
-        required=True,
-        help="the open_ms_data folder",
+        help="the open_ms_data folder, for the CPU",
     )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--seconds", type=float, default=35, help="on CUDA: no row begins later")
+    parser.add_argument("--kernels", type=int, default=12, help="on CUDA: how many to list")
     parser.add_argument("--patient", default="patient19")
     parser.add_argument("--sides", type=int, nargs="+", default=[64, 96])
     parser.add_argument(
@@ -213,7 +217,15 @@ def main() -> None:
         "--same-layout", action="store_true", help="lay out MONAI's weights as ours are"
     )
     arguments = parser.parse_args()
-    if not arguments.root.is_dir():
+    if arguments.device == "cuda":
+        compare_on_gpu(
+            pick_device("cuda"),
+            repeats=arguments.repeats,
+            seconds=arguments.seconds,
+            n_kernels=arguments.kernels,
+        )
+        return
+    if arguments.root is None or not arguments.root.is_dir():
         print(f"skipped: no data at {arguments.root}; name the open_ms_data folder by --root")
         return
     global clock

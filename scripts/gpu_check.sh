@@ -123,7 +123,7 @@ memory = torch.cuda.get_device_properties(0).total_memory / 2**30
 print(f"{torch.cuda.get_device_name()}, {memory:.0f} GiB; Python {platform.python_version()}")
 PY
 }
-gpu_tests=$(grep -rlE 'mark\.gpu' tests --include='test_*.py' | sort | tr '\n' ' ')
+gpu_tests=$(grep -rlE 'mark\.gpu|on_gpu' tests --include='test_*.py' | sort | tr '\n' ' ')
 
 printf '# GPU check\n\n%s, commit %s\n\n' "$(date -u +%F)" "$commit" > "$report"
 write '```'

@@ -1,0 +1,201 @@
+"""Whole-volume prediction on a GPU next to MONAI's SlidingWindowInferer, with the same network.
+
+`benchmarks/inference.py --device cuda` runs this. Both get a case of the host, kept as int16, and
+give its probability on the host. Both take gaussian weights at half overlap and the same weights of
+the network, channels last. MONAI has its importance map ready, and is timed with windows as it cuts
+them and with windows turned to channels last; the faster one counts.
+"""
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data.utils import compute_importance_map, dense_patch_slices
+from monai.inferers import SlidingWindowInferer
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tversky_seg.inference.sliding_window import predict_volume
+from tversky_seg.inference.window_memory import windows_at_once
+from tversky_seg.inference.window_weights import Window
+from tversky_seg.models import UNet3D
+from tversky_seg.runtime.devices import autocast, to_device
+
+SHAPE = (3, 150, 182, 150)  # FLAIR, T1 and T2 of a head at 1 mm, cropped to the brain
+SIDE = 96
+SCALE = 1e-3
+BATCH_SIZES: tuple[int | str, ...] = (1, 2, 4, 8, "auto")
+HEADER = (
+    "| precision | windows at once | ours ms | MONAI ms | MONAI, windows turned ms "
+    "| network alone ms | ours / MONAI |\n|---|---|---|---|---|---|---|"
+)
+
+Predict = Callable[[], Tensor]
+
+
+def compare_on_gpu(device: torch.device, *, repeats: int, seconds: float, n_kernels: int) -> None:
+    """Print a table of both, in turn, for each precision and number of windows at once.
+
+    Args:
+        device: The GPU.
+        repeats: Rounds of which the median is taken, after one that warms up.
+        seconds: Time after which no further row begins.
+        n_kernels: Kernels to list, by their time.
+    """
+    start = time.monotonic()
+    torch.manual_seed(0)
+    network = to_device(UNet3D(in_channels=SHAPE[0], out_channels=1).eval(), device)
+    image = np.random.default_rng(0).normal(0, 1000, SHAPE).astype(np.int16)
+    n_windows = len(monai_corners())
+    print(f"{SHAPE[0]} channels of {SHAPE[1:]}, {n_windows} windows of {SIDE}^3, half overlap\n")
+    print(HEADER)
+    best: dict[tuple[str, str], float] = {}
+    for precision in ("bf16", "fp32"):
+        for batch_size in BATCH_SIZES:
+            if time.monotonic() - start > seconds:
+                print(f"| {precision} | {batch_size} | not measured: {seconds:g} s are over |")
+                continue
+            n = windows_at_once(batch_size, n_windows, (SIDE,) * 3, device)
+            calls = {
+                "ours": ours(network, image, batch_size, precision),
+                "monai": monai(network, image, n, precision, device, is_turned=False),
+                "turned": monai(network, image, n, precision, device, is_turned=True),
+                "network": alone(network, n, n_windows, precision, device),
+            }
+            times = in_turn(calls, repeats, device)
+            theirs = min(times["monai"], times["turned"])
+            for name, value in (("ours", times["ours"]), ("monai", theirs)):
+                best[precision, name] = min(value, best.get((precision, name), value))
+            label = str(n) if batch_size == n else f"{batch_size}: {n}"
+            row = [precision, label, *(f"{1000 * value:.1f}" for value in times.values())]
+            print(f"| {' | '.join(row)} | {times['ours'] / theirs:.2f} |", flush=True)
+    for precision in sorted({precision for precision, _ in best}):
+        ratio = best[precision, "ours"] / best[precision, "monai"]
+        print(f"\n{precision}, each at its best: ours / MONAI **{ratio:.2f}**")
+    print(
+        f"\nLargest difference of the probabilities, fp32: {difference(network, image, device):.1e}"
+    )
+    print_kernels(ours(network, image, "auto", "bf16"), n_kernels)
+
+
+def monai_corners() -> list[Any]:
+    """List the windows of MONAI's grid; ours has the same."""
+    return list(dense_patch_slices(SHAPE[1:], (SIDE,) * 3, (SIDE // 2,) * 3))
+
+
+def ours(
+    network: nn.Module,
+    image: NDArray[np.int16],
+    batch_size: int | str,
+    precision: str,
+    *,
+    window: Window = "gaussian",
+) -> Predict:
+    def predict() -> Tensor:
+        return predict_volume(
+            network,
+            image,
+            patch_size=SIDE,
+            window=window,
+            batch_size=batch_size,
+            image_scale=[SCALE] * len(image),
+            precision=precision,
+        )
+
+    return predict
+
+
+def monai(
+    network: nn.Module,
+    image: NDArray[np.int16],
+    batch_size: int,
+    precision: str,
+    device: torch.device,
+    *,
+    is_turned: bool,
+    gives_probability: bool = False,
+) -> Predict:
+    inferer = SlidingWindowInferer(
+        (SIDE,) * 3,
+        sw_batch_size=batch_size,
+        overlap=0.5,
+        mode="gaussian",
+        sw_device=device,
+        device=device,
+        cache_roi_weight_map=True,
+    )
+
+    def predictor(windows: Tensor) -> Tensor:
+        if is_turned:
+            windows = windows.contiguous(memory_format=torch.channels_last_3d)
+        logits: Tensor = network(windows)
+        return logits.float().sigmoid() if gives_probability else logits
+
+    def predict() -> Tensor:
+        on_device = torch.from_numpy(image).to(device).float()[None] * SCALE
+        with torch.inference_mode(), autocast(device, precision):
+            fused = inferer(on_device, predictor)
+            assert isinstance(fused, Tensor)
+            if not gives_probability:
+                fused = fused.sigmoid()
+        return fused[0].cpu()
+
+    return predict
+
+
+def alone(
+    network: nn.Module, batch_size: int, n_windows: int, precision: str, device: torch.device
+) -> Predict:
+    """Pass as many windows through the network, which lie ready on the device."""
+    windows = torch.randn(batch_size, SHAPE[0], *(SIDE,) * 3, device=device)
+    windows = windows.contiguous(memory_format=torch.channels_last_3d)
+
+    def predict() -> Tensor:
+        logits = windows
+        with torch.inference_mode(), autocast(device, precision):
+            for first in range(0, n_windows, batch_size):
+                logits = network(windows[: min(batch_size, n_windows - first)])
+        return logits
+
+    return predict
+
+
+def in_turn(calls: dict[str, Predict], repeats: int, device: torch.device) -> dict[str, float]:
+    """Time calls in turn; the median of each, in seconds, after a round to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(1 + repeats):
+        for name, call in calls.items():
+            torch.cuda.synchronize(device)
+            start = time.perf_counter()
+            call()
+            torch.cuda.synchronize(device)
+            times[name].append(time.perf_counter() - start)
+    return {name: median(values[1:]) for name, values in times.items()}
+
+
+def difference(network: nn.Module, image: NDArray[np.int16], device: torch.device) -> float:
+    """Compare with MONAI's fusion of probabilities, both by its gaussian, which has a floor."""
+    weights = compute_importance_map((SIDE,) * 3, mode="gaussian", sigma_scale=0.125)
+    theirs = monai(network, image, 4, "fp32", device, is_turned=True, gives_probability=True)()
+    return float((ours(network, image, 4, "fp32", window=weights)() - theirs).abs().max())
+
+
+def print_kernels(call: Predict, n_kernels: int) -> None:
+    """Print the kernels of a call with the longest time, and the time of all."""
+    call()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+    kernels = []
+    for event in profile.key_averages():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            kernels.append((event.self_device_time_total / 1000, event.count, event.key))
+    kernels.sort(reverse=True)
+    total = sum(milliseconds for milliseconds, _, _ in kernels)
+    print(f"\nKernels of ours in bf16, auto: {total:.1f} ms\n")
+    print("| ms | calls | kernel |\n|---|---|---|")
+    for milliseconds, n_calls, name in kernels[:n_kernels]:
+        print(f"| {milliseconds:.2f} | {n_calls} | `{name[:90]}` |")
