@@ -1,5 +1,7 @@
 """Devices: what precision "auto" means on one, when cuDNN may use TF32, and memory layouts."""
 
+import logging
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from tversky_seg.runtime.devices import (
     image_to_device,
     resolve_precision,
     to_device,
+    warn_of_faulty_cudnn,
 )
 
 CPU = torch.device("cpu")
@@ -105,3 +108,19 @@ def test_a_network_and_its_images_share_a_layout() -> None:
     image = image_to_device(torch.ones(1, 2, 5, 6, 7), device)
     assert image.is_contiguous(memory_format=torch.channels_last_3d)
     assert network(image).is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize(
+    ("version", "is_faulty"),
+    [(None, False), (90701, False), (90800, True), (91002, True), (91500, False), (91900, False)],
+)
+def test_a_faulty_cudnn_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    version: int | None,
+    is_faulty: bool,
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
+    with caplog.at_level(logging.WARNING, logger="tversky_seg"):
+        warn_of_faulty_cudnn()
+    assert bool(caplog.records) is is_faulty

@@ -15,6 +15,7 @@ from tversky_seg.runtime import environment
 from tversky_seg.runtime.environment import (
     data_fingerprint,
     describe_environment,
+    record_computation,
     record_environment,
 )
 from tversky_seg.runtime.files import read_json
@@ -127,3 +128,26 @@ def test_going_on_with_other_data_is_warned_of(
             record_environment(tmp_path / "environment.json", data=[image])
     assert len(caplog.records) == 1
     assert "the numbers may differ from those of an uninterrupted run: data was " in caplog.text
+
+
+def test_how_steps_are_computed_is_added_and_outlives_the_next_command(tmp_path: Path) -> None:
+    path = tmp_path / "environment.json"
+    record_computation(path, {"precision": "bf16"})
+    assert not path.exists()
+    record_environment(path)
+    record_computation(path, {"precision": "bf16"})
+    record_environment(path)
+    assert read_json(path)["computation"] == {"precision": "bf16"}
+    assert read_json(path)["threads"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 07:09:41 UTC 2025",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build",
+    ],
+)
+def test_the_version_of_the_driver_is_read(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda path, encoding: text)
+    assert describe_environment()["driver"] == "580.65.06"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 import warnings
@@ -10,6 +11,8 @@ from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
+
+logger = logging.getLogger("tversky_seg")
 
 PRECISIONS = {
     "fp32": torch.float32,
@@ -32,6 +35,9 @@ CUDNN_OUT_OF_MEMORY = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
+
+FIRST_FAULTY_CUDNN = 90800
+FIRST_MENDED_CUDNN = 91500
 
 # Parameters of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -88,6 +94,22 @@ def image_to_device(image: Tensor, device: torch.device) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last_3d)
 
 
+def use_fastest_algorithms() -> None:
+    """Let cuDNN try its algorithms for each new shape of a convolution, and keep the fastest."""
+    torch.backends.cudnn.benchmark = True
+
+
+def warn_of_faulty_cudnn() -> None:
+    """Warn of the versions of cuDNN that compute convolutions of large volumes wrongly."""
+    version = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    if version is not None and FIRST_FAULTY_CUDNN <= version < FIRST_MENDED_CUDNN:
+        logger.warning(
+            "cuDNN %d may compute convolutions of large volumes wrongly "
+            "(github.com/pytorch/pytorch/issues/163539); install a torch with cuDNN 9.15 or later",
+            version,
+        )
+
+
 def use_deterministic_algorithms() -> None:
     """Make CUDA repeat its bits; from now on an operation without such an algorithm is an error."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -117,6 +139,15 @@ def resolve_precision(name: str, device: torch.device) -> str:
         if computes_fast(word, device):
             return word
     return "fp32"
+
+
+def log_precision(precision: str, device: torch.device) -> None:
+    """Log the precision of a training on a GPU, and everywhere if `auto` would be another."""
+    fastest = resolve_precision("auto", device)
+    if precision != fastest:
+        logger.info("training on %s in %s; auto would be %s", device, precision, fastest)
+    elif device.type == "cuda":
+        logger.info("training on %s in %s", device, precision)
 
 
 def computes_fast(precision: str, device: torch.device) -> bool:

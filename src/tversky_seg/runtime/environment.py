@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ PACKAGES = (
     "scikit-image",
     "connected-components-3d",
 )
-DECIDES_BITS = ("threads", "processes", "device", "data")
+DECIDES_BITS = ("threads", "processes", "device", "cudnn", "data")
 """Entries of environment.json, besides the version of torch, that change rounding or draws."""
 
 FINGERPRINT_BYTES = 4096
@@ -51,7 +52,21 @@ def record_environment(path: Path, *, data: Sequence[Path] = ()) -> None:
     previous = read_json_if_whole(path)
     if previous is not None:
         _warn_of_changes(previous, current)
+        # A complete run trains no more, and would not write this entry again.
+        current["computation"] = previous.get("computation")
     write_json(path, current)
+
+
+def record_computation(path: Path, computation: Mapping[str, Any]) -> None:
+    """Add to an environment.json how the steps of a training are computed.
+
+    Args:
+        path: The file. Where there is none, as for a trainer without train.py, nothing is written.
+        computation: Plain values, such as the precision and whether the network is compiled.
+    """
+    environment = read_json_if_whole(path)
+    if environment is not None:
+        write_json(path, {**environment, "computation": dict(computation)})
 
 
 def describe_environment() -> dict[str, Any]:
@@ -66,6 +81,9 @@ def describe_environment() -> dict[str, Any]:
         "processes": world_size(),
         "cpus": os.cpu_count(),
         "device": _device_name(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "driver": _driver_version(),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
@@ -116,6 +134,17 @@ def _device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return platform.processor() or "cpu"
+
+
+def _driver_version() -> str | None:
+    """Read the version of NVIDIA's driver; None without one, or on another system than Linux."""
+    try:
+        # "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 …"
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    match = re.search(r"\b(\d{3,}\.[\d.]+)", text)
+    return match[1] if match else None
 
 
 def _git(*arguments: str) -> str | None:

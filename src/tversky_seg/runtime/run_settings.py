@@ -10,6 +10,7 @@ from typing import Any
 FREE_KEYS = (
     "output_dir",
     "data.cache_dir",
+    "trainer.compile",
     "trainer.device",
     "trainer.n_workers",
     "trainer.recompute",
@@ -18,7 +19,7 @@ FREE_KEYS = (
     "trainer.trackers",
     "trust",
 )
-"""Settings that may change when a run is resumed, because they change no number."""
+"""Settings that may change when a run is resumed: they change no number, or by rounding alone."""
 
 
 def flatten(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

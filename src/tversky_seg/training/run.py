@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from tversky_seg.data.patches.batches import Batch
 from tversky_seg.runtime.checkpoints import CheckpointError, load_newest, save_checkpoint
 from tversky_seg.runtime.distributed import any_process, is_first, wait_for_all
+from tversky_seg.runtime.environment import record_computation
 from tversky_seg.runtime.files import remove_scratch_files
 from tversky_seg.runtime.locks import SECONDS_UNTIL_ABANDONED, Locked, lock_file
 from tversky_seg.runtime.preemption import Preempted, allow_signals, reason_to_stop
@@ -187,6 +189,22 @@ class TrainingRun:
         progress = Reporter("train", total=self.trainer.max_steps, done=self.state.step)
         with closing(recorder) as self.recorder, progress as self.progress:
             yield
+
+    def record_computation(self) -> None:
+        """Add to environment.json how steps are computed, where settings leave that open."""
+        if not is_first():
+            return
+        trainer = self.trainer
+        is_cuda = trainer.torch_device.type == "cuda"
+        computation = {
+            "precision": trainer.precision,
+            "tf32": is_cuda and trainer.precision == "tf32",
+            "compile": trainer.is_compiled,
+            "fused_optimizer": bool(trainer.torch_optimizer.defaults.get("fused")),
+            "cudnn_benchmark": is_cuda and torch.backends.cudnn.benchmark,
+            "deterministic": trainer.deterministic or not is_cuda,
+        }
+        record_computation(self.output_dir / "environment.json", computation)
 
     def repeat_interrupted_validation(self) -> None:
         """Validate now if the run was stopped between a step and the validation due after it."""

@@ -17,15 +17,19 @@ from tversky_seg.losses.deep_supervision import with_deep_supervision
 from tversky_seg.models.recompute import recompute_blocks
 from tversky_seg.runtime.checkpoints import warm_start
 from tversky_seg.runtime.devices import (
+    log_precision,
     pick_device,
     resolve_precision,
     to_device,
     use_deterministic_algorithms,
+    use_fastest_algorithms,
     use_threads,
+    warn_of_faulty_cudnn,
 )
-from tversky_seg.runtime.distributed import rank, wrap_ddp
+from tversky_seg.runtime.distributed import any_process, rank, wrap_ddp
 from tversky_seg.runtime.preemption import Preempted, defer_signals
 from tversky_seg.runtime.trackers import check_trackers
+from tversky_seg.training.compiling import check_compile, is_compilable, should_compile
 from tversky_seg.training.ema import WeightAverage
 from tversky_seg.training.optimizer_state import (
     can_skip_on_device,
@@ -123,8 +127,8 @@ class Trainer:
     """`fp32`, `tf32`, `bf16` or `fp16` in the network; weights and losses stay float32. `auto` is
     replaced by the fastest that the device has, and by fp32 on a CPU."""
 
-    compile: bool = False
-    """Compile the network with torch."""
+    compile: bool | str = "auto"
+    """Compile the network with torch. `auto`: in a long training on CUDA where that is possible."""
 
     recompute: bool = False
     """Keep only the inputs of the network's blocks for the backward pass: less memory, about a
@@ -165,6 +169,7 @@ class Trainer:
         #                    model itself where ema_decay is None.
         to_device(self.model, self.torch_device)
         self.network = self.model
+        self.is_compiled = False
         self.average = WeightAverage(self.model, decay=self.ema_decay)
 
         self.loss = with_deep_supervision(self.loss).to(self.torch_device)
@@ -207,8 +212,8 @@ class Trainer:
             run.resume()
             if run.is_complete():
                 return run.best
-            self._log_precision()
-            self.network = self._prepare_network()
+            log_precision(self.precision, self.torch_device)
+            self.network = self._prepare_network(n_steps=self.max_steps - run.state.step)
             with run.recording(), defer_signals():
                 try:
                     self._train(run, batches)
@@ -230,7 +235,12 @@ class Trainer:
         )
         # The loader is a generator: workers start with the first batch, after this.
         run.repeat_interrupted_validation()
+        is_first = True
         for step, batch in enumerate(remaining_batches, run.state.step + 1):
+            if is_first:
+                self._try_compiled(run, batch)
+                run.record_computation()
+                is_first = False
             result = self.train_step(step, batch)
             run.count_step(step, result, batch)
             # Before the validation, which may take longer than a scheduler waits after its signal;
@@ -312,24 +322,44 @@ class Trainer:
         load_optimizer_state(self.torch_optimizer, checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
 
-    def _log_precision(self) -> None:
-        """Log the precision on a GPU, and everywhere if `auto` would be another."""
-        device = self.torch_device
-        fastest = resolve_precision("auto", device)
-        note = ""
-        if self.precision != fastest:
-            note = f" (auto would be {fastest})"
-        if note or device.type == "cuda":
-            logger.info("training on %s in %s%s", device.type, self.precision, note)
+    def _prepare_network(self, *, n_steps: int | None = None) -> nn.Module:
+        """Give the model the properties that only training needs; its weights stay shared.
 
-    def _prepare_network(self) -> nn.Module:
-        """Give the model the properties that only training needs; its weights stay shared."""
+        Args:
+            n_steps: Steps that remain; None: all.
+        """
         if self.deterministic:
             use_deterministic_algorithms()
+        elif self.torch_device.type == "cuda":
+            use_fastest_algorithms()
+            warn_of_faulty_cudnn()
         if self.recompute:
             recompute_blocks(self.model)
-        network = torch.compile(self.model) if self.compile else self.model
-        return wrap_ddp(network, self.torch_device)  # type: ignore[arg-type]
+        self.is_compiled = should_compile(
+            self.compile,
+            self.model,
+            self.torch_device,
+            n_steps=self.max_steps if n_steps is None else n_steps,
+            is_deterministic=self.deterministic,
+        )
+        network = self.model
+        if self.is_compiled:
+            network = torch.compile(self.model)  # type: ignore[assignment]
+        return wrap_ddp(network, self.torch_device)
+
+    def _try_compiled(self, run: TrainingRun, batch: Batch) -> None:
+        """Compile before the first step; if that fails in any process, train without."""
+        if not self.is_compiled:
+            return
+        run.stopwatch.lap("data_wait_s")
+        self.model.train()
+        image = batch.image.chunk(self.accumulate)[0]
+        if any_process(
+            not is_compilable(self.network, image, self.torch_device, precision=self.precision)
+        ):
+            self.is_compiled = False
+            self.network = wrap_ddp(self.model, self.torch_device)
+        run.stopwatch.lap("compile_s")
 
     def _check_ranges(self) -> None:
         """Refuse numbers out of range.
@@ -353,6 +383,7 @@ class Trainer:
         if self.max_hours is not None and not self.max_hours > 0:
             raise ValueError(f"max_hours must be > 0, got {self.max_hours}")
         check_parts(self.accumulate, batch_size=self.batch_size)
+        check_compile(self.compile)
 
     def _check_at_least(self, smallest: int, name: str) -> None:
         value = getattr(self, name)
