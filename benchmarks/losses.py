@@ -1,20 +1,22 @@
 """Losses next to MONAI's and to plain PyTorch: time of forward and backward, and memory.
 
     python benchmarks/losses.py [--repeats 30] [--threads 2] [--sides 96 128] [--clock wall]
-                                [--output docs/benchmarks/losses.md]
+                                [--output docs/benchmarks/losses.md] [--device cpu]
 
 Binary targets with 1 % lesion voxels, logits (2, 1, side^3), float32. All losses of a row take
 turns in one process, so that a busy machine slows each alike; times are medians. On a busy machine
 `OMP_WAIT_POLICY=passive` and `--clock cpu` (processor time of all threads) still compare fairly.
 Memory ("held") is what the forward pass allocates and still holds for the backward pass, besides
 its arguments, in units of the logits. Weights: one 128^3 patch with 40 lesions.
+
+`--device cuda` prints another page: see losses_cuda.py.
 """
 
 import argparse
 import datetime
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -236,30 +238,50 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--sides", type=int, nargs="+", default=[96, 128])
+    parser.add_argument("--sides", type=int, nargs="+", help="96 and 128; on a GPU 128")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--output", type=Path, help="also write the page there")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
+    page = []
+    lines = cuda_page(arguments) if arguments.device == "cuda" else cpu_page(arguments)
+    for line in lines:
+        print(line, flush=True)
+        page.append(line)
+    if arguments.output:
+        arguments.output.write_text("\n".join([*page, ""]), encoding="utf-8")
+
+
+def cuda_page(arguments: argparse.Namespace) -> Iterator[str]:
+    """Measure on a GPU."""
+    import losses_cuda
+
+    return losses_cuda.page(
+        ROWS,
+        random_patch,
+        random_components(),
+        sides=arguments.sides or [128],
+        repeats=arguments.repeats,
+    )
+
+
+def cpu_page(arguments: argparse.Namespace) -> Iterator[str]:
+    """Measure on the CPU."""
     use_threads(arguments.threads)
     clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
-    method = (__doc__ or "").split("\n\n", 2)[2].strip()
-    page = [
-        "# Losses: time and memory",
-        "",
+    method = (__doc__ or "").split("\n\n")[2].strip()
+    yield "# Losses: time and memory\n"
+    yield (
         f"`python benchmarks/losses.py --repeats {arguments.repeats} --threads {arguments.threads} "
         f"--clock {arguments.clock}`, "
         f"{datetime.date.today()}, torch {torch.__version__}, MONAI {monai.__version__}, Python "
-        f"{platform.python_version()}, {arguments.threads} CPU threads.",
-        "",
-        *method.split("\n"),
-        "",
-    ]
-    for side in arguments.sides:
-        page += loss_table(side, repeats=arguments.repeats, clock=clock)
-    page += ["## Weights", "", weights_line(repeats=arguments.repeats, clock=clock), ""]
-    print("\n".join(page))
-    if arguments.output:
-        arguments.output.write_text("\n".join(page), encoding="utf-8")
+        f"{platform.python_version()}, {arguments.threads} CPU threads.\n"
+    )
+    yield f"{method}\n"
+    for side in arguments.sides or [96, 128]:
+        yield from loss_table(side, repeats=arguments.repeats, clock=clock)
+    yield "## Weights\n"
+    yield weights_line(repeats=arguments.repeats, clock=clock)
 
 
 if __name__ == "__main__":
