@@ -15,6 +15,7 @@ from tversky_seg.models.layers import (
     require_statistics,
     set_prior,
 )
+from tversky_seg.models.pooling import MaxPool
 from tversky_seg.models.recompute import recomputed
 
 EPS = 1.1e-5  # of the normalisations in the released code
@@ -221,7 +222,7 @@ def _stem(in_channels: int, width: int, *, compact: bool, norm: Norm | None) -> 
 def _halving(channels: int, *, norm: Norm | None) -> nn.Sequential:
     """Halve the resolution and the number of features."""
     mix = preactivation(channels, channels // 2, 1, norm=norm, eps=EPS)
-    return nn.Sequential(*mix, nn.MaxPool3d(2))
+    return nn.Sequential(*mix, MaxPool())
 
 
 def _doubling(channels: int) -> nn.Sequential:

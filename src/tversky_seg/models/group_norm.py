@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-FUSED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+from tversky_seg.models.fused import dense, is_channels_last, is_fused, is_traced, power_of_2
 
 N_PROGRAMS = 2048
 """Programs of a kernel, a few for each of a hundred multiprocessors.
@@ -53,7 +52,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, features: Tensor) -> Tensor:
         """Normalise features (B, C, X, Y, Z)."""
-        if _is_fused(features):
+        if is_fused(features):
             return fused_group_norm(
                 features, self.weight, self.bias, self.num_groups, self.eps, self.relu
             )
@@ -91,34 +90,11 @@ def fused_group_norm(
         (B, C, X, Y, Z) in the type and memory format of the features.
     """
     arguments = (features, weight, bias, n_groups, eps, relu)
-    # A registered operator can be traced, but costs the host some 50 us a call.
-    if torch.compiler.is_compiling() or type(features) is not Tensor:
+    if is_traced(features):
         normalised, _ = torch.ops.tversky_seg.group_norm(*arguments)
     else:
         normalised, _ = _GroupNormFunction.apply(*arguments)  # type: ignore[no-untyped-call]
     return normalised  # type: ignore[no-any-return]
-
-
-def _is_fused(features: Tensor) -> bool:
-    return (
-        features.is_cuda
-        and features.ndim == 5
-        and features.dtype in FUSED_TYPES
-        and features.numel() > 0
-        and has_kernels(features.device.index)
-    )
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def has_kernels(device_index: int) -> bool:
-    """Tell whether Triton is there and supports a GPU: compute capability 8.0 or later."""
-    return _has_kernels(device_index)
-
-
-@lru_cache
-def _has_kernels(device_index: int) -> bool:
-    has_triton = importlib.util.find_spec("triton") is not None
-    return has_triton and torch.cuda.get_device_capability(device_index) >= (8, 0)
 
 
 @dataclass(frozen=True)
@@ -159,7 +135,7 @@ class _Plan:
 def _plan(shape: torch.Size, *, channels_last: bool, tile: int) -> _Plan:
     n_samples, n_channels, *sides = shape
     n_voxels = math.prod(sides)
-    block_channels = min(_power_of_2(n_channels), MAX_CHANNELS) if channels_last else 1
+    block_channels = min(power_of_2(n_channels), MAX_CHANNELS) if channels_last else 1
     block_voxels = tile // block_channels
     n_columns = n_samples * -(-n_channels // block_channels)
     n_tiles = -(-n_voxels // block_voxels)
@@ -177,27 +153,11 @@ def _plan(shape: torch.Size, *, channels_last: bool, tile: int) -> _Plan:
     )
 
 
-def _power_of_2(n: int) -> int:
-    """Return the smallest power of 2 that is not below n."""
-    return 1 << (n - 1).bit_length()
-
-
 def _group_tile(plan: _Plan, n_groups: int) -> dict[str, int]:
     """Return the tile (spans, channels of a group) of the kernels that combine spans."""
-    channels = _power_of_2(plan.n_channels // n_groups)
-    spans = min(max(TILE_FORWARD // channels, 1), _power_of_2(plan.n_blocks))
+    channels = power_of_2(plan.n_channels // n_groups)
+    spans = min(max(TILE_FORWARD // channels, 1), power_of_2(plan.n_blocks))
     return {"BLOCK_B": spans, "BLOCK_D": channels}
-
-
-def _is_channels_last(features: Tensor) -> bool:
-    last = features.is_contiguous(memory_format=torch.channels_last_3d)
-    return last and not features.is_contiguous()
-
-
-def _dense(features: Tensor, *, channels_last: bool) -> Tensor:
-    if channels_last:
-        return features.contiguous(memory_format=torch.channels_last_3d)
-    return features.contiguous()
 
 
 def _forward(
@@ -206,8 +166,8 @@ def _forward(
     """Return the normalised features, and mean and 1 / deviation of each group (N, G, 2)."""
     from tversky_seg.models import norm_kernels as kernels
 
-    channels_last = _is_channels_last(features)
-    features = _dense(features, channels_last=channels_last)
+    channels_last = is_channels_last(features)
+    features = dense(features, channels_last=channels_last)
     plan = _plan(features.shape, channels_last=channels_last, tile=TILE_FORWARD)
     settings = plan.settings()
     n, c, b = plan.n_samples, plan.n_channels, plan.n_blocks
@@ -252,9 +212,9 @@ def _gradients(
     """Return the gradients of features, weight and bias."""
     from tversky_seg.models import norm_kernels as kernels
 
-    channels_last = _is_channels_last(features)
-    features = _dense(features, channels_last=channels_last)
-    gradient = _dense(gradient, channels_last=channels_last)
+    channels_last = is_channels_last(features)
+    features = dense(features, channels_last=channels_last)
+    gradient = dense(gradient, channels_last=channels_last)
     plan = _plan(features.shape, channels_last=channels_last, tile=TILE_BACKWARD)
     settings = plan.settings()
     n_groups = statistics.shape[1]
@@ -348,9 +308,9 @@ _backward_operator = torch.library.custom_op(
 def _forward_shapes(
     features: Tensor, weight: Tensor, bias: Tensor, n_groups: int, eps: float, relu: bool
 ) -> tuple[Tensor, Tensor]:
-    dense = _dense(features, channels_last=_is_channels_last(features))
+    like = dense(features, channels_last=is_channels_last(features))
     statistics = features.new_empty(features.shape[0], n_groups, 2, dtype=torch.float32)
-    return torch.empty_like(dense), statistics
+    return torch.empty_like(like), statistics
 
 
 @_backward_operator.register_fake
@@ -362,8 +322,8 @@ def _gradient_shapes(
     statistics: Tensor,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dense = _dense(features, channels_last=_is_channels_last(features))
-    return torch.empty_like(dense), torch.empty_like(weight), torch.empty_like(bias)
+    like = dense(features, channels_last=is_channels_last(features))
+    return torch.empty_like(like), torch.empty_like(weight), torch.empty_like(bias)
 
 
 def _operator_backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, ...]:

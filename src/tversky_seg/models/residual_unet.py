@@ -15,6 +15,7 @@ from tversky_seg.models.layers import (
     require_statistics,
     set_prior,
 )
+from tversky_seg.models.pooling import MaxPool
 
 
 class ResidualBlock(nn.Module):
@@ -87,7 +88,7 @@ class ResidualUNet3D(nn.Module):
         self.encoder = nn.ModuleList()
         for input_width, width in zip(input_widths, levels, strict=True):
             self.encoder.append(_chain(input_width, width, width, norm=norm))
-        self.pool = nn.MaxPool3d(2)
+        self.pool = MaxPool()
         self.bottleneck = _chain(levels[-1], lowest, lowest, levels[-1], norm=norm)
         self.shortcuts = nn.ModuleList()
         for width in reversed(levels):

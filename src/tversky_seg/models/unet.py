@@ -14,6 +14,7 @@ from tversky_seg.models.layers import (
     require_statistics,
     set_prior,
 )
+from tversky_seg.models.pooling import MaxPool
 
 
 class ConvBlock(nn.Module):
@@ -119,7 +120,7 @@ class UNet3D(nn.Module):
         for w in widths_upward:
             # Twice the features: those of the level below and those handed across.
             self.decoder.append(ConvBlock(2 * w, w, norm=norm, dropout=dropout, residual=residual))
-        self.pool = nn.MaxPool3d(2)
+        self.pool = MaxPool()
         self.head = nn.Conv3d(width, out_channels, 1)
         initialize(self)  # before further heads are made, so that these change no other weight
         coarse_widths = widths[1 : deep_supervision + 1]
