@@ -147,7 +147,7 @@ section norm 60 "Normalisation and networks" "norm and ReLU at (2, 16, 128^3) in
 
 section loader 90 "Augmentation and waiting for data" \
   "a batch of 2 at 128^3: default 3 ms, strong 6, growth 6; 2 workers wait at most 3 % of the time" \
-  markdown "$python" benchmarks/loader.py --device cuda
+  markdown "$python" benchmarks/loader_gpu.py
 
 section prediction 60 "Prediction" "150 x 182 x 150 by windows of 96^3 in bf16: at most 0.7 of MONAI's time" \
   markdown "$python" benchmarks/inference.py --device cuda

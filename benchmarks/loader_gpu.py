@@ -1,0 +1,186 @@
+"""Augmentation on a GPU, and how long a training waits for its batches.
+
+    python benchmarks/loader_gpu.py [--side 128] [--steps 40] [--seconds 60]
+
+Batches of two patches with 3 channels, of synthetic cases of 1 mm with small lesions. First the
+augmentation alone: the samples of a batch lie in page-locked memory; timed are the copy to the GPU,
+the changes and the stacking, by the clock of the GPU while the host runs ahead, and on the host,
+which only launches them. Then steps of the default U-Net in bf16 (Tversky loss, AdamW), each read
+one step late as the trainer does: with one batch that lies on the device, and with the loader. What
+the latter takes more is the wait for data. Without a GPU (--device cpu) both run in a small size,
+to see that they work.
+"""
+
+import argparse
+import platform
+import time
+from collections.abc import Iterator
+from datetime import date
+from itertools import repeat
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from tversky_seg.data.grids import Geometry
+from tversky_seg.data.patches.augmentation import Augmentation
+from tversky_seg.data.patches.batches import Batch, PatchBatches, Sample, stack_samples
+from tversky_seg.data.patches.loader import load_batches
+from tversky_seg.data.patches.packing import Packed, map_tensors, pack
+from tversky_seg.data.patches.samplers import LesionSampler
+from tversky_seg.data.preprocessing.labels import list_lesions
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
+from tversky_seg.losses import TverskyLoss
+from tversky_seg.models import UNet3D
+from tversky_seg.training.trainer import Trainer
+
+N_CHANNELS = 3
+N_BATCHES = 16
+NAMES = ("none", "default", "strong", "growth")
+LOOPS = (("none", 2), ("default", 2), ("default", 8), ("strong", 2), ("default", 0), ("growth", 8))
+"""Augmentation and workers, by importance."""
+
+
+def synthetic_case(seed: int, shape: tuple[int, int, int]) -> PreparedCase:
+    """A ball of noise with 30 lesions of 27 voxels."""
+    rng = np.random.default_rng(seed)
+    x, y, z = np.ogrid[tuple(slice(-1, 1, 1j * n) for n in shape)]
+    brain = x**2 + y**2 + z**2 < 0.9
+    image = rng.integers(-3000, 3000, (N_CHANNELS, *shape), dtype=np.int16) * brain
+    target = np.zeros((1, *shape), bool)
+    for corner in rng.integers(np.array(shape) // 4, np.array(shape) * 3 // 4, (30, 3)):
+        target[0, *(slice(first, first + 3) for first in corner)] = True
+    lesions, n_lesions = list_lesions(target)
+    foreground = np.flatnonzero(brain).astype(np.int32)
+    return PreparedCase(
+        case_id=f"case{seed}",
+        subject_id=f"case{seed}",
+        geometry=Geometry(shape, np.eye(4), shape, np.eye(4), (0, 0, 0), shape),
+        image_scale=np.full(N_CHANNELS, 1e-3, np.float32),
+        n_lesions=n_lesions,
+        arrays={"image": image, "foreground_voxels": foreground, **lesions},
+    )
+
+
+def batches_of(name: str, cases: list[PreparedCase], *, side: int) -> PatchBatches:
+    """Batches of two, with a choice of configs/augmentation."""
+    folder = Path(__file__).parents[1] / "configs/augmentation"
+    settings = OmegaConf.load(folder / f"{name}.yaml")
+    if "defaults" in settings:
+        settings = OmegaConf.merge(OmegaConf.load(folder / "default.yaml"), settings)
+    plain = {key: settings[key] for key in settings if key not in ("_target_", "defaults")}
+    sampler = LesionSampler(patch_size=side)
+    return PatchBatches(cases, sampler, Augmentation(**plain), batch_size=2)
+
+
+def augmentation_line(batches: PatchBatches, name: str, device: torch.device) -> str:
+    """Time the augmentation of batches that were read before."""
+    held = []
+    for step in range(N_BATCHES):
+        packed = pack(tuple(batches.samples(step)))
+        if device.type == "cuda":
+            packed = map_tensors(packed, Tensor.pin_memory)
+        held.append(packed)
+
+    def augment(packed: Packed[tuple[Sample, ...]]) -> Batch:
+        samples = [sample.augment(device) for sample in packed.unpack(device)]
+        return stack_samples(samples, with_components=False)
+
+    for packed in held[:4]:
+        augment(packed)
+    synchronize(device)
+    host_ms, totals_ms = [], []
+    for _ in range(3):
+        start = time.perf_counter()
+        for packed in held:
+            before = time.perf_counter()
+            augment(packed)
+            host_ms.append(1e3 * (time.perf_counter() - before))
+        synchronize(device)
+        totals_ms.append(1e3 * (time.perf_counter() - start) / N_BATCHES)
+    mib = sum(packed.buffer.nbytes for packed in held) / N_BATCHES / 2**20
+    return f"| {name} | {min(totals_ms):.2f} | {median(host_ms):.2f} | {mib:.0f} |"
+
+
+def steps_ms(trainer: Trainer, batches: Iterator[Batch], n_steps: int) -> float:
+    """Time a step, the loading of its batch included, while results are read one step late."""
+    n_warm_up = 6
+    unread = None
+    start = 0.0
+    for step, batch in enumerate(batches, 1):
+        result = trainer.train_step(step, batch)
+        if unread is not None:
+            _ = unread.loss
+        unread = result
+        if step == n_warm_up:
+            synchronize(trainer.torch_device)
+            start = time.perf_counter()
+        if step == n_warm_up + n_steps:
+            break
+    synchronize(trainer.torch_device)
+    return 1e3 * (time.perf_counter() - start) / n_steps
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done all its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--side", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=60, help="no loop begins after these")
+    options = parser.parse_args()
+    started = time.monotonic()
+    trainer = Trainer(
+        model=UNet3D(in_channels=N_CHANNELS, out_channels=1),
+        loss=TverskyLoss(),
+        device=options.device,
+        precision="auto",
+    )
+    device = trainer.torch_device
+    shape = tuple(options.side * n // 16 for n in (20, 24, 20))
+    cases = [synthetic_case(seed, shape) for seed in range(2)]
+    card = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
+    print(
+        f"{card}, torch {torch.__version__}, {date.today()}, 2 x {N_CHANNELS} x {options.side}^3\n"
+    )
+    print("| augmentation of a batch | ms | host ms | MiB copied |\n|---|---|---|---|")
+    for name in NAMES:
+        batches = batches_of(name, cases, side=options.side)
+        print(augmentation_line(batches, name, device), flush=True)
+
+    (held,) = load_batches(
+        batches_of("none", cases, side=options.side), start=0, stop=1, device=device
+    )
+    # First the algorithms of the convolutions are chosen, and nothing is timed.
+    steps_ms(trainer, repeat(held), 2)
+    bare = steps_ms(trainer, repeat(held), options.steps)
+    print(f"\nA step ({trainer.precision}) on one batch on the device: {bare:.2f} ms.\n")
+    print("| augmentation | workers | ms a step | wait | of the bare step |\n|---|---|---|---|---|")
+    for name, n_workers in LOOPS:
+        if time.monotonic() - started > options.seconds:
+            print(f"| {name} | {n_workers} | left out: the time is over | | |")
+            continue
+        batches = batches_of(name, cases, side=options.side)
+        loaded = load_batches(batches, start=0, stop=10**6, n_workers=n_workers, device=device)
+        milliseconds = steps_ms(trainer, loaded, options.steps)
+        del loaded
+        share = milliseconds / bare - 1
+        print(
+            f"| {name} | {n_workers} | {milliseconds:.2f} | {milliseconds - bare:.2f} "
+            f"| {100 * share:+.1f} % |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
