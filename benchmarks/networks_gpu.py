@@ -9,6 +9,7 @@ after three. It takes half a minute; --compiled adds torch.compile's version of 
 
 import argparse
 from collections.abc import Callable
+from itertools import pairwise
 from statistics import median
 
 import torch
@@ -39,7 +40,7 @@ def milliseconds(step: Callable[[], object], *, repeats: int = 10) -> float:
         step()
     events[-1].record()
     torch.cuda.synchronize()
-    gaps = [a.elapsed_time(b) for a, b in zip(events[:-1], events[1:], strict=True)]
+    gaps = [a.elapsed_time(b) for a, b in pairwise(events)]
     return median(gaps)
 
 
