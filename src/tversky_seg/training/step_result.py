@@ -25,9 +25,11 @@ class StepResult:
     def __init__(
         self, loss: Tensor, is_skipped: Tensor, *, start: float | torch.cuda.Event
     ) -> None:
-        # From a GPU this fills pinned memory, which the host does not wait for.
         numbers = torch.stack([loss, is_skipped.to(loss.dtype)])
-        self._numbers = numbers.to("cpu", non_blocking=True)
+        # The host does not wait for a copy into pinned memory.
+        is_pinned = loss.device.type != "cpu"
+        self._numbers = torch.empty(2, dtype=loss.dtype, pin_memory=is_pinned)
+        self._numbers.copy_(numbers, non_blocking=True)
         self._start = start
         self._end = mark_time(loss.device)
 
