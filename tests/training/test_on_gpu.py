@@ -1,5 +1,6 @@
 """Training on a CUDA device: no waits in a step, overflows, resuming, several processes."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,7 +40,9 @@ def on_gpu(batch: Batch) -> Batch:
 @contextmanager
 def waits_are_errors() -> Iterator[None]:
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # says that it is a prototype
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:

@@ -195,10 +195,10 @@ def _allow_tf32(is_allowed: bool) -> None:
     global _allows_tf32
     if _allows_tf32 == is_allowed:
         return
-    torch.set_float32_matmul_precision("highest")
     # Some versions of torch announce another interface, which others do not have.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = is_allowed
     _allows_tf32 = is_allowed
 

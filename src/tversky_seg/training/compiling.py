@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -85,12 +86,15 @@ def is_compilable(
         network = network.module
     buffers = SavedBuffers(network)
     try:
-        with autocast(device, precision):
-            logits = network(image_to_device(image, device))
-        # With deep supervision there are several.
-        outputs = [logits] if isinstance(logits, Tensor) else logits
-        total = torch.stack([output.float().mean() for output in outputs]).sum()
-        total.backward()  # type: ignore[no-untyped-call]
+        # Compilers advise TF32 and other settings.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with autocast(device, precision):
+                logits = network(image_to_device(image, device))
+            # With deep supervision there are several.
+            outputs = [logits] if isinstance(logits, Tensor) else logits
+            total = torch.stack([output.float().mean() for output in outputs]).sum()
+            total.backward()  # type: ignore[no-untyped-call]
     # Compilers raise anything; if the network itself is at fault, the first step will say so.
     except Exception as error:
         first_line = str(error).strip().partition("\n")[0]
