@@ -1,11 +1,13 @@
 """Limits of YAML files and of a checkpoint's settings."""
 
 import io
+from pathlib import Path
 
 import pytest
 import yaml
 
 from tversky_seg.config import ConfigError, build_network
+from tversky_seg.config.config_files import read_yaml
 from tversky_seg.config.yaml_size import check_values, check_yaml
 
 
@@ -46,3 +48,11 @@ def test_a_checkpoint_cannot_hold_a_network_of_endless_lists() -> None:
     for model in ({"_target_": "torch.nn.Identity", "a": value} for value in (endless, shared)):
         with pytest.raises(ConfigError, match=r"^model: "):
             build_network({"model": model}, in_channels=1, out_channels=1)
+
+
+@pytest.mark.parametrize("content", [b"a: \x03", b"a: \xff", b"a: 2026-13-01"])
+def test_what_is_no_text_and_no_value_is_named_by_its_file(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"/a\.yaml: .*; expected"):
+        read_yaml(file)

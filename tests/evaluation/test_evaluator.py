@@ -401,8 +401,9 @@ def test_a_probability_that_is_a_link_to_nothing_is_a_fault_though_its_mask_is_t
             '{"classes": {"lesion": ["a"]}}',
             r"predictions.json: data.classes.lesion: \['a'\]",
         ),
-        ('{"background_values": 7}', "background_values: 7"),
-        ('{"threshold": "a"}', "threshold: a for class lesion"),
+        ('{"background_values": 7}', r"predictions.json: background_values: 7"),
+        ('{"threshold": "a"}', r"predictions.json: threshold: a for class lesion"),
+        ('{"min_volume_mm3": -1}', r"predictions.json: min_volume_mm3: -1 for class lesion"),
     ],
 )
 def test_odd_settings_of_a_folder_are_named(cohort, saved, message):

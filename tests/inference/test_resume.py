@@ -123,7 +123,8 @@ def test_a_damaged_record_means_that_the_case_is_predicted_again(
     case = a_case(tmp_path, "a")
     predict([case], folder)
     before = time_of(folder / "a_mask.nii.gz")
-    for damage in ("", "{}", "[]", '{"inputs": {}, "files": 3, "lesions": []}'):
+    damages = ["", "{}", "[]", "[" * 100_000, '{"inputs": {}, "sizes": 3, "lesions": []}']
+    for damage in (*damages, '{"inputs": {}, "sizes": {}, "lesions": [1]}'):
         next((folder / ".cases").iterdir()).write_text(damage)
         assert predict([case], folder) == {}
         assert time_of(folder / "a_mask.nii.gz") > before

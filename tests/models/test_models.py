@@ -275,6 +275,12 @@ def test_bad_settings_name_value_and_expectation(build, fault):
         build(**fault)
 
 
+def test_no_network_halves_its_input_without_end() -> None:
+    # Powers of two of all levels would fill the memory before any weight is made.
+    with pytest.raises(ValueError, match="n_levels must be <= 16, got 1000000000"):
+        small_unet(n_levels=10**9)
+
+
 @pytest.mark.parametrize(
     ("build", "fault"),
     [

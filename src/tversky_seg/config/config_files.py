@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 import tversky_seg
-from tversky_seg.config.checks import nodes_with_target
+from tversky_seg.config.checks import ConfigError, nodes_with_target
 from tversky_seg.config.targets import find_object, is_within
 from tversky_seg.config.yaml_size import check_yaml
 from tversky_seg.runtime.run_settings import flatten
@@ -33,12 +33,16 @@ def read_yaml(path: Path) -> Any:
     """Read plain values from a YAML file.
 
     Raises:
-        ConfigError: The file is too large or nested too deeply.
+        ConfigError: The file is too large or nested too deeply, no text, or holds no such value.
+        yaml.MarkedYAMLError: It is not YAML.
     """
     with path.open(encoding="utf-8") as file:
         check_yaml(file, path, YAML_LOADER)
         file.seek(0)
-        return yaml.load(file, Loader=YAML_LOADER)
+        try:
+            return yaml.load(file, Loader=YAML_LOADER)
+        except ValueError as fault:  # of a date such as 2026-13-01
+            raise ConfigError(f"{path}: {fault}; expected plain values") from fault
 
 
 def choices(group: str) -> list[str]:

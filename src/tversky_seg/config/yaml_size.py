@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TextIO
 
 import yaml
@@ -29,13 +30,21 @@ def check_yaml(file: TextIO, where: object, loader: Any) -> None:
         loader: Loader class of PyYAML.
 
     Raises:
-        ConfigError: More than MOST_VALUES values, or DEEPEST levels.
+        ConfigError: More than MOST_VALUES values, or DEEPEST levels; or it is no text in UTF-8.
+        yaml.MarkedYAMLError: It is not YAML; the error holds the name of the file and the line.
     """
+    try:
+        _check_events(yaml.parse(file, Loader=loader), where)
+    except (UnicodeDecodeError, yaml.reader.ReaderError) as fault:
+        raise ConfigError(f"{where}: is no text in UTF-8; expected YAML") from fault
+
+
+def _check_events(events: Iterable[Any], where: object) -> None:
     size_of_anchor: dict[str, int] = {}
     # One entry for each collection that is open; the first is the document.
     sizes = [0]
     anchors: list[str | None] = [None]
-    for event in yaml.parse(file, Loader=loader):
+    for event in events:
         if isinstance(event, yaml.AliasEvent):
             # A collection that contains itself never ends.
             if event.anchor in anchors:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,25 +174,32 @@ def open_predictions(
             f"{threshold}, but {folder} holds masks only",
             "leave it out to evaluate them as they are",
         )
-    checked_classes = _checked_classes(classes, saved, folder)
+    file = folder / SETTINGS_FILE
+    with _named_by(file if classes is None else None):
+        checked_classes = check_classes(saved.get("classes") if classes is None else classes)
     # In the order of precedence: the argument, predictions.json, the default.
     default_threshold = 0.5 if has_probabilities else None
     chosen_threshold = _first_set(threshold, saved.get("threshold"), default_threshold)
+    with _named_by(file if threshold is None else None):
+        thresholds = _by_class("threshold", chosen_threshold, names=checked_classes, highest=1)
     chosen_minimum = _first_set(min_volume_mm3, saved.get("min_volume_mm3"), 0.0)
-    if background_values is None:
-        background_values = saved.get("background_values")
+    with _named_by(file if min_volume_mm3 is None else None):
+        minima = _by_class(
+            "min_volume_mm3", chosen_minimum, names=checked_classes, highest=math.inf
+        )
+    chosen_background = _first_set(background_values, saved.get("background_values"))
+    with _named_by(file if background_values is None else None):
+        background = _label_values(chosen_background)
     # Another threshold or minimum would have given other masks than the saved ones.
     is_as_saved = threshold is None and min_volume_mm3 is None
     return Predictions(
         folder=folder,
         classes=checked_classes,
-        threshold=_by_class("threshold", chosen_threshold, names=checked_classes, highest=1),
-        min_volume_mm3=_by_class(
-            "min_volume_mm3", chosen_minimum, names=checked_classes, highest=math.inf
-        ),
+        threshold=thresholds,
+        min_volume_mm3=minima,
         pattern=pattern,
         uses_masks=is_as_saved and saved.get("threshold") is not None,
-        background_values=_label_values(background_values),
+        background_values=background,
     )
 
 
@@ -283,17 +291,15 @@ def _saved_settings(path: Path) -> dict[str, Any]:
     return saved
 
 
-def _checked_classes(
-    classes: Mapping[str, Sequence[int]] | None, saved: Mapping[str, Any], folder: Path
-) -> dict[str, tuple[int, ...]]:
-    if classes is not None:
-        return check_classes(classes)
+@contextmanager
+def _named_by(file: Path | None) -> Iterator[None]:
+    """Name the file that a setting comes from where it is at fault; None for an argument."""
     try:
-        return check_classes(saved.get("classes"))
+        yield
     except DataError as fault:
-        raise DataError(
-            f"{folder / SETTINGS_FILE}: {fault.where}", fault.found, fault.expected
-        ) from fault
+        if file is None:
+            raise
+        raise DataError(f"{file}: {fault.where}", fault.found, fault.expected) from fault
 
 
 def _first_set(*candidates: Any) -> Any:

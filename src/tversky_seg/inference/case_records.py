@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tversky_seg.data.case import Case
-from tversky_seg.data.image_files import file_and_frame
+from tversky_seg.data.image_files import file_and_frame, why_absent
 from tversky_seg.inference.lesion_table import Row
 from tversky_seg.inference.output_errors import writing
 from tversky_seg.runtime.files import read_json, write_json
@@ -88,7 +88,7 @@ class CaseRecords:
         """Tell whether the files of a record exist in their full size, after a power cut too."""
         for name, size in record.sizes.items():
             path = self.output_dir / name
-            if not path.is_file() or path.stat().st_size != size:
+            if why_absent(path) is not None or path.stat().st_size != size:
                 return False
         return True
 
@@ -120,8 +120,10 @@ def input_states(case: Case) -> dict[str, FileState]:
 def _read(path: Path) -> CaseRecord | None:
     # What cannot be read counts as missing: the case is then predicted again.
     try:
-        record = CaseRecord(**read_json(path))
+        content = read_json(path)
+        record = CaseRecord(**content)
     except (OSError, ValueError, TypeError):
         return None
-    is_sound = isinstance(record.sizes, dict) and isinstance(record.lesions, list)
-    return record if is_sound else None
+    rows = content["lesions"]
+    has_rows = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    return record if has_rows and isinstance(content["sizes"], dict) else None

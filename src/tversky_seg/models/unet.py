@@ -16,6 +16,8 @@ from tversky_seg.models.layers import (
 )
 from tversky_seg.models.pooling import MaxPool
 
+MAX_LEVELS = 16
+
 
 class ConvBlock(nn.Module):
     """Two 3^3 convolutions, each normalised and followed by ReLU.
@@ -78,8 +80,8 @@ class UNet3D(nn.Module):
             their own in training.
 
     Raises:
-        ValueError: n_levels or width is below 1, the norm is unknown, the prior is outside (0, 1),
-            or there are too many heads.
+        ValueError: n_levels is not 1 to 16, width is below 1, the norm is unknown, the prior is
+            outside (0, 1), or there are too many heads.
     """
 
     def __init__(
@@ -100,6 +102,9 @@ class UNet3D(nn.Module):
             raise ValueError(
                 f"n_levels and width must be >= 1, got n_levels={n_levels}, width={width}"
             )
+        # Before 2^n_levels is computed: a checkpoint may come from a stranger.
+        if n_levels > MAX_LEVELS:
+            raise ValueError(f"n_levels must be <= {MAX_LEVELS}, got {n_levels}")
         if not 0 <= deep_supervision < n_levels:
             raise ValueError(
                 f"deep_supervision must be >= 0 and < n_levels={n_levels}, got {deep_supervision}"
