@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from tversky_seg.data.patches.augmentation import Augmentation
 from tversky_seg.data.patches.lesion_growth import TEXTURE, grow
@@ -85,6 +86,40 @@ def test_growth_is_drawn_last_and_only_where_it_may_happen() -> None:
     assert without.turn == change.turn
     moved = change.apply(image.clone(), labels)[1]
     assert (moved > 0).sum() >= 1
+
+
+def grown_by_whole_volumes(
+    image: np.ndarray, labels: np.ndarray, reach_mm: float, spacing_mm: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same, plainly, in float64, by distances in all of the patch."""
+    lesion = labels.any(0)
+    brain = image.any(0) | lesion
+    distance, nearest = ndimage.distance_transform_edt(~lesion, spacing_mm, return_indices=True)
+    tissue = brain & (distance > 1) & (distance < 4)
+    share = ((reach_mm - distance) / 2 + 0.5).clip(0, 1) * (brain & ~lesion)
+    channels = []
+    for channel in image.astype(np.float64):
+        filled = channel[lesion].mean() + TEXTURE * (channel - channel[tissue].mean())
+        channels.append(channel + share * (filled - channel))
+    is_grown = brain & (distance <= reach_mm)
+    return np.stack(channels), np.where(is_grown, labels[:, *nearest], labels)
+
+
+@pytest.mark.parametrize("spacing_mm", [ISO, (0.9, 0.7, 2.2), (3.0, 1.0, 1.0)])
+def test_growth_is_that_by_distances_in_the_whole_patch(spacing_mm: tuple[float, ...]) -> None:
+    rng = np.random.default_rng(4)
+    for reach_mm in (0.3, 3.0, 6.5):
+        image = rng.standard_normal((2, 40, 36, 30), dtype=np.float32)
+        image[:, rng.random((40, 36, 30)) < 0.1] = 0
+        labels = np.zeros((2, 40, 36, 30), np.int32)
+        for number in range(1, 6):
+            x, y, z = rng.integers(0, (38, 34, 28))
+            labels[rng.integers(2), x : x + 2, y : y + 2, z : z + 2] = number
+        expected_image, expected = grown_by_whole_volumes(image, labels, reach_mm, spacing_mm)
+        tensors = torch.from_numpy(image), torch.from_numpy(labels)
+        grown_image, grown = grow(*tensors, reach_mm=reach_mm, spacing_mm=spacing_mm)
+        np.testing.assert_array_equal(grown, expected)
+        np.testing.assert_allclose(grown_image, expected_image, atol=1e-6)
 
 
 def test_growth_out_of_range_is_refused() -> None:
