@@ -510,10 +510,13 @@ def test_the_default_precision_is_that_of_the_training_where_the_device_has_it(
     assert trained_precision([models["a"]], cpu) == "fp32"
 
 
-def test_predictions_say_their_precision_and_warn_of_another(tmp_path: Path, images: Path) -> None:
+def test_another_precision_predicts_anew_and_says_so(tmp_path: Path, images: Path) -> None:
     path = a_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt", 0)
     assert predict(path, images, tmp_path / "p").status == 0
     assert settings_of(tmp_path / "p")["precision"] == "fp32"
     again = predict(path, images, tmp_path / "p", "precision=bf16")
     assert again.status == 0
-    assert "earlier predictions have precision=fp32, not bf16" in again.stdout
+    assert "again, since they were not predicted in bf16" in again.stdout
+    assert settings_of(tmp_path / "p")["precision"] == "bf16"
+    once_more = predict(path, images, tmp_path / "p", "precision=bf16")
+    assert "again" not in once_more.stdout

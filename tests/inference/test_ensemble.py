@@ -11,8 +11,9 @@ from helpers.networks import Constant, FirstChannel, Lopsided
 from helpers.oblique_cases import FLAIR, a_case
 from tversky_seg.data.nifti import read_volume
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
+from tversky_seg.inference.case_predictor import prepare_input
 from tversky_seg.inference.ensemble import Ensemble, Member, entropy
-from tversky_seg.inference.predict import predict_case, predict_cases, prepare_input
+from tversky_seg.inference.predict import predict_case, predict_cases
 from tversky_seg.inference.settings import Inference
 from tversky_seg.inference.sliding_window import SlidingWindow
 

@@ -106,7 +106,7 @@ def test_a_prediction_that_was_stopped_before_its_end_is_made_again(
     case = a_case(tmp_path, "a")
     predict([case], tmp_path / "once")
     with monkeypatch.context() as patched:
-        patched.setattr("tversky_seg.inference.predict.CaseRecords.write", stop)
+        patched.setattr("tversky_seg.inference.case_records.CaseRecords.write", stop)
         with pytest.raises(KeyboardInterrupt):
             predict([case], folder)
     (folder / "a_mask.nii.gz").unlink()

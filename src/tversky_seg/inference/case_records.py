@@ -33,11 +33,13 @@ class CaseRecord:
         inputs: State of each input file, by modality.
         sizes: Size in bytes of each file written, by its name.
         lesions: Rows of lesions.csv.
+        precision: Precision of the networks; None in records of before.
     """
 
     inputs: dict[str, FileState]
     sizes: dict[str, int]
     lesions: list[Row]
+    precision: str | None = None
 
 
 class CaseRecords:
@@ -58,6 +60,7 @@ class CaseRecords:
         inputs: dict[str, FileState],
         files: Iterable[Path],
         lesions: list[Row],
+        precision: str,
     ) -> None:
         """Write the record of a case whose files are all written.
 
@@ -66,6 +69,7 @@ class CaseRecords:
             inputs: State of the input files before they were read; see `input_states`.
             files: Files written.
             lesions: Rows of lesions.csv.
+            precision: Precision of the networks.
 
         Raises:
             DataError: The disk is full or read-only.
@@ -73,7 +77,7 @@ class CaseRecords:
         sizes = {file.name: file.stat().st_size for file in files}
         path = self._path(case_id)
         with writing(path):
-            write_json(path, asdict(CaseRecord(inputs, sizes, lesions)))
+            write_json(path, asdict(CaseRecord(inputs, sizes, lesions, precision)))
 
     def lesions(self) -> dict[str, list[Row]]:
         """Read the lesions of all cases, by case, in the order of their names."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
+from tversky_seg.inference.loaded_case import LoadedCase, load_case
 from tversky_seg.inference.sliding_window import SlidingWindow, predict_by_windows
 from tversky_seg.inference.tta import view_names
 
@@ -96,7 +97,7 @@ class Ensemble:
 
     def predict(
         self,
-        prepared: PreparedCase,
+        prepared: PreparedCase | LoadedCase,
         *,
         device: torch.device | str | None = None,
         precision: str = "fp32",
@@ -104,11 +105,18 @@ class Ensemble:
         """Predict probability and uncertainty of a case on the network's grid.
 
         Besides the members, one volume of the output's shape is held for a mean, one and a half for
-        votes, four for the two volumes of mean and disagreement.
+        votes, four for the two volumes of mean and disagreement; on CUDA one more.
+
+        Args:
+            prepared: The case; `load_case` may read it ahead.
+            device: Device to compute on; None: each network's own.
+            precision: "fp32", "tf32", "bf16" or "fp16" inside the networks.
 
         Returns:
             Two volumes (K, X, Y, Z) float32; None if `uncertainty` is None.
         """
+        if isinstance(prepared, PreparedCase):
+            prepared = load_case(prepared, torch.device("cpu"))
         case = _CaseOnDevice(prepared, device, precision)
         if self.combine == "mean" and self.uncertainty == "disagreement":
             return self._mean_and_disagreement(case)
@@ -169,7 +177,7 @@ class Ensemble:
 class _CaseOnDevice:
     """A case, and where and how precisely networks predict it."""
 
-    prepared: PreparedCase
+    loaded: LoadedCase
     device: torch.device | str | None
     precision: str
 
@@ -177,10 +185,10 @@ class _CaseOnDevice:
         """Predict with one member; `into` and `share` as in `predict_by_windows`."""
         return predict_by_windows(
             member.network,
-            self.prepared.image,
+            self.loaded.image,
             member.windows,
-            foreground=self.prepared.foreground,
-            image_scale=self.prepared.image_scale,
+            foreground=self.loaded.foreground,
+            image_scale=self.loaded.image_scale,
             device=self.device,
             precision=self.precision,
             into=into,

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.grids import Geometry, to_input_grid
 from tversky_seg.data.nifti import PROBABILITY_SCALE
-from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess
+from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
+from tversky_seg.inference.case_predictor import (
+    CasePredictor,
+    ReadCase,
+    on_input_grid,
+)
 from tversky_seg.inference.case_records import CaseRecords, input_states
 from tversky_seg.inference.ensemble import Ensemble, Member
 from tversky_seg.inference.lesion_table import write_lesion_table
@@ -26,13 +30,12 @@ from tversky_seg.inference.prediction_folder import (
     LESIONS_FILE,
     check_file_names,
     claim_folder,
-    prediction_files,
-    write_prediction,
 )
 from tversky_seg.inference.prediction_jobs import exclusive, running_job
 from tversky_seg.inference.settings import Inference
-from tversky_seg.inference.sliding_window import SlidingWindow
+from tversky_seg.inference.sliding_window import SlidingWindow, device_of
 from tversky_seg.metrics.averages import unwrap_single
+from tversky_seg.runtime.overlap import OneBehind, read_ahead
 from tversky_seg.runtime.progress import Reporter
 
 logger = logging.getLogger("tversky_seg")
@@ -68,7 +71,7 @@ def predict_case(
             raise ValueError("windows must be given for a single network, got None")
         network = Ensemble([Member(network, windows)])
     probability, _ = network.predict(prepared, device=device, precision=precision)
-    maps = list(_on_input_grid(probability, prepared.geometry))
+    maps = list(on_input_grid(probability, prepared.geometry))
     if len(maps) == 1:
         return maps[0][None]  # without the copy that stacking makes
     return np.stack(maps)
@@ -88,9 +91,10 @@ def predict_cases(
     """Predict many cases into one folder: masks, probabilities, lesions.csv and predictions.json.
 
     Cases that are predicted already are skipped, unless an input file has another path, size or
-    time than then. A case that fails does not stop the others; all that failed are logged at the
-    end. Labels are not read. A modality that a case lacks is 0 throughout. lesions.csv is complete
-    after every call, even if an earlier one was interrupted.
+    time than then, or the precision was another. A case that fails does not stop the others; all
+    that failed are logged at the end. Labels are not read. A modality that a case lacks is 0
+    throughout. lesions.csv is complete after every call, even if an earlier one was interrupted.
+    While a GPU predicts a case, the next one is read and the last one is written.
 
     Args:
         network: Trained network, or several as an ensemble.
@@ -116,18 +120,20 @@ def predict_cases(
     if not isinstance(network, Ensemble):
         network = Ensemble([Member(network, windows, checksum)])
     settings = _folder_settings(network, preprocessing, inference)
-    predictor = _Predictor(
-        network, preprocessing, inference, output_dir, device=device, precision=precision
-    )
     case_ids = [case.case_id for case in cases]
     check_file_names(case_ids, tuple(preprocessing.classes))
     records = CaseRecords(output_dir)
+    if device is None:
+        device = device_of(network.members[0].network)
+    predictor = CasePredictor(
+        network, preprocessing, inference, records, torch.device(device), precision
+    )
     with running_job(output_dir, case_ids):
         # Jobs of other cases may write into the same folder, so shared files change under a lock.
         with exclusive(output_dir):
             if not claim_folder(output_dir, settings, notes={"precision": precision}):
                 records.discard_all()  # nothing says how these predictions were made
-        faults = _predict_pending(predictor, cases, records)
+        faults = _predict_pending(predictor, cases)
         with exclusive(output_dir):
             write_lesion_table(
                 output_dir / LESIONS_FILE,
@@ -142,134 +148,97 @@ def predict_cases(
     return faults
 
 
-def prepare_input(case: Case, preprocessing: Preprocessing) -> PreparedCase:
-    """Prepare a case for the network, without its label; a modality that it lacks is 0 throughout.
+class _Progress:
+    """Faults of cases and their number done, told by whichever thread ends a case."""
 
-    The first modality that the case has gives the grid.
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
+        self.faults: dict[str, str] = {}
 
-    Raises:
-        DataError: As `preprocess`.
+    def end(self, case: Case, work: Callable[[], None]) -> None:
+        """Do the last work of a case, and count it; an error of any kind stays with the case."""
+        note = case.case_id
+        # One case must not stop the work of a night.
+        try:
+            work()
+        except Exception as error:
+            self.faults[case.case_id] = _describe_fault(case, error)
+            logger.debug("%s", self.faults[case.case_id], exc_info=True)
+            note += " failed"
+        self.reporter.advance(note)
+
+
+def _predict_pending(predictor: CasePredictor, cases: Sequence[Case]) -> dict[str, str]:
+    """Predict the cases without a prediction, and return case_id -> one line for each failure.
+
+    While a GPU predicts a case, the next one is read and the last one written. On a CPU the network
+    takes all cores, and would be the slower for it.
     """
-    present = tuple(name for name in preprocessing.modalities if name in case.images)
-    unlabelled = replace(case, labels=())
-    prepared = preprocess(unlabelled, replace(preprocessing, modalities=present))
-    if present == preprocessing.modalities:
-        return prepared
-    # As with channel dropout in training: zeros where a modality is missing.
-    channels = [preprocessing.modalities.index(name) for name in present]
-    n_channels = len(preprocessing.modalities)
-    image = np.zeros((n_channels, *prepared.image.shape[1:]), prepared.image.dtype)
-    image[channels] = prepared.image
-    scale = np.ones(n_channels, np.float32)
-    scale[channels] = prepared.image_scale
-    return replace(prepared, image_scale=scale, arrays={**prepared.arrays, "image": image})
-
-
-@dataclass(frozen=True, eq=False)
-class _Predictor:
-    """What the predictions of all cases have in common."""
-
-    ensemble: Ensemble
-    preprocessing: Preprocessing
-    inference: Inference
-    output_dir: Path
-    device: torch.device | str | None
-    precision: str
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(self.preprocessing.classes)
-
-    def predict(self, case: Case, records: CaseRecords) -> None:
-        """Write the files of a case, and its record when they are complete."""
-        # Before they are read: a file that changes meanwhile is then predicted again.
-        inputs = input_states(case)
-        prepared = prepare_input(case, self.preprocessing)
-        geometry = prepared.geometry
-        probability, uncertainty = self.ensemble.predict(
-            prepared, device=self.device, precision=self.precision
-        )
-        uncertainty_maps = None
-        if uncertainty is not None:
-            uncertainty_maps = _on_input_grid(uncertainty, geometry)
-        lesions = write_prediction(
-            self.output_dir,
-            case.case_id,
-            _on_input_grid(probability, geometry),
-            geometry.input_affine,
-            classes=self.classes,
-            threshold=self.inference.thresholds(self.classes),
-            min_volume_mm3=self.inference.min_volumes_mm3(self.classes),
-            uncertainty=uncertainty_maps,
-            brain=_brain_on_input_grid(prepared),
-            like=_image_of_the_grid(case, self.preprocessing),
-        )
-        files = []
-        for of_class in prediction_files(self.output_dir, case.case_id, self.classes).values():
-            files += [of_class.probability, of_class.mask]
-            if uncertainty is not None:
-                files.append(of_class.uncertainty)
-        records.write(case.case_id, inputs=inputs, files=files, lesions=lesions)
-
-
-def _predict_pending(
-    predictor: _Predictor, cases: Sequence[Case], records: CaseRecords
-) -> dict[str, str]:
-    """Predict the cases without a prediction, and return case_id -> one line for each failure."""
-    pending = _pending_case_ids(cases, records)
-    faults: dict[str, str] = {}
-    with Reporter("predict", total=len(cases)) as reporter:
+    pending = _pending_case_ids(cases, predictor)
+    in_thread = predictor.device.type != "cpu"
+    to_read = [case for case in cases if case.case_id in pending]
+    reads = read_ahead(to_read, predictor.read, in_thread=in_thread)
+    with (
+        Reporter("predict", total=len(cases)) as reporter,
+        OneBehind(in_thread=in_thread) as writing,
+    ):
+        progress = _Progress(reporter)
         for case in cases:
-            note = case.case_id
+            work = _nothing
             if case.case_id in pending:
-                # An error of any kind: one case must not stop the work of a night.
-                try:
-                    predictor.predict(case, records)
-                except Exception as error:
-                    faults[case.case_id] = _describe_fault(case, error)
-                    logger.debug("%s", faults[case.case_id], exc_info=True)
-                    note += " failed"
-            reporter.advance(note)
-    return faults
+                work = _work_after_prediction(predictor, case, next(reads))
+            writing.start(partial(progress.end, case, work))
+    return progress.faults
 
 
-def _pending_case_ids(cases: Sequence[Case], records: CaseRecords) -> set[str]:
+def _work_after_prediction(
+    predictor: CasePredictor, case: Case, read: Callable[[], ReadCase]
+) -> Callable[[], None]:
+    """Predict a case, and return what remains: to write it, or to raise what went wrong."""
+    try:
+        predicted = predictor.predict(read())
+    except Exception as error:
+        return partial(_raise, error)
+    return partial(predictor.write, case, predicted)
+
+
+def _nothing() -> None:
+    """Do nothing: the case is predicted already."""
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _pending_case_ids(cases: Sequence[Case], predictor: CasePredictor) -> set[str]:
     """Find the cases to predict: those without a complete prediction of their present inputs."""
+    records = predictor.records
     pending = set()
     changed = []
+    of_another_precision = []
     for case in cases:
         record = records.read(case.case_id)
         if record is None or not records.is_complete(record):
             pending.add(case.case_id)
         elif record.inputs != input_states(case):
-            pending.add(case.case_id)
             changed.append(case.case_id)
-    if changed:
+        elif record.precision not in (None, predictor.precision):
+            of_another_precision.append(case.case_id)
+    _warn_of_repetition(changed, "their input files have changed", n_cases=len(cases))
+    reason = f"they were not predicted in {predictor.precision}"
+    _warn_of_repetition(of_another_precision, reason, n_cases=len(cases))
+    return pending.union(changed, of_another_precision)
+
+
+def _warn_of_repetition(case_ids: Sequence[str], reason: str, *, n_cases: int) -> None:
+    if case_ids:
         logger.warning(
-            "predicting %d of %d cases again, since their input files have changed: %s",
-            len(changed),
-            len(cases),
-            first_names(changed),
+            "predicting %d of %d cases again, since %s: %s",
+            len(case_ids),
+            n_cases,
+            reason,
+            first_names(case_ids),
         )
-    return pending
-
-
-def _image_of_the_grid(case: Case, preprocessing: Preprocessing) -> Path:
-    """Return the image whose grid the prediction has: the first modality that the case has."""
-    return next(case.images[name] for name in preprocessing.modalities if name in case.images)
-
-
-def _brain_on_input_grid(prepared: PreparedCase) -> NDArray[np.bool_]:
-    """Return the brain on the file's own grid, (X, Y, Z)."""
-    foreground = prepared.foreground.astype(np.float32)
-    return np.asarray(to_input_grid(foreground, prepared.geometry) > 0.5)
-
-
-def _on_input_grid(volumes: Tensor, geometry: Geometry) -> Iterator[NDArray[np.float32]]:
-    """Resample to the file's own grid, class by class, (X, Y, Z) in [0, 1]."""
-    for volume in volumes.numpy():
-        resampled = to_input_grid(volume, geometry)
-        yield np.clip(resampled, 0, 1, out=resampled)
 
 
 def first_names(names: Sequence[str], *, n: int = 5) -> str:

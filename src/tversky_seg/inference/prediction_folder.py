@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,6 @@ from tversky_seg.data.nifti import PROBABILITY_SCALE, write_volume
 from tversky_seg.inference.lesion_table import Row, lesion_rows, number_lesions
 from tversky_seg.inference.output_errors import writing
 from tversky_seg.runtime.files import read_json, write_json
-
-logger = logging.getLogger("tversky_seg")
 
 SETTINGS_FILE = "predictions.json"
 LESIONS_FILE = "lesions.csv"
@@ -150,7 +147,7 @@ def claim_folder(
     Args:
         output_dir: Predictions folder.
         settings: Settings that must be the same for all predictions of the folder.
-        notes: Further entries. A command on another machine may differ in these, with a warning.
+        notes: Further entries, in which commands may differ: the file holds those of the last one.
 
     Returns:
         Whether it existed: then the predictions in the folder were made with these settings.
@@ -182,10 +179,10 @@ def claim_folder(
             f"its predictions were made with {', '.join(then)}, this command has {', '.join(now)}",
             "name another output_dir",
         )
-    for key, value in (notes or {}).items():
-        before = saved.get(key, value)
-        if before != value:
-            logger.warning("%s: earlier predictions have %s=%s, not %s", path, key, before, value)
+    updated = {**saved, **(notes or {})}
+    if updated != saved:
+        with writing(path):
+            write_json(path, updated)
     return True
 
 

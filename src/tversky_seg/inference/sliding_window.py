@@ -187,7 +187,7 @@ def predict_by_windows(
         ValueError: Arguments out of range, shapes that do not match, or a network that gives NaN.
     """
     volume = _as_volume(image)
-    device = _device_of(network) if device is None else torch.device(device)
+    device = device_of(network) if device is None else torch.device(device)
     # Prepared cases are kept as int16: half of float32.
     if image_scale is None:
         scale = torch.ones(len(volume))
@@ -367,7 +367,8 @@ def _with_foreground(
     return chosen or corners[:1]
 
 
-def _device_of(network: nn.Module) -> torch.device:
+def device_of(network: nn.Module) -> torch.device:
+    """Return the device of a network's weights; the CPU if it has none."""
     for tensor in itertools.chain(network.parameters(), network.buffers()):
         return tensor.device
     return torch.device("cpu")

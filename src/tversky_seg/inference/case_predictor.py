@@ -1,0 +1,154 @@
+"""Prediction of one case in three steps: read, predict, write; a GPU takes the middle one alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tversky_seg.data.case import Case
+from tversky_seg.data.grids import Geometry, to_input_grid
+from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
+from tversky_seg.inference.case_records import CaseRecords, FileState, input_states
+from tversky_seg.inference.ensemble import Ensemble
+from tversky_seg.inference.loaded_case import LoadedCase, load_case
+from tversky_seg.inference.prediction_folder import prediction_files, write_prediction
+from tversky_seg.inference.settings import Inference
+
+
+@dataclass(frozen=True, eq=False)
+class ReadCase:
+    """A case that is ready for the network, and the state of its files before they were read."""
+
+    inputs: dict[str, FileState]
+    prepared: PreparedCase
+    loaded: LoadedCase
+
+
+@dataclass(frozen=True, eq=False)
+class PredictedCase:
+    """What the networks gave for a case, on the network's grid."""
+
+    read: ReadCase
+    probability: Tensor
+    uncertainty: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class CasePredictor:
+    """What the predictions of all cases have in common, and the three steps of each.
+
+    Attributes:
+        ensemble: Networks.
+        preprocessing: Preprocessing of the training.
+        inference: Threshold and smallest lesion.
+        records: Records of the folder to write to.
+        device: Device to compute on.
+        precision: Precision inside the networks.
+    """
+
+    ensemble: Ensemble
+    preprocessing: Preprocessing
+    inference: Inference
+    records: CaseRecords
+    device: torch.device
+    precision: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return tuple(self.preprocessing.classes)
+
+    def read(self, case: Case) -> ReadCase:
+        """Read and prepare a case."""
+        # Before they are read: a file that changes meanwhile is then predicted again.
+        inputs = input_states(case)
+        prepared = prepare_input(case, self.preprocessing)
+        return ReadCase(inputs, prepared, load_case(prepared, self.device))
+
+    def predict(self, read: ReadCase) -> PredictedCase:
+        """Predict a case on the network's grid."""
+        probability, uncertainty = self.ensemble.predict(
+            read.loaded, device=self.device, precision=self.precision
+        )
+        return PredictedCase(read, probability, uncertainty)
+
+    def write(self, case: Case, predicted: PredictedCase) -> None:
+        """Write the files of a case, and its record when they are complete."""
+        prepared = predicted.read.prepared
+        geometry = prepared.geometry
+        output_dir = self.records.output_dir
+        uncertainty_maps = None
+        if predicted.uncertainty is not None:
+            uncertainty_maps = on_input_grid(predicted.uncertainty, geometry)
+        lesions = write_prediction(
+            output_dir,
+            case.case_id,
+            on_input_grid(predicted.probability, geometry),
+            geometry.input_affine,
+            classes=self.classes,
+            threshold=self.inference.thresholds(self.classes),
+            min_volume_mm3=self.inference.min_volumes_mm3(self.classes),
+            uncertainty=uncertainty_maps,
+            brain=_brain_on_input_grid(prepared),
+            like=_image_of_the_grid(case, self.preprocessing),
+        )
+        files = []
+        for of_class in prediction_files(output_dir, case.case_id, self.classes).values():
+            files += [of_class.probability, of_class.mask]
+            if predicted.uncertainty is not None:
+                files.append(of_class.uncertainty)
+        self.records.write(
+            case.case_id,
+            inputs=predicted.read.inputs,
+            files=files,
+            lesions=lesions,
+            precision=self.precision,
+        )
+
+
+def prepare_input(case: Case, preprocessing: Preprocessing) -> PreparedCase:
+    """Prepare a case for the network, without its label; a modality that it lacks is 0 throughout.
+
+    The first modality that the case has gives the grid.
+
+    Raises:
+        DataError: As `preprocess`.
+    """
+    present = tuple(name for name in preprocessing.modalities if name in case.images)
+    unlabelled = replace(case, labels=())
+    prepared = preprocess(unlabelled, replace(preprocessing, modalities=present))
+    if present == preprocessing.modalities:
+        return prepared
+    # As with channel dropout in training: zeros where a modality is missing.
+    channels = [preprocessing.modalities.index(name) for name in present]
+    n_channels = len(preprocessing.modalities)
+    image = np.zeros((n_channels, *prepared.image.shape[1:]), prepared.image.dtype)
+    image[channels] = prepared.image
+    scale = np.ones(n_channels, np.float32)
+    scale[channels] = prepared.image_scale
+    return replace(prepared, image_scale=scale, arrays={**prepared.arrays, "image": image})
+
+
+def _image_of_the_grid(case: Case, preprocessing: Preprocessing) -> Path:
+    """Return the image whose grid the prediction has: the first modality that the case has."""
+    return next(case.images[name] for name in preprocessing.modalities if name in case.images)
+
+
+def _brain_on_input_grid(prepared: PreparedCase) -> NDArray[np.bool_]:
+    """Return the brain on the file's own grid, (X, Y, Z)."""
+    foreground = prepared.foreground.astype(np.float32)
+    return np.asarray(to_input_grid(foreground, prepared.geometry) > 0.5)
+
+
+def on_input_grid(volumes: Tensor, geometry: Geometry) -> Iterator[NDArray[np.float32]]:
+    """Resample to the file's own grid, class by class, (X, Y, Z) in [0, 1]."""
+    for volume in volumes.numpy():
+        resampled = to_input_grid(volume, geometry)
+        yield np.clip(resampled, 0, 1, out=resampled)
