@@ -30,8 +30,8 @@ import numpy as np
 from fake_cuda import on_fake_device, stand_in_for_cuda
 from fake_device import Event
 
-N_STEPS = 6
-# Of six: the first ones build what later ones reuse, and after the last one all is saved.
+N_STEPS = 7
+# The first ones build what later ones reuse, the last ones load no more, and all is saved.
 STEADY_STEPS = range(3, 6)
 SMALL_NETWORK = ("model.width=4", "model.n_levels=2")
 # Of the tests: what a training can be made of.

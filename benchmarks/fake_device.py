@@ -184,7 +184,9 @@ def note_copy(packet: Any, args: Any, kwargs: dict[str, Any], *, leaves_device: 
     """Note a copy between devices; one inside the device is none of these."""
     if packet is aten._to_copy:
         if leaves_device:
-            SEEN.note(PAGEABLE, "copy to the host", args[0].nbytes)
+            # torch itself takes page-locked memory for a copy that need not be waited for.
+            kind = PINNED if kwargs.get("non_blocking") else PAGEABLE
+            SEEN.note(kind, "copy to the host", args[0].nbytes)
         return
     to, source = args[:2]
     is_to_device = isinstance(to, FakeTensor)
