@@ -128,10 +128,6 @@ class FakeEvent:
         """Say that everything is done."""
         return True
 
-    def elapsed_time(self, end: "FakeEvent") -> float:
-        """Return a time in milliseconds; here everything takes as long."""
-        return 1.0
-
     def synchronize(self) -> None:
         """Wait for the mark."""
         kind = LATE_WAIT if 0 <= self.step < SEEN.step else WAIT
