@@ -10,7 +10,12 @@ from typing import Any
 
 def run_interpreted(script: str) -> None:
     """Run a script in a process of its own, where Triton computes kernels on CPU tensors."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    run_alone(script, TRITON_INTERPRET="1")
+
+
+def run_alone(script: str, **variables: str) -> None:
+    """Run a script in a process of its own, with further environment variables."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     command = [sys.executable, script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tversky_seg.models.layers import (
@@ -16,6 +15,7 @@ from tversky_seg.models.layers import (
     set_prior,
 )
 from tversky_seg.models.pooling import MaxPool
+from tversky_seg.models.upsampling import upsample
 
 
 class ResidualBlock(nn.Module):
@@ -118,10 +118,7 @@ class ResidualUNet3D(nn.Module):
             features = self.pool(features)
         features = self.bottleneck(features)
         for shortcut, block in zip(self.shortcuts, self.decoder, strict=True):
-            features = F.interpolate(
-                features, scale_factor=2.0, mode="trilinear", align_corners=True
-            )
-            features = block(shortcut(skips.pop()) + features)
+            features = block(shortcut(skips.pop()) + upsample(features))
         return self.head(features)  # type: ignore[no-any-return]
 
 
