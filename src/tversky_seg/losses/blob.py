@@ -136,7 +136,7 @@ def _find_lesions(is_lesion: Tensor) -> _Lesions:
     sizes = [len(column) for column in columns]
     # One copy to the device takes all of them.
     table = torch.from_numpy(np.concatenate(columns))
-    if is_lesion.is_cuda:
+    if is_lesion.device.type == "cuda":
         table = table.pin_memory()
     on_device = table.to(is_lesion.device, non_blocking=True)
     voxels, lesions, patch_numbers, n_in_patch = torch.split_with_sizes(on_device, sizes)
