@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from helpers.cuda import no_host_waits, on_gpu
 from helpers.kernels import run_interpreted, stack_bytes
 from helpers.losses import LOSSES, each_loss, random_case
-from tversky_seg.losses import FocalLoss, TverskyLoss, fused
+from tversky_seg.losses import DeepSupervision, FocalLoss, TverskyLoss, fused
 from tversky_seg.losses.cross_entropy import plain_focal_sum
 from tversky_seg.losses.soft_counts import plain_soft_sums, soft_counts
 from tversky_seg.metrics.overlap import tversky_index
@@ -242,6 +242,18 @@ def test_no_loss_waits_for_the_gpu(loss, weighted) -> None:
     with no_host_waits():
         loss(logits, *arguments).backward()
     assert logits.grad is not None
+
+
+@on_gpu
+def test_deep_supervision_does_not_wait_for_the_gpu() -> None:
+    logits, target, weight = drawn((2, 2, 9, 8, 7), "cuda")
+    half = logits[:, :, ::2, ::2, ::2].clone()
+    loss = DeepSupervision(TverskyLoss())
+    with_halves = [values.requires_grad_() for values in (logits, half)]
+    loss(with_halves, target, weight).backward()
+    with no_host_waits():
+        loss(with_halves, target, weight).backward()
+    assert half.grad is not None
 
 
 @on_gpu

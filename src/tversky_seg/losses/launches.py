@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class Rows:
         """Samples times classes."""
         return self.logits.shape[0] * self.logits.shape[1]
 
-    @property
+    @cached_property
     def n_programs(self) -> int:
         """Programs per row."""
         return min(math.ceil(self.n_voxels / BLOCK), MAX_PROGRAMS)
