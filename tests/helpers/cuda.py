@@ -1,5 +1,6 @@
 """What tests on a CUDA device share."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,10 @@ def on_gpu(test: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def no_host_waits() -> Iterator[None]:
     """Make an error of whatever would wait for the device."""
-    torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.synchronize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that this is a prototype
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:

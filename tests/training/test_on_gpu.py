@@ -1,8 +1,6 @@
 """Training on a CUDA device: no waits in a step, overflows, resuming, several processes."""
 
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +11,7 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from helpers.cuda import no_host_waits
 from helpers.trainers import Blobs, a_trainer, assert_same, rows, weights
 from tversky_seg.data.patches.batches import Batch
 from tversky_seg.models import UNet3D
@@ -33,29 +32,17 @@ def gpu_trainer(*, norm: str = "group", **settings: Any) -> Trainer:
     return a_trainer(**{"model": model, "device": "cuda", **settings})
 
 
-def on_gpu(batch: Batch) -> Batch:
+def moved(batch: Batch) -> Batch:
     return replace(batch, image=batch.image.to(CUDA), target=batch.target.to(CUDA))
-
-
-@contextmanager
-def waits_are_errors() -> Iterator[None]:
-    torch.cuda.synchronize()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # says that it is a prototype
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_no_step_waits_for_the_device(precision: str, norm: str) -> None:
     trainer = gpu_trainer(precision=precision, norm=norm, ema_decay=0.9)
-    batches = [on_gpu(Blobs(spoiled=(4,))[step]) for step in range(1, 7)]
+    batches = [moved(Blobs(spoiled=(4,))[step]) for step in range(1, 7)]
     results = [trainer.train_step(step, batches[step - 1]) for step in (1, 2)]
-    with waits_are_errors():
+    with no_host_waits():
         for step in (3, 4, 5, 6):
             results.append(trainer.train_step(step, batches[step - 1]))
     assert [result.is_skipped for result in results] == [False, False, False, True, False, False]
@@ -78,11 +65,11 @@ def test_losses_are_those_of_the_cpu_with_every_optimizer(kind: str) -> None:
 
 def test_an_overflow_in_fp16_skips_the_step_and_halves_the_scale() -> None:
     trainer = gpu_trainer(precision="fp16", norm="batch", ema_decay=0.9)
-    assert not trainer.train_step(1, on_gpu(Blobs()[1])).is_skipped
+    assert not trainer.train_step(1, moved(Blobs()[1])).is_skipped
     trainer.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**60)
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     average = {name: t.clone() for name, t in trainer.average.network.state_dict().items()}
-    result = trainer.train_step(2, on_gpu(Blobs()[2]))
+    result = trainer.train_step(2, moved(Blobs()[2]))
     assert result.is_skipped
     assert 0 < result.loss < 2
     assert trainer.scaler.get_scale() == 2.0**59
@@ -154,7 +141,7 @@ def test_a_run_of_the_cpu_resumes_on_the_gpu(tmp_path: Path) -> None:
 def test_one_process_over_nccl_steps_without_a_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches = [on_gpu(Blobs()[step]) for step in range(1, 6)]
+    batches = [moved(Blobs()[step]) for step in range(1, 6)]
     alone = gpu_trainer(precision="fp32")
     losses = [alone.train_step(step, batches[step - 1]).loss for step in range(1, 6)]
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
@@ -166,7 +153,7 @@ def test_one_process_over_nccl_steps_without_a_wait(
         trainer.network = trainer._prepare_network()
         assert isinstance(trainer.network, DistributedDataParallel)
         results = [trainer.train_step(step, batches[step - 1]) for step in (1, 2, 3)]
-        with waits_are_errors():
+        with no_host_waits():
             results += [trainer.train_step(step, batches[step - 1]) for step in (4, 5)]
         assert [result.loss for result in results] == pytest.approx(losses, abs=1e-4)
     finally:
