@@ -17,6 +17,7 @@ from tversky_seg.data.patches.batches import Batch
 from tversky_seg.models import UNet3D
 from tversky_seg.runtime import distributed as processes
 from tversky_seg.runtime.checkpoints import load_checkpoint
+from tversky_seg.runtime.devices import is_out_of_memory
 from tversky_seg.training.trainer import Trainer
 
 pytestmark = [
@@ -77,6 +78,25 @@ def test_an_overflow_in_fp16_skips_the_step_and_halves_the_scale() -> None:
     assert_same(average, trainer.average.network.state_dict())
     count = next(iter(trainer.torch_optimizer.state.values()))["step"]
     assert count.item() == 1
+
+
+def test_memory_that_runs_out_is_recognised_and_the_next_step_goes_on() -> None:
+    trainer = gpu_trainer(precision="bf16")
+    trainer.train_step(1, moved(Blobs()[1]))
+    large = replace(
+        Blobs()[1], image=torch.zeros(2, 1, 96, 96, 96), target=torch.zeros(2, 1, 96, 96, 96)
+    )
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(2**27 / total)
+    try:
+        with pytest.raises(Exception) as fault:
+            trainer.train_step(2, large)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert is_out_of_memory(fault.value)
+    del fault
+    assert not trainer.train_step(2, moved(Blobs()[2])).is_skipped
 
 
 def test_rows_and_skips_are_those_of_results_read_at_once(tmp_path: Path) -> None:

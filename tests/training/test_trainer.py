@@ -139,7 +139,16 @@ def test_infinity_and_nan_in_loss_or_gradient_change_no_weight(value: float, sou
 
 
 def test_memory_that_runs_out_is_one_line_with_what_to_lower() -> None:
-    for fault in (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), MemoryError()):
+    faults = [
+        torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"),
+        MemoryError(),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ]
+    for fault in faults:
         line = one_line(fault, config_name="train")
         assert line.startswith("trainer.batch_size: ")
         assert "sampler.patch_size" in line

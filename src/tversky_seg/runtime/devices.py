@@ -28,14 +28,16 @@ FIRST_CAPABILITY = {"bf16": (8, 0), "fp16": (7, 0)}
 # Whether convolutions may use TF32, as this process last set it; None: never set.
 _allows_tf32: bool | None = None
 
-# Near full memory no algorithm of cuDNN gets the workspace that it needs. It then raises a
-# RuntimeError with one of these texts, not torch's OutOfMemoryError.
-CUDNN_OUT_OF_MEMORY = (
+# Memory that runs out is not always torch's OutOfMemoryError, but also a RuntimeError with one of
+# these texts: near full memory no algorithm of cuDNN gets the workspace that it needs.
+OUT_OF_MEMORY_TEXTS = (
     "unable to find an engine",
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "DefaultCPUAllocator: can't allocate memory",
 )
-
 FIRST_FAULTY_CUDNN = 90800
 FIRST_MENDED_CUDNN = 91500
 
@@ -220,7 +222,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if not isinstance(error, RuntimeError):
         return False
-    return any(text in str(error) for text in CUDNN_OUT_OF_MEMORY)
+    return any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
 
 
 def _keep_freed_memory() -> None:
