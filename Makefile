@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TRIED := $(CURDIR)/build/wheel-test
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint bench wheel-test clean
+.PHONY: help setup train test test-slow fuzz lint bench wheel-test clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,9 @@ test: $(VENV)/.test            ## run the fast tests
 
 test-slow: $(VENV)/.test       ## run the tests that train for minutes
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+fuzz: $(VENV)/.test            ## read 100,000 odd or damaged files and words; INPUTS=… sets another number
+	FUZZ_INPUTS=$(or $(INPUTS),100000) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --timeout 7200 tests/fuzz
 
 lint: $(VENV)/.all             ## check style and types: ruff and mypy
 	$(BIN)/ruff check .
