@@ -1,12 +1,16 @@
 """Validation: what is chosen on the cases, and what the network is worth with that."""
 
 import math
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from helpers.cohorts import AFFINE, save, scan
+from helpers.cuda import on_gpu
 from helpers.networks import FirstChannel
 from tversky_seg.data.case import Case
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess
@@ -15,6 +19,8 @@ from tversky_seg.inference.settings import Inference
 from tversky_seg.inference.sliding_window import predict_volume
 from tversky_seg.metrics import compute_metrics
 from tversky_seg.metrics.score_histogram import to_levels
+from tversky_seg.runtime.overlap import OneBehind, read_ahead
+from tversky_seg.training import validation
 from tversky_seg.training.validation import MONITORED, validate
 
 WHOLE = Inference(patch_size="whole")
@@ -33,7 +39,7 @@ def a_case(folder: Path, seed: int, *, is_empty: bool = False) -> PreparedCase:
 
 def test_measures_are_means_over_cases_at_what_was_chosen(tmp_path: Path) -> None:
     cases = [a_case(tmp_path, seed) for seed in range(3)]
-    validation = validate(FirstChannel(), cases=cases, classes=("lesion",), inference=WHOLE)
+    result = validate(FirstChannel(), cases=cases, classes=("lesion",), inference=WHOLE)
     rows = []
     for case in cases:
         assert case.target is not None
@@ -41,12 +47,12 @@ def test_measures_are_means_over_cases_at_what_was_chosen(tmp_path: Path) -> Non
             FirstChannel(), case.image, image_scale=case.image_scale, patch_size="whole"
         )[0]
         levels = to_levels(probability.numpy()) / 65535
-        settings = {"threshold": validation.threshold, "min_volume_mm3": validation.min_volume_mm3}
+        settings = {"threshold": result.threshold, "min_volume_mm3": result.min_volume_mm3}
         rows.append(
             compute_metrics(levels, case.target[0], spacing_mm=np.diag(AFFINE)[:3], **settings)
         )
     for name in MONITORED:
-        assert validation.measures[name] == pytest.approx(
+        assert result.measures[name] == pytest.approx(
             np.mean([row[name] for row in rows]), abs=1e-4
         ), name
 
@@ -67,21 +73,72 @@ def test_several_classes_are_named_and_averaged(tmp_path: Path) -> None:
         def forward(self, image):  # type: ignore[no-untyped-def]
             return image * image.new_tensor([1.0, -1.0]).view(1, 2, 1, 1, 1)
 
-    validation = validate(Both(), cases=[double], classes=("a", "b"), inference=WHOLE)
-    assert isinstance(validation.threshold, dict)
-    assert set(validation.threshold) == {"a", "b"}
-    assert validation.measures["a/dice"] > validation.measures["b/dice"]
-    assert validation.measures["dice"] == pytest.approx(
-        (validation.measures["a/dice"] + validation.measures["b/dice"]) / 2
+    result = validate(Both(), cases=[double], classes=("a", "b"), inference=WHOLE)
+    assert isinstance(result.threshold, dict)
+    assert set(result.threshold) == {"a", "b"}
+    assert result.measures["a/dice"] > result.measures["b/dice"]
+    assert result.measures["dice"] == pytest.approx(
+        (result.measures["a/dice"] + result.measures["b/dice"]) / 2
     )
 
 
 def test_without_any_lesion_measures_are_undefined_at_one_half(tmp_path: Path) -> None:
-    validation = validate(
+    result = validate(
         FirstChannel(),
         cases=[a_case(tmp_path, 0, is_empty=True)],
         classes=("lesion",),
         inference=WHOLE,
     )
-    assert validation.threshold == 0.5
-    assert math.isnan(validation.measures["sensitivity"])
+    assert result.threshold == 0.5
+    assert math.isnan(result.measures["sensitivity"])
+
+
+def test_cases_read_and_scored_in_threads_give_the_same_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [a_case(tmp_path, seed) for seed in range(4)]
+    settings = {"cases": cases, "classes": ("lesion",), "inference": WHOLE}
+    expected = validate(FirstChannel(), **settings)  # type: ignore[arg-type]
+    threads = set()
+    score = validation._score
+
+    def scored(*arguments: object) -> object:
+        threads.add(threading.current_thread().name)
+        return score(*arguments)  # type: ignore[arg-type]
+
+    def one_behind(*, in_thread: bool) -> OneBehind:
+        return OneBehind(in_thread=True)
+
+    def ahead(items: object, read: object, *, in_thread: bool) -> object:
+        return read_ahead(items, read, in_thread=True)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(validation, "OneBehind", one_behind)
+    monkeypatch.setattr(validation, "read_ahead", ahead)
+    monkeypatch.setattr(validation, "_score", scored)
+    found = validate(FirstChannel(), **settings)  # type: ignore[arg-type]
+    assert len(threads) == 4
+    np.testing.assert_equal(dict(found.measures), dict(expected.measures))
+    assert (found.threshold, found.min_volume_mm3) == (expected.threshold, expected.min_volume_mm3)
+    for caption, picture in expected.pictures.items():
+        np.testing.assert_array_equal(found.pictures[caption], picture)
+
+
+@on_gpu
+def test_a_gpu_measures_what_the_cpu_does(tmp_path: Path) -> None:
+    cases = [a_case(tmp_path, seed) for seed in range(3)]
+    settings = {"cases": cases, "classes": ("lesion",), "inference": WHOLE}
+    expected = validate(FirstChannelOfWeight(), **settings)  # type: ignore[arg-type]
+    found = validate(FirstChannelOfWeight().cuda(), **settings)  # type: ignore[arg-type]
+    for name in MONITORED:
+        assert found.measures[name] == pytest.approx(expected.measures[name], abs=1e-3), name
+
+
+class FirstChannelOfWeight(FirstChannel):
+    """A weight tells on which device the network is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image) * self.weight

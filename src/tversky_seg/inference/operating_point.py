@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -43,15 +44,24 @@ class OperatingPoint:
     min_volume_mm3: float
 
 
-class ScoredCase(NamedTuple):
-    """One class of one validation case."""
+@dataclass(frozen=True, eq=False)
+class ScoredCase:
+    """One class of one validation case.
+
+    Attributes:
+        levels: (X, Y, Z) probability as a level 0 ... 65535; see `score_histogram.to_levels`.
+        reference: (X, Y, Z).
+        spacing_mm: Three voxel sizes.
+    """
 
     levels: NDArray[np.uint16]
-    """(X, Y, Z) probability as a level 0 ... 65535; see `score_histogram.to_levels`."""
     reference: Mask
-    """(X, Y, Z)."""
     spacing_mm: Sequence[float]
-    """Three voxel sizes."""
+
+    @cached_property
+    def histogram(self) -> ScoreHistogram:
+        """Voxels and lesion voxels at each level, counted once."""
+        return levels_histogram(self.levels, self.reference)
 
 
 class _PredictedLesions(NamedTuple):
@@ -177,7 +187,7 @@ def _candidate_thresholds(cases: Sequence[ScoredCase], goal: str) -> list[float]
         # 0.05, 0.10, … as levels of the saved 16-bit probability.
         levels = np.arange(1, N_THRESHOLDS + 1) / (N_THRESHOLDS + 1) * (N_LEVELS - 1)
         return [_threshold_below(round(level)) for level in levels]
-    histograms = [levels_histogram(case.levels, case.reference) for case in cases]
+    histograms = [case.histogram for case in cases]
     if goal in GOALS:
         return [choose_threshold(histograms, goal)]
     return [_threshold_of_recall(histograms, _target_recall(goal))]
@@ -209,17 +219,20 @@ def _threshold_of_recall(histograms: Sequence[ScoreHistogram], target: float) ->
 
 
 def _predicted_lesions(case: ScoredCase, threshold: float) -> _PredictedLesions:
-    predicted, n_predicted = label_lesions(case.levels >= threshold * (N_LEVELS - 1))
+    mask = case.levels >= threshold * (N_LEVELS - 1)
+    predicted, n_predicted = label_lesions(mask)
     lesions, n_lesions = label_lesions(case.reference)
-    # Any order of voxels will do for counts; that of memory needs no copy.
-    n_voxels = np.bincount(predicted.ravel(order="K"), minlength=n_predicted + 1)[1:]
+    # From here on only the predicted voxels count, which are few: of each, its lesion ...
+    lesion_of = predicted[mask]
+    n_voxels = np.bincount(lesion_of, minlength=n_predicted + 1)[1:]
     voxel_mm3 = float(np.prod(case.spacing_mm))
     volume_mm3 = np.asarray(n_voxels * voxel_mm3, dtype=np.float64)
-    # Voxels where a predicted lesion meets one of the reference: the pairs that touch.
-    is_hit = (predicted > 0) & case.reference
-    n_true = np.bincount(predicted[is_hit], minlength=n_predicted + 1)[1:]
+    # ... and the lesion of the reference that it meets, if any: the pairs that touch.
+    is_hit = case.reference[mask]
+    hitting = lesion_of[is_hit]
+    n_true = np.bincount(hitting, minlength=n_predicted + 1)[1:]
     largest = np.full(n_lesions, -1.0)
-    np.maximum.at(largest, lesions[is_hit] - 1, volume_mm3[predicted[is_hit] - 1])
+    np.maximum.at(largest, lesions[mask][is_hit] - 1, volume_mm3[hitting - 1])
     return _PredictedLesions(volume_mm3, n_voxels, n_true, largest, int(case.reference.sum()))
 
 

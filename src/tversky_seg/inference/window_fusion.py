@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from tversky_seg.inference.tta import View
 from tversky_seg.inference.window_memory import is_room_for, to_host, windows_at_once
 from tversky_seg.inference.window_sums import Box, Sides, add_weights, sum_of_weights
-from tversky_seg.runtime.devices import autocast, image_to_device, is_out_of_memory, to_device
+from tversky_seg.runtime.devices import (
+    autocast,
+    image_to_device,
+    is_out_of_memory,
+    to_device,
+    without_trials,
+)
 
 logger = logging.getLogger("tversky_seg")
 
@@ -137,7 +143,7 @@ def fuse(
         may_leave_device=may_leave_device,
     )
     # Once around all windows: within it the weights are cast to 16 bits once.
-    with autocast(network.device, network.precision):
+    with autocast(network.device, network.precision), without_trials():
         total = fusion.run()
     # The sum of all voxels is NaN if one is, and needs no second volume. Looked at only after the
     # copy, so that a GPU is waited for once.

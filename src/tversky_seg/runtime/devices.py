@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +100,21 @@ def image_to_device(image: Tensor, device: torch.device) -> Tensor:
 def use_fastest_algorithms() -> None:
     """Let cuDNN try its algorithms for each new shape of a convolution, and keep the fastest."""
     torch.backends.cudnn.benchmark = True
+
+
+@contextmanager
+def without_trials() -> Iterator[None]:
+    """Let cuDNN choose its algorithms by rule within the block.
+
+    For inputs of many shapes, as the last batch of windows of each case: to try the algorithms for
+    each takes longer than the batch.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def warn_of_faulty_cudnn() -> None:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
+from tversky_seg.inference.loaded_case import load_case
 from tversky_seg.inference.operating_point import OperatingPoint, ScoredCase, choose_operating_point
 from tversky_seg.inference.settings import Inference
-from tversky_seg.inference.sliding_window import predict_by_windows
+from tversky_seg.inference.sliding_window import device_of, predict_by_windows
 from tversky_seg.metrics.averages import unwrap_single
 from tversky_seg.metrics.case_metrics import mean_metrics, measure_case
 from tversky_seg.metrics.lesion_rule import LesionRule
 from tversky_seg.metrics.lesions import remove_small_lesions
 from tversky_seg.metrics.masks import Mask
-from tversky_seg.metrics.score_histogram import N_LEVELS, levels_histogram, to_levels
+from tversky_seg.metrics.score_histogram import N_LEVELS, to_levels
 from tversky_seg.report.slices import slice_pictures
-from tversky_seg.runtime.distributed import map_over_ranks
+from tversky_seg.runtime.distributed import map_over_ranks, rank, world_size
+from tversky_seg.runtime.overlap import OneBehind, read_ahead
 
 MONITORED = (
     "dice",
@@ -88,13 +91,7 @@ def validate(
         Mean metrics (docs/metrics.md) on the grid that the network sees, threshold and minimum
         lesion size, and a slice of the first case with reference and prediction outlined.
     """
-
-    def predict(case: PreparedCase) -> Tensor:
-        return _predict_probability(network, case, inference, precision)
-
-    scored: list[list[ScoredCase]] = []  # by case, then by class
-    for case, probability in zip(cases, map_over_ranks(cases, predict), strict=True):
-        scored.append(_score(case, probability))
+    scored = _predict_and_score(network, cases, inference, precision)
 
     # One operating point for each class: a tumour's threshold is not that of the liver.
     thresholds: dict[str, float] = {}
@@ -122,18 +119,38 @@ def validate(
     )
 
 
-def _predict_probability(
-    network: nn.Module, case: PreparedCase, inference: Inference, precision: str
-) -> Tensor:
-    """Predict (K, X, Y, Z) probabilities on the grid that the network sees."""
-    return predict_by_windows(
-        network,
-        case.image,
-        inference.windows,
-        foreground=case.foreground,
-        image_scale=case.image_scale,
-        precision=precision,
-    )
+def _predict_and_score(
+    network: nn.Module, cases: Sequence[PreparedCase], inference: Inference, precision: str
+) -> list[list[ScoredCase]]:
+    """Predict all cases and put them next to their references, by case, then by class.
+
+    While a GPU predicts a case, the next one is read and the last one scored.
+    """
+    device = device_of(network)
+    in_thread = device.type != "cpu"
+    own_cases = cases[rank() :: world_size()]
+    reads = read_ahead(own_cases, partial(load_case, device=device), in_thread=in_thread)
+
+    def predict(_: PreparedCase) -> Tensor:
+        case = next(reads)()
+        return predict_by_windows(
+            network,
+            case.image,
+            inference.windows,
+            foreground=case.foreground,
+            image_scale=case.image_scale,
+            precision=precision,
+        )
+
+    scored: list[list[ScoredCase]] = []
+
+    def score(case: PreparedCase, probability: Tensor) -> None:
+        scored.append(_score(case, probability))
+
+    with OneBehind(in_thread=in_thread) as scoring:
+        for case, probability in zip(cases, map_over_ranks(cases, predict), strict=True):
+            scoring.start(partial(score, case, probability))
+    return scored
 
 
 def _score(case: PreparedCase, probability: Tensor) -> list[ScoredCase]:
@@ -141,7 +158,9 @@ def _score(case: PreparedCase, probability: Tensor) -> list[ScoredCase]:
     assert case.target is not None
     scored = []
     for predicted, target in zip(probability.numpy(), case.target, strict=True):
-        scored.append(ScoredCase(to_levels(predicted), np.asarray(target) > 0, case.spacing_mm))
+        of_class = ScoredCase(to_levels(predicted), np.asarray(target) > 0, case.spacing_mm)
+        _ = of_class.histogram  # counted here, while a GPU predicts the next case
+        scored.append(of_class)
     return scored
 
 
@@ -172,8 +191,7 @@ def _measure(case: ScoredCase, mask: Mask) -> dict[str, float]:
         mask, case.reference, spacing_mm=case.spacing_mm, rule=LesionRule(), with_distances=False
     )
     # All thresholds at once, from counts at the 65,536 levels.
-    histogram = levels_histogram(case.levels, case.reference)
-    return case_metrics.metrics() | {"pr_auc": histogram.average_precision()}
+    return case_metrics.metrics() | {"pr_auc": case.histogram.average_precision()}
 
 
 def _with_class_names(measures_of: Mapping[str, dict[str, float]]) -> dict[str, float]:
