@@ -3,7 +3,8 @@
 import itertools
 import os
 from collections.abc import Callable
-from unittest.mock import patch
+from contextlib import nullcontext
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tversky_seg.losses.cross_entropy import plain_focal_sum
 from tversky_seg.losses.soft_counts import plain_soft_sums, soft_counts
 from tversky_seg.metrics.overlap import tversky_index
 
-SHAPES = [(2, 2, 5, 4, 3), (1, 3, 12, 11, 9), (2, 1, 11, 12, 16), (1, 1, 1, 1, 1), (3, 2, 50)]
+SHAPES = [(2, 2, 5, 4, 3), (1, 2, 12, 11, 9), (2, 1, 5, 7, 3), (1, 1, 1, 1, 1), (3, 2, 50)]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
@@ -55,8 +56,8 @@ def assert_equal_float64(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
-) -> None:
-    """Compare a value and its gradient with the plain function in float64 on the CPU."""
+) -> Tensor:
+    """Compare with the plain function in float64 on the CPU, and return the gradient."""
     value, gradient = results(kernel, logits, target, weight)
     exact_weight = None if weight is None else weight.cpu().double()
     exact = results(plain, logits.cpu().double(), target.cpu().double(), exact_weight)
@@ -67,6 +68,7 @@ def assert_equal_float64(
     torch.testing.assert_close(
         gradient.cpu().double(), exact[1], rtol=tolerance, atol=tolerance * exact[1].abs().max()
     )
+    return gradient
 
 
 def assert_kernels_equal_float64(
@@ -133,9 +135,8 @@ def check_layouts_and_types(device: str) -> None:
         logits, target, weight = drawn((2, 2, 4, 3, 3), device)
         logits = of_logits(logits.to(dtype))
         arguments = (of_target(target), weight[:1, :, :, :1])
-        assert_kernels_equal_float64(logits, *arguments, squared=True)
-        for loss in (TverskyLoss(), FocalLoss()):
-            gradient = results(loss, logits, *arguments)[1]
+        for loss in (TverskyLoss(alpha=0.2), FocalLoss()):
+            gradient = assert_equal_float64(loss, loss, logits, *arguments)
             if of_logits is channels_last:
                 assert gradient.stride() == logits.stride()
     of_one_class = channels_last(drawn((2, 1, 2, 3, 4), device)[0].bfloat16())
@@ -152,7 +153,8 @@ def check_targets_and_weights_of_any_type(device: str) -> None:
         (torch.int64, weight[0, 0, 0, 0, 0].double()),
     ]
     for dtype, given in cases:
-        assert_kernels_equal_float64(logits, target.to(dtype), given, squared=False)
+        for loss in (TverskyLoss(alpha=0.2), FocalLoss()):
+            assert_equal_float64(loss, loss, logits, target.to(dtype), given)
 
 
 def check_sure_logits(device: str) -> None:
@@ -199,8 +201,7 @@ def test_kernels_equal_float64_on_a_gpu(check: Callable[[str], None]) -> None:
     check("cuda")
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("numbers", [{"n_classes": 1}, {}])
+@pytest.mark.parametrize(("capability", "numbers"), [(80, {}), (90, {"n_classes": 1})])
 def test_kernels_keep_their_numbers_in_registers(capability: int, numbers: dict[str, int]) -> None:
     pytest.importorskip("triton", reason="kernels are written in Triton: test extra, Linux")
     from tversky_seg.losses import kernels
@@ -229,6 +230,24 @@ def check_registers(kernel, constants: dict[str, int], *, capability: int) -> No
 
 def test_the_cpu_takes_no_kernels() -> None:
     assert not fused.can_fuse(torch.zeros(1, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("capability", "error", "warning"),
+    [
+        ((7, 5), None, None),
+        ((9, 0), ImportError("no triton"), None),
+        ((9, 0), RuntimeError("Failed to find C compiler"), "without kernels.*C compiler"),
+    ],
+)
+def test_a_gpu_whose_kernels_do_not_run_takes_plain_operations(
+    capability, error, warning, monkeypatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(fused, "_launches", Mock(side_effect=error))
+    expected = pytest.warns(UserWarning, match=warning) if warning else nullcontext()
+    with expected:
+        assert not fused._kernels_run.__wrapped__(torch.device("cpu"))
 
 
 @on_gpu
