@@ -4,9 +4,21 @@ import torch
 from scipy import ndimage
 
 from tversky_seg.data.patches.augmentation import Augmentation
-from tversky_seg.data.patches.lesion_growth import TEXTURE, grow
+from tversky_seg.data.patches.lesion_growth import TEXTURE, plan_growth
 
 ISO = (1.0, 1.0, 1.0)
+
+
+def grow(
+    image: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    reach_mm: float,
+    spacing_mm: tuple[float, float, float],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Grown image and labels; both as they are where nothing grows."""
+    growth = plan_growth(labels, reach_mm=reach_mm, spacing_mm=spacing_mm)
+    return (image, labels) if growth is None else growth.apply(image, labels)
 
 
 def brain_with_a_lesion(side: int = 15) -> tuple[torch.Tensor, torch.Tensor]:

@@ -255,11 +255,9 @@ class PatchBatches(Dataset[Batch]):
             aim, start = self._draw(step, number, rng)
             case = self.cases[aim.case_index]
             case_id = case.case_id
-            sample = self._read(case, start, rng, is_deferred=is_deferred)
-            if sample.scale is not None:
-                return sample
             with _one_thread():  # in the training process as in a worker
-                return sample.augment(torch.device("cpu"))
+                sample = self._read(case, start, rng, is_deferred=is_deferred)
+                return sample if is_deferred else sample.augment(torch.device("cpu"))
         except Exception as error:
             fault = f"{type(error).__name__} at step {step}, sample {number}: {error}"
             if isinstance(error, DataError | OSError):
@@ -271,8 +269,7 @@ class PatchBatches(Dataset[Batch]):
     ) -> Sample:
         """Draw the augmentation of the patch at `start`, and read the box that it needs.
 
-        The image comes as it is stored, with its scale, where the augmentation is deferred; but
-        growth, which a GPU is slow at, is never deferred.
+        Where the augmentation is deferred, the image comes as it is stored, with its scale.
         """
         size = patch_sides(self.sampler.patch_size)
         first = start
@@ -283,22 +280,25 @@ class PatchBatches(Dataset[Batch]):
             )
             first, size = change.box(start, case.geometry.shape)
             change = change.at(as_shape(np.subtract(first, start)))
-            is_deferred = is_deferred and not change.growth_mm
-        labels = case.labels(first, size, components=self.with_components)
-        n_labels = max(case.n_lesions)
+        n_labels = max(case.n_lesions, default=0)
+        of_box = case.labels(first, size, components=self.with_components)
+        # A copy: it may be a view of a read-only file.
+        labels = torch.from_numpy(of_box.astype(_narrowest(n_labels)))
+        has_lesion = bool(of_box.any())
+        scale = None
         if is_deferred:
             image = torch.from_numpy(crop_or_pad(np.asarray(case.image), first, size).copy())
             scale = torch.from_numpy(np.asarray(case.image_scale, dtype=np.float32))
+            if change is not None and change.growth_mm and has_lesion:
+                change, labels = change.move_labels(labels)
         else:
             image = torch.from_numpy(case.intensities(first, size))
-            scale = None
         return Sample(
             image=image,
             scale=scale,
-            # A copy: it may be a view of a read-only file.
-            labels=torch.from_numpy(labels.astype(_narrowest(n_labels))),
+            labels=labels,
             change=change,
-            has_lesion=bool(labels.any()),
+            has_lesion=has_lesion,
             n_labels=n_labels,
             case_id=case.case_id,
             start=start,

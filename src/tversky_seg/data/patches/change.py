@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tversky_seg.data.grids import Shape
 from tversky_seg.data.patches.intensity import IntensityChange
-from tversky_seg.data.patches.lesion_growth import grow
+from tversky_seg.data.patches.lesion_growth import Growth, plan_growth
 from tversky_seg.data.patches.spatial import (
     Deformation,
     Places,
@@ -37,6 +37,8 @@ class Change:
         spacing_mm: Voxel size.
         places: Places in the box that the voxels come from, set by `at` where there is a
             deformation.
+        growth: Growth of the lesions, where the labels were moved before, by `move_labels`.
+        are_labels_moved: Whether they were.
     """
 
     size: Shape
@@ -47,6 +49,8 @@ class Change:
     growth_mm: float
     spacing_mm: tuple[float, ...]
     places: Places | None = None
+    growth: Growth | None = None
+    are_labels_moved: bool = False
 
     def box(self, start: Shape, shape: Shape) -> tuple[Shape, Shape]:
         """Find the part of a volume that a patch comes from: its first voxel and its size.
@@ -63,6 +67,16 @@ class Change:
             return self
         return replace(self, places=self.deformation.places(self.size, offset=offset))
 
+    def move_labels(self, labels: Tensor) -> tuple[Change, Tensor]:
+        """Move the labels on the host, which then prepares the growth of their lesions.
+
+        Returns:
+            The change that remains, and the labels (K, *size) to apply it to.
+        """
+        labels = self._moved_labels(labels, self._coordinates())
+        growth = plan_growth(labels, reach_mm=self.growth_mm, spacing_mm=self.spacing_mm)
+        return replace(self, growth=growth, are_labels_moved=True), labels
+
     def apply(
         self, image: Tensor, labels: Tensor, *, has_lesion: bool = True
     ) -> tuple[Tensor, Tensor]:
@@ -71,28 +85,44 @@ class Change:
         Args:
             image: (C, x, y, z) float32, the part of the volume that `box` gives, 0 outside the
                 brain. It may be changed in place.
-            labels: (K, x, y, z) integers of the same part.
+            labels: (K, x, y, z) integers of the same part, or as `move_labels` has made them. Where
+                lesions grow, they lie on the CPU unless they were moved.
             has_lesion: False where all labels are known to be 0.
 
         Returns:
             Image (C, *size) and labels (K, *size), contiguous.
         """
-        if self.deformation is None:
+        places = self._coordinates()
+        growth = self.growth
+        if not self.are_labels_moved:
+            labels = self._moved_labels(labels, places, has_lesion=has_lesion)
+            if self.growth_mm and has_lesion:
+                growth = plan_growth(labels, reach_mm=self.growth_mm, spacing_mm=self.spacing_mm)
+        if places is None:
             image = self.turn.apply(image)
-            labels = self.turn.apply(labels)
         else:
-            assert self.places is not None, "a deformation is applied `at` an offset"
-            places = self.places.coordinates()
             image = resample_linear(image, places)
-            if has_lesion:
-                labels = resample_nearest(labels, places)
-            else:
-                labels = labels.new_zeros((len(labels), *self.size))
-        if self.growth_mm and has_lesion:
-            image, labels = grow(image, labels, reach_mm=self.growth_mm, spacing_mm=self.spacing_mm)
+        if growth is not None:
+            image, labels = growth.apply(image, labels)
         # Last, so that noise and blur are those of the patch, not resampled ones
         self._change_intensities(image)
         return image, labels
+
+    def _coordinates(self) -> Tensor | None:
+        """Compute where in the box the voxels come from; None: they are only turned."""
+        if self.deformation is None:
+            return None
+        assert self.places is not None, "a deformation is applied `at` an offset"
+        return self.places.coordinates()
+
+    def _moved_labels(
+        self, labels: Tensor, places: Tensor | None, *, has_lesion: bool = True
+    ) -> Tensor:
+        if places is None:
+            return self.turn.apply(labels)
+        if not has_lesion:
+            return labels.new_zeros((len(labels), *self.size))
+        return resample_nearest(labels, places)
 
     def _change_intensities(self, image: Tensor) -> None:
         """Change the intensities in place; the background stays 0."""
