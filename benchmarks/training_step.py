@@ -58,6 +58,7 @@ class Row:
     network: str = "UNet3D"
     precision: str = "bf16"
     compile: bool = False
+    graph: bool = True
     channels_last: bool = False
     deterministic: bool = False
     n_patches: int = 2
@@ -79,6 +80,7 @@ class Row:
         words = [self.network, self.precision]
         words += ["compiled"] if self.compile else []
         words += ["channels_last_3d"] if self.channels_last else []
+        words += [] if self.graph or self.compile or self.is_peer else ["without graph"]
         words += ["deterministic"] if self.deterministic else []
         return f"{' '.join(words)}, {self.n_patches} x {self.side}^3"
 
@@ -87,10 +89,12 @@ class Row:
 ROWS = {
     "bf16": Row(),
     "peer": Row("MONAI DynUNet"),
+    "eager": Row(graph=False),
     "bf16-compiled": Row(compile=True),
     "peer-compiled": Row("MONAI DynUNet", compile=True),
     "fp32": Row(precision="fp32"),
     "small": Row(n_patches=4, side=32),
+    "small-eager": Row(n_patches=4, side=32, graph=False),
     "peer-small": Row("MONAI DynUNet", n_patches=4, side=32),
     "dense": Row("FCDenseNet3D"),
     "tf32": Row(precision="tf32"),
@@ -136,9 +140,11 @@ def our_step(row: Row, network: nn.Module, batch: Batch) -> Step:
         precision=row.precision,
         device=batch.image.device.type,
         compile=row.compile,
+        cuda_graph="auto" if row.graph else False,
         deterministic=row.deterministic,
     )
     trainer.network = trainer._prepare_network()
+    trainer.use_graph(batch)
     step_numbers = count(1)
     return lambda: trainer.train_step(next(step_numbers), batch)
 

@@ -11,6 +11,7 @@ FREE_KEYS = (
     "output_dir",
     "data.cache_dir",
     "trainer.compile",
+    "trainer.cuda_graph",
     "trainer.device",
     "trainer.n_workers",
     "trainer.recompute",

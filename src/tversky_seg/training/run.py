@@ -200,6 +200,7 @@ class TrainingRun:
             "precision": trainer.precision,
             "tf32": is_cuda and trainer.precision == "tf32",
             "compile": trainer.is_compiled,
+            "cuda_graph": trainer.is_graphed,
             "fused_optimizer": bool(trainer.torch_optimizer.defaults.get("fused")),
             "cudnn_benchmark": is_cuda and torch.backends.cudnn.benchmark,
             "deterministic": trainer.deterministic or not is_cuda,

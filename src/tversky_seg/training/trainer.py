@@ -30,6 +30,7 @@ from tversky_seg.runtime.distributed import any_process, rank, wrap_ddp
 from tversky_seg.runtime.preemption import Preempted, defer_signals
 from tversky_seg.runtime.trackers import check_trackers
 from tversky_seg.training.compiling import check_compile, is_compilable, should_compile
+from tversky_seg.training.cuda_graph import check_cuda_graph, graphed
 from tversky_seg.training.ema import WeightAverage
 from tversky_seg.training.optimizer_state import (
     can_skip_on_device,
@@ -130,6 +131,10 @@ class Trainer:
     compile: bool | str = "auto"
     """Compile the network with torch. `auto`: in a long training on CUDA where that is possible."""
 
+    cuda_graph: bool | str = "auto"
+    """Start all kernels of the network by one call: `auto`, in one process on CUDA, where the step
+    needs little of its memory. Not with `compile`, `recompute` or `accumulate`."""
+
     recompute: bool = False
     """Keep only the inputs of the network's blocks for the backward pass: less memory, about a
     third slower."""
@@ -170,6 +175,7 @@ class Trainer:
         to_device(self.model, self.torch_device)
         self.network = self.model
         self.is_compiled = False
+        self.is_graphed = False
         self.average = WeightAverage(self.model, decay=self.ema_decay)
 
         self.loss = with_deep_supervision(self.loss).to(self.torch_device)
@@ -239,6 +245,7 @@ class Trainer:
         for step, batch in enumerate(remaining_batches, run.state.step + 1):
             if is_first:
                 self._try_compiled(run, batch)
+                self.use_graph(batch)
                 run.record_computation()
                 is_first = False
             result = self.train_step(step, batch)
@@ -361,6 +368,27 @@ class Trainer:
             self.network = wrap_ddp(self.model, self.torch_device)
         run.stopwatch.lap("compile_s")
 
+    def use_graph(self, batch: Batch) -> None:
+        """Replay a CUDA graph of the network from now on, where that is possible.
+
+        Args:
+            batch: Patches of the shape of every step.
+        """
+        # A second part of a batch would overwrite the gradients of the first.
+        if self.is_compiled or self.recompute or self.accumulate > 1:
+            return
+        self.model.train()
+        network = graphed(
+            self.model,
+            batch.image,
+            self.torch_device,
+            precision=self.precision,
+            setting=self.cuda_graph,
+        )
+        if network is not None:
+            self.network = network
+            self.is_graphed = True
+
     def _check_ranges(self) -> None:
         """Refuse numbers out of range.
 
@@ -384,6 +412,7 @@ class Trainer:
             raise ValueError(f"max_hours must be > 0, got {self.max_hours}")
         check_parts(self.accumulate, batch_size=self.batch_size)
         check_compile(self.compile)
+        check_cuda_graph(self.cuda_graph)
 
     def _check_at_least(self, smallest: int, name: str) -> None:
         value = getattr(self, name)
