@@ -48,7 +48,7 @@ def test_a_waiting_lock_follows_the_first(path: Path) -> None:
     order = []
 
     def second() -> None:
-        with lock_file(path, wait_s=30):
+        with lock_file(path, wait_s=30, even_if_alive=True):
             order.append("second")
 
     with lock_file(path):
@@ -66,7 +66,7 @@ def test_many_threads_are_in_the_block_one_at_a_time(path: Path) -> None:
     def work() -> None:
         nonlocal n_inside, most
         for _ in range(5):
-            with lock_file(path, wait_s=60):
+            with lock_file(path, wait_s=60, even_if_alive=True):
                 n_inside += 1
                 most = max(most, n_inside)
                 time.sleep(0.001)
@@ -105,6 +105,37 @@ def test_another_machine_holds_its_lock_as_long_as_it_touches_it(path: Path) -> 
     assert is_abandoned(path)
     with lock_file(path):
         pass
+
+
+def test_nobody_waits_long_for_a_process_that_works_here(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "SECONDS_FOR_AN_END", 0.1)
+    start = time.monotonic()
+    with lock_file(path), pytest.raises(Locked), lock_file(path, wait_s=60):
+        pass
+    assert 0.1 <= time.monotonic() - start < 10
+
+
+def test_nobody_waits_long_for_a_process_elsewhere_that_touches_its_lock(path: Path) -> None:
+    write_lock(path, replace(Owner.this_process(), machine="other", host="node7"), age_s=30)
+    toucher = threading.Timer(0.3, os.utime, (path,))
+    toucher.start()
+    start = time.monotonic()
+    with pytest.raises(Locked, match="node7"), lock_file(path, wait_s=60):
+        pass
+    toucher.join()
+    assert 0.2 <= time.monotonic() - start < 10
+
+
+def test_a_killed_process_elsewhere_is_waited_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "SECONDS_UNTIL_ABANDONED", 30.5)
+    write_lock(path, replace(Owner.this_process(), machine="other"), age_s=30)
+    start = time.monotonic()
+    with lock_file(path, wait_s=60):
+        assert time.monotonic() - start < 10
 
 
 def test_a_process_number_that_was_taken_again_holds_no_lock(path: Path) -> None:

@@ -31,7 +31,8 @@ def exclusive(output_dir: Path) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             with writing(path):
-                stack.enter_context(lock_file(path, wait_s=SECONDS_TO_WAIT))
+                lock = lock_file(path, wait_s=SECONDS_TO_WAIT, even_if_alive=True)
+                stack.enter_context(lock)
         except Locked as error:
             raise DataError(output_dir, f"is in use by {error.owner}", "try again later") from error
         yield

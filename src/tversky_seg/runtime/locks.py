@@ -25,6 +25,7 @@ from tversky_seg.runtime.files import read_json
 SECONDS_BETWEEN_TOUCHES = 10.0
 SECONDS_UNTIL_ABANDONED = 120.0  # a network file system may show a time that is a minute old
 SECONDS_BETWEEN_TRIES = 0.05
+SECONDS_FOR_AN_END = 5.0  # of a process that was interrupted and writes its checkpoint
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,11 @@ class Locked(RuntimeError):
 
 @contextlib.contextmanager
 def lock_file(
-    path: Path, *, wait_s: float = 0.0, content: Mapping[str, Any] | None = None
+    path: Path,
+    *,
+    wait_s: float = 0.0,
+    even_if_alive: bool = False,
+    content: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
     """Hold a lock file within the block.
 
@@ -68,22 +73,32 @@ def lock_file(
 
     Args:
         path: File to create. Its folder must exist.
-        wait_s: Seconds to wait while another process holds it.
+        wait_s: Seconds to wait at most while another process holds it.
+        even_if_alive: Whether to wait for a process that works, as for one that is soon done; if
+            not, the wait ends once the other is known to be alive: after five seconds on this
+            machine, and on another one when it touches its lock.
         content: Plain values to keep in the file besides the owner; see `read_lock`.
 
     Raises:
-        Locked: Another process still holds it after `wait_s`.
+        Locked: Another process still holds it after the wait.
         OSError: The folder cannot be written.
     """
     owner = Owner.this_process()
-    deadline = time.monotonic() + wait_s
+    start = time.monotonic()
+    first_touch = None
     while not _create(path, {"owner": asdict(owner), **(content or {})}):
+        waited_s = time.monotonic() - start
+        if first_touch is None:
+            first_touch = _last_touch(path)
         if is_abandoned(path):
             _take_away(path)
-        elif time.monotonic() >= deadline:
+            continue
+        is_in_vain = waited_s >= wait_s
+        if not even_if_alive:
+            is_in_vain |= _is_alive(path, first_touch=first_touch, waited_s=waited_s)
+        if is_in_vain:
             raise Locked(path, owner_of(path))
-        else:
-            time.sleep(SECONDS_BETWEEN_TRIES)
+        time.sleep(SECONDS_BETWEEN_TRIES)
     is_over = threading.Event()
     toucher = threading.Thread(target=_touch_until, args=(path, is_over), daemon=True)
     toucher.start()
@@ -124,6 +139,25 @@ def is_abandoned(path: Path) -> bool:
         return _file_system_time(path.parent) - path.stat().st_mtime > SECONDS_UNTIL_ABANDONED
     except OSError:  # it is gone
         return False
+
+
+def _is_alive(path: Path, *, first_touch: float | None, waited_s: float) -> bool:
+    """Tell whether the owner of a lock is known to be alive: by its number, or by a new touch."""
+    owner = owner_of(path)
+    is_here = owner is not None and owner.machine == _machine()
+    if owner is not None and is_here and os.name != "nt" and _is_running(owner):
+        return waited_s >= SECONDS_FOR_AN_END
+    # Of another machine only the touches are seen.
+    touch = _last_touch(path)
+    return None not in (touch, first_touch) and touch != first_touch
+
+
+def _last_touch(path: Path) -> float | None:
+    """Return the time of a file; None if it is gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
 
 
 def _create(path: Path, content: Mapping[str, Any]) -> bool:
