@@ -3,7 +3,7 @@
 The network is the default U-Net; the two are timed in turn.
 
     python benchmarks/inference.py --root <open_ms_data>
-    python benchmarks/inference.py --device cuda           a case of noise: see inference_on_gpu.py
+    python benchmarks/inference.py --device cuda           a case of noise: see inference_gpu.py
 
 Two volumes: that of the file (MONAI predicts all of it; ours crops to the brain and comes back on
 the file's grid), and the brain-cropped one (both predict it). 50 % overlap; MONAI blends by its
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from inference_on_gpu import compare_on_gpu
+from inference_gpu import compare_on_gpu
 from monai.data.utils import compute_importance_map
 from monai.inferers import sliding_window_inference
 

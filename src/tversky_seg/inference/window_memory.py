@@ -24,7 +24,7 @@ resolution takes 400 bytes in float32, FC-DenseNet about 1500. A network that ta
 of memory once, and continues with half the windows."""
 
 MOST_PINNED_BYTES = 2**28
-"""Pinned memory stays with the process for its next copy, so that of large volumes is not taken."""
+"""Page-locked memory stays with the process for its next copies, so large volumes get none."""
 
 
 def windows_at_once(
@@ -60,19 +60,32 @@ def is_room_for(n_bytes: int, device: torch.device) -> bool:
     return device.type != "cuda" or n_bytes <= _free_bytes(device)
 
 
-def to_host(tensor: Tensor) -> Tensor:
-    """Copy a tensor to the host, when the device has computed it; on the CPU it is itself.
+def pinned_memory(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """Take page-locked memory of the host: copies between it and a GPU are fast, without a wait.
 
-    A copy to pinned memory is several times faster than one to new memory, page by page.
+    Returns:
+        An uninitialised tensor on the CPU; None if it would be large, or the host has no more.
     """
-    if tensor.device.type != "cuda" or tensor.nbytes > MOST_PINNED_BYTES:
-        return tensor.cpu()
+    if math.prod(shape) * dtype.itemsize > MOST_PINNED_BYTES:
+        return None
     try:
-        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        # A new thread is on the first GPU, and must not open that for a process on another.
+        with torch.cuda.device(device):
+            return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
+        return None
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """Copy a tensor to the host when its device has computed it; on the CPU it is itself."""
+    if tensor.device.type != "cuda":
         return tensor.cpu()
+    pinned = pinned_memory(tensor.shape, tensor.dtype, tensor.device)
+    if pinned is None:
+        return tensor.cpu()
+    # Several times faster than to new memory, each page of which the system must fetch.
     pinned.copy_(tensor, non_blocking=True)
     torch.cuda.current_stream(tensor.device).synchronize()
     return pinned

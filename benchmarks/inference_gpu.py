@@ -4,25 +4,37 @@
 give its probability on the host. Both take gaussian weights at half overlap and the same weights of
 the network, channels last. MONAI has its importance map ready, and is timed with windows as it cuts
 them and with windows turned to channels last; the faster one counts.
+
+Then a validation of several cases: with cases read and scored in threads while the GPU predicts,
+and one after the other.
 """
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import SlidingWindowInferer
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor, nn
 
-from tversky_seg.inference.sliding_window import predict_volume
+from tversky_seg.data.grids import Geometry
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
+from tversky_seg.inference.loaded_case import load_case
+from tversky_seg.inference.settings import Inference
+from tversky_seg.inference.sliding_window import predict_by_windows, predict_volume
 from tversky_seg.inference.window_memory import windows_at_once
 from tversky_seg.inference.window_weights import Window
 from tversky_seg.models import UNet3D
 from tversky_seg.runtime.devices import autocast, to_device
+from tversky_seg.runtime.overlap import OneBehind, read_ahead
+from tversky_seg.training import validation
 
 SHAPE = (3, 150, 182, 150)  # FLAIR, T1 and T2 of a head at 1 mm, cropped to the brain
 SIDE = 96
@@ -33,7 +45,7 @@ HEADER = (
     "| network alone ms | ours / MONAI |\n|---|---|---|---|---|---|---|"
 )
 
-Predict = Callable[[], Tensor]
+Predict = Callable[[], Any]
 
 
 def compare_on_gpu(device: torch.device, *, repeats: int, seconds: float, n_kernels: int) -> None:
@@ -79,6 +91,8 @@ def compare_on_gpu(device: torch.device, *, repeats: int, seconds: float, n_kern
         f"\nLargest difference of the probabilities, fp32: {difference(network, image, device):.1e}"
     )
     print_kernels(ours(network, image, "auto", "bf16"), n_kernels)
+    if time.monotonic() - start < seconds:
+        compare_validations(device, repeats=min(repeats, 3))
 
 
 def monai_corners() -> list[Any]:
@@ -199,3 +213,77 @@ def print_kernels(call: Predict, n_kernels: int) -> None:
     print("| ms | calls | kernel |\n|---|---|---|")
     for milliseconds, n_calls, name in kernels[:n_kernels]:
         print(f"| {milliseconds:.2f} | {n_calls} | `{name[:90]}` |")
+
+
+class AsTheFirstChannel(nn.Module):
+    """A network that takes its time, and gives the first channel as logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = UNet3D(in_channels=SHAPE[0], out_channels=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Add nothing to the first channel."""
+        logits: Tensor = image[:, :1] + 0 * self.network(image)
+        return logits
+
+
+def a_case(seed: int) -> PreparedCase:
+    """Make a case of 40 balls, whose first channel is a logit of them."""
+    rng = np.random.default_rng(seed)
+    shape = (SHAPE[1], SHAPE[2], SHAPE[3])
+    target = np.zeros(shape, np.uint8)
+    for _ in range(40):
+        centre = rng.integers(10, np.array(shape) - 10)
+        x, y, z = (np.arange(n) - c for c, n in zip(centre, shape, strict=True))
+        squares = x[:, None, None] ** 2 + y[:, None] ** 2 + z**2
+        target[squares <= rng.integers(1, 6) ** 2] = 1
+    blurred = ndimage.gaussian_filter(target.astype(np.float32), 1.0) * 12 - 6
+    noise = ndimage.gaussian_filter(rng.standard_normal(shape).astype(np.float32), 1.5) * 12
+    image = np.zeros(SHAPE, np.int16)
+    image[0] = (blurred + noise) / SCALE
+    voxels = np.arange(target.size, dtype=np.int32)
+    arrays = {"image": image, "target": target[None], "foreground_voxels": voxels}
+    scale = np.full(SHAPE[0], SCALE, np.float32)
+    geometry = Geometry(shape, np.eye(4), shape, np.eye(4), (0, 0, 0), shape)
+    return PreparedCase(f"case{seed}", f"case{seed}", geometry, scale, (40,), arrays=arrays)
+
+
+def compare_validations(device: torch.device, *, repeats: int, n_cases: int = 4) -> None:
+    """Print how long a validation takes, with and without threads, and its predictions alone."""
+    network = to_device(AsTheFirstChannel().eval(), device)
+    cases = [a_case(seed) for seed in range(n_cases)] * 2
+    inference = Inference(patch_size=SIDE)
+
+    def validated(*, in_thread: bool) -> None:
+        # Whatever validation asks for.
+        def ahead(items: Any, read: Any, **_: bool) -> Any:
+            return read_ahead(items, read, in_thread=in_thread)
+
+        def behind(**_: bool) -> OneBehind:
+            return OneBehind(in_thread=in_thread)
+
+        with mock.patch.multiple(validation, read_ahead=ahead, OneBehind=behind):
+            validation.validate(
+                network, cases=cases, classes=("lesion",), inference=inference, precision="bf16"
+            )
+
+    def predicted() -> None:
+        for case in cases:
+            loaded = load_case(case, device)
+            predict_by_windows(
+                network,
+                loaded.image,
+                inference.windows,
+                image_scale=loaded.image_scale,
+                precision="bf16",
+            )
+
+    calls = {
+        "threads": partial(validated, in_thread=True),
+        "one after the other": partial(validated, in_thread=False),
+        "predictions alone": predicted,
+    }
+    times = in_turn(calls, repeats, device)
+    words = ", ".join(f"{name} {value:.2f} s" for name, value in times.items())
+    print(f"\nValidation of {len(cases)} cases: {words}")
