@@ -16,10 +16,11 @@ from helpers.kernels import run_interpreted, stack_bytes
 from helpers.losses import LOSSES, each_loss, random_case
 from tversky_seg.losses import DeepSupervision, FocalLoss, TverskyLoss, fused
 from tversky_seg.losses.cross_entropy import plain_focal_sum
-from tversky_seg.losses.soft_counts import plain_soft_sums, soft_counts
-from tversky_seg.metrics.overlap import tversky_index
+from tversky_seg.losses.index_loss import index_loss
+from tversky_seg.losses.soft_counts import plain_soft_sums
 
 SHAPES = [(2, 2, 5, 4, 3), (1, 2, 12, 11, 9), (2, 1, 5, 7, 3), (1, 1, 1, 1, 1), (3, 2, 50)]
+FLOATS = ("alpha", "beta", "smooth", "exponent", "lesion", "background", "gamma", "share")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
@@ -74,7 +75,7 @@ def assert_equal_float64(
 def assert_kernels_equal_float64(
     logits: Tensor, target: Tensor, weight: Tensor | None, *, squared: bool
 ) -> None:
-    """Compare the sums, the indices and the focal sum of one case."""
+    """Compare the sums and the losses of one case."""
 
     def sums(x: Tensor, g: Tensor, w: Tensor | None) -> Tensor:
         return fused.soft_sums(x, g, w, squared=squared)
@@ -83,17 +84,17 @@ def assert_kernels_equal_float64(
         return plain_soft_sums(x, g, w, squared=squared)
 
     assert_equal_float64(sums, plain_sums, logits, target, weight)
-    for over_batch in (True, False):
-        settings = {"alpha": 0.2, "beta": 0.7, "smooth": 1.5}
-        options = {"squared": squared, "over_batch": over_batch}
+    for over_batch, exponent in ((True, 0.75), (False, 1)):
+        settings = {"alpha": 0.2, "beta": 0.7, "smooth": 1.5, "exponent": exponent}
+        settings |= {"squared": squared, "over_batch": over_batch}
 
-        def indices(x, g, w, settings=settings, options=options) -> Tensor:
-            return fused.soft_indices(x, g, w, **settings, **options)
+        def kernel(x, g, w, settings=settings) -> Tensor:
+            return fused.tversky_loss(x, g, w, **settings)
 
-        def plain_indices(x, g, w, settings=settings, options=options) -> Tensor:
-            return tversky_index(*soft_counts(x, g, w, **options), **settings)
+        def plain(x, g, w, settings=settings) -> Tensor:
+            return index_loss(x, g, w, **settings)
 
-        assert_equal_float64(indices, plain_indices, logits, target, weight)
+        assert_equal_float64(kernel, plain, logits, target, weight)
 
 
 def drawn(shape: tuple[int, ...], device: str) -> list[Tensor]:
@@ -101,7 +102,7 @@ def drawn(shape: tuple[int, ...], device: str) -> list[Tensor]:
     return [t.detach().to(device) for t in random_case(shape, dtype=torch.float32)]
 
 
-def check_sums_and_indices(device: str) -> None:
+def check_sums_and_index_losses(device: str) -> None:
     settings = itertools.cycle([(False, True), (True, False), (True, True), (False, False)])
     for shape, (squared, weighted) in zip(SHAPES, settings, strict=False):
         logits, target, weight = drawn(shape, device)
@@ -180,7 +181,7 @@ def check_every_loss(device: str) -> None:
 
 
 CHECKS = [
-    check_sums_and_indices,
+    check_sums_and_index_losses,
     check_focal,
     check_layouts_and_types,
     check_targets_and_weights_of_any_type,
@@ -209,16 +210,16 @@ def test_kernels_keep_their_numbers_in_registers(capability: int, numbers: dict[
 
     steps = {f"{name}_voxel": 1 for name in "xgwd"} if numbers else {}
     constants = {"BLOCK": BLOCK, "LANES": MAX_PROGRAMS, "WEIGHTED": True, "SQUARED": True}
-    constants |= {"SCALED": True, "POWER": -1} | numbers | steps
-    for name in ("soft_sums", "tversky_indices", "soft_sums_gradient", "focal_sums"):
+    constants |= {"SCALED": True, "POWER": -1, "IS_POWER": True} | numbers | steps
+    for name in ("soft_sums", "tversky_loss", "soft_sums_gradient", "focal_sums"):
         check_registers(getattr(kernels, name), constants, capability=capability)
     check_registers(kernels.focal_gradient, constants, capability=capability)
 
 
 def check_registers(kernel, constants: dict[str, int], *, capability: int) -> None:
     types = {"logits": "*bf16", "target": "*u8", "gradient": "*bf16", "n_voxels": "i64"}
-    types |= dict.fromkeys(("alpha", "beta", "smooth", "lesion", "background", "gamma"), "fp32")
-    for name in ("weight", "partials", "indices", "slopes", "scale"):
+    types |= dict.fromkeys(FLOATS, "fp32")
+    for name in ("weight", "partials", "loss", "slopes", "scale"):
         types[name] = "*fp32"
     of_kernel = {}
     for name in kernel.arg_names:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from tversky_seg.losses.checks import checked_smooth, tversky_weights
 from tversky_seg.losses.global_batch import sum_over_processes
-from tversky_seg.losses.soft_counts import counting_dtype, soft_index
+from tversky_seg.losses.index_loss import index_loss
+from tversky_seg.losses.soft_counts import counting_dtype
 from tversky_seg.metrics.overlap import tversky_index
 
 
@@ -60,7 +61,7 @@ class BlobLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Compute the loss, in [0, global_weight + lesion_weight], of tensors (B, C, X, Y, Z)."""
-        index = soft_index(
+        of_everything = index_loss(
             logits,
             target,
             weight,
@@ -69,7 +70,6 @@ class BlobLoss(nn.Module):
             smooth=self.smooth,
             over_batch=self.over_batch,
         )
-        of_everything = (1 - index).mean()
         of_lesions = self._mean_over_lesions(logits, target, weight)
         return self.global_weight * of_everything + self.lesion_weight * of_lesions
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from tversky_seg.losses import fused
 from tversky_seg.losses.checks import check_arguments
-from tversky_seg.losses.global_batch import mean_over_batch, sum_over_processes
+from tversky_seg.losses.global_batch import mean_over_batch, n_processes, sum_over_processes
 from tversky_seg.losses.soft_counts import cache_sized_slices, counting_dtype
 
 
@@ -111,10 +111,16 @@ class FocalLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Compute the loss, a scalar >= 0, of logits and target (B, C, X, Y, Z)."""
         check_arguments(logits, target, weight)
-        focal_sum = fused.focal_sum if fused.can_fuse(logits) else plain_focal_sum
-        with torch.autocast(logits.device.type, enabled=False):
-            total = focal_sum(logits, target, weight, alpha=self.alpha, gamma=self.gamma)
-        return mean_over_batch(total, n_voxels=logits.numel())
+        arguments = (logits, target, weight)
+        n_voxels = logits.numel()
+        if not fused.can_fuse(logits):
+            total = plain_focal_sum(*arguments, alpha=self.alpha, gamma=self.gamma)
+        elif n_processes() > 1:
+            total = fused.focal_sum(*arguments, alpha=self.alpha, gamma=self.gamma)
+        else:
+            share = 1 / n_voxels
+            return fused.focal_sum(*arguments, alpha=self.alpha, gamma=self.gamma, share=share)
+        return mean_over_batch(total, n_voxels=n_voxels)
 
     def extra_repr(self) -> str:
         """Settings, as repr() shows them."""
@@ -127,9 +133,10 @@ def plain_focal_sum(
     """Add up as `fused.focal_sum`, on any device and for float64 too."""
     if weight is not None:
         weight = weight.expand(logits.shape)
-    return _FocalSum.apply(  # type: ignore[no-any-return, no-untyped-call]
-        logits, target, weight, alpha, gamma
-    )
+    with torch.autocast(logits.device.type, enabled=False):
+        return _FocalSum.apply(  # type: ignore[no-any-return, no-untyped-call]
+            logits, target, weight, alpha, gamma
+        )
 
 
 class _FocalSum(torch.autograd.Function):

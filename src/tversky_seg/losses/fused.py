@@ -51,7 +51,7 @@ def soft_sums(logits: Tensor, target: Tensor, weight: Tensor | None, *, squared:
     )
 
 
-def soft_indices(
+def tversky_loss(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -59,13 +59,14 @@ def soft_indices(
     alpha: float,
     beta: float,
     smooth: float,
+    exponent: float,
     squared: bool,
     over_batch: bool,
 ) -> Tensor:
-    """Compute the Tversky index of each class, (C,), or (B, C) without `over_batch`.
+    """Compute `index_loss` of the voxels of this process, a scalar.
 
-    As `metrics.overlap.tversky_index` of the counts of this process. Its formula and its derivative
-    stand in the kernel, since the twenty operations on a few numbers take longer than the sums.
+    Its formula and its derivative stand in the kernel, since dozens of operations on a few numbers
+    take longer than the sums.
 
     Args:
         logits: (B, C, X, Y, Z), of one of `TYPES`.
@@ -74,17 +75,24 @@ def soft_indices(
         alpha: Weight of false positives.
         beta: Weight of false negatives.
         smooth: Voxels added to numerator and denominator, > 0.
+        exponent: Power of one minus the index.
         squared: Use the squares, as `soft_sums`.
         over_batch: Add up the samples first.
     """
-    settings = {"alpha": alpha, "beta": beta, "smooth": smooth}
-    return _SoftIndices.apply(  # type: ignore[no-any-return, no-untyped-call]
+    settings = {"alpha": alpha, "beta": beta, "smooth": smooth, "exponent": exponent}
+    return _TverskyLoss.apply(  # type: ignore[no-any-return, no-untyped-call]
         logits, target, weight, settings, squared, over_batch
     )
 
 
 def focal_sum(
-    logits: Tensor, target: Tensor, weight: Tensor | None, *, alpha: float | None, gamma: float
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    *,
+    alpha: float | None,
+    gamma: float,
+    share: float = 1.0,
 ) -> Tensor:
     """Add up the focal loss over voxels, a scalar.
 
@@ -94,9 +102,11 @@ def focal_sum(
         weight: Broadcasts to the logits, any type.
         alpha: As in FocalLoss.
         gamma: As in FocalLoss.
+        share: Factor of the sum; 1 over the number of voxels makes it the mean.
     """
+    settings = {"alpha": alpha, "gamma": gamma, "share": share}
     return _FocalSum.apply(  # type: ignore[no-any-return, no-untyped-call]
-        logits, target, weight, alpha, gamma
+        logits, target, weight, settings
     )
 
 
@@ -153,13 +163,13 @@ class _SoftSums(torch.autograd.Function):
         with _device_of(logits):
             rows = _rows(logits, target, weight)
             gradient = _launches().soft_sums_gradient(
-                rows, d_sums.contiguous(), None, squared=ctx.squared
+                logits, rows, d_sums.contiguous(), None, squared=ctx.squared
             )
         return gradient, None, None, None
 
 
-class _SoftIndices(torch.autograd.Function):
-    """See `soft_indices`."""
+class _TverskyLoss(torch.autograd.Function):
+    """See `tversky_loss`."""
 
     @staticmethod
     def forward(
@@ -171,23 +181,24 @@ class _SoftIndices(torch.autograd.Function):
         squared: bool,
         over_batch: bool,
     ) -> Tensor:
-        shape = logits.shape[1:2] if over_batch else logits.shape[:2]
         launches = _launches()
         with _device_of(logits):
-            partials = launches.partial_soft_sums(_rows(logits, target, weight), squared=squared)
-            indices, slopes = launches.tversky_indices(partials, n_ratios=shape.numel(), **settings)
+            rows = _rows(logits, target, weight)
+            partials = launches.partial_soft_sums(rows, squared=squared)
+            n_ratios = logits.shape[1] if over_batch else rows.n_rows
+            loss, slopes = launches.tversky_loss(partials, n_ratios=n_ratios, **settings)
         ctx.save_for_backward(logits, target, weight, slopes)
         ctx.squared = squared
-        return indices.view(shape)  # type: ignore[no-any-return]
+        return loss  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_indices: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         logits, target, weight, slopes = ctx.saved_tensors
         with _device_of(logits):
             rows = _rows(logits, target, weight)
             gradient = _launches().soft_sums_gradient(
-                rows, slopes, d_indices.contiguous(), squared=ctx.squared
+                logits, rows, slopes, d_loss, squared=ctx.squared
             )
         return gradient, None, None, None, None, None
 
@@ -201,14 +212,12 @@ class _FocalSum(torch.autograd.Function):
         logits: Tensor,
         target: Tensor,
         weight: Tensor | None,
-        alpha: float | None,
-        gamma: float,
+        settings: dict[str, float | None],
     ) -> Tensor:
         with _device_of(logits):
-            rows = _rows(logits, target, weight)
-            partials = _launches().partial_focal_sums(rows, alpha=alpha, gamma=gamma)
+            partials = _launches().partial_focal_sums(_rows(logits, target, weight), **settings)
         ctx.save_for_backward(logits, target, weight)
-        ctx.settings = {"alpha": alpha, "gamma": gamma}
+        ctx.settings = settings
         return partials.sum()  # type: ignore[no-any-return]
 
     @staticmethod
@@ -217,5 +226,5 @@ class _FocalSum(torch.autograd.Function):
         logits, target, weight = ctx.saved_tensors
         with _device_of(logits):
             rows = _rows(logits, target, weight)
-            gradient = _launches().focal_gradient(rows, d_total, **ctx.settings)
-        return gradient, None, None, None, None
+            gradient = _launches().focal_gradient(logits, rows, d_total, **ctx.settings)
+        return gradient, None, None, None

@@ -85,9 +85,9 @@ def soft_sums(
 
 
 @triton.jit
-def tversky_indices(
+def tversky_loss(
     partials,
-    indices,
+    loss,
     slopes,
     n_rows,
     n_programs,
@@ -96,30 +96,48 @@ def tversky_indices(
     alpha,
     beta,
     smooth,
+    exponent,
+    IS_POWER: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Compute the index of the rows ratio, ratio + n_ratios ... and its slopes by two sums."""
-    ratio = tl.program_id(0)
+    """Compute the mean over ratios of (1 - index)^exponent, and its slopes by two sums of each.
+
+    Ratio r has the rows r, r + n_ratios ... A single program: all this is a few thousand numbers.
+    """
     lane = tl.arange(0, LANES)
     inside = lane < n_programs
-    both = tl.zeros((LANES,), tl.float64)
-    predicted = tl.zeros((LANES,), tl.float64)
-    true = tl.zeros((LANES,), tl.float64)
-    for row in range(ratio, n_rows, n_ratios):
-        place = partials + row * n_programs + lane
-        both += tl.load(place, mask=inside, other=0)
-        predicted += tl.load(place + next_sum, mask=inside, other=0)
-        true += tl.load(place + 2 * next_sum, mask=inside, other=0)
-    tp = tl.sum(both)
-    fp = tl.sum(predicted) - tp
-    fn = tl.sum(true) - tp
-    # As metrics.overlap.tversky_index has it.
-    denominator = tp + alpha * fp + beta * fn + smooth
-    index = (tp + smooth) / denominator
-    # The denominator is (1 - alpha - beta) tp + alpha sum w p + beta sum w g + smooth.
-    tl.store(indices + ratio, index)
-    tl.store(slopes + ratio, (1 - index * (1 - alpha - beta)) / denominator)
-    tl.store(slopes + n_ratios + ratio, -index * alpha / denominator)
+    total = tl.zeros((1,), tl.float64)
+    for ratio in range(n_ratios):
+        both = tl.zeros((LANES,), tl.float64)
+        predicted = tl.zeros((LANES,), tl.float64)
+        true = tl.zeros((LANES,), tl.float64)
+        for row in range(ratio, n_rows, n_ratios):
+            place = partials + row * n_programs + lane
+            both += tl.load(place, mask=inside, other=0)
+            predicted += tl.load(place + next_sum, mask=inside, other=0)
+            true += tl.load(place + 2 * next_sum, mask=inside, other=0)
+        tp = tl.sum(both)
+        fp = tl.sum(predicted) - tp
+        fn = tl.sum(true) - tp
+        # As metrics.overlap.tversky_index has it.
+        denominator = tp + alpha * fp + beta * fn + smooth
+        shortfall = 1 - (tp + smooth) / denominator
+        # The denominator is (1 - alpha - beta) tp + alpha sum w p + beta sum w g + smooth.
+        by_both = -(1 - (1 - shortfall) * (1 - alpha - beta)) / denominator
+        by_predicted = (1 - shortfall) * alpha / denominator
+        if IS_POWER:
+            # The slope of a root is infinite at 0, as in FocalTverskyLoss.
+            limited = tl.maximum(shortfall, 1e-7)
+            power = tl.exp(exponent * tl.log(limited))
+            slope = tl.where(shortfall >= 1e-7, exponent * power / limited, 0.0)
+            total += power
+            by_both *= slope
+            by_predicted *= slope
+        else:
+            total += shortfall
+        tl.store(slopes + ratio, by_both / n_ratios)
+        tl.store(slopes + n_ratios + ratio, by_predicted / n_ratios)
+    tl.store(loss + tl.arange(0, 1), total / n_ratios)
 
 
 @triton.jit
@@ -161,7 +179,7 @@ def soft_sums_gradient(
     a = tl.load(slopes + ratio)
     b = tl.load(slopes + n_ratios + ratio)
     if SCALED:
-        factor = tl.load(scale + ratio)
+        factor = tl.load(scale)
         a *= factor
         b *= factor
     for block in range(program, tl.cdiv(n_voxels, BLOCK), n_programs):
@@ -228,11 +246,12 @@ def focal_sums(
     lesion,
     background,
     gamma,
+    share,
     POWER: tl.constexpr,
     WEIGHTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Add up the focal loss: partials [row, program]."""
+    """Add up the focal loss: partials [row, program], times `share`."""
     row, program = _row_and_program(n_programs)
     x_row = logits + row // n_classes * x_sample + row % n_classes * x_class
     g_row = target + row // n_classes * g_sample + row % n_classes * g_class
@@ -248,7 +267,7 @@ def focal_sums(
         if WEIGHTED:
             factor *= _read(w_row, w_voxel, start, BLOCK, inside)
         total += tl.where(inside, factor * _cross_entropy(x, g), 0.0)
-    tl.store(partials + row * n_programs + program, tl.sum(total))
+    tl.store(partials + row * n_programs + program, share * tl.sum(total))
 
 
 @triton.jit
@@ -276,17 +295,18 @@ def focal_gradient(
     lesion,
     background,
     gamma,
+    share,
     POWER: tl.constexpr,
     WEIGHTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write the slopes of the focal loss of each voxel by its logit, times `scale`."""
+    """Write the slopes of the focal loss of each voxel by its logit, times `share` and `scale`."""
     row, program = _row_and_program(n_programs)
     x_row = logits + row // n_classes * x_sample + row % n_classes * x_class
     g_row = target + row // n_classes * g_sample + row % n_classes * g_class
     w_row = weight + row // n_classes * w_sample + row % n_classes * w_class
     d_row = gradient + row // n_classes * d_sample + row % n_classes * d_class
-    of_loss = tl.load(scale)
+    of_loss = share * tl.load(scale)
     for block in range(program, tl.cdiv(n_voxels, BLOCK), n_programs):
         start = block * BLOCK
         inside = start + tl.arange(0, BLOCK) < n_voxels

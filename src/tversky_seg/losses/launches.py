@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,21 +16,22 @@ MAX_PROGRAMS = 1024
 """Programs per row; each takes every n-th block of it."""
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """Arguments of a kernel: logits, target and weight as rows, each where it lies.
 
     Attributes:
-        logits: (B, C, X, Y, Z), as they came.
         tensors: Logits, target and weight as rows (B, C, N): views where the voxels can be counted
             with one stride, else copies. Without weight the logits stand in its place.
         strides: Steps in memory between samples, classes and voxels of each of the three.
+        sizes: Voxels and programs of a row, and classes.
+        n_rows: Samples times classes.
         is_weighted: Whether there is a weight.
     """
 
-    logits: Tensor
     tensors: tuple[Tensor, Tensor, Tensor]
     strides: tuple[int, ...]
+    sizes: tuple[int, int, int]
+    n_rows: int
     is_weighted: bool
 
     @classmethod
@@ -43,33 +42,19 @@ class Rows:
         w = x
         if weight is not None:
             w = _readable(weight).expand(logits.shape).flatten(2)
-        strides = (*x.stride(), *g.stride(), *w.stride())
-        return cls(logits, (x, g, w), strides, weight is not None)
-
-    @property
-    def n_voxels(self) -> int:
-        """Voxels of a row."""
-        return self.tensors[0].shape[2]
-
-    @property
-    def n_rows(self) -> int:
-        """Samples times classes."""
-        return self.logits.shape[0] * self.logits.shape[1]
-
-    @cached_property
-    def n_programs(self) -> int:
-        """Programs per row."""
-        return min(math.ceil(self.n_voxels / BLOCK), MAX_PROGRAMS)
+        n_samples, n_classes, n_voxels = x.shape
+        return cls(
+            tensors=(x, g, w),
+            strides=(*x.stride(), *g.stride(), *w.stride()),
+            sizes=(n_voxels, min(math.ceil(n_voxels / BLOCK), MAX_PROGRAMS), n_classes),
+            n_rows=n_samples * n_classes,
+            is_weighted=weight is not None,
+        )
 
     @property
     def grid(self) -> tuple[int]:
         """Programs in all."""
-        return (self.n_rows * self.n_programs,)
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Voxels and programs of a row, and classes."""
-        return self.n_voxels, self.n_programs, self.logits.shape[1]
+        return (self.n_rows * self.sizes[1],)
 
 
 def _empty_gradient(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +75,8 @@ def _readable(values: Tensor) -> Tensor:
 
 def partial_soft_sums(rows: Rows, *, squared: bool) -> Tensor:
     """Add up w p g, w p and w g (squared: w p g, w p^2, w g^2), (3, rows, programs per row)."""
-    partials = rows.logits.new_empty((3, rows.n_rows, rows.n_programs), dtype=torch.float32)
+    shape = (3, rows.n_rows, rows.sizes[1])
+    partials = rows.tensors[0].new_empty(shape, dtype=torch.float32)
     kernels.soft_sums[rows.grid](
         *rows.tensors,
         partials,
@@ -104,10 +90,10 @@ def partial_soft_sums(rows: Rows, *, squared: bool) -> Tensor:
     return partials
 
 
-def tversky_indices(
-    partials: Tensor, *, n_ratios: int, alpha: float, beta: float, smooth: float
+def tversky_loss(
+    partials: Tensor, *, n_ratios: int, alpha: float, beta: float, smooth: float, exponent: float
 ) -> tuple[Tensor, Tensor]:
-    """Compute Tversky indices of partial sums (3, R, programs per row).
+    """Compute the mean of (1 - Tversky index)^exponent from partial sums (3, R, programs per row).
 
     Args:
         partials: Sums of `partial_soft_sums`.
@@ -115,44 +101,48 @@ def tversky_indices(
         alpha: Weight of false positives.
         beta: Weight of false negatives.
         smooth: Voxels added to numerator and denominator, > 0.
+        exponent: Power of each shortfall.
 
     Returns:
-        The indices, (n_ratios,), and their slopes by the sums of w p g and w p, (2, n_ratios).
+        The mean, a scalar, and its slopes by the sums of w p g and w p, (2, n_ratios).
     """
-    indices = partials.new_empty(n_ratios)
+    loss = partials.new_empty(())
     slopes = partials.new_empty((2, n_ratios))
     _, n_rows, n_programs = partials.shape
-    kernels.tversky_indices[(n_ratios,)](
+    kernels.tversky_loss[(1,)](
         partials,
-        indices,
+        loss,
         slopes,
         n_rows,
         n_programs,
-        partials.stride(0),
+        n_rows * n_programs,
         n_ratios,
         float(alpha),
         float(beta),
         float(smooth),
+        float(exponent),
+        IS_POWER=exponent != 1,
         LANES=MAX_PROGRAMS,
     )
-    return indices, slopes
+    return loss, slopes
 
 
 def soft_sums_gradient(
-    rows: Rows, slopes: Tensor, scale: Tensor | None, *, squared: bool
+    logits: Tensor, rows: Rows, slopes: Tensor, scale: Tensor | None, *, squared: bool
 ) -> Tensor:
     """Compute the gradient by the logits from the slopes by the sums.
 
     Args:
+        logits: (B, C, X, Y, Z).
         rows: Logits, target and weight.
-        slopes: Slopes of a value by the sums of w p g and w p, first on axis 0, then one for each
-            row, or one for each class, contiguous.
-        scale: Slopes of the loss by these values, contiguous; None: 1.
+        slopes: Slopes by the sums of w p g and w p, first on axis 0, then one for each row or one
+            for each class, contiguous.
+        scale: Factor of the slopes, a scalar; None: 1.
 
     Returns:
         (B, C, X, Y, Z) in the type and memory format of the logits.
     """
-    gradient, of_rows = _empty_gradient(rows.logits)
+    gradient, of_rows = _empty_gradient(logits)
     kernels.soft_sums_gradient[rows.grid](
         *rows.tensors,
         of_rows,
@@ -161,7 +151,7 @@ def soft_sums_gradient(
         *rows.sizes,
         *rows.strides,
         *of_rows.stride(),
-        slopes[0].numel(),
+        slopes.numel() // len(slopes),
         WEIGHTED=rows.is_weighted,
         SCALED=scale is not None,
         SQUARED=squared,
@@ -170,28 +160,39 @@ def soft_sums_gradient(
     return gradient
 
 
-def partial_focal_sums(rows: Rows, *, alpha: float | None, gamma: float) -> Tensor:
-    """Add up the focal loss, (rows, programs per row)."""
-    partials = rows.logits.new_empty((rows.n_rows, rows.n_programs), dtype=torch.float32)
+def partial_focal_sums(rows: Rows, *, alpha: float | None, gamma: float, share: float) -> Tensor:
+    """Add up the focal loss times `share`, (rows, programs per row)."""
+    shape = (rows.n_rows, rows.sizes[1])
+    partials = rows.tensors[0].new_empty(shape, dtype=torch.float32)
     kernels.focal_sums[rows.grid](
         *rows.tensors,
         partials,
         *rows.sizes,
         *rows.strides,
-        **_focal_settings(alpha, gamma),
+        *_focal_settings(alpha, gamma),
+        share,
+        POWER=_integer_power(gamma),
         WEIGHTED=rows.is_weighted,
         BLOCK=BLOCK,
     )
     return partials
 
 
-def focal_gradient(rows: Rows, scale: Tensor, *, alpha: float | None, gamma: float) -> Tensor:
-    """Compute the gradient of the focal loss's sum by the logits, times `scale` (one number).
+def focal_gradient(
+    logits: Tensor,
+    rows: Rows,
+    scale: Tensor,
+    *,
+    alpha: float | None,
+    gamma: float,
+    share: float,
+) -> Tensor:
+    """Compute the gradient of the focal loss's sum by the logits, times `share` and `scale`.
 
     Returns:
         (B, C, X, Y, Z) in the type and memory format of the logits.
     """
-    gradient, of_rows = _empty_gradient(rows.logits)
+    gradient, of_rows = _empty_gradient(logits)
     kernels.focal_gradient[rows.grid](
         *rows.tensors,
         of_rows,
@@ -199,18 +200,22 @@ def focal_gradient(rows: Rows, scale: Tensor, *, alpha: float | None, gamma: flo
         *rows.sizes,
         *rows.strides,
         *of_rows.stride(),
-        **_focal_settings(alpha, gamma),
+        *_focal_settings(alpha, gamma),
+        share,
+        POWER=_integer_power(gamma),
         WEIGHTED=rows.is_weighted,
         BLOCK=BLOCK,
     )
     return gradient
 
 
-def _focal_settings(alpha: float | None, gamma: float) -> dict[str, Any]:
-    lesion = 1.0
-    background = 1.0
-    if alpha is not None:
-        lesion = float(alpha)
-        background = 1.0 - alpha
-    power = int(gamma) if gamma in (0, 1, 2) else -1
-    return {"lesion": lesion, "background": background, "gamma": float(gamma), "POWER": power}
+def _focal_settings(alpha: float | None, gamma: float) -> tuple[float, float, float]:
+    """Return the weights of lesion and background, and gamma."""
+    if alpha is None:
+        return 1.0, 1.0, float(gamma)
+    return float(alpha), 1.0 - alpha, float(gamma)
+
+
+def _integer_power(gamma: float) -> int:
+    """Return gamma where that is 0, 1 or 2, else -1."""
+    return int(gamma) if gamma in (0, 1, 2) else -1

@@ -17,61 +17,12 @@ from torch.autograd.function import once_differentiable
 
 from tversky_seg.losses import fused
 from tversky_seg.losses.checks import check_range, check_shapes
-from tversky_seg.losses.global_batch import n_processes, sum_over_processes
-from tversky_seg.metrics.overlap import tversky_index
+from tversky_seg.losses.global_batch import sum_over_processes
 
 VOXELS_IN_CACHE = 2**17
 """Voxels per thread of which a CPU's caches hold several tensors at once."""
 MAX_VOXELS = 2**30
 """Voxels in one operation on another device; torch.dot takes at most 2^31 - 1."""
-
-
-def soft_index(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    *,
-    alpha: float,
-    beta: float,
-    smooth: float,
-    squared: bool = False,
-    over_batch: bool = True,
-) -> Tensor:
-    """Compute the Tversky index of soft counts.
-
-    Args:
-        logits: As in `soft_counts`, as `target` and `weight`.
-        target: In [0, 1].
-        weight: Weight of each voxel.
-        alpha: Weight of false positives, >= 0.
-        beta: Weight of false negatives, >= 0.
-        smooth: Voxels added to numerator and denominator, > 0.
-        squared: As in `soft_counts`.
-        over_batch: As in `soft_counts`.
-
-    Returns:
-        The index of each class, (C,), or (B, C) without `over_batch`.
-
-    Raises:
-        ValueError: As `soft_counts`.
-    """
-    needs_others = over_batch and n_processes() > 1
-    if fused.can_fuse(logits) and not needs_others:
-        check_shapes(logits, target, weight)
-        return fused.soft_indices(
-            logits,
-            target,
-            weight,
-            alpha=alpha,
-            beta=beta,
-            smooth=smooth,
-            squared=squared,
-            over_batch=over_batch,
-        )
-    # A lesion voxel with p = 0.8 and a background voxel with p = 0.4: TP 0.8, FP 0.4, FN 0.2.
-    tp, fp, fn = soft_counts(logits, target, weight, squared=squared, over_batch=over_batch)
-    # With alpha 0.3, beta 0.7 and smooth 1: 1.8 / (0.8 + 0.12 + 0.14 + 1) = 0.874, loss 0.126.
-    return tversky_index(tp, fp, fn, alpha=alpha, beta=beta, smooth=smooth)
 
 
 def soft_counts(

@@ -12,7 +12,7 @@ import math
 from torch import Tensor, nn
 
 from tversky_seg.losses.checks import checked_smooth, tversky_weights
-from tversky_seg.losses.soft_counts import soft_index
+from tversky_seg.losses.index_loss import index_loss
 from tversky_seg.metrics.overlap import f_weights
 
 
@@ -49,7 +49,7 @@ class TverskyLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Compute the loss, a scalar in [0, 1], of logits and target (B, C, X, Y, Z)."""
-        index = soft_index(
+        return index_loss(
             logits,
             target,
             weight,
@@ -58,8 +58,6 @@ class TverskyLoss(nn.Module):
             smooth=self.smooth,
             over_batch=self.over_batch,
         )
-        # The mean over classes; without over_batch, over samples as well.
-        return (1 - index).mean()
 
     def extra_repr(self) -> str:
         """Settings, as repr() shows them."""
@@ -90,7 +88,7 @@ class DiceLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Compute the loss, a scalar in [0, 1], of logits and target (B, C, X, Y, Z)."""
         # TP / (TP + FP / 2 + FN / 2) is 2 TP / (2 TP + FP + FN), the Dice coefficient.
-        index = soft_index(
+        return index_loss(
             logits,
             target,
             weight,
@@ -100,7 +98,6 @@ class DiceLoss(nn.Module):
             squared=self.squared,
             over_batch=self.over_batch,
         )
-        return (1 - index).mean()
 
     def extra_repr(self) -> str:
         """Settings, as repr() shows them."""
@@ -133,7 +130,7 @@ class AsymmetricSimilarityLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Compute the loss, a scalar in [0, 1], of logits and target (B, C, X, Y, Z)."""
-        index = soft_index(
+        return index_loss(
             logits,
             target,
             weight,
@@ -143,7 +140,6 @@ class AsymmetricSimilarityLoss(nn.Module):
             squared=self.squared,
             over_batch=self.over_batch,
         )
-        return (1 - index).mean()
 
     def extra_repr(self) -> str:
         """Settings, as repr() shows them, and the weights that follow from b."""
@@ -188,7 +184,8 @@ class FocalTverskyLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Compute the loss, a scalar in [0, 1], of logits and target (B, C, X, Y, Z)."""
-        index = soft_index(
+        # With gamma 4/3 a shortfall of 0.5 becomes 0.59, one of 0.01 becomes 0.03.
+        return index_loss(
             logits,
             target,
             weight,
@@ -196,13 +193,8 @@ class FocalTverskyLoss(nn.Module):
             beta=self.beta,
             smooth=self.smooth,
             over_batch=self.over_batch,
+            exponent=1 / self.gamma,
         )
-        shortfall = 1 - index
-        # The slope of a root is infinite at 0, where a perfect prediction would make NaN.
-        if self.gamma != 1:
-            shortfall = shortfall.clamp_min(1e-7)
-        # With gamma 4/3 a shortfall of 0.5 becomes 0.59, one of 0.01 becomes 0.03.
-        return shortfall.pow(1 / self.gamma).mean()
 
     def extra_repr(self) -> str:
         """Settings, as repr() shows them."""
