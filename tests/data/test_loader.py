@@ -4,78 +4,30 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers.cuda import no_host_waits, on_gpu
+from helpers.batches import a_case, as_bytes, some_batches
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.grids import Geometry
 from tversky_seg.data.nifti import write_volume
 from tversky_seg.data.patches import loader as loaders
 from tversky_seg.data.patches.augmentation import Augmentation
-from tversky_seg.data.patches.batches import Batch, PatchBatches, stack_samples
+from tversky_seg.data.patches.batches import PatchBatches
 from tversky_seg.data.patches.change import Change
-from tversky_seg.data.patches.intensity import _normal_quantiles
 from tversky_seg.data.patches.loader import load_batches, resolve_n_workers
-from tversky_seg.data.patches.packing import map_tensors, pack
 from tversky_seg.data.patches.samplers import LesionSampler
 from tversky_seg.data.preprocessing.case_cache import prepare
-from tversky_seg.data.preprocessing.labels import list_lesions
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess
-from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This DataLoader will create"
 )  # more workers than cores
-
-
-def a_case(case_id: str, *, seed: int = 0) -> PreparedCase:
-    """A case in memory: noise, two lesions, a brain that is everything."""
-    shape = (40, 36, 32)
-    image = np.random.default_rng(seed).integers(-9999, 9999, (2, *shape), dtype=np.int16)
-    target = np.zeros((1, *shape), bool)
-    target[0, 5:9, 5:9, 5:9] = target[0, 30, 30, 30] = True
-    lesions, n_lesions = list_lesions(target)
-    return PreparedCase(
-        case_id=case_id,
-        subject_id=case_id,
-        geometry=Geometry(shape, np.eye(4), shape, np.eye(4), (0, 0, 0), shape),
-        image_scale=np.array([1e-3, 2e-3], np.float32),
-        n_lesions=n_lesions,
-        arrays={
-            "image": image,
-            "foreground_voxels": np.arange(image[0].size, dtype=np.int32),
-            **lesions,
-        },
-    )
-
-
-def some_batches(**settings: object) -> PatchBatches:
-    defaults = {
-        "cases": [a_case(f"case{i}", seed=i) for i in range(4)],
-        "sampler": LesionSampler(patch_size=16),
-        "augmentation": Augmentation(),
-        "batch_size": 3,
-        "seed": 11,
-    }
-    return PatchBatches(**(defaults | settings))
-
-
-def as_bytes(batch: Batch) -> bytes:
-    parts = []
-    for value in vars(batch).values():
-        is_tensor = isinstance(value, torch.Tensor)
-        parts.append(value.numpy().tobytes() if is_tensor else repr(value).encode())
-    return b"".join(parts)
 
 
 def test_a_batch_has_the_shapes_and_types_of_the_contract() -> None:
@@ -285,22 +237,6 @@ def test_shared_memory_that_is_full_is_named_at_once(monkeypatch: pytest.MonkeyP
     assert "\n" not in message
 
 
-def test_all_that_a_sample_holds_is_pinned_the_noise_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    pinned = []
-
-    def copy(tensor: torch.Tensor) -> torch.Tensor:
-        pinned.append(tensor.shape)
-        return tensor.clone()
-
-    monkeypatch.setattr(torch.Tensor, "pin_memory", copy)
-    noisy = Augmentation(noise_probability=1.0)
-    (sample,) = some_batches(augmentation=noisy, batch_size=1).samples(0)
-    copied = sample.pin_memory()
-    assert len(pinned) == 5  # image, scale, labels, noise of two channels
-    cpu = torch.device("cpu")
-    assert torch.equal(copied.augment(cpu).image, sample.augment(cpu).image)
-
-
 def test_workers_outlive_the_signals_that_a_trainer_answers_by_stopping() -> None:
     class Signalled(Augmentation):
         def draw(self, *arguments: Any, **settings: Any) -> Change:
@@ -317,34 +253,6 @@ def test_the_cases_of_a_batch_are_known_without_reading() -> None:
     assert [batches.case_ids(step) for step in range(3)] == [
         batches[step].case_ids for step in range(3)
     ]
-
-
-def test_what_is_augmented_later_is_the_same_batch() -> None:
-    deforming = Augmentation(
-        zoom=(0.7, 1.4), zoom_probability=1.0, tilt_probability=0.5, elastic_probability=0.5
-    )
-    batches = some_batches(augmentation=deforming, with_components=True)
-    for step in range(3):
-        samples = [sample.augment(torch.device("cpu")) for sample in batches.samples(step)]
-        finished = stack_samples(samples, with_components=True)
-        assert as_bytes(finished) == as_bytes(batches[step])
-
-
-def test_a_packed_value_is_the_same_value_in_one_buffer() -> None:
-    noisy = Augmentation(noise_probability=1.0, bias_field_probability=1.0, elastic_probability=1.0)
-    samples = tuple(some_batches(augmentation=noisy, with_components=True).samples(0))
-    packed = pack(samples)
-    unpacked = packed.unpack(torch.device("cpu"))
-    tensors: list[torch.Tensor] = []
-    map_tensors(samples, tensors.append)
-    copies: list[torch.Tensor] = []
-    map_tensors(unpacked, copies.append)
-    assert len(copies) == len(tensors) > 20
-    for copy, tensor in zip(copies, tensors, strict=True):
-        assert torch.equal(copy, tensor)
-        assert copy.dtype == tensor.dtype
-        assert copy.untyped_storage().data_ptr() == packed.buffer.untyped_storage().data_ptr()
-    assert [sample.case_id for sample in unpacked] == [sample.case_id for sample in samples]
 
 
 def test_values_come_one_ahead_and_an_error_in_its_turn() -> None:
@@ -364,111 +272,6 @@ def test_values_come_one_ahead_and_an_error_in_its_turn() -> None:
         next(ahead)
     assert list(loaders._one_ahead(iter(()))) == []
     assert list(loaders._one_ahead(iter("abc"))) == ["a", "b", "c"]
-
-
-def augmentation_named(name: str) -> Augmentation:
-    """A choice of configs/augmentation."""
-    folder = Path(__file__).parents[2] / "configs" / "augmentation"
-    settings = OmegaConf.load(folder / f"{name}.yaml")
-    if "defaults" in settings:
-        settings = OmegaConf.merge(OmegaConf.load(folder / "default.yaml"), settings)
-    words = ("_target_", "defaults")
-    return Augmentation(**{key: settings[key] for key in settings if key not in words})
-
-
-def changed_batches(**settings: object) -> PatchBatches:
-    """Every kind of change, in most patches."""
-    probabilities = {
-        field.name: 0.7 for field in fields(Augmentation) if field.name.endswith("_probability")
-    }
-    probabilities["dropout_probability"] = 0.2
-    return some_batches(augmentation=Augmentation(**probabilities), **settings)
-
-
-@pytest.mark.parametrize("with_components", [False, True])
-def test_deferred_samples_are_the_batches_of_the_cpu(with_components: bool) -> None:
-    batches = changed_batches(with_components=with_components)
-    cpu = torch.device("cpu")
-    n_growing = 0
-    for step in range(6):
-        samples = pack(tuple(batches.samples(step))).unpack(cpu)
-        assert all(sample.image.dtype == torch.int16 for sample in samples)
-        n_growing += sum(sample.change.growth is not None for sample in samples)
-        finished = [sample.augment(cpu) for sample in samples]
-        batch = stack_samples(finished, with_components=with_components)
-        assert as_bytes(batch) == as_bytes(batches[step])
-    assert n_growing >= 3
-
-
-class Operations(TorchDispatchMode):
-    """Lists the operations that run, without views, and counts copies from the host."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self.n_from_host = 0
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        alias = function._schema.returns[0].alias_info
-        name = function.overloadpacket.__name__
-        if not name.startswith("empty") and (alias is None or alias.is_write):
-            self.names.append(name)
-        tensors = [value for value in args if isinstance(value, torch.Tensor)]
-        self.n_from_host += any(tensor.device.type == "cpu" for tensor in tensors)
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize(("name", "n_most"), [("default", 55), ("strong", 65), ("growth", 75)])
-def test_augmentation_on_a_device_neither_waits_nor_needs_the_host(name: str, n_most: int) -> None:
-    # Tensors of the meta device have no values: to look at one is an error, and so is to mix it
-    # with a tensor of the host.
-    meta = torch.device("meta")
-    batches = some_batches(augmentation=augmentation_named(name), batch_size=6)
-    _normal_quantiles(meta)  # the one table that each device gets once
-    n_steps = 8
-    operations = Operations()
-    for step in range(n_steps):
-        packed = pack(tuple(batches.samples(step)))
-        with operations:
-            samples = [sample.augment(meta) for sample in packed.unpack(meta)]
-            stack_samples(samples, with_components=False)
-    assert operations.n_from_host == n_steps, "one buffer a batch"
-    assert len(operations.names) < n_most * n_steps * 6
-
-
-@on_gpu
-@pytest.mark.parametrize("n_workers", [0, 2])
-def test_a_gpu_gives_the_batches_of_the_cpu(n_workers: int) -> None:
-    batches = changed_batches(with_components=True)
-    cuda = torch.device("cuda")
-    loaded = load_batches(batches, start=1, stop=7, n_workers=n_workers, device=cuda)
-    for step, batch in enumerate(loaded, 1):
-        expected = batches[step]
-        assert batch.image.device.type == "cuda"
-        assert (batch.case_ids, batch.starts) == (expected.case_ids, expected.starts)
-        # At the border of the brain, and halfway between voxels, roundings may decide otherwise.
-        is_close = torch.isclose(batch.image.cpu(), expected.image, atol=1e-3, rtol=1e-4)
-        assert is_close.float().mean() > 0.9999
-        assert batch.components.dtype == torch.int32
-        assert (batch.components.cpu() == expected.components).float().mean() > 0.9999
-        assert torch.equal(batch.target.cpu(), (batch.components.cpu() > 0).float())
-
-
-@on_gpu
-def test_augmentation_on_a_gpu_waits_for_nothing() -> None:
-    batches = changed_batches(with_components=True)
-    cuda = torch.device("cuda")
-    for step in range(6):
-        packed = pack(tuple(batches.samples(step)))
-        pinned = map_tensors(packed, torch.Tensor.pin_memory)
-        torch.cuda.synchronize()
-        # The first round makes the table of noise, which waits once.
-        for context in (nullcontext(), no_host_waits()):
-            with context:
-                samples = [sample.augment(cuda) for sample in pinned.unpack(cuda)]
-                stack_samples(samples, with_components=True)
 
 
 def test_a_patch_is_the_stored_integers_times_their_scale_wherever_it_lies() -> None:

@@ -202,27 +202,33 @@ class _Outcomes(Dataset[_Outcome]):
 
     def __getitem__(self, step: int) -> _Outcome:
         try:
-            if self.is_deferred:
-                outcome = _Outcome(samples=pack(tuple(self.batches.samples(step))))
-            else:
-                outcome = _Outcome(batch=self.batches[step])
-            is_in_worker = get_worker_info() is not None
-            if is_in_worker:
-                _share_memory(outcome)
-            return outcome
+            return self._load(step, is_in_worker=get_worker_info() is not None)
         except Exception as error:
             error.add_note(traceback.format_exc())
             return _Outcome(error=error)
 
+    def _load(self, step: int, *, is_in_worker: bool) -> _Outcome:
+        """Load a step; a worker moves it to shared memory, for the process that trains.
 
-def _share_memory(outcome: _Outcome) -> None:
-    """Move the tensors to shared memory, for the process that trains.
+        Torch would do this later, in a thread of the worker: where it fails there, for want of
+        room, the batch is lost and the training waits for it in vain.
+        """
+        if self.is_deferred:
+            samples = tuple(self.batches.samples(step))
+            with _full_shared_memory_named():
+                return _Outcome(samples=pack(samples, is_shared=is_in_worker))
+        batch = self.batches[step]
+        if is_in_worker:
+            with _full_shared_memory_named():
+                batch = map_tensors(batch, Tensor.share_memory_)
+        return _Outcome(batch=batch)
 
-    Torch would do this later, in a thread of the worker: where it fails there, for want of room,
-    the batch is lost and the training waits for it in vain.
-    """
+
+@contextmanager
+def _full_shared_memory_named() -> Iterator[None]:
+    """Say in one line what is full, and what to do."""
     try:
-        map_tensors(outcome, Tensor.share_memory_)
+        yield
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise DataError(

@@ -64,8 +64,16 @@ class Packed(Generic[Value]):
         return map_parts(self.outline, Slot, lambda slot: slot.view(buffer))
 
 
-def pack(value: Value) -> Packed[Value]:
-    """Copy the tensors of a value, inside dataclasses and tuples, into one buffer."""
+def pack(value: Value, *, is_shared: bool = False) -> Packed[Value]:
+    """Copy the tensors of a value, inside dataclasses and tuples, into one buffer.
+
+    Args:
+        value: The value.
+        is_shared: Whether the buffer lies in shared memory, for another process.
+
+    Raises:
+        RuntimeError: The shared memory is full.
+    """
     tensors: list[Tensor] = []
     slots: list[Slot] = []
 
@@ -79,6 +87,9 @@ def pack(value: Value) -> Packed[Value]:
 
     outline = map_tensors(value, reserve)
     buffer = torch.empty(slots[-1].end if slots else 0, dtype=torch.uint8)
+    if is_shared:
+        # Before it is filled, so that the tensors are copied once.
+        buffer.share_memory_()  # type: ignore[no-untyped-call]
     for tensor, slot in zip(tensors, slots, strict=True):
         slot.view(buffer).copy_(tensor)
     return Packed(outline, buffer)
