@@ -1,6 +1,7 @@
 """Imports run one way, from package to package, and what is slow or rare is imported where used."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -162,3 +163,8 @@ def test_the_commands_name_hydra_only_by_the_type_of_a_config() -> None:
         assert not [name for name in names if belongs_to(name, {"hydra"})]
         omegaconf = {name for name in names if belongs_to(name, {"omegaconf"})}
         assert omegaconf <= {"omegaconf", "omegaconf.DictConfig"}
+
+
+def test_the_compiler_is_imported_when_something_is_compiled() -> None:
+    program = "import sys, tversky_seg.training; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -22,10 +22,14 @@ def is_fused(features: Tensor) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_kernels(device_index: int) -> bool:
     """Tell whether Triton is there and supports a GPU: compute capability 8.0 or later."""
     return _has_kernels(device_index)
+
+
+# The compiler need not look inside. torch.compiler.assume_constant_result does the same, but
+# imports the compiler, which would take a second at the start of every command.
+has_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache
