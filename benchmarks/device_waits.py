@@ -136,7 +136,8 @@ def compose(settings: Sequence[str]) -> Any:
     from tversky_seg.config.config_files import CONFIG_DIR
 
     short = [f"trainer.max_steps={N_STEPS}", "trainer.log_every=100", "trainer.device=cuda"]
-    short += ["trainer.n_workers=0", "trainer.precision=fp32"]
+    # A CUDA graph replays what an eager step does.
+    short += ["trainer.n_workers=0", "trainer.precision=fp32", "trainer.cuda_graph=false"]
     with initialize_config_dir(str(CONFIG_DIR), version_base=None):
         return compose("train", overrides=[*short, *settings])
 
