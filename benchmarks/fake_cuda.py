@@ -162,6 +162,7 @@ def on_fake_device() -> Iterator[Seen]:
         (torch.cuda, "current_stream", FakeStream),
         (torch.cuda, "default_stream", FakeStream),
         (torch.cuda, "stream", lambda _: ExitStack()),
+        (torch.cuda, "device", lambda _: ExitStack()),
         (torch.cuda, "mem_get_info", lambda *_: (FREE_BYTES, FREE_BYTES)),
         (torch.cuda, "memory_stats", lambda *_: {}),
         (torch.cuda, "get_device_capability", lambda *_: (9, 0)),
