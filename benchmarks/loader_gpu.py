@@ -23,13 +23,12 @@ from statistics import median
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from tversky_seg.data.grids import Geometry
 from tversky_seg.data.patches.augmentation import Augmentation
 from tversky_seg.data.patches.batches import Batch, PatchBatches, Sample, stack_samples
 from tversky_seg.data.patches.loader import load_batches
-from tversky_seg.data.patches.packing import Packed, map_tensors, pack
+from tversky_seg.data.patches.packing import Packed, pack
 from tversky_seg.data.patches.samplers import LesionSampler
 from tversky_seg.data.preprocessing.labels import list_lesions
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
@@ -82,11 +81,11 @@ def augmentation_line(batches: PatchBatches, name: str, device: torch.device) ->
     for step in range(N_BATCHES):
         packed = pack(tuple(batches.samples(step)))
         if device.type == "cuda":
-            packed = map_tensors(packed, Tensor.pin_memory)
+            packed = packed.pin_memory()
         held.append(packed)
 
     def augment(packed: Packed[tuple[Sample, ...]]) -> Batch:
-        samples = [sample.augment(device) for sample in packed.unpack(device)]
+        samples = [sample.augment() for sample in packed.unpack(device)]
         return stack_samples(samples, with_components=False)
 
     for packed in held[:4]:

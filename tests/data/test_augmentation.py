@@ -10,10 +10,9 @@ from monai.transforms import Affine
 from omegaconf import OmegaConf
 from scipy import ndimage
 from scipy.interpolate import BSpline
-from torch import Tensor
 
 from tversky_seg.data.patches.augmentation import Augmentation
-from tversky_seg.data.patches.packing import map_tensors
+from tversky_seg.data.patches.packing import pack
 
 GEOMETRY_ONLY = {
     f"{name}_probability": 0.0 for name in ("gamma", "contrast", "scale", "shift", "noise")
@@ -399,7 +398,7 @@ def test_cuda_computes_what_the_cpu_does() -> None:
         change = settings.draw(rng, n_channels=1, size=volume.shape[1:], spacing_mm=(1.0, 1.0, 1.5))
         change = change.at((0, 0, 0))
         on_cpu = change.apply(torch.tensor(volume), torch.tensor(labels))
-        moved = map_tensors(change, Tensor.cuda)
+        moved = pack(change).unpack(torch.device("cuda"))
         on_cuda = moved.apply(torch.tensor(volume).cuda(), torch.tensor(labels).cuda())
         torch.testing.assert_close(on_cuda[0].cpu(), on_cpu[0], atol=1e-4, rtol=0)
         assert (on_cuda[1].cpu() == on_cpu[1]).float().mean() > 0.9999

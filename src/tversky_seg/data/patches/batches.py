@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import Shape, crop_or_pad
 from tversky_seg.data.patches.change import Change
-from tversky_seg.data.patches.packing import map_tensors
 from tversky_seg.data.patches.sampling import Aim, Sampler, draw_patch, patch_sides
 from tversky_seg.data.patches.spatial import as_shape
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
@@ -62,23 +61,15 @@ class Sample:
     case_id: str
     start: Shape
 
-    def augment(self, device: torch.device) -> Sample:
-        """Move the sample to a device and apply its pending augmentation there.
-
-        On a GPU nothing waits, provided that the tensors lie there or in page-locked memory.
-        """
-        moved = map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
-        image, labels = moved.image, moved.labels
-        if moved.scale is not None:
+    def augment(self) -> Sample:
+        """Apply the pending augmentation on the device of the tensors; a GPU waits for nothing."""
+        image, labels = self.image, self.labels
+        if self.scale is not None:
             # In float32, as on the host: the same bits.
-            image = image * moved.scale[:, None, None, None]
-        if moved.change is not None:
-            image, labels = moved.change.apply(image, labels, has_lesion=self.has_lesion)
-        return replace(moved, image=image, scale=None, labels=labels, change=None)
-
-    def pin_memory(self) -> Sample:
-        """Copy the tensors, those of the pending change too, to page-locked memory for a GPU."""
-        return map_tensors(self, Tensor.pin_memory)
+            image = image * self.scale[:, None, None, None]
+        if self.change is not None:
+            image, labels = self.change.apply(image, labels, has_lesion=self.has_lesion)
+        return replace(self, image=image, scale=None, labels=labels, change=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +96,19 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Move the tensors to a device."""
-        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> Batch:
-        """Copy the tensors to page-locked memory; `DataLoader(pin_memory=True)` calls this."""
-        return map_tensors(self, Tensor.pin_memory)
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Copy the batch with a function applied to its tensors."""
+        components = self.components
+        if components is not None:
+            components = function(components)
+        return replace(
+            self,
+            image=function(self.image),
+            target=function(self.target),
+            components=components,
+        )
 
 
 def stack_samples(samples: Sequence[Sample], *, with_components: bool) -> Batch:
@@ -257,7 +256,7 @@ class PatchBatches(Dataset[Batch]):
             case_id = case.case_id
             with _one_thread():  # in the training process as in a worker
                 sample = self._read(case, start, rng, is_deferred=is_deferred)
-                return sample if is_deferred else sample.augment(torch.device("cpu"))
+                return sample if is_deferred else sample.augment()
         except Exception as error:
             fault = f"{type(error).__name__} at step {step}, sample {number}: {error}"
             if isinstance(error, DataError | OSError):

@@ -24,8 +24,8 @@ from tversky_seg.data.patches.spatial import (
 class Change:
     """All that was drawn for one patch; nothing random is left.
 
-    It is drawn, and its tensors are computed, on the host. `packing.map_tensors` moves them to the
-    device of the patch: to apply the change there waits for nothing.
+    It is drawn, and its tensors are computed, on the host. Moved to a GPU (`packing.Packed`), it is
+    applied there without a wait.
 
     Attributes:
         size: Sides of the patch.

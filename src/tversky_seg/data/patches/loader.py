@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.patches.batches import Batch, PatchBatches, Sample, stack_samples
-from tversky_seg.data.patches.packing import Packed, map_tensors, pack
+from tversky_seg.data.patches.packing import Packed, pack
 from tversky_seg.runtime.workers import n_cores
 
 Value = TypeVar("Value")
@@ -142,7 +142,7 @@ def _augment_ahead(
     def start(outcome: _Outcome) -> tuple[Batch, torch.cuda.Event]:
         assert outcome.samples is not None, "for a GPU the samples come packed"
         with torch.cuda.stream(side):
-            samples = [sample.augment(device) for sample in outcome.samples.unpack(device)]
+            samples = [sample.augment() for sample in outcome.samples.unpack(device)]
             batch = stack_samples(samples, with_components=with_components)
             return batch, side.record_event()
 
@@ -184,9 +184,11 @@ class _Outcome:
     error: Exception | None = None
 
     def pin_memory(self) -> _Outcome:
-        """Copy the tensors to page-locked memory; DataLoader calls this."""
+        """Copy the samples to page-locked memory; DataLoader calls this."""
+        if self.samples is None:
+            return self
         try:
-            return map_tensors(self, Tensor.pin_memory)
+            return _Outcome(samples=self.samples.pin_memory())
         except Exception as error:
             fault = RuntimeError(f"page-locked memory for a batch: {error}")
             fault.__cause__ = error
@@ -220,7 +222,7 @@ class _Outcomes(Dataset[_Outcome]):
         batch = self.batches[step]
         if is_in_worker:
             with _full_shared_memory_named():
-                batch = map_tensors(batch, Tensor.share_memory_)
+                batch = batch.map(Tensor.share_memory_)
         return _Outcome(batch=batch)
 
 

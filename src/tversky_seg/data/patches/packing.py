@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Generic, TypeVar, cast
+import pickle
+from dataclasses import dataclass, replace
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-ALIGNMENT = 256  # bytes; as torch and CUDA align whole tensors, so that kernels read them as fast
+ALIGNMENT = 256  # bytes; as CUDA aligns what it allocates, so that kernels read as fast
 
 Value = TypeVar("Value")
-Part = TypeVar("Part")
 
 
-@dataclass(frozen=True)
-class Slot:
-    """Where in a buffer a tensor lies.
-
-    Attributes:
-        start: First byte.
-        shape: Shape of the tensor.
-        dtype: Type of its elements.
-    """
+class Slot(NamedTuple):
+    """Where in a buffer a tensor lies: its first byte, its shape and the type of its elements."""
 
     start: int
     shape: tuple[int, ...]
@@ -48,68 +41,76 @@ class Packed(Generic[Value]):
     a GPU a copy. One buffer for the tens of tensors of a batch costs one of both.
 
     Attributes:
-        outline: The value, with a `Slot` in place of each tensor.
+        outline: The value as `pickle` writes it, but for its tensors.
         buffer: (n,) uint8.
     """
 
-    outline: Value
+    outline: bytes
     buffer: Tensor
 
-    def unpack(self, device: torch.device) -> Value:
-        """Move the buffer to a device, and look at the tensors in it.
+    def pin_memory(self) -> Packed[Value]:
+        """Copy the buffer to page-locked memory."""
+        return replace(self, buffer=self.buffer.pin_memory())
 
-        A copy to a GPU does not wait if the buffer is page-locked.
+    def unpack(self, device: torch.device) -> Value:
+        """Move the buffer to a device, and make the value of views of it.
+
+        A copy from page-locked memory to a GPU does not wait.
         """
         buffer = self.buffer.to(device, non_blocking=True)
-        return map_parts(self.outline, Slot, lambda slot: slot.view(buffer))
+        value: Value = _Unpickler(self.outline, buffer).load()
+        return value
 
 
 def pack(value: Value, *, is_shared: bool = False) -> Packed[Value]:
-    """Copy the tensors of a value, inside dataclasses and tuples, into one buffer.
+    """Copy the tensors of a value, wherever in it they are, into one buffer.
 
     Args:
-        value: The value.
+        value: A value that can be pickled.
         is_shared: Whether the buffer lies in shared memory, for another process.
 
     Raises:
         RuntimeError: The shared memory is full.
     """
-    tensors: list[Tensor] = []
-    slots: list[Slot] = []
-
-    def reserve(tensor: Tensor) -> Slot:
-        # The first multiple of the alignment behind the slots so far.
-        end = slots[-1].end if slots else 0
-        slot = Slot(-(-end // ALIGNMENT) * ALIGNMENT, tuple(tensor.shape), tensor.dtype)
-        tensors.append(tensor)
-        slots.append(slot)
-        return slot
-
-    outline = map_tensors(value, reserve)
-    buffer = torch.empty(slots[-1].end if slots else 0, dtype=torch.uint8)
+    pickler = _Pickler()
+    pickler.dump(value)
+    buffer = torch.empty(pickler.n_bytes, dtype=torch.uint8)
     if is_shared:
         # Before it is filled, so that the tensors are copied once.
         buffer.share_memory_()  # type: ignore[no-untyped-call]
-    for tensor, slot in zip(tensors, slots, strict=True):
+    for slot, tensor in pickler.tensors:
         slot.view(buffer).copy_(tensor)
-    return Packed(outline, buffer)
+    return Packed(pickler.outline.getvalue(), buffer)
 
 
-def map_tensors(value: Value, function: Callable[[Tensor], Any]) -> Value:
-    """Copy a value with `function` applied to its tensors, inside dataclasses and tuples too."""
-    return map_parts(value, Tensor, function)
+class _Pickler(pickle.Pickler):
+    """Writes a slot in place of each tensor."""
+
+    def __init__(self) -> None:
+        self.outline = io.BytesIO()
+        self.tensors: list[tuple[Slot, Tensor]] = []
+        self.n_bytes = 0
+        super().__init__(self.outline, protocol=pickle.HIGHEST_PROTOCOL)
+
+    def persistent_id(self, value: Any) -> Slot | None:
+        """Reserve the slot of a tensor; None: other values are pickled."""
+        if not isinstance(value, Tensor):
+            return None
+        # The first multiple of the alignment behind the slots so far.
+        start = -(-self.n_bytes // ALIGNMENT) * ALIGNMENT
+        slot = Slot(start, tuple(value.shape), value.dtype)
+        self.tensors.append((slot, value))
+        self.n_bytes = slot.end
+        return slot
 
 
-def map_parts(value: Value, kind: type[Part], function: Callable[[Part], Any]) -> Value:
-    """Copy a value with `function` applied to parts of a kind, inside dataclasses and tuples."""
-    changed: Any = value
-    if isinstance(value, kind):
-        changed = function(value)
-    elif isinstance(value, tuple):
-        changed = tuple(map_parts(part, kind, function) for part in value)
-    elif is_dataclass(value) and not isinstance(value, type):  # is_dataclass takes classes too
-        parts: dict[str, Any] = {}
-        for field in fields(value):
-            parts[field.name] = map_parts(getattr(value, field.name), kind, function)
-        changed = replace(value, **parts)
-    return cast(Value, changed)
+class _Unpickler(pickle.Unpickler):
+    """Reads a view of a buffer for each slot."""
+
+    def __init__(self, outline: bytes, buffer: Tensor) -> None:
+        self.buffer = buffer
+        super().__init__(io.BytesIO(outline))
+
+    def persistent_load(self, slot: Slot) -> Tensor:
+        """Look at the tensor of a slot."""
+        return slot.view(self.buffer)
