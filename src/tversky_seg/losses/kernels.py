@@ -12,6 +12,9 @@ between samples, classes and voxels; n_programs per row; BLOCK voxels that a pro
 import triton
 import triton.language as tl
 
+COUNTS = ("n_programs", "n_classes", "n_rows", "n_ratios", "next_sum")
+"""Numbers for whose values no kernel is compiled anew."""
+
 
 @triton.jit
 def _row_and_program(n_programs):
@@ -27,7 +30,7 @@ def _read(row, stride, start, BLOCK: tl.constexpr, inside):
     return tl.load(row + start * stride + lane * stride, mask=inside, other=0).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def soft_sums(
     logits,
     target,
@@ -84,7 +87,7 @@ def soft_sums(
     tl.store(place + 2 * next_sum, tl.sum(true))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def tversky_loss(
     partials,
     loss,
@@ -140,7 +143,7 @@ def tversky_loss(
     tl.store(loss + tl.arange(0, 1), total / n_ratios)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def soft_sums_gradient(
     logits,
     target,
@@ -225,7 +228,7 @@ def _miss_to_the_gamma(z, gamma, POWER: tl.constexpr):
     return result
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def focal_sums(
     logits,
     target,
@@ -270,7 +273,7 @@ def focal_sums(
     tl.store(partials + row * n_programs + program, share * tl.sum(total))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def focal_gradient(
     logits,
     target,
