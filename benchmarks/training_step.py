@@ -8,8 +8,9 @@ the loss is never read. Batches lie on the device: loading is not measured here.
 
 On a GPU a time is the median gap between CUDA events after each step, while the host runs ahead as
 far as it can; "host" is the time until the host has launched a step on an idle GPU. Memory is the
-peak of these steps, next to the plan of `check_data` (step_bytes). A row that fails says so, and
-the others are measured. Last come the kernels of one row (--kernels) by their time.
+peak that tensors take in these steps (what a CUDA graph keeps inside is not seen), what torch takes
+from the GPU for it, and the plan of `check_data` (step_bytes). A row that fails says so, and the
+others are measured. After its row come the kernels of one row (--kernels) by their time.
 """
 
 import argparse
@@ -39,8 +40,8 @@ Step = Callable[[], object]
 N_CHANNELS = 3
 N_WARM_UP_STEPS = 4
 N_KERNELS = 25
-HEADER = """| step | ms | patches/s | host ms | peak GiB | planned GiB | ready after s |
-|---|---|---|---|---|---|---|"""
+COLUMNS = "step | ms | patches/s | host ms | peak GiB | reserved GiB | planned GiB | ready after s"
+HEADER = f"| {COLUMNS} |\n|---|---|---|---|---|---|---|---|"
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "UNet3D": lambda: UNet3D(in_channels=N_CHANNELS, out_channels=1),
@@ -234,18 +235,22 @@ def measure(row: Row, *, n_steps: int, device: torch.device) -> str:
     step = make_step(row, device)
     for _ in range(N_WARM_UP_STEPS):
         step()
-    peak = "-"
+    memory = ["-", "-"]
     if is_cuda:
+        # Without what cuDNN's trials took.
         torch.cuda.synchronize()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+        step()
     ready_s = time.perf_counter() - start
     step_time = step_ms(step, n_steps=n_steps, is_cuda=is_cuda)
     if is_cuda:
-        peak = f"{torch.cuda.max_memory_allocated() / GIB:.2f}"
+        peaks = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
+        memory = [f"{peak / GIB:.2f}" for peak in peaks]
     host_time = median(host_ms(step, n_steps=min(n_steps, 5), is_cuda=is_cuda))
     patches_per_s = 1e3 * row.n_patches / step_time
     cells = [f"{step_time:.2f}", f"{patches_per_s:.1f}", f"{host_time:.2f}"]
-    cells += [peak, planned_gib(row), f"{ready_s:.0f}"]
+    cells += [*memory, planned_gib(row), f"{ready_s:.0f}"]
     return f"| {row} | {' | '.join(cells)} |"
 
 
@@ -254,7 +259,8 @@ def planned_gib(row: Row) -> str:
     if row.is_peer:
         return "-"
     network = NETWORKS[row.network]()
-    return f"{step_bytes(network, row.shape, precision=row.precision) / GIB:.2f}"
+    planned = step_bytes(network, row.shape, precision=row.precision, device="cuda")
+    return f"{planned / GIB:.2f}"
 
 
 def print_kernels(row: Row, device: torch.device) -> None:
@@ -349,7 +355,7 @@ def main() -> None:
     print(HEADER)
     for name, row in rows.items():
         if time.perf_counter() - start > options.seconds:
-            print(f"| {row} | left out: time is over | | | | | |", flush=True)
+            print(f"| {row} | left out: time is over | | | | | | |", flush=True)
             continue
         try_measure(row, n_steps=options.steps, device=device)
         # Right after its row: the kernels matter more than the rows further down.
@@ -364,7 +370,7 @@ def try_measure(row: Row, *, n_steps: int, device: torch.device) -> None:
         with flags_put_back():
             print(measure(row, n_steps=n_steps, device=device), flush=True)
     except Exception as error:
-        print(f"| {row} | {one_line(error)} | | | | | |", flush=True)
+        print(f"| {row} | {one_line(error)} | | | | | | |", flush=True)
     forget_networks(device)
 
 

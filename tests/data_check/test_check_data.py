@@ -448,6 +448,20 @@ def test_the_memory_of_a_step_is_counted_to_a_quarter():
     assert loader_bytes(x.shape, n_classes=1) > x.nbytes
 
 
+@pytest.mark.parametrize(
+    ("precision", "measured_gib"),
+    [("fp32", 3.72), ("bf16", 1.81)],
+)
+def test_the_plan_of_a_gpu_is_within_15_percent_of_an_h100(
+    precision: str, measured_gib: float
+) -> None:
+    """Peaks of docs/benchmarks/gpu.md."""
+    network = UNet3D(in_channels=3, out_channels=1)
+    shape = (2, 3, 128, 128, 128)
+    planned = step_bytes(network, shape, precision=precision, device="cuda")
+    assert planned / GIB == pytest.approx(measured_gib, rel=0.15)
+
+
 def test_a_plan_fits_the_memory_the_volumes_and_thick_slices():
     network = UNet3D(in_channels=2, out_channels=1, width=8, n_levels=2)
     known = {"n_channels": 2, "device": torch.device("cuda")}

@@ -248,7 +248,12 @@ def _step_costs(training: Training, *, n_channels: int, n_classes: int) -> Itera
     shape = (training.batch_size, n_channels, *sides)
     batch = f"a batch of {training.batch_size} x {times(sides)}"
     try:
-        need = step_bytes(training.network, shape, precision=training.precision)
+        need = step_bytes(
+            training.network,
+            shape,
+            precision=training.precision,
+            device=training.device.type,
+        )
     except (RuntimeError, ValueError, TypeError) as fault:
         # The network cannot take such a batch, or looks at values, which the meta device lacks.
         yield Cost("training step", f"unknown for {batch}", str(fault).splitlines()[0])

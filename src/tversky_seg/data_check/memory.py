@@ -17,20 +17,29 @@ COPIES_IN_LOADER = 4
 """Copies of a patch while it is read and augmented."""
 N_PREFETCHED = 2
 """Batches that a loader worker holds ready."""
+N_WORKSPACES = {"cpu": 3, "cuda": 1}
+"""Largest tensors that fit into what a step takes besides the tensors kept.
+
+As measured: a GPU gives back each tensor as soon as its gradient is computed
+(docs/benchmarks/gpu.md), convolutions of the CPU copy theirs into other layouts.
+"""
 UNLIMITED = 2**63
 
 
-def step_bytes(network: nn.Module, shape: Sequence[int], *, precision: str = "fp32") -> int:
+def step_bytes(
+    network: nn.Module, shape: Sequence[int], *, precision: str = "fp32", device: str = "cpu"
+) -> int:
     """Estimate the memory of one optimiser step, without Python and torch themselves.
 
     What autograd keeps for the backward pass is counted on torch's meta device, without computing
     anything. Added are weights, gradients and Adam's two moments, and room for the gradients on
-    their way and for a convolution's workspace (three of the largest tensors kept).
+    their way and for a convolution's workspace: see `N_WORKSPACES`.
 
     Args:
         network: Network (B, C, X, Y, Z) -> logits.
         shape: (B, C, X, Y, Z) of a batch.
-        precision: "fp32", or "bf16" or "fp16", in which activations take half.
+        precision: "fp32" or "tf32", or "bf16" or "fp16", in which activations take half.
+        device: Type of the device, "cpu" or "cuda".
     """
     # Tensors on the meta device have shapes and no numbers, so this takes no memory.
     state: dict[str, Tensor] = {}
@@ -54,7 +63,7 @@ def step_bytes(network: nn.Module, shape: Sequence[int], *, precision: str = "fp
     for tensor in state.values():
         saved_bytes.pop(_storage_key(tensor), None)
 
-    workspace = 3 * max(saved_bytes.values(), default=0)
+    workspace = N_WORKSPACES[device] * max(saved_bytes.values(), default=0)
     loss = 4 * logits.untyped_storage().nbytes()
     kept = sum(saved_bytes.values())
     activations = kept + workspace + loss

@@ -86,7 +86,8 @@ def make_plan(
     room = int(free * (1 - KEEP_FREE))
 
     def need(batch_size: int, sides: Sides) -> int:
-        return step_bytes(network, (batch_size, n_channels, *sides), precision=precision)
+        batch_shape = (batch_size, n_channels, *sides)
+        return step_bytes(network, batch_shape, precision=precision, device=device.type)
 
     # Memory is not considered here.
     preferred = _preferred_sides(spacing_mm, shape, longest=LONGEST_SIDE[device.type])
