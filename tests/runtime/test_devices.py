@@ -69,6 +69,7 @@ def test_an_unknown_precision_is_refused_with_those_there_are() -> None:
         autocast(CPU, "auto")
 
 
+@pytest.mark.filterwarnings("ignore:Please use the new API")
 def test_only_the_precision_tf32_lets_cudnn_round_to_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "_allows_tf32", None)
     monkeypatch.setattr(torch, "autocast", lambda *arguments, **settings: None)
