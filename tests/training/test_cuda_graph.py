@@ -1,5 +1,6 @@
 """CUDA graphs of the network: when they are used, and that they change no number."""
 
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -87,3 +88,41 @@ def test_validation_sees_the_trained_weights() -> None:
     again.load_state_dict(trainer.model.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(trainer.model.eval()(batch.image), again.eval()(batch.image))
+
+
+@on_gpu
+def test_another_thread_may_pin_memory_while_a_graph_is_recorded() -> None:
+    stop = threading.Event()
+    faults: list[Exception] = []
+
+    def pin() -> None:
+        kept = []
+        try:
+            while not stop.is_set():
+                # A new size each time: memory that was pinned before would be used again.
+                kept.append(torch.empty(2**20 + 4096 * len(kept), dtype=torch.uint8).pin_memory())
+                stop.wait(0.005)
+        except Exception as error:
+            faults.append(error)
+
+    thread = threading.Thread(target=pin)
+    thread.start()
+    try:
+        trainer = gpu_trainer(cuda_graph=True, norm="group")
+        trainer.use_graph(moved(Blobs()[1]))
+    finally:
+        stop.set()
+        thread.join()
+    assert not faults
+    assert trainer.is_graphed
+    assert not trainer.train_step(1, moved(Blobs()[1])).is_skipped
+
+
+@on_gpu
+def test_images_of_another_shape_go_through_the_network_itself() -> None:
+    trainer = gpu_trainer(cuda_graph=True, norm="group")
+    batch = moved(Blobs()[1])
+    trainer.use_graph(batch)
+    one = replace(batch, image=batch.image[:1], target=batch.target[:1])
+    assert not trainer.train_step(1, one).is_skipped
+    assert not trainer.train_step(2, batch).is_skipped

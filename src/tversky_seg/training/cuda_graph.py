@@ -6,6 +6,10 @@ An eager step of a small network keeps the host busier than the GPU: it launches
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +31,7 @@ class GraphedNetwork(nn.Module):
     """A network in training mode, recorded once for images of one shape and replayed since.
 
     Numbers, dropout and running statistics are those of the network, whose weights it shares.
+    Images of another shape go through the network itself.
 
     Args:
         model: Network on a CUDA device. Its forward pass may neither depend on values nor on
@@ -41,21 +46,49 @@ class GraphedNetwork(nn.Module):
     def __init__(self, model: nn.Module, image: Tensor, *, precision: str) -> None:
         super().__init__()
         self.model = model
+        self.shape = image.shape
+        # torch replaces the `forward` of the module that it records; not that of the model itself,
+        # with which validation predicts.
+        recorded = nn.Sequential(model)
         # Buffers change in the passes before the recording.
         buffers = SavedBuffers(model)
         try:
-            with autocast(image.device, precision):
+            with autocast(image.device, precision), _calls_of_other_threads():
                 # A cached copy of a weight would be of the step that was recorded.
                 torch.set_autocast_cache_enabled(False)
                 # The copy is where each step puts its image. Heads without a loss have no gradient.
-                torch.cuda.make_graphed_callables(self, (image.clone(),), allow_unused_input=True)
+                self.replay: Callable[..., Any] = torch.cuda.make_graphed_callables(
+                    recorded, (image.clone(),), allow_unused_input=True
+                )
         finally:
             torch.set_autocast_cache_enabled(True)
             buffers.put_back()
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Compute the network's logits; torch replaces this by the replay."""
-        return self.model(image)  # type: ignore[no-any-return]
+        """Compute the network's logits."""
+        if image.shape != self.shape:
+            return self.model(image)  # type: ignore[no-any-return]
+        logits: Tensor | tuple[Tensor, ...] = self.replay(image)
+        return logits
+
+
+@contextmanager
+def _calls_of_other_threads() -> Iterator[None]:
+    """Allow other threads to call CUDA during a recording.
+
+    The loader pins the memory of its next batches meanwhile, which would be an error by default.
+    `make_graphed_callables` has no argument for it.
+    """
+    # Gradients arrive in the stream of the recording, of which torch 2.10 and later warn.
+    if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+    record = torch.cuda.graph
+    tolerant = partial(record, capture_error_mode="thread_local")
+    torch.cuda.graph = tolerant  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        torch.cuda.graph = record  # type: ignore[misc]
 
 
 def check_cuda_graph(setting: bool | str) -> None:
