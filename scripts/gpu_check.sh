@@ -3,7 +3,7 @@
 #
 #   scripts/gpu_check.sh [REPORT.md [OPEN_MS_DATA]] [--only NAME,NAME] [--seconds 480]
 #
-# Sections, by importance: steps, tests, losses, norm, loader, prediction, run, and with its folder
+# Sections, by importance: steps, tests, losses, loader, prediction, norm, run, and with its folder
 # pair. Each may fail alone and has a time limit of its own; none begins after --seconds. What a
 # section prints goes to the page and to the terminal at once, so that nothing is lost when this is
 # cut off. PYTHON names the interpreter; the project may be installed in it or be on PYTHONPATH.
@@ -133,24 +133,24 @@ write '```'
 
 section steps 190 "Training steps" \
   "bf16 2 x 128^3 at most 30 ms, compiled 20; FC-DenseNet 200; 4 x 32^3 8; peak of bf16 at most 0.55 of fp32, planned within 15 %" \
-  markdown "$python" benchmarks/training_step.py --side 128 --seconds 160
+  markdown "$python" benchmarks/training_step.py --side 128 --seconds 140
 
 # shellcheck disable=SC2086
-section tests 120 "Tests marked gpu" "all pass" \
+section tests 150 "Tests marked gpu" "all pass" \
   text "$python" -m pytest -q -m gpu -p no:cacheprovider -o filterwarnings=default --timeout 60 $gpu_tests
 
-section losses 60 "Losses" "Tversky, Dice and focal at most 0.6 ms each, forward and backward at 2 x 128^3" \
+section losses 40 "Losses" "Tversky, Dice and focal at most 0.6 ms each, forward and backward at 2 x 128^3" \
   markdown "$python" benchmarks/losses.py --device cuda
 
-section norm 60 "Normalisation and networks" "norm and ReLU at (2, 16, 128^3) in bf16 at most 0.8 ms" \
-  markdown "$python" benchmarks/networks.py --device cuda
-
-section loader 90 "Augmentation and waiting for data" \
+section loader 60 "Augmentation and waiting for data" \
   "a batch of 2 at 128^3: default 3 ms, strong 6, growth 6; 2 workers wait at most 3 % of the time" \
-  markdown "$python" benchmarks/loader_gpu.py
+  markdown "$python" benchmarks/loader_gpu.py --seconds 40
 
 section prediction 60 "Prediction" "150 x 182 x 150 by windows of 96^3 in bf16: at most 0.7 of MONAI's time" \
-  markdown "$python" benchmarks/inference.py --device cuda
+  markdown "$python" benchmarks/inference.py --device cuda --seconds 35
+
+section norm 45 "Parts of the networks" "norm and ReLU at (2, 16, 128^3) in bf16 at most 0.8 ms" \
+  markdown "$python" benchmarks/networks_gpu.py
 
 section run 120 "Default run" "ends with status 0" \
   text bash -c 'train default'
