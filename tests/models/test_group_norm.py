@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from helpers.cuda import on_gpu
 from helpers.kernels import run_interpreted, stack_bytes
-from tversky_seg.models import UNet3D, group_norm
+from tversky_seg.models import UNet3D, norm_launches
 from tversky_seg.models.group_norm import GroupNorm, fused_group_norm
 
 NDHWC = torch.channels_last_3d
@@ -152,8 +152,8 @@ def test_kernels_keep_their_numbers_in_registers(capability, dtype, last) -> Non
 
     shape = torch.Size((2, 512, 32, 32, 32))
     for name in ("moments", "apply", "gradient_sums", "gradient"):
-        tile = group_norm.TILE_BACKWARD if "gradient" in name else group_norm.TILE_FORWARD
-        settings = group_norm._plan(shape, channels_last=last, tile=tile).settings()
+        tile = norm_launches.TILE_BACKWARD if "gradient" in name else norm_launches.TILE_FORWARD
+        settings = norm_launches.plan_for(shape, channels_last=last, tile=tile).settings
         constants = {key: value for key, value in settings.items() if key.isupper()}
         kernel = getattr(kernels, f"{name}_kernel")
         if "RELU" in kernel.arg_names:
@@ -193,14 +193,14 @@ def test_on_the_cpu_it_is_torch_s_group_norm_bit_for_bit() -> None:
 @pytest.mark.parametrize("shape", [(2, 16, 128, 128, 128), (1, 320, 7, 5, 3), (70, 1, 1, 1, 1)])
 @pytest.mark.parametrize("last", [True, False])
 def test_spans_cover_every_voxel_once(shape, last) -> None:
-    plan = group_norm._plan(torch.Size(shape), channels_last=last, tile=2048)
+    plan = norm_launches.plan_for(torch.Size(shape), channels_last=last, tile=2048)
     assert (plan.n_blocks - 1) * plan.span < plan.n_voxels <= plan.n_blocks * plan.span
 
 
 def test_programs_fill_a_card() -> None:
     """An H100 has 132 multiprocessors, of which each runs eight programs at once."""
     shape = torch.Size((2, 16, 128, 128, 128))
-    assert group_norm._plan(shape, channels_last=True, tile=2048).grid[0] >= 8 * 132
+    assert norm_launches.plan_for(shape, channels_last=True, tile=2048).grid[0] >= 8 * 132
 
 
 @on_gpu
@@ -260,6 +260,7 @@ def test_what_the_kernels_do_not_do_is_torch_s(shape) -> None:
 
 
 @on_gpu
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_the_network_compiles_as_one_graph() -> None:
     network = UNet3D(in_channels=3, out_channels=1, n_levels=2, width=8).cuda()
     network = network.to(memory_format=NDHWC)
@@ -281,7 +282,7 @@ if __name__ == "__main__":
     assert os.environ.get("TRITON_INTERPRET") == "1"
     for check in CHECKS:
         if check is check_long_spans:
-            group_norm.N_PROGRAMS = 2
-            group_norm._plan.cache_clear()
+            norm_launches.N_PROGRAMS = 2
+            norm_launches.plan_for.cache_clear()
         check("cpu")
     sys.exit(0)

@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from tversky_seg.models.batch_norm import Layers
 from tversky_seg.models.layers import (
     Norm,
     initialize,
@@ -38,7 +39,7 @@ class DenseLayer(nn.Module):
     ):
         super().__init__()
         hidden = 4 * growth_rate
-        self.path = nn.Sequential(
+        self.path = Layers(
             *preactivation(in_channels, hidden, 1, norm=norm, eps=EPS),
             *preactivation(hidden, growth_rate, 3, norm=norm, eps=EPS),
             nn.Dropout(dropout),
@@ -206,7 +207,7 @@ def _skip_channels(width: int, *, n_new: int, n_blocks: int) -> list[int]:
     return skip_channels
 
 
-def _stem(in_channels: int, width: int, *, compact: bool, norm: Norm | None) -> nn.Sequential:
+def _stem(in_channels: int, width: int, *, compact: bool, norm: Norm | None) -> Layers:
     """Make three 3^3 convolutions with normalisation and ReLU; compact: after a strided one."""
     layers: list[nn.Module] = []
     channels = [in_channels, width, width, width]
@@ -216,13 +217,13 @@ def _stem(in_channels: int, width: int, *, compact: bool, norm: Norm | None) -> 
     for before, after in pairwise(channels):
         conv = nn.Conv3d(before, after, 3, padding=1, bias=norm is None)
         layers += [conv, *norm_and_relu(norm, after, eps=EPS)]
-    return nn.Sequential(*layers)
+    return Layers(*layers)
 
 
-def _halving(channels: int, *, norm: Norm | None) -> nn.Sequential:
+def _halving(channels: int, *, norm: Norm | None) -> Layers:
     """Halve the resolution and the number of features."""
     mix = preactivation(channels, channels // 2, 1, norm=norm, eps=EPS)
-    return nn.Sequential(*mix, MaxPool())
+    return Layers(*mix, MaxPool())
 
 
 def _doubling(channels: int) -> nn.Sequential:

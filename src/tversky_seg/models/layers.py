@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tversky_seg.models.batch_norm import Layers
 from tversky_seg.models.group_norm import GroupNorm
 
 Norm = Literal["instance", "batch", "group"]
@@ -69,7 +70,7 @@ def preactivation(
     norm: Norm | None,
     bias: bool = False,
     eps: float = 1e-5,
-) -> nn.Sequential:
+) -> Layers:
     """Make a normalisation, a ReLU and a convolution that keeps the size.
 
     Args:
@@ -87,7 +88,7 @@ def preactivation(
     normalise, relu = norm_and_relu(norm, in_channels, eps=eps)
     if norm is None:
         relu = nn.ReLU()  # in place it would change features that are used elsewhere
-    return nn.Sequential(normalise, relu, conv)
+    return Layers(normalise, relu, conv)
 
 
 def pad_and_crop(network: Callable[[Tensor], Logits], image: Tensor, *, multiple: int) -> Logits:

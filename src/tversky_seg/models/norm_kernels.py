@@ -13,8 +13,9 @@ from functools import partial
 import triton
 import triton.language as tl
 
-# One compilation for every number of these; only voxels and channels decide how memory is read.
-_kernel = partial(triton.jit, do_not_specialize=["n_groups", "n_blocks", "n_samples"])
+# One compilation for every number of these: they do not decide how memory is read.
+_NOT_IN_ADDRESSES = ["n_groups", "n_blocks", "n_samples", "n_channel_units"]
+_kernel = partial(triton.jit, do_not_specialize=_NOT_IN_ADDRESSES)
 
 
 @triton.jit
@@ -353,3 +354,30 @@ def gradient_kernel(
         if RELU:
             dy = tl.where(centred * scale + bias <= 0.0, 0.0, dy)
         tl.store(dx_ptr + origin + offsets, scale * dy - constant - centred * slope, mask=mask)
+
+
+@_kernel
+def running_kernel(
+    statistics_ptr,
+    mean_ptr,
+    variance_ptr,
+    n_channels,
+    eps,
+    momentum,
+    correction,
+    BLOCK: tl.constexpr,
+):
+    """Move running means and variances of batch norm towards those of a batch.
+
+    `correction` is n / (n - 1), for the unbiased variance of n values.
+    """
+    channels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = channels < n_channels
+    mean = tl.load(statistics_ptr + channels * 2, mask=mask, other=0.0)
+    rstd = tl.load(statistics_ptr + channels * 2 + 1, mask=mask, other=1.0)
+    variance = (1.0 / (rstd * rstd) - eps) * correction
+    old_mean = tl.load(mean_ptr + channels, mask=mask, other=0.0)
+    old_variance = tl.load(variance_ptr + channels, mask=mask, other=0.0)
+    tl.store(mean_ptr + channels, old_mean + momentum * (mean - old_mean), mask=mask)
+    new_variance = old_variance + momentum * (variance - old_variance)
+    tl.store(variance_ptr + channels, new_variance, mask=mask)

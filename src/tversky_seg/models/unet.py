@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from tversky_seg.models.batch_norm import norm_relu
 from tversky_seg.models.layers import (
     Norm,
     initialize,
@@ -49,11 +50,13 @@ class ConvBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Compute (B, out_channels, X, Y, Z) from (B, in_channels, X, Y, Z)."""
-        hidden = self.relu1(self.norm1(self.conv1(features)))
-        hidden = self.norm2(self.conv2(hidden))
-        if self.shortcut is not None:
-            hidden = hidden + self.shortcut(features)
-        return self.dropout(self.relu2(hidden))  # type: ignore[no-any-return]
+        hidden = norm_relu(self.norm1, self.relu1, self.conv1(features))
+        hidden = self.conv2(hidden)
+        if self.shortcut is None:
+            hidden = norm_relu(self.norm2, self.relu2, hidden)
+        else:
+            hidden = self.relu2(self.norm2(hidden) + self.shortcut(features))
+        return self.dropout(hidden)  # type: ignore[no-any-return]
 
 
 class UNet3D(nn.Module):
