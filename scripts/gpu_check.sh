@@ -135,9 +135,10 @@ section steps 190 "Training steps" \
   "bf16 2 x 128^3 at most 30 ms, compiled 20; FC-DenseNet 200; 4 x 32^3 8; peak of bf16 at most 0.55 of fp32, planned within 15 %" \
   markdown "$python" benchmarks/training_step.py --side 128 --seconds 140
 
+# Several processes: most of the time goes into the compilation of kernels.
 # shellcheck disable=SC2086
-section tests 150 "Tests marked gpu" "all pass" \
-  text "$python" -m pytest -q -m gpu -p no:cacheprovider -o filterwarnings=default --timeout 60 $gpu_tests
+section tests 120 "Tests marked gpu" "all pass" \
+  text "$python" -m pytest -q -m gpu -n 6 --timeout 90 -p no:cacheprovider -o filterwarnings=default $gpu_tests
 
 section losses 40 "Losses" "Tversky, Dice and focal at most 0.6 ms each, forward and backward at 2 x 128^3" \
   markdown "$python" benchmarks/losses.py --device cuda
