@@ -167,3 +167,21 @@ def test_a_name_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     path = manifest_of_lines(tmp_path, "case_id,subject_id,FLAIR\nc1,s1,\x1b[2Jé.nii")
     with pytest.raises(DataError, match=r"/\\x1b\[2Jé\.nii: no such file"):
         read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "line"),
+    [
+        ("age", "45", "column 'age' holds no images, but '45'; remove it, or name the images"),
+        ("mask", "l.nii", "column 'mask' would be an image to train on; name it label or"),
+        ("Lesion", "l.nii", "column 'Lesion' would be an image to train on; name it label or"),
+    ],
+)
+def test_a_column_that_is_no_modality_is_named(
+    tmp_path: Path, column: str, cell: str, line: str
+) -> None:
+    touch(tmp_path, "a.nii", "l.nii")
+    path = manifest_of_lines(tmp_path, f"case_id,subject_id,FLAIR,{column}\nc,s,a.nii,{cell}")
+    with pytest.raises(DataError, match=rf"cases\.csv: {line}"):
+        read_manifest(path)
+    assert list(read_manifest(path, modalities=FLAIR)[0].images) == ["FLAIR"]

@@ -247,6 +247,17 @@ def test_modalities_on_other_grids_are_brought_to_the_first(tmp_path: Path) -> N
     assert to_input_grid(values[1], case.geometry).shape == (50, 50, 50)
 
 
+def test_a_label_of_other_axes_on_the_same_voxels_is_named_so(tmp_path: Path) -> None:
+    image = save(tmp_path / "f.nii", image_of(brain_of()), OBLIQUE)
+    flips = np.array([[0, -1], [1, -1], [2, 1]])
+    label = nib.Nifti1Image(label_of(), OBLIQUE).as_reoriented(flips)
+    nib.save(label, tmp_path / "label.nii")
+    case = Case("a", "a", {"FLAIR": image}, (tmp_path / "label.nii",))
+    line = r"label\.nii: covers the voxels of FLAIR, .*\(LPS beside RAS\); store both in one"
+    with pytest.raises(DataError, match=line):
+        preprocess(case, FLAIR)
+
+
 def test_images_that_do_not_overlap_are_refused(tmp_path: Path) -> None:
     away = np.eye(4)
     away[:3, 3] = 500
@@ -292,7 +303,7 @@ def test_a_flipped_label_is_an_error(tmp_path: Path) -> None:
     flipped[0, 3] = SHAPE[0] - 1
     case = a_case(tmp_path)
     label = save(tmp_path / "label.nii", label_of(), flipped)
-    with pytest.raises(DataError, match=r"label\.nii.*23 voxels.*FLAIR"):
+    with pytest.raises(DataError, match=r"label\.nii: covers the voxels of FLAIR.*LAS beside RAS"):
         preprocess(Case("a", "a", case.images, (label,)), FLAIR)
 
 

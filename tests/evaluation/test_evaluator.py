@@ -20,6 +20,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from helpers.evaluated_cohort import SHAPE, SPACING, Cohort, lesions_and_map, oblique_affine, save
 from helpers.lesions import published_rule, score_lesions
+from helpers.runs import contents
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.evaluation import METRICS, LesionRule, evaluate
@@ -289,6 +290,34 @@ def test_a_foreign_label_map_is_split_into_classes(cohort):
     assert [metrics["mean"][name]["dice"] for name in ("left", "right")] == [1, 1]
 
 
+def test_a_foreign_map_of_one_class_has_its_label_value(cohort):
+    reference, _ = cohort.add(0, predicted=False)
+    save(cohort.cases[0].label, reference.astype(np.uint8) * 3)
+    save(cohort.predictions / "case0.nii.gz", reference.astype(np.uint8) * 3)
+    metrics = cohort.evaluate(pattern="{case_id}.nii.gz", classes={"lesion": [3]})
+    assert metrics["mean"]["dice"] == 1
+
+
+@pytest.mark.parametrize("classes", [{"left": [2], "right": [1]}, {"lesion": [2]}])
+def test_foreign_label_values_of_no_class_are_a_fault(cohort, classes):
+    reference, _ = cohort.add(0, predicted=False)
+    save(cohort.cases[0].label, reference.astype(np.uint8) * 2)
+    labels = reference.astype(np.uint8) * 2
+    labels[0, 0, 0] = 7
+    save(cohort.predictions / "case0.nii.gz", labels)
+    with pytest.raises(DataError, match=r"case0\.nii\.gz: label values \[7\] belong to no class"):
+        cohort.evaluate(pattern="{case_id}.nii.gz", classes=classes)
+    metrics = cohort.evaluate(pattern="{case_id}.nii.gz", classes=classes, background_values=[7])
+    assert metrics["n_cases"] == 1
+
+
+def test_masks_of_another_tool_need_a_pattern_and_the_line_says_so(cohort):
+    reference, _ = cohort.add(0, predicted=False)
+    save(cohort.predictions / "case0.nii.gz", reference.astype(np.uint8))
+    with pytest.raises(DataError, match=r"another tool by evaluation\.pattern='{case_id}\.nii"):
+        cohort.evaluate()
+
+
 def test_every_lesion_has_a_row_with_its_place_in_mm(cohort):
     reference, prediction = np.zeros((2, *SHAPE), bool)
     reference[4:6, 5, 5] = reference[15, 15, 8] = True
@@ -485,6 +514,21 @@ def test_a_case_given_twice_is_an_error(cohort):
     cohort.cases *= 2
     with pytest.raises(DataError, match=r"case_id.*case0"):
         cohort.evaluate()
+
+
+def test_an_evaluation_by_another_rule_is_not_replaced(cohort):
+    cohort.add(0)
+    cohort.evaluate()
+    before = contents(cohort.output_dir)
+    line = r"output_dir: .*evaluation with lesion_rule\.connectivity 26, this one has 6; choose"
+    with pytest.raises(DataError, match=line):
+        cohort.evaluate(rule=LesionRule(connectivity=6))
+    with pytest.raises(DataError, match=r"surface_tolerance_mm 1\.0, this one has 3"):
+        cohort.evaluate(tolerance_mm=3)
+    assert contents(cohort.output_dir) == before
+    cohort.evaluate(rule=LesionRule(source="a paper"))
+    replaced = cohort.evaluate(rule=LesionRule(connectivity=6), overwrite=True)
+    assert replaced["lesion_rule"]["connectivity"] == 6
 
 
 def test_an_interrupted_evaluation_leaves_the_earlier_files(cohort, monkeypatch):

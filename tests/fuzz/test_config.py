@@ -20,8 +20,8 @@ from tversky_seg.config.command_line import read_command_line
 from tversky_seg.config.composed_config import check_config
 from tversky_seg.config.config_files import read_yaml
 from tversky_seg.config.messages import one_line
-from tversky_seg.data.errors import printable_line
 from tversky_seg.runtime.allocation_limit import AllocationLimit, TooLarge
+from tversky_seg.runtime.one_line import printable_line
 from tversky_seg.runtime.run_settings import flatten
 
 VERBS = ("train", "predict", "evaluate")

@@ -26,6 +26,9 @@ from tversky_seg.data.nifti import (
     write_volume,
 )
 
+# Of an extension, which holds no voxels, nibabel says that it is odd.
+pytestmark = pytest.mark.filterwarnings("ignore:Extension size")
+
 SHAPE = (5, 4, 3)
 WHOLE_NUMBERS = (0, 1, -1, 2, 3, 4, 5, 7, 8, 16, 64, 128, 255, 256, 512, 768, 1024, 1536, 32767)
 NUMBERS = (0.0, -0.0, 1.0, -1.0, 0.5, 3e-5, 352.0, 1e-45, 1e9, 3e38, np.nan, np.inf, -np.inf)

@@ -99,6 +99,7 @@ def evaluate_folds(runs: Sequence[Path], output_dir: Path) -> dict[str, Any]:
         output_dir=output_dir / "evaluation",
         rule=LesionRule(**lesion_rule(folds[0].evaluation)),
         tolerance_mm=folds[0].tolerance_mm,
+        overwrite=True,  # the cohort follows its folds
     )
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tversky_seg.runtime.one_line import printable_line
+
 YAML_NAMES: Mapping[type, str] = {
     float: "a number",
     int: "a whole number",
@@ -26,6 +28,9 @@ MOST_CANDIDATES = 12
 
 class ConfigError(ValueError):
     """A setting that cannot be used; one line: `<key>: <what was found>; <what was expected>`."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable_line(message))
 
 
 class UnknownKey(ConfigError):

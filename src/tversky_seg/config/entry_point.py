@@ -24,8 +24,8 @@ from tversky_seg.config.messages import one_line
 from tversky_seg.config.run_directory import run_directory
 from tversky_seg.config.sweep import best_value, describe_job, is_sweep
 from tversky_seg.config.terminal import quiet_libraries, sturdy_output
-from tversky_seg.data.errors import printable_line
 from tversky_seg.runtime.distributed import process_group
+from tversky_seg.runtime.one_line import printable_line
 from tversky_seg.runtime.preemption import EXIT_INTERRUPTED, Preempted, handle_signals
 
 DONE = 0

@@ -61,6 +61,31 @@ def affine_shift_voxels(a: ArrayLike, b: ArrayLike, shape: tuple[int, int, int])
     return float(np.abs(voxels[:, :3] - corners).max())
 
 
+def other_orientation(
+    shape: tuple[int, int, int],
+    affine: ArrayLike,
+    reference_shape: tuple[int, int, int],
+    reference_affine: ArrayLike,
+    *,
+    tolerance_voxels: float,
+) -> str | None:
+    """Name the two orientations of one grid whose axes run in other orders or directions.
+
+    Returns:
+        Such as "LPS beside RAS"; None where the two are different grids, or run alike.
+    """
+    codes = axis_codes(affine)
+    reference_codes = axis_codes(reference_affine)
+    if codes == reference_codes:
+        return None
+    turned_shape, turned = ras_grid(shape, affine)
+    turned_reference_shape, turned_reference = ras_grid(reference_shape, reference_affine)
+    if turned_shape != turned_reference_shape:
+        return None
+    shift_voxels = affine_shift_voxels(turned_reference, turned, turned_shape)
+    return f"{codes} beside {reference_codes}" if shift_voxels <= tolerance_voxels else None
+
+
 def corner_voxels(shape: tuple[int, int, int]) -> NDArray[np.int64]:
     """List the eight corner voxels of an array: (8, 3)."""
     x, y, z = shape

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from tversky_seg.runtime.one_line import printable_line
+
 
 class DataError(ValueError):
     """A fault in the user's data; its text is one line, `<where>: <found>; <expected>`.
@@ -62,24 +64,6 @@ class DataError(ValueError):
             count += f": {others}"
         parts[-1] += f" (and {count})"
         return cls(*parts, case_id=first.case_id, faults=faults)
-
-
-def printable_line(text: str) -> str:
-    r"""Make one line of a text, whatever a file name or another library brings along.
-
-    Characters that cannot be printed become their codes, as `\x1b`: a name from a stranger's file
-    could otherwise move the cursor of the terminal or rewrite its lines.
-    """
-    line = " ".join(text.split())
-    if line.isprintable():
-        return line
-    shown = []
-    for character in line:
-        if character.isprintable():
-            shown.append(character)
-        else:
-            shown.append(character.encode("unicode_escape").decode())
-    return "".join(shown)
 
 
 class NonFiniteError(DataError):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-import re
 import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +20,14 @@ from tversky_seg.data.case import (
 )
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.image_files import file_and_frame, why_absent
+from tversky_seg.data.manifest_columns import (
+    check_header,
+    image_columns,
+    is_label,
+    number_of_label,
+)
 from tversky_seg.runtime.files import write_csv
 
-_COLUMNS = (
-    "case_id",
-    "subject_id",
-    "consensus",
-    "brain_mask",
-    "site",
-    "session",
-    "split",
-    "fold",
-)
-_LABEL_COLUMN = re.compile(r"label(_[2-9]|_[1-9]\d+)?")  # label, label_2, label_3, …
 _DELIMITERS = ",;\t"  # spreadsheets write ; where the comma is the decimal sign
 
 
@@ -99,9 +92,13 @@ def inspect_manifest(
     """
     path = Path(path).expanduser()
     header, rows = _read_rows(path)
-    names = _modalities_to_read(header, modalities, path=path)
+    if modalities is None:
+        check_header(header, (), path=path)
+        names = _image_columns(header, rows, path)
+    else:
+        names = tuple(modalities)
     needed = () if may_lack_modalities else names
-    _check_header(header, needed, path=path)
+    check_header(header, needed, path=path)
     faults: list[DataError] = []
     cases: dict[str, Case] = {}  # the first case of each name
     for row in rows:
@@ -160,11 +157,6 @@ def write_manifest(
     write_csv(path, header, lines)
 
 
-def is_reserved(column: str) -> bool:
-    """Tell whether a column of a manifest holds something other than images."""
-    return column in _COLUMNS or _LABEL_COLUMN.fullmatch(column) is not None
-
-
 def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
     """Read the names of the columns and the lines below, cells stripped, empty lines dropped."""
     try:
@@ -206,36 +198,11 @@ def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
     return [column for column in columns if column], rows
 
 
-def _modalities_to_read(
-    header: Sequence[str], modalities: Sequence[str] | None, *, path: Path
-) -> tuple[str, ...]:
-    if modalities is not None:
-        return tuple(modalities)
-    names = tuple(column for column in header if not is_reserved(column))
-    if not names:
-        columns = ", ".join(header)
-        raise DataError(path, f"no column of images among {columns}", "expected one per modality")
-    return names
-
-
-def _check_header(header: Sequence[str], modalities: Sequence[str], *, path: Path) -> None:
-    duplicates: list[str] = []
-    for name, count in Counter(header).items():
-        if count > 1:
-            duplicates.append(name)
-    if duplicates:
-        raise DataError(path, f"duplicate column {', '.join(duplicates)}", "expected each once")
-    # "Label" or "case id" would be taken for a modality.
+def _image_columns(header: Sequence[str], rows: Sequence[_Row], path: Path) -> tuple[str, ...]:
+    cells: dict[str, list[str]] = {}
     for name in header:
-        plain = name.lower().replace(" ", "_")
-        if name != plain and is_reserved(plain):
-            raise DataError(path, f"column {name!r}", f"write it as {plain!r}")
-    missing = [name for name in ("case_id", "subject_id", *modalities) if name not in header]
-    if missing:
-        remedy = "add it"
-        if set(missing) & set(modalities):
-            remedy += " or name other data.modalities"
-        raise DataError(path, f"no column {', '.join(missing)} among {', '.join(header)}", remedy)
+        cells[name] = [row.cells[name] for row in rows if row.cell(name)]
+    return image_columns(cells, path=path)
 
 
 def _case_of(row: _Row, modalities: Sequence[str], needed: Sequence[str], *, path: Path) -> Case:
@@ -288,17 +255,11 @@ def _in_existing_form(path: Path) -> Path:
 
 def _labels_of(files: Mapping[str, Path], *, source: str) -> tuple[Path, ...]:
     """Order the labels by number: label, label_2, label_3 and so on."""
-    columns = [column for column in files if _LABEL_COLUMN.fullmatch(column)]
-    columns.sort(key=_number_of_label)
+    columns = [column for column in files if is_label(column)]
+    columns.sort(key=number_of_label)
     if columns and columns[0] != "label":
         raise DataError(source, f"{columns[0]} without label", "fill the label cell first")
     return tuple(files[column] for column in columns)
-
-
-def _number_of_label(column: str) -> int:
-    """Read 12 off "label_12"; "label" itself is 1."""
-    _, _, number = column.partition("_")
-    return int(number or 1)
 
 
 def _split_of(row: _Row, *, source: str) -> str | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from tversky_seg.data.case import broken_name_rule, normal_form
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.manifest import is_reserved
+from tversky_seg.data.manifest_columns import is_reserved
 
 Spacing = tuple[float | None, float | None, float | None]
 

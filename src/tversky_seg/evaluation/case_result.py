@@ -9,9 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tversky_seg.data.case import Case
-from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import Volume, read_label
-from tversky_seg.evaluation.saved_predictions import Prediction, Predictions, check_grid
+from tversky_seg.evaluation.saved_predictions import (
+    Prediction,
+    Predictions,
+    check_grid,
+    check_values,
+)
 from tversky_seg.metrics.case_metrics import CaseMetrics, measure_case, ranking_from_histogram
 from tversky_seg.metrics.lesion_rule import LesionRule
 from tversky_seg.metrics.lesions import LesionMatch
@@ -116,18 +120,7 @@ def read_reference(path: Path, source: Predictions) -> Volume:
         DataError: It cannot be read, or holds values that belong to no class.
     """
     reference = read_label(path)
-    expected_values = {0, *source.background_values}
-    for values in source.classes.values():
-        expected_values.update(values)
-    # A value that nobody named is more likely a wrong setting than background.
-    other_values = sorted(set(np.unique(reference.data).tolist()) - expected_values)
-    if other_values:
-        classes = ", ".join(f"{name}: {list(values)}" for name, values in source.classes.items())
-        raise DataError(
-            path,
-            f"label values {other_values[:5]} belong to no class of {{{classes}}}",
-            "expected other classes, or evaluation.background_values for values to ignore",
-        )
+    check_values(reference.data, path, source)
     return reference
 
 

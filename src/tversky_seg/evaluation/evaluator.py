@@ -45,8 +45,9 @@ from tversky_seg.metrics.lesion_rule import ANY_OVERLAP, LesionRule
 from tversky_seg.report.figures import Curve, as_png, curve_figure
 from tversky_seg.report.page import write_report
 from tversky_seg.report.slices import choose_cases, viewed_case
-from tversky_seg.runtime.files import replacing, write_csv, write_text
+from tversky_seg.runtime.files import read_json_if_whole, replacing, write_csv, write_text
 from tversky_seg.runtime.progress import track
+from tversky_seg.runtime.run_settings import flatten
 
 logger = logging.getLogger("tversky_seg")
 
@@ -66,6 +67,7 @@ def evaluate(
     n_bootstrap: int = 2000,
     seed: int = 0,
     viewer: str = "worst",
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Evaluate saved predictions against the cases' labels, and write the report.
 
@@ -94,6 +96,7 @@ def evaluate(
         seed: Seed of the resamplings.
         viewer: Case that report.html shows in three planes: "worst" (lowest Dice), a case_id, or
             "none".
+        overwrite: Whether an evaluation in `output_dir` by another rule is replaced.
 
     Returns:
         The content of metrics.json (docs/metrics.md). Cases that could not be evaluated are listed
@@ -101,7 +104,7 @@ def evaluate(
 
     Raises:
         DataError: No case could be evaluated, the folder of predictions is missing, or
-            `output_dir` cannot be written.
+            `output_dir` cannot be written or holds an evaluation by another rule.
     """
     output_dir = Path(output_dir)
     source = open_predictions(
@@ -115,6 +118,8 @@ def evaluate(
     labelled = [case for case in cases if case.label is not None]
     _check_cases(labelled, source, viewer=viewer)
     _check_settings(output_dir, source, n_bootstrap=n_bootstrap, tolerance_mm=tolerance_mm)
+    if not overwrite:
+        _refuse_other_rule(output_dir, rule, tolerance_mm=tolerance_mm)
 
     # All files appear together, so a stopped evaluation leaves the old one whole.
     with _new_evaluation(output_dir) as folder:
@@ -238,6 +243,23 @@ def _summarize_with_settings(
     )
     metrics["surface_tolerance_mm"] = tolerance_mm
     return metrics
+
+
+def _refuse_other_rule(output_dir: Path, rule: LesionRule, *, tolerance_mm: float) -> None:
+    """Refuse to replace an evaluation whose numbers mean something else."""
+    saved = read_json_if_whole(output_dir / "metrics.json")
+    if not isinstance(saved, dict):
+        return
+    before = dict(flatten(saved))
+    settings = {"lesion_rule": asdict(rule), "surface_tolerance_mm": tolerance_mm}
+    for key, value in flatten(settings):
+        # An evaluation of an older version knows fewer settings.
+        if before.get(key, value) != value and key != "lesion_rule.source":
+            raise DataError(
+                "output_dir",
+                f"{output_dir} holds an evaluation with {key} {before[key]}, this one has {value}",
+                "choose another, or delete it",
+            )
 
 
 def _pooled_curve(cohort: EvaluatedCohort, name: str) -> Curve:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.affines import affine_shift_voxels
+from tversky_seg.data.affines import affine_shift_voxels, other_orientation
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import TOLERATED_SHIFT_VOXELS
@@ -87,7 +87,8 @@ class Predictions:
             raise DataError(
                 files.probability,
                 f"no such file, nor {files.mask.name}",
-                f"predict case {case.case_id} first",
+                f"predict case {case.case_id} first, or name the masks of another tool by "
+                "evaluation.pattern='{case_id}.nii.gz'",
             )
         probability = None
         shift_voxels = 0.0
@@ -116,11 +117,13 @@ class Predictions:
             )
         volume = read_label(path)
         shift_voxels = check_grid(volume, reference, path=path)
-        if len(self.classes) > 1 and "{class}" not in pattern:
-            # One file holds all classes, as label values.
-            mask: Mask = np.isin(volume.data, self.classes[name])
-        else:
+        is_of_one_class = len(self.classes) == 1 and _is_mask(volume.data)
+        if "{class}" in pattern or is_of_one_class:
             mask = _as_mask(volume.data, path)
+        else:
+            # One file holds all classes, as label values.
+            check_values(volume.data, path, self)
+            mask = np.isin(volume.data, self.classes[name])
         return Prediction(mask, None, shift_voxels)
 
 
@@ -203,6 +206,25 @@ def open_predictions(
     )
 
 
+def check_values(data: NDArray[Any], path: Path, source: Predictions) -> None:
+    """Refuse label values that belong to no class: more likely a wrong setting than background.
+
+    Raises:
+        DataError: Names the first of them.
+    """
+    expected_values = {0, *source.background_values}
+    for values in source.classes.values():
+        expected_values.update(values)
+    other_values = sorted(set(np.unique(data).tolist()) - expected_values)
+    if other_values:
+        classes = ", ".join(f"{name}: {list(values)}" for name, values in source.classes.items())
+        raise DataError(
+            path,
+            f"label values {other_values[:5]} belong to no class of {{{classes}}}",
+            "expected other classes, or evaluation.background_values for values to ignore",
+        )
+
+
 def check_grid(volume: Volume, reference: Volume, *, path: Path) -> float:
     """Measure how far a file lies off the reference's grid, in voxels.
 
@@ -212,6 +234,16 @@ def check_grid(volume: Volume, reference: Volume, *, path: Path) -> float:
     shift_voxels = math.inf
     if volume.shape == reference.shape:
         shift_voxels = affine_shift_voxels(reference.affine, volume.affine, reference.shape)
+    codes = other_orientation(
+        volume.shape,
+        volume.affine,
+        reference.shape,
+        reference.affine,
+        tolerance_voxels=TOLERATED_SHIFT_VOXELS,
+    )
+    if codes is not None:
+        found = f"covers the voxels of the reference, but its axes run otherwise ({codes})"
+        raise DataError(path, found, "store both in one orientation")
     # A nearer grid is the same one, in another convention of what a voxel's origin is.
     if shift_voxels > TOLERATED_SHIFT_VOXELS:
         raise DataError(
@@ -238,6 +270,11 @@ def _as_probability(data: NDArray[np.float32], path: Path) -> NDArray[np.float32
             path, f"values from {lowest:g} to {highest:g}", "expected probabilities from 0 to 1"
         )
     return data
+
+
+def _is_mask(data: NDArray[Any]) -> bool:
+    """Tell whether there is no other value than 0 and 1."""
+    return bool(((data == 0) | (data == 1)).all())
 
 
 def _as_mask(data: NDArray[Any], path: Path) -> Mask:

@@ -15,12 +15,16 @@ import torch
 from torch import nn
 
 from tversky_seg.runtime.files import replacing, sync
+from tversky_seg.runtime.one_line import printable_line
 
 logger = logging.getLogger("tversky_seg")
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read or written; the message is one line that names the file."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable_line(message))
 
 
 def save_checkpoint(path: Path, content: dict[str, Any], *, previous: Path | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tversky_seg.data.affines import affine_shift_voxels
+from tversky_seg.data.affines import affine_shift_voxels, other_orientation
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import (
     FINE_SHIFT_VOXELS,
@@ -67,6 +67,16 @@ def align_mask(
         DataError: The mask lies on another grid.
     """
     expected = f"expected {name} on the grid of {grid.modality}"
+    codes = other_orientation(
+        volume.shape,
+        volume.affine,
+        grid.input_shape,
+        grid.input_affine,
+        tolerance_voxels=TOLERATED_SHIFT_VOXELS,
+    )
+    if codes is not None:
+        found = f"covers the voxels of {grid.modality}, but its axes run otherwise ({codes})"
+        raise DataError(path, found, "store both in one orientation")
     if volume.shape != grid.input_shape:
         found = f"has shape {volume.shape}, {grid.modality} has {grid.input_shape}"
         raise DataError(path, found, expected)

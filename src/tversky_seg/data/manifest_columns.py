@@ -1,0 +1,120 @@
+"""Columns of a manifest: which hold names, which labels, and which images."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tversky_seg.data.errors import DataError
+from tversky_seg.data.image_files import (
+    file_and_frame,
+    is_nifti,
+    is_other_image,
+    why_absent,
+)
+
+_COLUMNS = (
+    "case_id",
+    "subject_id",
+    "consensus",
+    "brain_mask",
+    "site",
+    "session",
+    "split",
+    "fold",
+)
+_LABEL_COLUMN = re.compile(r"label(_[2-9]|_[1-9]\d+)?")  # label, label_2, label_3, …
+_USUAL_NAMES_OF_LABELS = (
+    "annotation",
+    "ground_truth",
+    "gt",
+    "labels",
+    "lesion",
+    "lesion_mask",
+    "lesions",
+    "mask",
+    "seg",
+    "segmentation",
+    "target",
+)
+
+
+def is_reserved(column: str) -> bool:
+    """Tell whether a column of a manifest holds something other than images."""
+    return column in _COLUMNS or _LABEL_COLUMN.fullmatch(column) is not None
+
+
+def is_label(column: str) -> bool:
+    """Tell whether a column holds labels: label, label_2, label_3, …."""
+    return _LABEL_COLUMN.fullmatch(column) is not None
+
+
+def number_of_label(column: str) -> int:
+    """Read 12 off "label_12"; "label" itself is 1."""
+    _, _, number = column.partition("_")
+    return int(number or 1)
+
+
+def image_columns(cells: Mapping[str, Sequence[str]], *, path: Path) -> tuple[str, ...]:
+    """List the columns of images: all those without another meaning.
+
+    Args:
+        cells: The cells of each column that are not empty.
+        path: The manifest.
+
+    Raises:
+        DataError: There is none, or a column seems to hold labels or no files.
+    """
+    names = tuple(column for column in cells if not is_reserved(column))
+    if not names:
+        fault = f"no column of images among {', '.join(cells)}"
+        raise DataError(path, fault, "expected one per modality")
+    for name in names:
+        # A label among the inputs would make a perfect network, and nobody would see why.
+        if name.lower() in _USUAL_NAMES_OF_LABELS:
+            fault = f"column {name!r} would be an image to train on"
+            remedy = "name it label or brain_mask, or name the images by data.modalities=[…]"
+            raise DataError(path, fault, remedy)
+        holds_images = any(_names_an_image(cell, path.parent) for cell in cells[name])
+        if cells[name] and not holds_images:
+            fault = f"column {name!r} holds no images, but {cells[name][0]!r}"
+            raise DataError(path, fault, "remove it, or name the images by data.modalities=[…]")
+    return names
+
+
+def check_header(header: Sequence[str], modalities: Sequence[str], *, path: Path) -> None:
+    """Check that each column is there once, under the name that has its meaning.
+
+    Args:
+        header: Names of the columns.
+        modalities: Columns of images that are needed.
+        path: The manifest.
+
+    Raises:
+        DataError: A column is missing, there twice, or named almost as another.
+    """
+    duplicates: list[str] = []
+    for name, count in Counter(header).items():
+        if count > 1:
+            duplicates.append(name)
+    if duplicates:
+        raise DataError(path, f"duplicate column {', '.join(duplicates)}", "expected each once")
+    # "Label" or "case id" would be taken for a modality.
+    for name in header:
+        plain = name.lower().replace(" ", "_")
+        if name != plain and is_reserved(plain):
+            raise DataError(path, f"column {name!r}", f"write it as {plain!r}")
+    missing = [name for name in ("case_id", "subject_id", *modalities) if name not in header]
+    if missing:
+        remedy = "add it"
+        if set(missing) & set(modalities):
+            remedy += " or name other data.modalities"
+        raise DataError(path, f"no column {', '.join(missing)} among {', '.join(header)}", remedy)
+
+
+def _names_an_image(cell: str, folder: Path) -> bool:
+    """Tell whether a cell ends as an image does, or names a file that is here."""
+    file, _ = file_and_frame(folder / cell)
+    return is_nifti(file) or is_other_image(file) or why_absent(file) is None
