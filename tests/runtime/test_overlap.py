@@ -6,8 +6,9 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
+import torch
 
-from tversky_seg.runtime.overlap import OneBehind, read_ahead
+from tversky_seg.runtime.overlap import OneBehind, map_in_threads, read_ahead
 
 
 @pytest.mark.parametrize("in_thread", [False, True])
@@ -65,6 +66,25 @@ def test_functions_run_in_order_one_at_a_time_and_are_done_at_the_end(in_thread:
             writing.start(partial(write, item))
             assert written[:item] == list(range(item))
     assert written == [0, 1, 2]
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_a_map_in_threads_keeps_the_order_and_the_first_error(
+    monkeypatch: pytest.MonkeyPatch, n_threads: int
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    threads = set()
+
+    def tenfold(item: int) -> int:
+        threads.add(threading.current_thread())
+        time.sleep(0.02 / (1 + item))
+        return 10 * item
+
+    assert map_in_threads(tenfold, range(6)) == [0, 10, 20, 30, 40, 50]
+    assert (len(threads) > 1) == (n_threads > 1)
+    assert map_in_threads(tenfold, []) == []
+    with pytest.raises(ZeroDivisionError):
+        map_in_threads(lambda item: 1 // (item - 2), range(6))
 
 
 def stop() -> None:

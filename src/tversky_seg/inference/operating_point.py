@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from tversky_seg.metrics.score_histogram import (
     choose_threshold,
     levels_histogram,
 )
+from tversky_seg.runtime.overlap import map_in_threads
 
 logger = logging.getLogger("tversky_seg")
 
@@ -150,7 +151,7 @@ def choose_operating_point(
         return OperatingPoint(thresholds[0], sizes[0])
     candidates = []
     for each_threshold in thresholds:
-        predicted = [_predicted_lesions(case, each_threshold) for case in cases]
+        predicted = map_in_threads(partial(_predicted_lesions, threshold=each_threshold), cases)
         # Sizes only remove components, so these are found once for each threshold.
         for size in sizes:
             score = _mean_score(predicted, size, goal)

@@ -23,7 +23,7 @@ from tversky_seg.metrics.masks import Mask
 from tversky_seg.metrics.score_histogram import N_LEVELS, to_levels
 from tversky_seg.report.slices import slice_pictures
 from tversky_seg.runtime.distributed import map_over_ranks, rank, world_size
-from tversky_seg.runtime.overlap import OneBehind, read_ahead
+from tversky_seg.runtime.overlap import OneBehind, map_in_threads, read_ahead
 
 MONITORED = (
     "dice",
@@ -103,12 +103,8 @@ def validate(
         point = _choose_point(scored_class, name, inference)
         thresholds[name] = point.threshold
         min_volumes_mm3[name] = point.min_volume_mm3
-        measures = []
-        for number, case_scores in enumerate(scored_class):
-            mask = _mask(case_scores, point)
-            measures.append(_measure(case_scores, mask))
-            if number == 0:
-                masks_of_first_case.append(mask)
+        measures = map_in_threads(partial(_measure, point=point), scored_class)
+        masks_of_first_case.append(_mask(scored_class[0], point))
         measures_of[name] = mean_metrics(measures)
 
     return Validation(
@@ -185,8 +181,9 @@ def _mask(case: ScoredCase, point: OperatingPoint) -> Mask:
     )
 
 
-def _measure(case: ScoredCase, mask: Mask) -> dict[str, float]:
+def _measure(case: ScoredCase, point: OperatingPoint) -> dict[str, float]:
     """Compute the published metrics, without surface distances, which take longest."""
+    mask = _mask(case, point)
     case_metrics, _ = measure_case(
         mask, case.reference, spacing_mm=case.spacing_mm, rule=LesionRule(), with_distances=False
     )
