@@ -29,8 +29,8 @@ from tversky_seg.runtime.devices import (
 from tversky_seg.runtime.distributed import any_process, rank, wrap_ddp
 from tversky_seg.runtime.preemption import Preempted, defer_signals
 from tversky_seg.runtime.trackers import check_trackers
-from tversky_seg.training.compiling import check_compile, is_compilable, should_compile
-from tversky_seg.training.cuda_graph import check_cuda_graph, graphed
+from tversky_seg.training.compiling import is_compilable, should_compile
+from tversky_seg.training.cuda_graph import graphed
 from tversky_seg.training.ema import WeightAverage
 from tversky_seg.training.optimizer_state import (
     can_skip_on_device,
@@ -38,10 +38,11 @@ from tversky_seg.training.optimizer_state import (
     make_optimizer,
     step_unless,
 )
+from tversky_seg.training.ranges import check_ranges
 from tversky_seg.training.run import TrainingRun
 from tversky_seg.training.saved_buffers import SavedBuffers
 from tversky_seg.training.schedules import constant
-from tversky_seg.training.step import check_parts, forward_backward
+from tversky_seg.training.step import forward_backward
 from tversky_seg.training.step_result import StepResult, mark_time
 from tversky_seg.training.validation import Validation
 
@@ -157,7 +158,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         """Check the settings and build everything that can refuse one."""
-        self._check_ranges()
+        check_ranges(self)
         # These refuse a wrong setting themselves.
         check_trackers(self.trackers or ())
         use_threads(self.threads)
@@ -388,33 +389,3 @@ class Trainer:
         if network is not None:
             self.network = network
             self.is_graphed = True
-
-    def _check_ranges(self) -> None:
-        """Refuse numbers out of range.
-
-        Raises:
-            ValueError: With the name and the value of the first.
-        """
-        for name in (
-            "max_steps",
-            "batch_size",
-            "validate_every",
-            "checkpoint_every",
-            "log_every",
-            "max_skipped",
-            "patience",
-        ):
-            self._check_at_least(1, name)
-        self._check_at_least(0, "seed")
-        if not self.clip_norm > 0:
-            raise ValueError(f"clip_norm must be > 0, got {self.clip_norm}")
-        if self.max_hours is not None and not self.max_hours > 0:
-            raise ValueError(f"max_hours must be > 0, got {self.max_hours}")
-        check_parts(self.accumulate, batch_size=self.batch_size)
-        check_compile(self.compile)
-        check_cuda_graph(self.cuda_graph)
-
-    def _check_at_least(self, smallest: int, name: str) -> None:
-        value = getattr(self, name)
-        if value is not None and value < smallest:
-            raise ValueError(f"{name} must be >= {smallest}, got {value}")
