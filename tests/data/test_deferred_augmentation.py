@@ -92,7 +92,7 @@ def test_augmentation_on_a_device_neither_waits_nor_needs_the_host(name: str, n_
     meta = torch.device("meta")
     batches = some_batches(augmentation=augmentation_named(name), batch_size=6)
     _normal_quantiles(meta)  # the one table that each device gets once
-    n_steps = 8
+    n_steps = 4
     operations = Operations()
     for step in range(n_steps):
         packed = pack(tuple(batches.samples(step)))

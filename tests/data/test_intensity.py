@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -17,13 +19,18 @@ def a_channel(shape: tuple[int, int, int] = (24, 20, 22)) -> torch.Tensor:
     return torch.tensor(np.random.default_rng(1).standard_normal(shape, dtype=np.float32))
 
 
+def change(channel: torch.Tensor, **drawn: Any) -> None:
+    """Change a channel that is brain throughout."""
+    IntensityChange(**drawn).apply(channel, torch.ones_like(channel))
+
+
 def blur(channel: torch.Tensor, sigma: tuple[float, float, float]) -> None:
-    IntensityChange(blur=gaussian_matrices(sigma, channel.shape)).apply(channel)
+    change(channel, blur=gaussian_matrices(sigma, channel.shape))
 
 
 def lower_resolution(channel: torch.Tensor, factor: float) -> None:
     matrices = low_resolution_matrices(factor, channel.shape)
-    IntensityChange(low_resolution=matrices).apply(channel)
+    change(channel, low_resolution=matrices)
 
 
 def test_blur_is_monais_gaussian_away_from_the_border() -> None:
@@ -56,14 +63,14 @@ def test_the_bias_field_is_monais() -> None:
     coefficients[np.add.outer(np.add.outer(range(4), range(4)), range(4)) <= 3] = monai._coeff
     channel = image[0].clone()
     log_field = log_bias_field(coefficients, channel.shape)
-    IntensityChange(bias_field=log_field).apply(channel)
+    change(channel, bias_field=log_field)
     torch.testing.assert_close(channel, torch.as_tensor(expected), atol=1e-4, rtol=1e-4)
 
 
 def test_gamma_is_monais() -> None:
     channel = a_channel()
     expected = AdjustContrast(1.7)(channel[None])[0]
-    IntensityChange(gamma=1.7).apply(channel)
+    change(channel, gamma=1.7)
     torch.testing.assert_close(channel, torch.as_tensor(expected), atol=1e-4, rtol=1e-4)
 
 
@@ -81,7 +88,7 @@ def test_low_resolution_is_torchs_area_mean_and_trilinear_interpolation() -> Non
 def test_noise_is_normally_distributed() -> None:
     channel = torch.zeros(64, 64, 64)
     ranks = np.random.default_rng(0).integers(0, 65536, channel.shape, dtype=np.uint16)
-    IntensityChange(noise_ranks=torch.from_numpy(ranks), noise_sd=2.0).apply(channel)
+    change(channel, noise_ranks=torch.from_numpy(ranks), noise_sd=2.0)
     values = channel.flatten().double().numpy()
     assert stats.kstest(values / 2, "norm").statistic < 0.005
     assert values.std() == pytest.approx(2, rel=0.01)

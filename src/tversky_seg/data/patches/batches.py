@@ -64,11 +64,12 @@ class Sample:
     def augment(self) -> Sample:
         """Apply the pending augmentation on the device of the tensors; a GPU waits for nothing."""
         image, labels = self.image, self.labels
-        if self.scale is not None:
-            # In float32, as on the host: the same bits.
-            image = image * self.scale[:, None, None, None]
         if self.change is not None:
-            image, labels = self.change.apply(image, labels, has_lesion=self.has_lesion)
+            image, labels = self.change.apply(
+                image, labels, scale=self.scale, has_lesion=self.has_lesion
+            )
+        elif self.scale is not None:
+            image = image * self.scale[:, None, None, None]
         return replace(self, image=image, scale=None, labels=labels, change=None)
 
 

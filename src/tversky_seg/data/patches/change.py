@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tversky_seg.data.grids import Shape
+from tversky_seg.data.patches import fused
 from tversky_seg.data.patches.intensity import IntensityChange
 from tversky_seg.data.patches.lesion_growth import Growth, plan_growth
 from tversky_seg.data.patches.spatial import (
@@ -35,8 +36,7 @@ class Change:
         dropped: Channels that are blanked.
         growth_mm: Distance by which lesions grow.
         spacing_mm: Voxel size.
-        places: Places in the box that the voxels come from, set by `at` where there is a
-            deformation.
+        places: Places in the box that the voxels come from, set by `at`.
         growth: Growth of the lesions, where the labels were moved before, by `move_labels`.
         are_labels_moved: Whether they were.
     """
@@ -64,8 +64,10 @@ class Change:
     def at(self, offset: Sequence[int]) -> Change:
         """Compute the tensors for a box: its first voxel, counted from the first of the patch."""
         if self.deformation is None:
-            return self
-        return replace(self, places=self.deformation.places(self.size, offset=offset))
+            places = self.turn.places(self.size)
+        else:
+            places = self.deformation.places(self.size, offset=offset)
+        return replace(self, places=places)
 
     def move_labels(self, labels: Tensor) -> tuple[Change, Tensor]:
         """Move the labels on the host, which then prepares the growth of their lesions.
@@ -78,35 +80,67 @@ class Change:
         return replace(self, growth=growth, are_labels_moved=True), labels
 
     def apply(
-        self, image: Tensor, labels: Tensor, *, has_lesion: bool = True
+        self,
+        image: Tensor,
+        labels: Tensor,
+        *,
+        scale: Tensor | None = None,
+        has_lesion: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Compute the changed patch, on the device of the image and of this change's tensors.
 
         Args:
-            image: (C, x, y, z) float32, the part of the volume that `box` gives, 0 outside the
-                brain. It may be changed in place.
+            image: (C, x, y, z), the part of the volume that `box` gives, 0 outside the brain. It
+                may be changed in place.
             labels: (K, x, y, z) integers of the same part, or as `move_labels` has made them. Where
                 lesions grow, they lie on the CPU unless they were moved.
+            scale: (C,) factors from an image of integers to intensities; None: the image is
+                float32.
             has_lesion: False where all labels are known to be 0.
 
         Returns:
-            Image (C, *size) and labels (K, *size), contiguous.
+            Image (C, *size) float32 and labels (K, *size), contiguous.
         """
-        places = self._coordinates()
+        move = self._moved
+        if scale is not None and fused.can_fuse(image):
+            move = self._moved_at_once
+        image, moved_labels, brain = move(image, labels, scale, has_lesion=has_lesion)
         growth = self.growth
+        if self.growth_mm and has_lesion and not self.are_labels_moved:
+            growth = plan_growth(moved_labels, reach_mm=self.growth_mm, spacing_mm=self.spacing_mm)
+        if growth is not None:
+            image, moved_labels = growth.apply(image, moved_labels)
+        # Last, so that noise and blur are those of the patch, not resampled ones
+        self._change_intensities(image, brain)
+        return image, moved_labels
+
+    def _moved(
+        self, image: Tensor, labels: Tensor, scale: Tensor | None, *, has_lesion: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Move image and labels by torch; the brain is left out."""
+        if scale is not None:
+            # In float32, as on the host: the same bits.
+            image = image * scale[:, None, None, None]
+        places = self._coordinates()
         if not self.are_labels_moved:
             labels = self._moved_labels(labels, places, has_lesion=has_lesion)
-            if self.growth_mm and has_lesion:
-                growth = plan_growth(labels, reach_mm=self.growth_mm, spacing_mm=self.spacing_mm)
         if places is None:
-            image = self.turn.apply(image)
-        else:
-            image = resample_linear(image, places)
-        if growth is not None:
-            image, labels = growth.apply(image, labels)
-        # Last, so that noise and blur are those of the patch, not resampled ones
-        self._change_intensities(image)
-        return image, labels
+            return self.turn.apply(image), labels, None
+        return resample_linear(image, places), labels, None
+
+    def _moved_at_once(
+        self, image: Tensor, labels: Tensor, scale: Tensor | None, *, has_lesion: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Move image and labels by one kernel, which also gives the brain."""
+        assert self.places is not None, "a change is applied `at` an offset"
+        assert scale is not None, "the kernel reads integers"
+        read_labels = None if self.are_labels_moved or not has_lesion else labels
+        image, moved_labels, brain = fused.move(image, scale, read_labels, self.places, self.size)
+        if moved_labels is not None:
+            labels = moved_labels
+        elif not self.are_labels_moved:
+            labels = labels.new_zeros((len(labels), *self.size))
+        return image, labels, brain
 
     def _coordinates(self) -> Tensor | None:
         """Compute where in the box the voxels come from; None: they are only turned."""
@@ -124,16 +158,16 @@ class Change:
             return labels.new_zeros((len(labels), *self.size))
         return resample_nearest(labels, places)
 
-    def _change_intensities(self, image: Tensor) -> None:
+    def _change_intensities(self, image: Tensor, brain: Tensor | None) -> None:
         """Change the intensities in place; the background stays 0."""
         remaining = [number for number in range(len(image)) if number not in self.dropped]
         changed = [number for number in remaining if self.channels[number].is_any]
-        if changed:
+        if changed and brain is None:
             brain = _brain(image)  # before a channel changes: it may shift values to 0
-            for number in changed:
-                channel = image[number]  # a view: the image is changed in place
-                self.channels[number].apply(channel)
-                channel *= brain
+        for number in changed:
+            assert brain is not None
+            # image[number] is a view: the image is changed in place.
+            self.channels[number].apply(image[number], brain)
         for number in self.dropped:
             image[number].zero_()
 

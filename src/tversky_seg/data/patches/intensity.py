@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
+from tversky_seg.data.patches.fused import can_fuse, change_values
 from tversky_seg.data.patches.spatial import (
     Matrices,
     Matrix,
@@ -62,14 +63,27 @@ class IntensityChange:
         )
         return any(change is not None for change in changes)
 
-    def apply(self, channel: Tensor) -> None:
-        """Change a channel in place."""
+    def apply(self, channel: Tensor, brain: Tensor) -> None:
+        """Change a channel in place, inside the brain.
+
+        Args:
+            channel: (X, Y, Z).
+            brain: (X, Y, Z), 0 where the channel becomes 0, else 1.
+        """
         if self.bias_field is not None:
             multiply_bias_field(channel, self.bias_field)
         if self.blur is not None:
             channel.copy_(separable(channel, self.blur))
         if self.low_resolution is not None:
             channel.copy_(separable(channel, self.low_resolution))
+        if can_fuse(channel):
+            self._change_values_at_once(channel, brain)
+        else:
+            self._change_values(channel)
+            channel *= brain
+
+    def _change_values(self, channel: Tensor) -> None:
+        """Apply what changes each voxel by itself."""
         if self.gamma is not None:
             apply_gamma(channel, self.gamma)
         if self.contrast is not None:
@@ -80,6 +94,20 @@ class IntensityChange:
             channel += self.shift
         if self.noise_ranks is not None:
             add_noise(channel, self.noise_ranks, sd=self.noise_sd)
+
+    def _change_values_at_once(self, channel: Tensor, brain: Tensor) -> None:
+        """Do the same in one pass, and put 0 outside the brain."""
+        change_values(
+            channel,
+            brain,
+            gamma=self.gamma,
+            contrast=self.contrast,
+            scale=self.scale,
+            shift=self.shift,
+            noise_ranks=self.noise_ranks,
+            noise_sd=self.noise_sd,
+            quantiles=_normal_quantiles(channel.device),
+        )
 
 
 def log_bias_field(coefficients: NDArray[np.float64], size: Sequence[int]) -> SeparableField:

@@ -58,6 +58,20 @@ class Turn:
         matrix[list(self.axes), range(3)] = np.where(self.mirrored, -1, 1)
         return matrix
 
+    def places(self, size: Shape) -> Places:
+        """Compute the same as places in the box, which are whole numbers.
+
+        Args:
+            size: Sides of the result.
+        """
+        rows = []
+        for axis, n_voxels in enumerate(size):
+            row = torch.zeros(3, n_voxels)
+            row[self.axes[axis]] = torch.arange(n_voxels)
+            rows.append(row.flip(1) if self.mirrored[axis] else row)
+        by_x, by_y, by_z = rows
+        return Places(by_x[:, :, None, None], by_y[:, None, :, None], by_z[:, None, None, :])
+
     def apply(self, values: Tensor) -> Tensor:
         """Turn the last three of four axes: a contiguous copy, without a turn the tensor itself."""
         if self == Turn():
@@ -102,7 +116,7 @@ class Places:
     by_x: Tensor
     by_y: Tensor
     by_z: Tensor
-    displacement: SeparableField | None
+    displacement: SeparableField | None = None
 
     def coordinates(self) -> Tensor:
         """Compute the voxel coordinates (3, X, Y, Z) in the box, float32."""
