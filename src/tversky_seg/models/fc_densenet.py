@@ -3,10 +3,10 @@
 from functools import partial
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from tversky_seg.models.batch_norm import Layers
+from tversky_seg.models.concatenation import concatenate
 from tversky_seg.models.layers import (
     Norm,
     initialize,
@@ -53,7 +53,7 @@ class DenseLayer(nn.Module):
         return self._new_features(*features)
 
     def _new_features(self, *features: Tensor) -> Tensor:
-        return self.path(torch.cat(features, dim=1))  # type: ignore[no-any-return]
+        return self.path(concatenate(features))  # type: ignore[no-any-return]
 
 
 class DenseBlock(nn.Module):
@@ -91,7 +91,7 @@ class DenseBlock(nn.Module):
             features.append(layer(*features))
         if only_new:
             features = features[1:]
-        return torch.cat(features, dim=1)
+        return concatenate(features)
 
 
 class FCDenseNet3D(nn.Module):
@@ -188,7 +188,7 @@ class FCDenseNet3D(nn.Module):
             features = transition(features)
         features = self.bottleneck(features, only_new=True)
         for upsample, block in zip(self.upsample, self.decoder, strict=True):
-            features = torch.cat((upsample(features), skips.pop()), dim=1)
+            features = concatenate((upsample(features), skips.pop()))
             is_last = not skips
             features = block(features, only_new=not is_last)
         return self.head(self.full_resolution(features))  # type: ignore[no-any-return]

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 FUSED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+MAX_CHANNELS = 64
+"""Channels of a tile: 128 bytes in bf16, the length of a memory transaction."""
+MIN_FULL = 0.8
+"""Share of a tile's channels that must exist, as far as tiles of fewer channels allow it."""
+MIN_CHANNELS = 16
 
 
 def is_fused(features: Tensor) -> bool:
@@ -63,3 +71,18 @@ def dense(features: Tensor, *, channels_last: bool) -> Tensor:
 def power_of_2(n: int) -> int:
     """Return the smallest power of 2 that is not below n."""
     return 1 << (n - 1).bit_length()
+
+
+def channels_of_a_tile(n_channels: int) -> int:
+    """Choose a power of 2 whose multiple is not far above the channels: 64 for 60, 16 for 72."""
+    block = min(power_of_2(n_channels), MAX_CHANNELS)
+    while block > MIN_CHANNELS and n_channels < MIN_FULL * (-(-n_channels // block) * block):
+        block //= 2
+    return block
+
+
+def current_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a device the current one: Triton launches there, whatever device the tensors are on."""
+    if device.index is None or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)

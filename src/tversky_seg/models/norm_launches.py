@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,7 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tversky_seg.models.fused import dense, is_channels_last, power_of_2
+from tversky_seg.models.fused import (
+    channels_of_a_tile,
+    current_device,
+    dense,
+    is_channels_last,
+    power_of_2,
+)
 
 N_PROGRAMS = 2048
 """Programs of a kernel, a few for each of a hundred multiprocessors.
@@ -23,11 +28,6 @@ MIN_TILES = 4
 TILE_FORWARD = 2048
 TILE_BACKWARD = 1024
 """Values that a program holds at once, few enough to stay in registers."""
-MAX_CHANNELS = 64
-"""Channels of a tile: 128 bytes in bf16, the length of a memory transaction."""
-MIN_FULL = 0.8
-"""Share of a tile's channels that must exist, as far as tiles of fewer channels allow it."""
-MIN_CHANNELS = 16
 CHANNELS_AT_ONCE = 128
 """Channels of which a program moves the running statistics."""
 
@@ -62,7 +62,7 @@ def plan_for(shape: torch.Size, *, channels_last: bool, tile: int) -> Plan:
     n_voxels = math.prod(sides)
     # How many channels lie side by side for certain; NCV is read voxel by voxel.
     unit = math.gcd(n_channels, 16) if channels_last else 1
-    block_channels = _channels_of_a_tile(n_channels) if channels_last else 1
+    block_channels = channels_of_a_tile(n_channels) if channels_last else 1
     block_voxels = tile // block_channels
     n_channel_blocks = _ceil_div(n_channels, block_channels)
     n_tiles = _ceil_div(n_voxels, block_voxels)
@@ -90,14 +90,6 @@ def plan_for(shape: torch.Size, *, channels_last: bool, tile: int) -> Plan:
     )
 
 
-def _channels_of_a_tile(n_channels: int) -> int:
-    """Choose a power of 2 whose multiple is not far above the channels: 64 for 60, 16 for 72."""
-    block = min(power_of_2(n_channels), MAX_CHANNELS)
-    while block > MIN_CHANNELS and n_channels < MIN_FULL * _ceil_div(n_channels, block) * block:
-        block //= 2
-    return block
-
-
 def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
@@ -118,7 +110,7 @@ def statistics_of(features: Tensor, *, n_groups: int, eps: float) -> Tensor:
     n, c, b = plan.n_samples, plan.n_channels, plan.n_blocks
     partial = torch.empty(n, b, 2, c, device=features.device)
     statistics = torch.empty(n, n_groups, 2, device=features.device)
-    with _current(features.device):
+    with current_device(features.device):
         kernels.moments_kernel[plan.grid](features, partial, **plan.settings)
         kernels.statistics_kernel[(n * n_groups,)](
             partial,
@@ -142,7 +134,7 @@ def normalised(
 
     plan = plan_for(features.shape, channels_last=is_channels_last(features), tile=TILE_FORWARD)
     result = torch.empty_like(features)
-    with _current(features.device):
+    with current_device(features.device):
         apply_kernel[plan.grid](
             features,
             result,
@@ -180,7 +172,7 @@ def gradients(
     terms = torch.empty_like(statistics)
     inputs = (weight, bias, statistics)
     further = {"n_groups": n_groups, "RELU": relu, **plan.settings}
-    with _current(features.device):
+    with current_device(features.device):
         kernels.gradient_sums_kernel[plan.grid](features, gradient, *inputs, partial, **further)
         kernels.gradient_terms_kernel[(n_groups,)](
             partial,
@@ -224,14 +216,7 @@ def move_running_statistics(
 
     n_channels = len(mean)
     correction = n_values / max(n_values - 1, 1)
-    with _current(mean.device):
+    with current_device(mean.device):
         running_kernel[(_ceil_div(n_channels, CHANNELS_AT_ONCE),)](
             statistics, mean, variance, n_channels, eps, momentum, correction, CHANNELS_AT_ONCE
         )
-
-
-def _current(device: torch.device) -> AbstractContextManager[Any]:
-    """Make a device the current one: Triton launches there, whatever device the tensors are on."""
-    if device.index is None or device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(device)

@@ -11,12 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tversky_seg.models.fused import dense, is_channels_last, is_fused, is_traced, power_of_2
+from tversky_seg.models.fused import (
+    channels_of_a_tile,
+    current_device,
+    dense,
+    is_channels_last,
+    is_fused,
+    is_traced,
+    power_of_2,
+)
 
 TILE = 1024
 """Values of the result that a program makes at once, few enough to stay in registers."""
-MAX_CHANNELS = 64
-"""Channels of a tile: 128 bytes in bf16, the length of a memory transaction."""
 
 
 class MaxPool(nn.Module):
@@ -70,8 +76,7 @@ def _pool(features: Tensor) -> tuple[Tensor, Tensor]:
     pooled = _halved(features)
     index = torch.empty_like(pooled, dtype=torch.int8)
     grid, settings = _launch(pooled.shape, channels_last=channels_last)
-    # Triton launches on the current device, whatever device the tensors are on.
-    with torch.cuda.device_of(features):  # type: ignore[no-untyped-call]
+    with current_device(features.device):
         pool_kernel[grid](features, pooled, index, **settings)
     return pooled, index
 
@@ -85,7 +90,7 @@ def _gradient(gradient: Tensor, index: Tensor) -> Tensor:
     index = dense(index, channels_last=channels_last)
     of_features = _doubled(gradient)
     grid, settings = _launch(gradient.shape, channels_last=channels_last)
-    with torch.cuda.device_of(gradient):  # type: ignore[no-untyped-call]
+    with current_device(gradient.device):
         pool_gradient_kernel[grid](gradient, index, of_features, **settings)
     return of_features
 
@@ -112,7 +117,7 @@ def _launch(shape: torch.Size, *, channels_last: bool) -> tuple[tuple[int], dict
     b, c, x, y, z = shape
     # Channels that come first are so many more samples.
     n_planes, n_channels = (b * x, c) if channels_last else (b * c * x, 1)
-    block_channels = min(power_of_2(n_channels), MAX_CHANNELS)
+    block_channels = channels_of_a_tile(n_channels)
     block_z = min(power_of_2(z), TILE // block_channels)
     n_programs = n_planes * y * -(-z // block_z) * -(-n_channels // block_channels)
     unit = math.gcd(n_channels, 16)

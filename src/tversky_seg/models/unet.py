@@ -2,10 +2,10 @@
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from tversky_seg.models.batch_norm import norm_relu
+from tversky_seg.models.concatenation import concatenate
 from tversky_seg.models.layers import (
     Norm,
     initialize,
@@ -159,7 +159,7 @@ class UNet3D(nn.Module):
         coarse_features = []  # of the levels below the first, from the lowest upward
         for upsample, block in zip(self.upsample, self.decoder, strict=True):
             coarse_features.append(features)
-            features = block(torch.cat((skips.pop(), upsample(features)), dim=1))
+            features = block(concatenate((skips.pop(), upsample(features))))
         logits = self.head(features)
         if not (self.training and self.coarse_heads):
             return logits  # type: ignore[no-any-return]
