@@ -27,11 +27,12 @@ from unittest import mock
 
 import fake_device
 import numpy as np
+import torch
 from fake_cuda import on_fake_device, stand_in_for_cuda
 from fake_device import Event
 
-N_STEPS = 4
-# The first one builds what later ones reuse; in the last one nothing more is loaded, and it saves.
+N_STEPS = 5
+# The first one builds what later ones reuse, the last two load nothing more, and all is saved.
 STEADY_STEPS = range(2, 4)
 SMALL_NETWORK = ("model.width=4", "model.n_levels=2")
 # Of the tests: what a training can be made of.
@@ -129,6 +130,20 @@ def events_of_prediction(side: int) -> list[Event]:
     return list(seen.events)
 
 
+def events_of_known_waits() -> list[Event]:
+    """Do what has to be seen: one wait, copy or mixture after the other."""
+    with on_fake_device() as seen:
+        host = torch.arange(8.0)
+        values = host.to(fake_device.DEVICE)
+        values.sum().item()
+        values[values > 3]
+        values.to("cpu")
+        torch.tensor([1.0, 2.0], device=fake_device.DEVICE)
+        values + host
+        host.pin_memory().to(fake_device.DEVICE, non_blocking=True)
+    return list(seen.events)
+
+
 def compose(settings: Sequence[str]) -> Any:
     """Compose the configuration of a short training."""
     from hydra import compose, initialize_config_dir
@@ -208,7 +223,7 @@ def settings_of(options: argparse.Namespace) -> list[str]:
 
 def write_every(path: Path) -> None:
     """Write the events of each training and of both predictions as JSON."""
-    events = {}
+    events = {"known waits": events_of_known_waits()}
     for name, settings in TRAININGS.items():
         small = ("augmentation=default", "sampler.patch_size=16", *SMALL_NETWORK)
         # Later words win, but a group may be named once.

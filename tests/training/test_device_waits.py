@@ -49,6 +49,19 @@ def test_a_step_waits_for_nothing(seen: dict[str, list[dict[str, Any]]], trainin
     assert waits(seen[training]) == []
 
 
+def test_every_kind_of_wait_is_seen(seen: dict[str, list[dict[str, Any]]]) -> None:
+    found = [(event["kind"], event["operation"], event["n_bytes"]) for event in seen["known waits"]]
+    assert found == [
+        ("pageable copy", "copy to the device", 32),
+        ("wait", "aten._local_scalar_dense", 0),
+        ("wait", "aten.index by a mask", 0),
+        ("pageable copy", "copy to the host", 32),
+        ("pageable copy", "copy to the device", 8),
+        ("mixing of devices", "aten.add with [(8,)] on the host", 0),
+        ("pinned copy", "copy to the device", 32),
+    ]
+
+
 def test_what_is_seen_is_a_step_on_the_device(seen: dict[str, list[dict[str, Any]]]) -> None:
     """Each step takes its patches and reads the result of the step before."""
     kinds = [event["kind"] for event in seen["default"]]
@@ -74,5 +87,7 @@ def test_a_prediction_waits_for_the_case_and_for_no_window(
 
 
 def test_no_operation_mixes_devices(seen: dict[str, list[dict[str, Any]]]) -> None:
-    for events in seen.values():
+    for name, events in seen.items():
+        if name == "known waits":
+            continue
         assert [event for event in events if event["kind"] == "mixing of devices"] == []
