@@ -145,7 +145,7 @@ def test_auto_is_two_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_follows_the_free_memory_of_a_gpu(
     monkeypatch: pytest.MonkeyPatch, free_gib: int, n_windows: int, side: int, expected: int
 ) -> None:
-    monkeypatch.setattr(window_memory, "_free_bytes", lambda device: free_gib * 2**30)
+    monkeypatch.setattr(window_memory, "_free_bytes", lambda device, enough=0: free_gib * 2**30)
     assert windows_at_once("auto", n_windows, (side,) * 3, CUDA) == expected
 
 
@@ -180,7 +180,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return tensor
 
     monkeypatch.setattr(window_fusion, "_moved", moved)
-    monkeypatch.setattr(window_memory, "_free_bytes", lambda device: 2**40)
+    monkeypatch.setattr(window_memory, "_free_bytes", lambda device, enough=0: 2**40)
     return moves
 
 
@@ -226,7 +226,7 @@ def test_volume_and_sums_start_on_the_host_where_a_gpu_says_that_they_do_not_fit
     gpu: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     image = integers(1, 16, 12, 8)
-    monkeypatch.setattr(window_memory, "_free_bytes", lambda device: image.nbytes)
+    monkeypatch.setattr(window_memory, "_free_bytes", lambda device, enough=0: image.nbytes)
     with caplog.at_level(logging.WARNING):
         probability = fuse_on_gpu(Local(), image, room=8)
     assert gpu == ["cpu"]

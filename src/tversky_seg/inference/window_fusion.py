@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tversky_seg.inference.tta import View
-from tversky_seg.inference.window_memory import is_room_for, to_host, windows_at_once
+from tversky_seg.inference.window_memory import is_room_for, to_gpu, to_host, windows_at_once
 from tversky_seg.inference.window_sums import Box, Sides, add_weights, sum_of_weights
 from tversky_seg.runtime.devices import (
     autocast,
@@ -26,9 +26,8 @@ logger = logging.getLogger("tversky_seg")
 
 CPU = torch.device("cpu")
 
-# Planes whose weights are summed at once: few on the CPU, since a new block of memory costs time
-# there; more on CUDA, where each plane costs a launch.
-SLAB = {"cpu": 16, "cuda": 64}
+SLAB = 16  # planes whose weights are summed at once
+SLAB_VOXELS = 2**24  # the same on a GPU, where each slab costs a launch for each window
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,7 +294,9 @@ class _Fusion:
     def _normalise(self) -> None:
         """Divide by the weights that were added up, slab by slab, to hold no second volume."""
         assert self.total is not None
-        n_planes = SLAB.get(self.device.type, SLAB["cpu"])
+        n_planes = SLAB
+        if self.device.type != "cpu":
+            n_planes = max(SLAB, SLAB_VOXELS // self.total[0, 0].numel())
         while self.n_normalised < self.total.shape[1]:
             slab = self.total[:, self.n_normalised : self.n_normalised + n_planes]
             sums = torch.zeros_like(slab[0])
@@ -309,7 +310,9 @@ class _Fusion:
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor on a device. A GPU is not waited for, except by a copy to the host."""
-    return tensor.to(device, non_blocking=device.type != "cpu")
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return to_gpu(tensor, device)
+    return tensor.to(device)
 
 
 def _mirror(window: Tensor, view: View) -> Tensor:

@@ -49,15 +49,16 @@ def windows_at_once(
     if device.type != "cuda":
         return min(N_ON_THE_CPU, n_windows)
     n_voxels = math.prod(sides)
-    n_fitting = _free_bytes(device) // (BYTES_PER_VOXEL * n_voxels)
-    most = max(1, min(n_fitting, MOST_WINDOWS, MOST_VOXELS // n_voxels))
+    most = min(MOST_WINDOWS, MOST_VOXELS // n_voxels)
+    n_bytes = BYTES_PER_VOXEL * n_voxels
+    most = max(1, min(most, _free_bytes(device, enough=most * n_bytes) // n_bytes))
     n_batches = math.ceil(n_windows / most)
     return math.ceil(n_windows / n_batches)
 
 
 def is_room_for(n_bytes: int, device: torch.device) -> bool:
     """Tell whether new tensors of this size fit on a GPU, as far as it says; on the CPU they do."""
-    return device.type != "cuda" or n_bytes <= _free_bytes(device)
+    return device.type != "cuda" or n_bytes <= _free_bytes(device, enough=n_bytes)
 
 
 def pinned_memory(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor | None:
@@ -78,6 +79,16 @@ def pinned_memory(shape: Sequence[int], dtype: torch.dtype, device: torch.device
         return None
 
 
+def to_gpu(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host to a GPU, by way of page-locked memory: all cores copy to that."""
+    if not tensor.is_pinned():
+        pinned = pinned_memory(tensor.shape, tensor.dtype, device)
+        if pinned is not None:
+            tensor = pinned.copy_(tensor)
+    # torch keeps the page-locked memory until the copy is over.
+    return tensor.to(device, non_blocking=True)
+
+
 def to_host(tensor: Tensor) -> Tensor:
     """Copy a tensor to the host when its device has computed it; on the CPU it is itself."""
     if tensor.device.type != "cuda":
@@ -91,9 +102,16 @@ def to_host(tensor: Tensor) -> Tensor:
     return pinned
 
 
-def _free_bytes(device: torch.device) -> int:
-    """Count the bytes that new tensors may take: free, or kept by torch for reuse."""
+def _free_bytes(device: torch.device, *, enough: float = math.inf) -> int:
+    """Count the bytes that new tensors may take: free, or kept by torch for reuse.
+
+    Args:
+        device: The GPU.
+        enough: Number from which on no more are counted, to save time.
+    """
     free, _ = torch.cuda.mem_get_info(device)
+    if free >= enough:
+        return free
     statistics = torch.cuda.memory_stats(device)
     reserved = statistics.get("reserved_bytes.all.current", 0)
     allocated = statistics.get("allocated_bytes.all.current", 0)
