@@ -138,7 +138,7 @@ section steps 190 "Training steps" \
 # Several processes: most of the time goes into the compilation of kernels.
 # shellcheck disable=SC2086
 section tests 120 "Tests marked gpu" "all pass" \
-  text "$python" -m pytest -q -m gpu -n 6 --timeout 90 -p no:cacheprovider -o filterwarnings=default $gpu_tests
+  text "$python" -m pytest -q -m gpu -n 6 --timeout 90 -p no:cacheprovider -p no:benchmark -o filterwarnings=default $gpu_tests
 
 section losses 40 "Losses" "Tversky, Dice and focal at most 0.6 ms each, forward and backward at 2 x 128^3" \
   markdown "$python" benchmarks/losses.py --device cuda

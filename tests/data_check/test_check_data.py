@@ -32,7 +32,7 @@ from tversky_seg.data_check.examine import examine, examine_cases
 from tversky_seg.data_check.finding import Finding
 from tversky_seg.data_check.memory import GIB, free_memory, loader_bytes, step_bytes
 from tversky_seg.data_check.plan import make_plan
-from tversky_seg.models import UNet3D
+from tversky_seg.models import FCDenseNet3D, UNet3D
 
 SETTINGS = Preprocessing(modalities=MODALITIES)
 NETWORK = ("model.width=4", "model.n_levels=2", "sampler.patch_size=16")
@@ -449,14 +449,14 @@ def test_the_memory_of_a_step_is_counted_to_a_quarter():
 
 
 @pytest.mark.parametrize(
-    ("precision", "measured_gib"),
-    [("fp32", 3.72), ("bf16", 1.81)],
+    ("build", "precision", "measured_gib"),
+    [(UNet3D, "fp32", 3.72), (UNet3D, "bf16", 1.81), (FCDenseNet3D, "bf16", 32.4)],
 )
 def test_the_plan_of_a_gpu_is_within_15_percent_of_an_h100(
-    precision: str, measured_gib: float
+    build: type[torch.nn.Module], precision: str, measured_gib: float
 ) -> None:
     """Peaks of docs/benchmarks/gpu.md."""
-    network = UNet3D(in_channels=3, out_channels=1)
+    network = build(in_channels=3, out_channels=1)
     shape = (2, 3, 128, 128, 128)
     planned = step_bytes(network, shape, precision=precision, device="cuda")
     assert planned / GIB == pytest.approx(measured_gib, rel=0.15)
