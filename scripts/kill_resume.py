@@ -9,12 +9,15 @@ All tensors of both checkpoints must be equal, and metrics.csv, metrics.json, ca
 lesions.csv byte for byte. Exit status 1: something differs.
 
 A training that ends before all kills are spent is compared, and another one takes the remaining
-kills. Any train.py settings may follow.
+kills. Any train.py settings may follow. Where the system can fork, the trainings are forks of a
+process that has imported their libraries, so that a kill takes some three seconds.
 """
 
 import argparse
+import importlib
+import multiprocessing
+import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -55,6 +58,15 @@ RESULT_FILES = (
     "evaluation/lesions.csv",
 )
 
+LIBRARIES = (
+    "train",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "torch.utils.tensorboard",
+    "torch._dynamo",
+)
+"""Modules that a training imports, at the latest when it ends."""
+
 LONGEST_START_S = 120
 """Seconds after which a training that logs nothing is killed all the same."""
 
@@ -83,14 +95,16 @@ def main() -> int:
         folder = Path(name)
         manifest = make_cohort(folder, n_cases=6)
         whole = folder / "whole"
-        command = train_command(manifest, whole, options.settings)
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        import_libraries()
+        words = train_words(manifest, whole, options.settings)
+        for _ in kill_and_resume(words, whole, n_kills=0, longest_wait_s=0, rng=rng):
+            pass
         # Without any kill, one training is compared all the same.
         while n_trainings == 0 or moments.total() < options.kills:
             n_trainings += 1
             run = folder / f"killed{n_trainings}"
             for moment in kill_and_resume(
-                train_command(manifest, run, options.settings),
+                train_words(manifest, run, options.settings),
                 run,
                 n_kills=options.kills - moments.total(),
                 longest_wait_s=options.seconds,
@@ -108,11 +122,9 @@ def main() -> int:
     return 1 if differences else 0
 
 
-def train_command(manifest: Path, run: Path, settings: Sequence[str]) -> list[str]:
-    """Write the command line of a training."""
+def train_words(manifest: Path, run: Path, settings: Sequence[str]) -> list[str]:
+    """Write the command line of a training, without the name of the command."""
     return [
-        sys.executable,
-        str(ROOT / "train.py"),
         "data=manifest",
         f"data.manifest={manifest}",
         f"data.cache_dir={manifest.parent / 'cache'}",
@@ -153,8 +165,38 @@ def write_case(folder: Path, number: int) -> tuple[str, str, str, str]:
 # The kills
 
 
+def import_libraries() -> None:
+    """Import what the trainings need, once for all of them."""
+    sys.path.insert(0, str(ROOT))
+    # Threads of this process would not exist in its forks.
+    torch.set_num_threads(1)
+    for name in LIBRARIES:
+        importlib.import_module(name)
+
+
+def start_training(words: Sequence[str], errors: Path) -> multiprocessing.process.BaseProcess:
+    """Start train.py in a process of its own."""
+    can_fork = "fork" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork" if can_fork else "spawn")
+    process = context.Process(target=run_training, args=(words, errors))
+    process.start()
+    return process
+
+
+def run_training(words: Sequence[str], errors: Path) -> None:
+    """Run train.py, which ends this process; its stderr goes to a file, its stdout to nowhere."""
+    # A file, not a pipe: loader processes outlive a killed training by seconds and would keep the
+    # pipe open, and a resumed training has to cope with them.
+    with errors.open("w") as stderr, Path(os.devnull).open("w") as stdout:
+        os.dup2(stderr.fileno(), 2)
+        os.dup2(stdout.fileno(), 1)
+    sys.path.insert(0, str(ROOT))
+    sys.argv = ["train.py", *words]
+    importlib.import_module("train").train()
+
+
 def kill_and_resume(
-    command: Sequence[str],
+    words: Sequence[str],
     run: Path,
     *,
     n_kills: int,
@@ -168,31 +210,29 @@ def kill_and_resume(
     """
     errors = run.parent / f"{run.name}.stderr"
     while True:
-        # A file, not a pipe: loader processes outlive a killed training by seconds and would keep
-        # the pipe open, and a resumed training has to cope with them.
-        with errors.open("w") as stderr:
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
+        process = start_training(words, errors)
         if n_kills > 0:
             # SIGKILL: the training can do nothing about it, as in a power cut.
             wait_for_work(process, run)
             time.sleep(rng.uniform(0, longest_wait_s))
             process.kill()
-        status = process.wait()
+        process.join()
+        status = process.exitcode
         if status == 0:
             return
-        if status > 0:
+        if status is None or status > 0:
             text = errors.read_text(encoding="utf-8")
             raise SystemExit(f"the training failed by itself with status {status}: {text}")
         n_kills -= 1
         yield stage_of(run)
 
 
-def wait_for_work(process: subprocess.Popen[bytes], run: Path) -> None:
-    """Wait until a training logs: its imports take seconds, in which a kill tests little."""
+def wait_for_work(process: multiprocessing.process.BaseProcess, run: Path) -> None:
+    """Wait until a training logs: its start takes time, in which a kill tests little."""
     log = run / "train.log"
     size = size_of(log)
     deadline = time.monotonic() + LONGEST_START_S
-    while process.poll() is None and size_of(log) == size and time.monotonic() < deadline:
+    while process.is_alive() and size_of(log) == size and time.monotonic() < deadline:
         time.sleep(0.01)
 
 

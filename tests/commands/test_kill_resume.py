@@ -53,7 +53,6 @@ def test_other_result_files_are_named(tmp_path: Path) -> None:
 
 def test_the_settings_of_its_training_are_valid(tmp_path: Path) -> None:
     manifest = kill_resume.make_cohort(tmp_path, n_cases=1)
-    _, _, *settings = kill_resume.train_command(manifest, tmp_path / "run", ["seed=3"])
-    cfg = composed(*settings)
+    cfg = composed(*kill_resume.train_words(manifest, tmp_path / "run", ["seed=3"]))
     check_config(cfg, config_name="train")
     assert cfg.seed == 3
