@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from tversky_seg.models import FCDenseNet3D, ResidualUNet3D, UNet3D
+from tversky_seg.models.batch_norm import Layers
+from tversky_seg.models.concatenation import concatenate
 from tversky_seg.models.group_norm import GroupNorm
 from tversky_seg.models.pooling import max_pool
 from tversky_seg.runtime.devices import image_to_device, to_device
@@ -96,7 +98,7 @@ def compiled_norm(norm: GroupNorm) -> Callable[[Tensor], Tensor]:
 
 
 def pools(side: int) -> None:
-    print("\n| max-pooling | layout | ours | torch |")
+    print("\n| max-pooling, concatenation, batch norm + ReLU | layout | ours | torch |")
     print("|---|---|---|---|")
     for channels, divisor in LEVELS[:2]:
         for name, layout in LAYOUTS.items():
@@ -105,6 +107,15 @@ def pools(side: int) -> None:
             torchs = forward_backward(lambda x: F.max_pool3d(x, 2), x)
             shape = f"(2, {channels}, {side // divisor}^3)"
             print(f"| {shape} | {name} | {ours:.3f} | {torchs:.3f} |")
+    for channels in (16, 48, 72):
+        x = features(channels, side, NDHWC)
+        ours = forward_backward(lambda x: concatenate((x, x)), x)
+        torchs = forward_backward(lambda x: torch.cat((x, x), dim=1), x)
+        print(f"| twice (2, {channels}, {side}^3) | NDHWC | {ours:.3f} | {torchs:.3f} |")
+        layers = (nn.BatchNorm3d(channels), nn.ReLU(inplace=True))
+        ours = forward_backward(Layers(*layers).to(DEVICE), x)
+        torchs = forward_backward(nn.Sequential(*layers).to(DEVICE), x)
+        print(f"| batch norm (2, {channels}, {side}^3) | NDHWC | {ours:.3f} | {torchs:.3f} |")
 
 
 def convolutions(side: int) -> None:
