@@ -65,6 +65,16 @@ def test_deferred_samples_are_the_batches_of_the_cpu(with_components: bool) -> N
     assert n_growing >= 3
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")  # without a GPU
+def test_workers_hand_over_packed_samples() -> None:
+    batches = changed_batches()
+    outcomes = loaders._load_outcomes(batches, start=2, stop=6, n_workers=2, is_on_gpu=True)
+    for step, outcome in enumerate(outcomes, 2):
+        samples = outcome.samples.unpack(torch.device("cpu"))
+        finished = [sample.augment() for sample in samples]
+        assert as_bytes(stack_samples(finished, with_components=False)) == as_bytes(batches[step])
+
+
 class Operations(TorchDispatchMode):
     """Lists the operations that run, without views, and counts copies from the host."""
 

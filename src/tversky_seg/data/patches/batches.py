@@ -283,7 +283,8 @@ class PatchBatches(Dataset[Batch]):
         n_labels = max(case.n_lesions, default=0)
         of_box = case.labels(first, size, components=self.with_components)
         # A copy: it may be a view of a read-only file.
-        labels = torch.from_numpy(of_box.astype(_narrowest(n_labels)))
+        dtype = _narrowest(n_labels) if self.with_components else np.uint8
+        labels = torch.from_numpy(of_box.astype(dtype))
         has_lesion = bool(of_box.any())
         scale = None
         if is_deferred:

@@ -61,7 +61,8 @@ class Growth:
         filled = of_lesion + TEXTURE * (image_box - of_tissue)
         brain &= has_tissue
         grown_image = image.clone()
-        grown_image[:, *self.box] += (self.share * brain) * (filled - image_box)
+        grown_box = grown_image[:, *self.box]  # a view
+        grown_box += (self.share * brain) * (filled - image_box)
         grown_labels = labels.clone()
         grown_labels[:, *self.box] = torch.where(self.is_grown & brain, self.nearest, labels_box)
         return grown_image, grown_labels
