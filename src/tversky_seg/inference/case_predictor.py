@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tversky_seg.data.case import Case
-from tversky_seg.data.grids import Geometry, to_input_grid
+from tversky_seg.data.grids import Bools, Geometry, to_input_grid
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.inference.case_records import CaseRecords, FileState, input_states
@@ -27,15 +27,20 @@ class ReadCase:
     """A case that is ready for the network, and the state of its files before they were read."""
 
     inputs: dict[str, FileState]
-    prepared: PreparedCase
+    geometry: Geometry
     loaded: LoadedCase
 
 
 @dataclass(frozen=True, eq=False)
 class PredictedCase:
-    """What the networks gave for a case, on the network's grid."""
+    """What the networks gave for a case, on their grid, and what else is needed to write it.
 
-    read: ReadCase
+    Without the image, so that its memory is free for the next case.
+    """
+
+    inputs: dict[str, FileState]
+    geometry: Geometry
+    foreground: Bools
     probability: Tensor
     uncertainty: Tensor | None
 
@@ -70,19 +75,20 @@ class CasePredictor:
         # Before they are read: a file that changes meanwhile is then predicted again.
         inputs = input_states(case)
         prepared = prepare_input(case, self.preprocessing)
-        return ReadCase(inputs, prepared, load_case(prepared, self.device))
+        return ReadCase(inputs, prepared.geometry, load_case(prepared, self.device))
 
     def predict(self, read: ReadCase) -> PredictedCase:
         """Predict a case on the network's grid."""
         probability, uncertainty = self.ensemble.predict(
             read.loaded, device=self.device, precision=self.precision
         )
-        return PredictedCase(read, probability, uncertainty)
+        return PredictedCase(
+            read.inputs, read.geometry, read.loaded.foreground, probability, uncertainty
+        )
 
     def write(self, case: Case, predicted: PredictedCase) -> None:
         """Write the files of a case, and its record when they are complete."""
-        prepared = predicted.read.prepared
-        geometry = prepared.geometry
+        geometry = predicted.geometry
         output_dir = self.records.output_dir
         uncertainty_maps = None
         if predicted.uncertainty is not None:
@@ -96,7 +102,7 @@ class CasePredictor:
             threshold=self.inference.thresholds(self.classes),
             min_volume_mm3=self.inference.min_volumes_mm3(self.classes),
             uncertainty=uncertainty_maps,
-            brain=_brain_on_input_grid(prepared),
+            brain=_brain_on_input_grid(predicted.foreground, geometry),
             like=_image_of_the_grid(case, self.preprocessing),
         )
         files = []
@@ -106,7 +112,7 @@ class CasePredictor:
                 files.append(of_class.uncertainty)
         self.records.write(
             case.case_id,
-            inputs=predicted.read.inputs,
+            inputs=predicted.inputs,
             files=files,
             lesions=lesions,
             precision=self.precision,
@@ -141,10 +147,9 @@ def _image_of_the_grid(case: Case, preprocessing: Preprocessing) -> Path:
     return next(case.images[name] for name in preprocessing.modalities if name in case.images)
 
 
-def _brain_on_input_grid(prepared: PreparedCase) -> NDArray[np.bool_]:
+def _brain_on_input_grid(foreground: Bools, geometry: Geometry) -> Bools:
     """Return the brain on the file's own grid, (X, Y, Z)."""
-    foreground = prepared.foreground.astype(np.float32)
-    return np.asarray(to_input_grid(foreground, prepared.geometry) > 0.5)
+    return np.asarray(to_input_grid(foreground.astype(np.float32), geometry) > 0.5)
 
 
 def on_input_grid(volumes: Tensor, geometry: Geometry) -> Iterator[NDArray[np.float32]]:
