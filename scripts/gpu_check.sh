@@ -3,10 +3,10 @@
 #
 #   scripts/gpu_check.sh [REPORT.md [OPEN_MS_DATA]] [--only NAME,NAME] [--seconds 480]
 #
-# Sections, by importance: steps, tests, losses, loader, prediction, norm, run, and with its folder
-# pair. Each may fail alone and has a time limit of its own; none begins after --seconds. What a
-# section prints goes to the page and to the terminal at once, so that nothing is lost when this is
-# cut off. PYTHON names the interpreter; the project may be installed in it or be on PYTHONPATH.
+# Sections, by importance: steps, tests, losses, loader, prediction, run, norm, and with its folder
+# pair. Each may fail alone and has a time limit of its own, in proportion to --seconds; none begins
+# after these. What a section prints goes to the page and to the terminal at once, so that nothing
+# is lost when this is cut off. PYTHON names the interpreter; the project may be installed in it or be on PYTHONPATH.
 # COMMIT names the commit where there is no git.
 #
 # Exit status: 0 all passed, 1 something failed (the page says what), 2 no CUDA device.
@@ -43,7 +43,7 @@ write() {
   printf '%b\n' "$1" | tee -a "$report"
 }
 
-# Run a command for at most LIMIT seconds; what it prints is Markdown, or goes into a code block.
+# Run a command for at most LIMIT of 480 seconds; what it prints is Markdown, or goes into a block.
 #   section NAME LIMIT TITLE TARGETS text|markdown COMMAND...
 section() {
   local name=$1 limit=$2 title=$3 targets=$4 kind=$5
@@ -64,7 +64,9 @@ section() {
   if [ "$kind" = text ]; then
     write '```'
   fi
-  timeout --kill-after=5 $((limit < left ? limit : left)) "$@" 2>> "$runs/errors" | tee -a "$report"
+  limit=$((limit * seconds / 480))
+  # pytest answers this signal by its summary.
+  timeout --signal=INT --kill-after=10 $((limit < left ? limit : left)) "$@" 2>> "$runs/errors" | tee -a "$report"
   local status=${PIPESTATUS[0]}
   if [ "$kind" = text ]; then
     write '```'
@@ -80,6 +82,7 @@ section() {
 
 # Train and evaluate by the command that users type, and say how long a step waits for data.
 #   train NAME SETTING...
+# shellcheck disable=SC2329
 train() {
   local run=$runs/$1
   shift
@@ -101,7 +104,7 @@ step = statistics.median_high(seconds["step_s"])
 share = wait / (wait + step)
 print(f"\nMedian step {step:.4f} s, waiting for data {wait:.4f} s: {share:.1%} of the time.")
 PY
-  return $status
+  return "$status"
 }
 export -f train
 export python runs
@@ -133,28 +136,28 @@ write '```'
 
 section steps 190 "Training steps" \
   "bf16 2 x 128^3 at most 30 ms, compiled 20; FC-DenseNet 200; 4 x 32^3 8; peak of bf16 at most 0.55 of fp32, planned within 15 %" \
-  markdown "$python" benchmarks/training_step.py --side 128 --seconds 140
+  markdown "$python" benchmarks/training_step.py --side 128 --seconds $((130 * seconds / 480))
 
 # Several processes: most of the time goes into the compilation of kernels.
 # shellcheck disable=SC2086
 section tests 120 "Tests marked gpu" "all pass" \
-  text "$python" -m pytest -q -m gpu -n 6 --timeout 90 -p no:cacheprovider -p no:benchmark -o filterwarnings=default $gpu_tests
+  text "$python" -m pytest -q -m gpu -n auto --maxprocesses 8 --timeout 90 -p no:cacheprovider -p no:benchmark --tb=short -o filterwarnings=default $gpu_tests
 
 section losses 40 "Losses" "Tversky, Dice and focal at most 0.6 ms each, forward and backward at 2 x 128^3" \
   markdown "$python" benchmarks/losses.py --device cuda
 
 section loader 60 "Augmentation and waiting for data" \
   "a batch of 2 at 128^3: default 3 ms, strong 6, growth 6; 2 workers wait at most 3 % of the time" \
-  markdown "$python" benchmarks/loader_gpu.py --seconds 40
+  markdown "$python" benchmarks/loader_gpu.py --seconds $((40 * seconds / 480))
 
 section prediction 60 "Prediction" "150 x 182 x 150 by windows of 96^3 in bf16: at most 0.7 of MONAI's time" \
-  markdown "$python" benchmarks/inference.py --device cuda --seconds 35
-
-section norm 45 "Parts of the networks" "norm and ReLU at (2, 16, 128^3) in bf16 at most 0.8 ms" \
-  markdown "$python" benchmarks/networks_gpu.py
+  markdown "$python" benchmarks/inference.py --device cuda --seconds $((35 * seconds / 480))
 
 section run 120 "Default run" "ends with status 0" \
   text bash -c 'train default'
+
+section norm 45 "Parts of the networks" "norm and ReLU at (2, 16, 128^3) in bf16 at most 0.8 ms" \
+  markdown "$python" benchmarks/networks_gpu.py
 
 if [ -n "$data" ]; then
   section pair 120 "Real pair" "ends with status 0" \
