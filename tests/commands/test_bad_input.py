@@ -184,3 +184,15 @@ def test_masks_that_would_be_one_file_are_refused_before_work(tmp_path: Path) ->
     error = train(manifest, tmp_path / "run", classes).error
     assert "anna_new_lesion" in error
     assert not list((tmp_path / "cache").glob("anna*")), "nothing was prepared"
+
+
+def test_a_start_that_failed_does_not_refuse_the_corrected_command(tmp_path: Path) -> None:
+    manifest = make_cohort(tmp_path / "data", n=2, splits=("train", "test"))
+    run = tmp_path / "run"
+    assert "no column T3" in train(manifest, run, "data.modalities=[T3]").error
+    assert not (run / "config.yaml").exists()
+    # Of a run that has begun, the settings stay, whatever fails later.
+    (run / "checkpoints").mkdir()
+    assert "no column T4" in train(manifest, run, "data.modalities=[T4]").error
+    assert "T4" in (run / "config.yaml").read_text()
+    assert "holds a run with other settings" in train(manifest, run).error

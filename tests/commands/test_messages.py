@@ -53,6 +53,20 @@ from tversky_seg.config.config_files import choices
             "command line: unrecognized arguments: --bogus; --help shows what can be set",
         ),
         (
+            "train --epochs 10",
+            "command line: unrecognized arguments: --epochs; settings are written key=value: "
+            "training is counted in steps: set trainer.max_steps",
+        ),
+        (
+            "train --batch-size=4",
+            "command line: unrecognized arguments: --batch-size; settings are written key=value: "
+            "did you mean inference.batch_size or trainer.batch_size?",
+        ),
+        (
+            "train --seed 3",
+            "command line: unrecognized arguments: --seed; settings are written key=value: seed=…",
+        ),
+        (
             "evaluate pattern={case_id}_seg.nii.gz",
             "pattern: no such key; did you mean evaluation.pattern?",
         ),

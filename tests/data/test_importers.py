@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from helpers.command_line import SMALL, call
+from tversky_seg.data.bids_inputs import cases_in_bids
 from tversky_seg.data.case import Case
 from tversky_seg.data.dataset import Dataset, find_cases
 from tversky_seg.data.datasets.bids import find_bids
@@ -382,6 +383,21 @@ def test_bids_masks_are_known_by_the_names_of_common_tools(tmp_path: Path, mask:
     (case,) = find_bids(tmp_path)
     assert case.labels == (tmp_path / f"{mask}.nii.gz",)
     assert set(case.images) == {"FLAIR", "T1w"}
+
+
+def test_bids_images_outside_anat_are_said_to_be_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("ses-1/anat/sub-01_ses-1_FLAIR", "ses-1/dwi/sub-01_ses-1_adc", "func/sub-01_bold"):
+        save(tmp_path / f"sub-01/{name}.nii.gz", brain())
+    save(tmp_path / "derivatives/sub-01/ses-1/sub-01_ses-1_msk.nii.gz", lesion(14))
+    for list_cases in (find_bids, lambda root: cases_in_bids(root, ["FLAIR"])):
+        caplog.clear()
+        (case,) = list_cases(tmp_path)
+        assert list(case.images) == ["FLAIR"]
+        (line,) = caplog.messages
+        assert "only images in anat are read; passed over 1 in func, as sub-01/func/" in line
+        assert "1 in dwi, as sub-01/ses-1/dwi/sub-01_ses-1_adc.nii.gz; a manifest CSV" in line
 
 
 def test_bids_masks_of_a_derivative_come_before_those_of_the_raw_data(tmp_path: Path) -> None:

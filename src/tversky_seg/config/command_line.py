@@ -11,6 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 
 from tversky_seg.config.checks import ConfigError
+from tversky_seg.config.config_files import known_keys
+from tversky_seg.config.hints import usual_name
 
 TEXT_KEYS = (
     "checkpoint",
@@ -60,18 +62,21 @@ class CommandLine:
         return words
 
 
-def read_command_line(words: Sequence[str]) -> CommandLine:
+def read_command_line(words: Sequence[str], *, config_name: str = "train") -> CommandLine:
     """Take a command line apart; options may stand anywhere among the settings.
 
     Args:
         words: Words after the name of the command.
+        config_name: The command, whose settings a hint may name.
 
     Raises:
         ConfigError: An option is unknown, or a setting has several values without `-m`.
         OverrideParseException: A word cannot be read as a setting.
     """
     # Intermixed: `data=lits --config-dir=mine loss=dice`, which Hydra's own parser refuses.
-    arguments = _parser().parse_intermixed_args(list(words))
+    arguments, unknown = _parser().parse_known_intermixed_args(list(words))
+    if unknown:
+        raise _unknown_option(unknown[0], config_name)
     is_sweep = arguments.multirun
     options = []
     for name in ("cfg", "package", "config_dir", "info"):
@@ -114,6 +119,19 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"command line: {message}; --help shows what can be set")
+
+
+def _unknown_option(word: str, config_name: str) -> ConfigError:
+    """Say how to write a setting that was written as other tools do: `--epochs 10`."""
+    option, _, value = word.partition("=")
+    key = option.lstrip("-").replace("-", "_")
+    keys = known_keys(config_name)
+    hint = "--help shows what can be set"
+    if key in keys:
+        hint = f"settings are written key=value: {key}={value or '…'}"
+    elif usual_name(key, keys) is not None:
+        hint = f"settings are written key=value: {usual_name(key, keys)}"
+    return ConfigError(f"command line: unrecognized arguments: {option}; {hint}")
 
 
 def _parser() -> argparse.ArgumentParser:

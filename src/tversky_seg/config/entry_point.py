@@ -21,7 +21,7 @@ from tversky_seg.config.config_files import CONFIG_DIR
 from tversky_seg.config.help_page import help_page
 from tversky_seg.config.log import log_to_terminal, logger
 from tversky_seg.config.messages import one_line
-from tversky_seg.config.run_directory import run_directory
+from tversky_seg.config.run_directory import forget_failed_start, has_run, run_directory
 from tversky_seg.config.sweep import best_value, describe_job, is_sweep
 from tversky_seg.config.terminal import quiet_libraries, sturdy_output
 from tversky_seg.runtime.distributed import process_group
@@ -91,7 +91,7 @@ class Command:
     def _run_all(self) -> int:
         """Hand the command line to Hydra, and name every way out."""
         try:
-            line = read_command_line(sys.argv[1:])
+            line = read_command_line(sys.argv[1:], config_name=self.name)
             if line.wants_help:
                 print(help_page(self.name), end="")
                 return DONE
@@ -135,16 +135,20 @@ class Command:
         """
         # In a launcher's process nothing is set up yet.
         log_to_terminal()
+        is_new_run = False
         try:
             if is_sweep():
                 logger.info(describe_job(self.n_jobs))
             check_config(cfg, config_name=self.name)
             expand_home(cfg)
+            is_new_run = self.name == "train" and not has_run(cfg)
             with process_group():
                 # Now the rank is known, and only the first process keeps printing.
                 log_to_terminal()
                 self.statuses.append(self.function(cfg))
         except Exception as fault:
+            if is_new_run:
+                forget_failed_start(cfg)
             if self.wants_traceback:
                 raise
             where = f" (in {run_directory(cfg)})" if is_sweep() else ""

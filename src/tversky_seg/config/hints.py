@@ -52,6 +52,16 @@ def similar_key(key: str, keys: Collection[str]) -> str:
         key: A key that does not exist, such as `lr`.
         keys: All keys that exist.
     """
+    return usual_name(key, keys) or nearest(key, keys)
+
+
+def usual_name(key: str, keys: Collection[str]) -> str | None:
+    """Name the key that has this name in another tool, or below some groups; None if none has.
+
+    Args:
+        key: A key that does not exist, such as `epochs` or `lr`.
+        keys: All keys that exist.
+    """
     name = key.rpartition(".")[2].lower()
     # Names of other tools come before similar names: `epochs` resembles `trainer.loss` by letters.
     if name in NAMES_OF_EPOCHS and "trainer.max_steps" in keys:
@@ -62,7 +72,7 @@ def similar_key(key: str, keys: Collection[str]) -> str:
     namesakes = sorted(other for other in keys if other.rpartition(".")[2] == name)
     if 0 < len(namesakes) <= MOST_NAMESAKES:
         return f"did you mean {' or '.join(namesakes)}?"
-    return nearest(key, keys)
+    return None
 
 
 def _key_of_another_choice(key: str, *, chosen: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from tversky_seg.runtime.distributed import is_first
 from tversky_seg.runtime.files import write_text
 from tversky_seg.runtime.run_settings import differences, fingerprint
 
+CONFIG_FILE = "config.yaml"
 MOST_DIFFERENCES = 3
 """Further settings that differ are counted, not named."""
 
@@ -37,7 +38,7 @@ def open_run(cfg: DictConfig) -> Path:
     output_dir = run_directory(cfg)
     # As chosen, not as set: null and a relative path mean another place elsewhere.
     settings = plain(cfg) | {"output_dir": str(output_dir)}
-    config_file = output_dir / "config.yaml"
+    config_file = output_dir / CONFIG_FILE
     try:
         if config_file.exists():
             _refuse_other_settings(config_file, settings)
@@ -88,6 +89,22 @@ def run_directory(cfg: DictConfig) -> Path:
     choices = hydra_config.runtime.choices
     name = [choices["data"], choices["model"], choices["loss"], fingerprint(plain(cfg))]
     return Path("runs") / "_".join(name)
+
+
+def has_run(cfg: DictConfig) -> bool:
+    """Tell whether the directory of this run holds a run's settings already."""
+    return (run_directory(cfg) / CONFIG_FILE).exists()
+
+
+def forget_failed_start(cfg: DictConfig) -> None:
+    """Remove the settings of a run that failed before its first checkpoint.
+
+    The corrected command, which has other settings, may then use the same directory.
+    """
+    output_dir = run_directory(cfg)
+    if not (output_dir / "checkpoints").exists():
+        with suppress(OSError):
+            (output_dir / CONFIG_FILE).unlink()
 
 
 def _refuse_other_settings(config_file: Path, settings: dict[str, Any]) -> None:

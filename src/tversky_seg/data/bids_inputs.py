@@ -8,6 +8,7 @@ from pathlib import Path
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.image_files import image_stem, is_nifti, is_other_image, other_format
+from tversky_seg.data.unused_images import log_images_outside_anat
 
 BIDS_SUFFIXES = {
     "FLAIR": ("FLAIR",),
@@ -36,6 +37,7 @@ def cases_in_bids(folder: Path, modalities: Sequence[str]) -> list[Case]:
     Raises:
         DataError: A session has two files of one modality, or no session has any.
     """
+    log_images_outside_anat(folder)
     cases = []
     for anatomy in _anatomy_folders(folder):
         case = _case_of_session(folder, anatomy, modalities)

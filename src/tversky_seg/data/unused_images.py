@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.image_files import file_and_frame, is_nifti
+
+logger = logging.getLogger("tversky_seg")
+
+
+def log_images_outside_anat(folder: Path) -> None:
+    """Say which images of a BIDS folder are not read: those in `dwi`, `func` and the like."""
+    first: dict[str, Path] = {}
+    counts = Counter[str]()
+    for path in sorted([*folder.glob("sub-*/*/*"), *folder.glob("sub-*/ses-*/*/*")]):
+        kind = path.parent.name
+        if is_nifti(path) and kind != "anat" and not kind.startswith("ses-"):
+            counts[kind] += 1
+            first.setdefault(kind, path)
+    if not counts:
+        return
+    kinds = []
+    for kind, count in counts.items():
+        kinds.append(f"{count} in {kind}, as {first[kind].relative_to(folder)}")
+    logger.warning(
+        "%s: only images in anat are read; passed over %s; a manifest CSV can list any image",
+        folder,
+        "; ".join(kinds),
+    )
 
 
 def unused_images(folder: Path, cases: Sequence[Case]) -> list[Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.image_files import image_stem, is_nifti
+from tversky_seg.data.unused_images import log_images_outside_anat
 
 MASK_SUFFIXES = ("mask", "roi", "dseg", "seg")
 MASK_SUFFIXES_ALONE = ("roi", "msk")
@@ -108,7 +109,7 @@ def find_bids(root: Path, *, lesion: str = "lesion", derivative: str | None = No
             several derivatives.
     """
     root = Path(root)
-    # Other folders, as func and dwi, hold no anatomical images.
+    log_images_outside_anat(root)
     raw = _by_examination([*root.glob("sub-*/anat/*"), *root.glob("sub-*/ses-*/anat/*")])
     derived = _derivative_with_masks(root, lesion, derivative)
     if not derived and not _has_masks(raw, lesion):
@@ -226,8 +227,8 @@ def _images(files: Sequence[Path]) -> dict[str, Path]:
 def _sites(participants: Path) -> dict[str, str]:
     """Read subject -> site of participants.tsv; empty without this file or column."""
     try:
-        text = participants.read_text(encoding="utf-8-sig")
-        rows = list(csv.DictReader(text.splitlines(), delimiter="\t"))
+        with participants.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
     except (OSError, UnicodeDecodeError, csv.Error):
         return {}
     sites = {}
