@@ -95,11 +95,10 @@ def _ceil_div(a: int, b: int) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _group_tile(n_channels: int, n_blocks: int) -> dict[str, int]:
+def _group_tile(n_channels: int) -> dict[str, int]:
     """Return the tile (spans, channels) of the kernels that combine the spans of a group."""
     channels = power_of_2(n_channels)
-    spans = min(max(TILE_FORWARD // channels, 1), power_of_2(n_blocks))
-    return {"BLOCK_B": spans, "BLOCK_D": channels}
+    return {"BLOCK_B": max(TILE_FORWARD // channels, 1), "BLOCK_D": channels}
 
 
 def statistics_of(features: Tensor, *, n_groups: int, eps: float) -> Tensor:
@@ -121,7 +120,7 @@ def statistics_of(features: Tensor, *, n_groups: int, eps: float) -> Tensor:
             b,
             plan.span,
             eps,
-            **_group_tile(c // n_groups, b),
+            **_group_tile(c // n_groups),
         )
     return statistics
 
@@ -185,7 +184,7 @@ def gradients(
             c,
             n_groups,
             b,
-            **_group_tile(c // n_groups, b),
+            **_group_tile(c // n_groups),
         )
         kernels.gradient_kernel[plan.grid](
             features, gradient, of_features, *inputs, terms, **further
