@@ -1,7 +1,6 @@
 """Augmentation left to a GPU: what is handed over, and that it waits for nothing."""
 
 from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,11 @@ import torch
 from omegaconf import OmegaConf
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers.batches import as_bytes, some_batches
+from helpers.batches import as_bytes, changed_batches, some_batches
 from helpers.cuda import no_host_waits, on_gpu
 from tversky_seg.data.patches import loader as loaders
 from tversky_seg.data.patches.augmentation import Augmentation
-from tversky_seg.data.patches.batches import PatchBatches, stack_samples
+from tversky_seg.data.patches.batches import stack_samples
 from tversky_seg.data.patches.intensity import _normal_quantiles
 from tversky_seg.data.patches.loader import load_batches
 from tversky_seg.data.patches.packing import pack
@@ -39,15 +38,6 @@ def augmentation_named(name: str) -> Augmentation:
         settings = OmegaConf.merge(OmegaConf.load(folder / "default.yaml"), settings)
     words = ("_target_", "defaults")
     return Augmentation(**{key: settings[key] for key in settings if key not in words})
-
-
-def changed_batches(**settings: object) -> PatchBatches:
-    """Every kind of change, in most patches."""
-    probabilities = {
-        field.name: 0.7 for field in fields(Augmentation) if field.name.endswith("_probability")
-    }
-    probabilities["dropout_probability"] = 0.2
-    return some_batches(augmentation=Augmentation(**probabilities), **settings)
 
 
 @pytest.mark.parametrize("with_components", [False, True])

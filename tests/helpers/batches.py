@@ -1,5 +1,7 @@
 """Batches that tests share: cases in memory, with lesions."""
 
+from dataclasses import fields
+
 import numpy as np
 import torch
 
@@ -49,3 +51,12 @@ def as_bytes(batch: Batch) -> bytes:
         is_tensor = isinstance(value, torch.Tensor)
         parts.append(value.numpy().tobytes() if is_tensor else repr(value).encode())
     return b"".join(parts)
+
+
+def changed_batches(**settings: object) -> PatchBatches:
+    """Every kind of change, in most patches."""
+    probabilities = {
+        field.name: 0.7 for field in fields(Augmentation) if field.name.endswith("_probability")
+    }
+    probabilities["dropout_probability"] = 0.2
+    return some_batches(augmentation=Augmentation(**probabilities), **settings)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
-from tversky_seg.data.patches.fused import can_fuse, change_values
+from tversky_seg.data.patches import fused
 from tversky_seg.data.patches.spatial import (
     Matrices,
     Matrix,
@@ -76,7 +76,7 @@ class IntensityChange:
             channel.copy_(separable(channel, self.blur))
         if self.low_resolution is not None:
             channel.copy_(separable(channel, self.low_resolution))
-        if can_fuse(channel):
+        if fused.can_fuse(channel):
             self._change_values_at_once(channel, brain)
         else:
             self._change_values(channel)
@@ -97,7 +97,7 @@ class IntensityChange:
 
     def _change_values_at_once(self, channel: Tensor, brain: Tensor) -> None:
         """Do the same in one pass, and put 0 outside the brain."""
-        change_values(
+        fused.change_values(
             channel,
             brain,
             gamma=self.gamma,
