@@ -1,6 +1,7 @@
 """Training and prediction never make the host wait for a GPU, as a device that is none shows."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,8 @@ pytestmark = pytest.mark.skipif(
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """Events of each training and prediction; in a process of its own, for it changes torch."""
     path = tmp_path_factory.mktemp("waits") / "events.json"
-    subprocess.run([sys.executable, str(SCRIPT), "--every", str(path)], check=True)
+    without_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, str(SCRIPT), "--every", str(path)], check=True, env=without_gpu)
     events: dict[str, list[dict[str, Any]]] = json.loads(path.read_text())
     return events
 
