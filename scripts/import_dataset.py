@@ -1,9 +1,11 @@
 """Write the manifest of a public data set: `python scripts/import_dataset.py NAME ROOT OUT.csv`.
 
-`--help` lists the data sets; `NAME --help` lists the options of one.
+The same as `tversky-seg import`.
 """
 
-from tversky_seg.data.datasets.import_command import main
+from tversky_seg.cli import command
+
+main = command("import")
 
 if __name__ == "__main__":
     main()

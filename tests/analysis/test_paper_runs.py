@@ -20,7 +20,7 @@ from tversky_seg.analysis.papers import read_papers
 from tversky_seg.config import build, check_config
 from tversky_seg.data.errors import DataError
 
-PAPERS = read_papers(ROOT / "scripts" / "papers.yaml")
+PAPERS = read_papers(ROOT / "src" / "tversky_seg" / "commands" / "papers.yaml")
 
 
 @pytest.fixture(autouse=True)

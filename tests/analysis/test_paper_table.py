@@ -16,7 +16,7 @@ from tversky_seg.analysis.paper_table import (
 )
 from tversky_seg.analysis.papers import Column, Paper, read_papers
 
-PAPERS = read_papers(ROOT / "scripts" / "papers.yaml")
+PAPERS = read_papers(ROOT / "src" / "tversky_seg" / "commands" / "papers.yaml")
 SALEHI = PAPERS["salehi2017"]
 
 

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from helpers.cohorts import add_case, save, write_rows
-from helpers.command_line import call, script
+from helpers.command_line import call
 from helpers.isbi import write_test_masks
+from tversky_seg.commands import isbi_submission
 from tversky_seg.data.errors import DataError
-
-isbi_submission = script("isbi_submission")
 
 
 def test_a_submission_holds_61_plain_masks_named_by_scan_and_method(tmp_path: Path) -> None:

@@ -14,14 +14,13 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from helpers.command_line import call, script
+from helpers.command_line import call
 from tversky_seg.analysis.cross_validation import evaluate_folds
 from tversky_seg.analysis.paper_runs import PlannedRun
+from tversky_seg.commands import reproduce
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import read_manifest
-
-reproduce = script("reproduce")
 
 
 @pytest.fixture(autouse=True)

@@ -36,9 +36,9 @@ def test_the_wheel_carries_every_config_and_finds_them(tmp_path: Path) -> None:
     names = {path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml")}
     assert {path.relative_to(installed) for path in installed.rglob("*.yaml")} == names
 
-    script = "from tversky_seg.config import command; command('train')(print)()"
+    script = "from tversky_seg.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", script, "loss=tverski"],
+        [sys.executable, "-c", script, "train", "loss=tverski"],
         env={"PYTHONPATH": str(tmp_path / "site")},
         capture_output=True,
         text=True,

@@ -4,7 +4,6 @@ import csv
 import re
 import shlex
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,11 +35,6 @@ from tversky_seg.models import FCDenseNet3D, UNet3D
 
 SETTINGS = Preprocessing(modalities=MODALITIES)
 NETWORK = ("model.width=4", "model.n_levels=2", "sampler.patch_size=16")
-
-
-@pytest.fixture(autouse=True)
-def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "scripts")])
 
 
 def check(manifest: Path, *words: object) -> Outcome:

@@ -1,7 +1,6 @@
 """Call the three verbs in this process, as a shell would."""
 
 import contextlib
-import importlib
 import importlib.util
 import io
 import logging
@@ -14,6 +13,8 @@ from unittest import mock
 
 import hydra
 from omegaconf import DictConfig
+
+from tversky_seg.cli import command
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -50,7 +51,6 @@ class Outcome:
 
 def call(verb: str, *words: object) -> Outcome:
     """Run `python <verb>.py <words>` without a new process."""
-    command = _command(verb)
     argv = [f"{verb}.py", *map(str, words)]
     stdout = io.StringIO()
     stderr = io.StringIO()
@@ -62,7 +62,7 @@ def call(verb: str, *words: object) -> Outcome:
         contextlib.redirect_stderr(stderr),
     ):
         try:
-            command()
+            _command(verb)()
         except SystemExit as ended:
             status = ended.code if isinstance(ended.code, int) else 1
     return Outcome(status, stdout.getvalue(), stderr.getvalue())
@@ -81,10 +81,7 @@ def train(manifest: Path, output_dir: Path | None, *words: object) -> Outcome:
 
 
 def _command(verb: str) -> Callable[[], None]:
-    if str(ROOT) not in sys.path:
-        sys.path.append(str(ROOT))
-    command: Callable[[], None] = getattr(importlib.import_module(verb), verb)
-    return command
+    return command("check" if verb == "check_data" else verb)
 
 
 @contextlib.contextmanager

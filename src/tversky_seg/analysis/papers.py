@@ -1,4 +1,4 @@
-"""Tables of papers: columns, rows and printed numbers, as scripts/papers.yaml holds them."""
+"""Tables of papers: columns, rows and printed numbers, as commands/papers.yaml holds them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class SmallExperiment:
 
 @dataclass(frozen=True)
 class Paper:
-    """A table of a paper. scripts/papers.yaml explains each field.
+    """A table of a paper. commands/papers.yaml explains each field.
 
     Attributes:
         printed: The paper's numbers: row -> heading of the column -> number.

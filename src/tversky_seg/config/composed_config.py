@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -127,3 +128,15 @@ def _chosen() -> dict[str, list[str]]:
 
 def _is_on_the_command_line(key: str) -> bool:
     return any(word.startswith(f"{key}=") for word in HydraConfig.get().overrides.task)
+
+
+def user_overrides() -> list[str]:
+    """List the overrides of the command line as they were typed, without Hydra's quotes."""
+    overrides: list[str] = []
+    for word in HydraConfig.get().overrides.task:
+        quoted = re.fullmatch(r"([\w.+]+)='(.*)'", word)
+        if quoted:
+            value = quoted[2].replace(r"\'", "'")
+            word = f"{quoted[1]}={value}"
+        overrides.append(word)
+    return overrides

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -39,32 +40,16 @@ hydra_loading.install()
 logging.getLogger("hydra").addHandler(logging.NullHandler())
 
 
-def command(name: str) -> Callable[[Callable[[DictConfig], int]], Command]:
-    """Make a function of a composed config a command of `configs/<name>.yaml`.
-
-        @command("train")
-        def train(cfg: DictConfig) -> int: ...
-
-        train()  # reads sys.argv and exits
-
-    Args:
-        name: Of the YAML file. The function returns DONE or SOME_FAILED.
-    """
-
-    def decorate(function: Callable[[DictConfig], int]) -> Command:
-        return Command(name, function)
-
-    return decorate
-
-
 @dataclass
 class Command:
     """A command: one-line errors and an exit status around a function of a composed config.
 
     Attributes:
         name: Name of its file in configs/, without the suffix.
-        function: Work of one job. Whatever it raises becomes one line on stderr and status 2; the
-            traceback is shown only when the user sets HYDRA_FULL_ERROR=1.
+        function: Work of one job, "module:function", imported when the settings have been checked.
+            It takes the composed config and returns DONE or SOME_FAILED. Whatever it raises becomes
+            one line on stderr and status 2; the traceback is shown only when the user sets
+            HYDRA_FULL_ERROR=1.
         statuses: Exit status of each job that has ended: one, or those of a sweep.
         n_jobs: Number of jobs; None where a search decides.
         root_process: Process that reports.
@@ -72,7 +57,7 @@ class Command:
     """
 
     name: str
-    function: Callable[[DictConfig], int]
+    function: str
     statuses: list[int] = field(default_factory=list)
     n_jobs: int | None = 1
     root_process: int = 0
@@ -119,8 +104,7 @@ class Command:
             return self._run_job(cfg)
 
         # Hydra derives the job's name from these, and a launcher pickles the job by them.
-        job.__module__ = self.function.__module__
-        job.__qualname__ = self.function.__qualname__
+        job.__module__, _, job.__qualname__ = self.function.partition(":")
         decorate = hydra.main(
             config_path=str(CONFIG_DIR), config_name=self.name, version_base="1.3"
         )
@@ -145,7 +129,7 @@ class Command:
             with process_group():
                 # Now the rank is known, and only the first process keeps printing.
                 log_to_terminal()
-                self.statuses.append(self.function(cfg))
+                self.statuses.append(self._function()(cfg))
         except Exception as fault:
             if is_new_run:
                 forget_failed_start(cfg)
@@ -157,6 +141,12 @@ class Command:
                 raise ConfigError(one_line(fault, config_name=self.name) + where) from None
             self.statuses.append(self._report(fault, where=where))
         return best_value(run_directory(cfg)) if is_sweep() else None
+
+    def _function(self) -> Callable[[DictConfig], int]:
+        """Import the function of a job."""
+        module, _, name = self.function.partition(":")
+        function: Callable[[DictConfig], int] = getattr(importlib.import_module(module), name)
+        return function
 
     def _report(self, fault: Exception, *, where: str = "") -> int:
         """Print one line on stderr; of several processes that meet the same fault, the first."""

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterator
 
 from tversky_seg.config.config_files import CONFIG_DIR, choices, folders, read_yaml, top_level
+from tversky_seg.runtime.program import as_called
 
 WIDTH = 100
 KEY_WIDTH = 34
@@ -33,7 +34,7 @@ def help_page(config_name: str) -> str:
             page += _lines_of_keys(config_name)
         else:
             page.append(line)
-    return "\n".join(page) + "\n"
+    return as_called("\n".join(page) + "\n")
 
 
 def _lines_of_groups(config_name: str) -> list[str]:

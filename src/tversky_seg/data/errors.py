@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tversky_seg.runtime.one_line import printable_line
+from tversky_seg.runtime.program import as_called
 
 
 class DataError(ValueError):
@@ -61,7 +62,7 @@ class DataError(ValueError):
         parts = [part for part in (first.where, first.found, first.expected) if part]
         count = f"{len(faults) - 1} more"
         if others:
-            count += f": {others}"
+            count += f": {as_called(others)}"
         parts[-1] += f" (and {count})"
         return cls(*parts, case_id=first.case_id, faults=faults)
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
 
 
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, as those of the commands are."""
+
+    def __init__(self, **settings: Any) -> None:
+        # "tversky-seg compare" or "compare.py"; argparse would name __main__ in `python -m`.
+        settings.setdefault("prog", Path(sys.argv[0]).name)
+        super().__init__(**settings)
 
     def error(self, message: str) -> NoReturn:
         """Print the error in one line and exit with status 2."""

@@ -1,0 +1,1 @@
+"""Commands: what `tversky-seg train` and the others do, step by step."""

@@ -1,0 +1,42 @@
+"""Evaluate predictions against the labels of a manifest."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from tversky_seg import config
+from tversky_seg.data.case import Case
+from tversky_seg.data.errors import DataError
+from tversky_seg.data.manifest import read_manifest
+from tversky_seg.report.terminal import metrics_table
+
+
+def evaluate(cfg: DictConfig) -> int:
+    """Read the saved predictions, compute the metrics, and write the report."""
+    settings = config.plain(cfg)
+    predictions = Path(str(settings["predictions"]))
+    manifest = Path(str(settings["manifest"]))
+    output_dir = Path(str(settings["output_dir"]))
+    evaluate_predictions = config.build(cfg, "evaluation")
+
+    cases = cases_to_evaluate(manifest)
+    metrics = evaluate_predictions(
+        predictions, cases, output_dir=output_dir, classes=settings["classes"]
+    )
+
+    console = Console()
+    console.print(metrics_table(metrics))
+    console.print(str(output_dir), soft_wrap=True)
+    return 1 if metrics.get("faults") else 0
+
+
+def cases_to_evaluate(manifest: Path) -> list[Case]:
+    """List the test cases of a manifest if any of them has a label, otherwise all cases."""
+    try:
+        cases = read_manifest(manifest)
+    except DataError:
+        # Images only serve the report's pictures, so their files may be missing.
+        cases = read_manifest(manifest, modalities=())
+    tested = [case for case in cases if case.split == "test" and case.labels]
+    return tested or cases
