@@ -59,7 +59,7 @@ RESULT_FILES = (
 )
 
 LIBRARIES = (
-    "train",
+    "tversky_seg.commands.train",
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
     "torch.utils.tensorboard",

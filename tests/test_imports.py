@@ -159,10 +159,8 @@ def test_no_module_imports_itself_through_others() -> None:
 
 
 def test_the_commands_name_hydra_only_by_the_type_of_a_config() -> None:
-    for command in ("train", "predict", "evaluate"):
-        names = imported(
-            ast.parse((PACKAGE / "commands" / f"{command}.py").read_text(encoding="utf-8"))
-        )
+    for file in (PACKAGE / "commands").glob("*.py"):
+        names = imported(ast.parse(file.read_text(encoding="utf-8")))
         assert not [name for name in names if belongs_to(name, {"hydra"})]
         omegaconf = {name for name in names if belongs_to(name, {"omegaconf"})}
         assert omegaconf <= {"omegaconf", "omegaconf.DictConfig"}

@@ -258,7 +258,7 @@ def _refuse_other_rule(output_dir: Path, rule: LesionRule, *, tolerance_mm: floa
             raise DataError(
                 "output_dir",
                 f"{output_dir} holds an evaluation with {key} {before[key]}, this one has {value}",
-                "choose another, or delete it",
+                "choose another, or evaluation.overwrite=true",
             )
 
 

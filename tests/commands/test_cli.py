@@ -1,0 +1,70 @@
+"""`tversky-seg`: its words, its page, and that it answers without torch."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import tversky_seg
+from helpers.command_line import ROOT
+from tversky_seg import cli
+
+
+def run(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tversky_seg", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_the_program_alone_lists_every_command_with_a_line() -> None:
+    page = cli.overview().splitlines()
+    for name, word in cli.COMMANDS.items():
+        assert [line for line in page if line.split(maxsplit=1) == [name, word.summary]]
+    assert max(map(len, page)) <= 100
+
+
+def test_every_command_is_a_function_of_the_package() -> None:
+    for word in cli.COMMANDS.values():
+        module, _, name = word.function.partition(":")
+        file = Path(*module.split(".")).with_suffix(".py")
+        assert f"def {name}(" in (ROOT / "src" / file).read_text(encoding="utf-8")
+        assert word.config is None or (ROOT / "configs" / f"{word.config}.yaml").is_file()
+
+
+def test_a_misspelt_command_is_one_line_with_the_nearest(tmp_path: Path) -> None:
+    done = run("trian", folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: trian: no such command; did you mean train?\n"
+
+
+def test_a_command_names_itself_as_it_was_called(tmp_path: Path) -> None:
+    page = run("predict", "--help", folder=tmp_path).stdout
+    assert page.startswith("tversky-seg predict checkpoint=F")
+    assert "predict.py" not in page
+    usage = run("summarize", "--help", folder=tmp_path).stdout
+    assert usage.startswith("usage: tversky-seg summarize ")
+    assert "scripts/" not in usage
+
+
+def test_the_program_and_its_version_are_those_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == {"tversky-seg": "tversky_seg.cli:main"}
+    assert tversky_seg.__version__ in (project["version"], "0+unknown")
+
+
+def test_every_name_of_the_package_is_the_object_of_its_module() -> None:
+    for name in tversky_seg.__all__:
+        assert getattr(tversky_seg, name) is getattr(tversky_seg, name)
+        assert name in dir(tversky_seg)
+    assert tversky_seg.TverskyLoss().__class__.__module__ == "tversky_seg.losses.tversky"
+    with pytest.raises(AttributeError, match="TverskiLoss"):
+        tversky_seg.TverskiLoss  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_the_package_and_its_page_need_no_torch() -> None:
+    program = (
+        "import sys, tversky_seg, tversky_seg.cli as cli; cli.overview(); tversky_seg.__version__\n"
+        "sys.exit(bool({'torch', 'numpy', 'hydra'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
