@@ -71,7 +71,9 @@ else:
             return _version()
         for module, names in _MODULES.items():
             if name in names:
-                return getattr(import_module(f"tversky_seg.{module}"), name)
+                value = getattr(import_module(f"tversky_seg.{module}"), name)
+                globals()[name] = value  # the next time it is found at once
+                return value
         raise AttributeError(f"module 'tversky_seg' has no attribute {name!r}")
 
     def __dir__():
