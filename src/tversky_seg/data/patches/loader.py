@@ -23,8 +23,9 @@ from tversky_seg.runtime.workers import n_cores
 
 Value = TypeVar("Value")
 
-MOST_WORKERS = {"cuda": 8, "cpu": 2}
-"""Most workers that n_workers=auto starts for each kind of device."""
+CPU_WORKERS = 2
+MOST_GPU_WORKERS = 8
+"""Workers that n_workers=auto starts."""
 
 STUCK_AFTER_S = 50  # a patch takes milliseconds
 LOOK_EVERY_S = 2
@@ -43,11 +44,10 @@ def resolve_n_workers(n_workers: int | str, device: torch.device) -> int:
         ValueError: For another word, or a number below 0.
     """
     if n_workers == "auto":
-        most = MOST_WORKERS[device.type]
         if device.type == "cpu":
-            return most
+            return CPU_WORKERS
         n_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return min(max(n_cores() // n_processes - 1, 1), most)
+        return min(max(n_cores() // n_processes - 1, 1), MOST_GPU_WORKERS)
     if isinstance(n_workers, str) or n_workers < 0:
         raise ValueError(f"n_workers must be auto or >= 0, got {n_workers}")
     return n_workers
