@@ -123,12 +123,12 @@ def check_operator(device: str) -> None:
         return fused_group_norm(x, w, b, 2, 1e-5, True)
 
     def traced(x, w, b):
-        return operator(x, w, b, 2, 1e-5, True)[0]
+        return operator(x, w, b, 2, 1e-5, True, len(x))[0]
 
     expected = results(fused, features, gradient, weight, bias)
     assert all(map(torch.equal, results(traced, features, gradient, weight, bias), expected))
     inputs = [tensor.detach().requires_grad_() for tensor in (features, weight, bias)]
-    torch.library.opcheck(operator, (*inputs, 2, 1e-5, True))
+    torch.library.opcheck(operator, (*inputs, 2, 1e-5, True, 2))
 
 
 CHECKS = [check_values, check_long_spans, check_strides, check_not_a_number, check_operator]
@@ -243,7 +243,8 @@ def test_autocast_keeps_type_and_layout(dtype) -> None:
         normalised = norm(features)
     assert normalised.dtype == dtype
     assert normalised.is_contiguous(memory_format=NDHWC)
-    assert torch.allclose(normalised.mean(), norm(features.float()).mean(), atol=1e-2)
+    expected = norm(features.float())
+    assert torch.allclose(normalised.float(), expected, atol=0.05)
     with torch.autocast("cuda", dtype=torch.bfloat16):
         plain = norm._in_the_input_s_type(features)
     assert plain.dtype == dtype

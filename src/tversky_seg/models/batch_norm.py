@@ -57,21 +57,19 @@ def fused_batch_norm_relu(norm: nn.BatchNorm3d, features: Tensor) -> Tensor:
         norm: Batch norm with weights, running statistics and a momentum.
         features: (B, C, X, Y, Z) in channels-last layout, on a GPU.
     """
-    b, c, x, y, z = features.shape
-    # With the channels last, all samples together are one long sample, and each channel a group.
-    as_one = features.permute(0, 2, 3, 4, 1).reshape(1, b * x, y, z, c).permute(0, 4, 1, 2, 3)
+    n_channels = features.shape[1]
     if norm.training:
+        # All samples together are one, and each channel is a group.
         result, statistics = fused_norm_with_statistics(
-            as_one, norm.weight, norm.bias, c, norm.eps, True
+            features, norm.weight, norm.bias, n_channels, norm.eps, True, 1
         )
-        _update(norm, statistics, n_values=b * x * y * z)
-    else:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        rstd = torch.rsqrt(norm.running_var + norm.eps)
-        statistics = torch.stack((norm.running_mean, rstd), dim=1)[None]
-        result = normalised(as_one, norm.weight, norm.bias, statistics, relu=True)
-    return result.permute(0, 2, 3, 4, 1).reshape(b, x, y, z, c).permute(0, 4, 1, 2, 3)
+        _update(norm, statistics, n_values=features.numel() // n_channels)
+        return result
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    rstd = torch.rsqrt(norm.running_var + norm.eps)
+    statistics = torch.stack((norm.running_mean, rstd), dim=1)[None]
+    return normalised(features, norm.weight, norm.bias, statistics, relu=True)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Triton kernel that copies the channels of voxels into or out of wider voxels."""
+"""Triton kernel that copies some of the channels of each voxel."""
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
 
@@ -7,7 +7,7 @@ from functools import partial
 import triton
 import triton.language as tl
 
-_COUNTS = ["from_units", "from_first", "to_units", "to_first", "n_units"]
+_COUNTS = ["n_all_units", "first_unit", "n_units"]
 _kernel = partial(triton.jit, do_not_specialize=_COUNTS)
 
 
@@ -16,20 +16,18 @@ def copy_kernel(
     from_ptr,
     to_ptr,
     n_rows,
-    from_units,
-    from_first,
-    to_units,
-    to_first,
+    n_all_units,
+    first_unit,
     n_units,
     UNIT: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Copy n_units channels of each row of a matrix (voxels, channels) to another matrix.
+    """Copy n_units from first_unit on of each row of a matrix (voxels, channels).
 
-    Channels are counted in units, which the compiler knows can be copied at once: those of a row
-    (`from_units`, `to_units`) and those before the first one that is copied.
+    A unit is a number of channels that the compiler knows can be copied at once.
     """
+    n_all = n_all_units * UNIT
     n_channels = n_units * UNIT
     n_channel_blocks = tl.cdiv(n_channels, BLOCK_C)
     program = tl.program_id(0)
@@ -38,7 +36,6 @@ def copy_kernel(
     first = (program // n_channel_blocks).to(tl.int64) * BLOCK_V
     rows = tl.arange(0, BLOCK_V)[:, None]
     mask = (first + rows < n_rows) & (channels < n_channels)
-    from_origin = first * (from_units * UNIT) + from_first * UNIT
-    to_origin = first * (to_units * UNIT) + to_first * UNIT
-    values = tl.load(from_ptr + from_origin + (rows * (from_units * UNIT) + channels), mask=mask)
-    tl.store(to_ptr + to_origin + (rows * (to_units * UNIT) + channels), values, mask=mask)
+    origin = first * n_all + first_unit * UNIT
+    values = tl.load(from_ptr + origin + (rows * n_all + channels), mask=mask)
+    tl.store(to_ptr + first * n_channels + (rows * n_channels + channels), values, mask=mask)

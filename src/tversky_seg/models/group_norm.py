@@ -74,30 +74,44 @@ def fused_group_norm(
     Returns:
         (B, C, X, Y, Z) in the type and memory format of the features.
     """
-    result, _ = fused_norm_with_statistics(features, weight, bias, n_groups, eps, relu)
+    result, _ = fused_norm_with_statistics(
+        features, weight, bias, n_groups, eps, relu, len(features)
+    )
     return result
 
 
 def fused_norm_with_statistics(
-    features: Tensor, weight: Tensor, bias: Tensor, n_groups: int, eps: float, relu: bool
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    n_groups: int,
+    eps: float,
+    relu: bool,
+    n_samples: int,
 ) -> tuple[Tensor, Tensor]:
-    """Normalise as `fused_group_norm`.
+    """Normalise as `fused_group_norm`, each sample (N = B) or all together (N = 1, channels last).
 
     Returns:
-        The normalised features, and mean and 1 / sqrt(variance + eps) of each group, (B, G, 2).
+        The normalised features, and mean and 1 / sqrt(variance + eps) of each group, (N, G, 2).
     """
-    arguments = (features, weight, bias, n_groups, eps, relu)
+    arguments = (features, weight, bias, n_groups, eps, relu, n_samples)
     if is_traced(features):
         return torch.ops.tversky_seg.group_norm(*arguments)  # type: ignore[no-any-return]
     return _GroupNormFunction.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _forward(
-    features: Tensor, weight: Tensor, bias: Tensor, n_groups: int, eps: float, relu: bool
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    n_groups: int,
+    eps: float,
+    relu: bool,
+    n_samples: int,
 ) -> tuple[Tensor, Tensor]:
     """Return the normalised features, and mean and 1 / deviation of each group (N, G, 2)."""
     features = dense(features, channels_last=is_channels_last(features))
-    statistics = statistics_of(features, n_groups=n_groups, eps=eps)
+    statistics = statistics_of(features, n_samples=n_samples, n_groups=n_groups, eps=eps)
     return normalised(features, weight, bias, statistics, relu=relu), statistics
 
 
@@ -116,7 +130,7 @@ class _GroupNormFunction(torch.autograd.Function):
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     """Keep for the backward pass what it needs."""
-    features, weight, bias, _, _, relu = inputs
+    features, weight, bias, _, _, relu, _ = inputs
     _, statistics = output
     ctx.save_for_backward(features, weight, bias, statistics)
     ctx.relu = relu
@@ -126,11 +140,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(
     ctx: Any, gradient: Tensor | None, compute: Callable[..., tuple[Tensor, Tensor, Tensor]]
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of all arguments of `fused_group_norm`."""
+    """Return the gradients of all arguments of `fused_norm_with_statistics`."""
     if gradient is None:
-        return (None,) * 6
+        return (None,) * 7
     features, weight, bias, statistics = ctx.saved_tensors
-    return *compute(features, gradient, weight, bias, statistics, ctx.relu), None, None, None
+    return *compute(features, gradient, weight, bias, statistics, ctx.relu), None, None, None, None
 
 
 # The operators for torch.compile, and for tensors that have a shape alone.
@@ -143,10 +157,16 @@ _backward_operator = torch.library.custom_op(
 
 @_forward_operator.register_fake
 def _forward_shapes(
-    features: Tensor, weight: Tensor, bias: Tensor, n_groups: int, eps: float, relu: bool
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    n_groups: int,
+    eps: float,
+    relu: bool,
+    n_samples: int,
 ) -> tuple[Tensor, Tensor]:
     like = dense(features, channels_last=is_channels_last(features))
-    statistics = features.new_empty(features.shape[0], n_groups, 2, dtype=torch.float32)
+    statistics = features.new_empty(n_samples, n_groups, 2, dtype=torch.float32)
     return torch.empty_like(like), statistics
 
 

@@ -101,11 +101,30 @@ def _group_tile(n_channels: int) -> dict[str, int]:
     return {"BLOCK_B": max(TILE_FORWARD // channels, 1), "BLOCK_D": channels}
 
 
-def statistics_of(features: Tensor, *, n_groups: int, eps: float) -> Tensor:
-    """Compute mean and 1 / sqrt(variance + eps) of each group of each sample, (N, G, 2)."""
+def _shape(features: Tensor, *, n_samples: int) -> torch.Size:
+    """Return the shape of features (B, C, X, Y, Z), with all samples as one if that is wanted.
+
+    With the channels last, the voxels of all samples follow each other as those of one.
+    """
+    if n_samples == len(features):
+        return features.shape
+    b, c, x, y, z = features.shape
+    return torch.Size((1, c, b * x, y, z))
+
+
+def statistics_of(features: Tensor, *, n_samples: int, n_groups: int, eps: float) -> Tensor:
+    """Compute mean and 1 / sqrt(variance + eps) of each group of each sample, (N, G, 2).
+
+    Args:
+        features: (B, C, X, Y, Z), dense.
+        n_samples: N, which is B, or 1 for all samples together; then the channels are last.
+        n_groups: Number of groups G.
+        eps: Number added to the variance.
+    """
     from tversky_seg.models import norm_kernels as kernels
 
-    plan = plan_for(features.shape, channels_last=is_channels_last(features), tile=TILE_FORWARD)
+    shape = _shape(features, n_samples=n_samples)
+    plan = plan_for(shape, channels_last=is_channels_last(features), tile=TILE_FORWARD)
     n, c, b = plan.n_samples, plan.n_channels, plan.n_blocks
     partial = torch.empty(n, b, 2, c, device=features.device)
     statistics = torch.empty(n, n_groups, 2, device=features.device)
@@ -131,7 +150,8 @@ def normalised(
     """Compute (x - mean) scale weight + bias from statistics (N, G, 2), then the ReLU if wanted."""
     from tversky_seg.models.norm_kernels import apply_kernel
 
-    plan = plan_for(features.shape, channels_last=is_channels_last(features), tile=TILE_FORWARD)
+    shape = _shape(features, n_samples=len(statistics))
+    plan = plan_for(shape, channels_last=is_channels_last(features), tile=TILE_FORWARD)
     result = torch.empty_like(features)
     with current_device(features.device):
         apply_kernel[plan.grid](
@@ -161,7 +181,8 @@ def gradients(
     channels_last = is_channels_last(features)
     features = dense(features, channels_last=channels_last)
     gradient = dense(gradient, channels_last=channels_last)
-    plan = plan_for(features.shape, channels_last=channels_last, tile=TILE_BACKWARD)
+    shape = _shape(features, n_samples=len(statistics))
+    plan = plan_for(shape, channels_last=channels_last, tile=TILE_BACKWARD)
     n, c, b = plan.n_samples, plan.n_channels, plan.n_blocks
     n_groups = statistics.shape[1]
     of_features = torch.empty_like(features)
