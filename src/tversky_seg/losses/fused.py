@@ -29,10 +29,10 @@ def can_fuse(logits: Tensor) -> bool:
     torch.compile and fake tensors take the plain operations, which they can see into.
     """
     return (
-        logits.is_cuda
+        not torch.compiler.is_compiling()
+        and logits.is_cuda
         and logits.dtype in TYPES
         and type(logits) is Tensor
-        and not torch.compiler.is_compiling()
         and _kernels_run(logits.device)
     )
 
