@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tversky_seg.data.bids_inputs import cases_in_bids
 from tversky_seg.data.case import Case
 from tversky_seg.data.dataset import Dataset, find_cases
 from tversky_seg.data.datasets.bids import find_bids
+from tversky_seg.data.datasets.decathlon import find_decathlon
 from tversky_seg.data.datasets.import_command import IMPORTERS, main
 from tversky_seg.data.datasets.isbi2015 import find_isbi2015
 from tversky_seg.data.datasets.lesjak2017 import find_lesjak2017
@@ -383,6 +385,20 @@ def test_bids_masks_are_known_by_the_names_of_common_tools(tmp_path: Path, mask:
     (case,) = find_bids(tmp_path)
     assert case.labels == (tmp_path / f"{mask}.nii.gz",)
     assert set(case.images) == {"FLAIR", "T1w"}
+
+
+@pytest.mark.parametrize("find", [find_decathlon, find_nnunet])
+@pytest.mark.parametrize(
+    "odd", [{"training": [{"image": 3}]}, {"channel_names": {"a": 1}}, {"dataset": {"a": 1}}]
+)
+def test_a_listing_of_another_form_is_one_line_that_names_it(
+    tmp_path: Path, find: Callable[[Path], list[Case]], odd: dict[str, object]
+) -> None:
+    listing = {"modality": {"0": "CT"}, "training": [], "channel_names": {"0": "CT"}}
+    listing |= {"labels": {"lesion": 1}, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(listing | odd))
+    with pytest.raises(DataError, match=str(tmp_path)):
+        find(tmp_path)
 
 
 def test_bids_images_outside_anat_are_said_to_be_passed_over(

@@ -102,7 +102,7 @@ def test_so_does_a_damaged_file_that_was_compressed_afterwards(
     check_readers(folder / "a.nii.gz", gzip.compress(content, mtime=0), content)
 
 
-@fuzz(0.07)
+@fuzz(0.05)
 @given(st.sampled_from(WHOLE_FILES), damages())
 def test_a_damaged_gzip_stream_never_gives_other_voxels(
     folder: Path, whole: bytes, damage: Sequence[Edit]

@@ -130,7 +130,7 @@ def test_a_damaged_prediction_is_never_evaluated(
         assert np.array_equal(prediction.probability, whole.probability)
 
 
-@fuzz(0.03)
+@fuzz(0.02)
 @given(st.sampled_from([*RECORD]), odd_json(), no_damage_or_some())
 def test_an_odd_record_of_a_case_never_stops_a_prediction(
     folder: Path, key: str, value: Any, damage: Sequence[Edit]

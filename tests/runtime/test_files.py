@@ -33,7 +33,7 @@ def test_json_is_whole_or_absent(tmp_path: Path) -> None:
     assert names(tmp_path) == ["facts.json"]
 
 
-@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\x80", b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\x80", b"[1]", b"[" * 100_000])
 def test_json_that_a_power_cut_left_is_as_good_as_absent(
     tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:

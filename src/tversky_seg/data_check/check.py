@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from tversky_seg.config.messages import first_line
 from tversky_seg.data.case import Case
 from tversky_seg.data.dataset import Dataset, find_cases, survey_cases, with_modalities
 from tversky_seg.data.errors import DataError
@@ -256,7 +257,7 @@ def _step_costs(training: Training, *, n_channels: int, n_classes: int) -> Itera
         )
     except (RuntimeError, ValueError, TypeError) as fault:
         # The network cannot take such a batch, or looks at values, which the meta device lacks.
-        yield Cost("training step", f"unknown for {batch}", str(fault).splitlines()[0])
+        yield Cost("training step", f"unknown for {batch}", first_line(fault))
     else:
         free = format_bytes(training.free_bytes)
         yield Cost(

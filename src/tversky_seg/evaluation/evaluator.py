@@ -248,7 +248,7 @@ def _summarize_with_settings(
 def _refuse_other_rule(output_dir: Path, rule: LesionRule, *, tolerance_mm: float) -> None:
     """Refuse to replace an evaluation whose numbers mean something else."""
     saved = read_json_if_whole(output_dir / "metrics.json")
-    if not isinstance(saved, dict):
+    if saved is None:
         return
     before = dict(flatten(saved))
     settings = {"lesion_rule": asdict(rule), "surface_tolerance_mm": tolerance_mm}

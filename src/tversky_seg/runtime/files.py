@@ -106,19 +106,21 @@ def read_json(path: Path) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def read_json_if_whole(path: Path) -> Any | None:
-    """Read a JSON file that can be made again.
+def read_json_if_whole(path: Path) -> dict[str, Any] | None:
+    """Read a JSON file that holds names and values, and can be made again.
 
     Returns:
         Its content; None if the file is absent, or damaged, with a warning.
     """
     if not path.exists():
         return None
-    try:
-        return read_json(path)
-    except ValueError:  # no JSON, or no UTF-8
-        logger.warning("%s: is not JSON, maybe after a power cut; it is written again", path)
-        return None
+    content: Any = None
+    with contextlib.suppress(ValueError):  # no JSON, or no UTF-8
+        content = read_json(path)
+    if isinstance(content, dict):
+        return content
+    logger.warning("%s: is not JSON, maybe after a power cut; it is written again", path)
+    return None
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,26 @@ def check_split(split: str | None, splits: Iterable[str]) -> None:
     if split is not None and split not in splits:
         expected = f"expected null or {', '.join(splits)}"
         raise DataError("data.importer.split", repr(split), expected)
+
+
+@contextmanager
+def understanding(path: Path, *, folder_name: str) -> Iterator[None]:
+    """Name the file where its content has another form than expected.
+
+    Args:
+        path: The `dataset.json` that the block goes through.
+        folder_name: Kind of folder that it belongs to, for the message.
+
+    Raises:
+        DataError: Anything in it is of another type than expected.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        found = f"has entries of another form ({type(error).__name__}: {error})"
+        raise DataError(path, found, f"expected that of {folder_name}") from error
 
 
 def read_listing(path: Path, *, folder_name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tversky_seg.data.case import Case, files_of
-from tversky_seg.data.datasets._common import read_listing
+from tversky_seg.data.datasets._common import read_listing, understanding
 from tversky_seg.data.errors import DataError
 
 logger = logging.getLogger("tversky_seg")
@@ -32,8 +32,14 @@ def find_decathlon(root: Path) -> list[Case]:
         DataError: There is no readable `dataset.json`, or none of its images exists.
     """
     root = Path(root)
-    listing = read_listing(root / "dataset.json", folder_name=FOLDER)
-    _check_listing(listing, root / "dataset.json")
+    path = root / "dataset.json"
+    listing = read_listing(path, folder_name=FOLDER)
+    with understanding(path, folder_name=FOLDER):
+        _check_listing(listing, path)
+        return _existing(_listed_cases(listing, root), root)
+
+
+def _listed_cases(listing: dict[str, Any], root: Path) -> list[Case]:
     # Names head the columns of a manifest, which have no spaces.
     modalities = [str(name).strip().replace(" ", "_") for name in listing["modality"].values()]
     cases = []
@@ -43,7 +49,7 @@ def find_decathlon(root: Path) -> list[Case]:
         # Tasks list their test images by name, others' data sets as entries.
         image = entry["image"] if isinstance(entry, dict) else entry
         cases.append(_case(root, image, None, modalities))
-    return _existing(cases, root)
+    return cases
 
 
 def _case(root: Path, image: str, label: str | None, modalities: Sequence[str]) -> Case:

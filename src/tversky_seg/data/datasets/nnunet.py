@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tversky_seg.data.case import Case
-from tversky_seg.data.datasets._common import read_listing
+from tversky_seg.data.datasets._common import read_listing, understanding
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.image_files import NIFTI_ENDINGS
 
@@ -40,10 +40,18 @@ def find_nnunet(root: Path) -> list[Case]:
         DataError: There is no readable `dataset.json`, its files are not NIfTI, or none exists.
     """
     root = Path(root)
-    listing = read_listing(root / "dataset.json", folder_name=FOLDER)
-    if "modality" in listing and "channel_names" not in listing:
-        listing = _as_version_2(listing)
-    _check_listing(listing, root / "dataset.json")
+    path = root / "dataset.json"
+    listing = read_listing(path, folder_name=FOLDER)
+    with understanding(path, folder_name=FOLDER):
+        if "modality" in listing and "channel_names" not in listing:
+            listing = _as_version_2(listing)
+        _check_listing(listing, path)
+        cases = _cases(listing, root)
+        _log_classes(listing)
+    return cases
+
+
+def _cases(listing: Mapping[str, Any], root: Path) -> list[Case]:
     channels = _channels(listing)
     ending = listing["file_ending"]
     if isinstance(listing.get("dataset"), dict):
@@ -58,7 +66,6 @@ def find_nnunet(root: Path) -> list[Case]:
     if not cases:
         expected = f"expected imagesTr/<case>_0000{ending} (a Decathlon task: data=decathlon)"
         raise DataError(root, "holds no case", expected)
-    _log_classes(listing)
     return cases
 
 
