@@ -276,6 +276,8 @@ def main() -> None:
     events = events_of_training(settings_of(options))
     print("A training step:\n")
     print_table(events, per=n_steps)
+    n_operations = sum(fake_device.SEEN.n_operations[step] for step in STEADY_STEPS)
+    print(f"operations a step, where kernels do not join them: {n_operations / n_steps:.0f}")
     print(f"waits a step: {n_waits(events) / n_steps:.3g}")
 
 

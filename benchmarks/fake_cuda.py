@@ -153,7 +153,7 @@ def on_fake_device() -> Iterator[Seen]:
     """Stand in for torch.cuda, and note what happens on the device."""
     SEEN.events.clear()
     SEEN.step = 0
-    SEEN.n_operations = 0
+    SEEN.n_operations.clear()
     stand_ins: list[tuple[Any, str, Any]] = [
         (torch.Tensor, "pin_memory", pin),
         (torch.Tensor, "is_pinned", is_pinned),

@@ -11,6 +11,7 @@ kernels of a real GPU, autocast, streams that run at the same time.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,12 +80,12 @@ class Seen:
     Attributes:
         events: In order.
         step: Number of the training step; set by whoever runs steps.
-        n_operations: Operations that a GPU would compute, views left out.
+        n_operations: Operations of each step that a GPU would compute: views are none.
     """
 
     events: list[Event] = field(default_factory=list)
     step: int = 0
-    n_operations: int = 0
+    n_operations: Counter[int] = field(default_factory=Counter)
 
     def note(self, kind: str, operation: str, n_bytes: int = 0) -> None:
         """Add an event at the innermost line of the project that is running."""
@@ -155,7 +156,7 @@ def run_on_host(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     else:
         note_mixing(packet, tensors)
     if not operation.is_view:
-        SEEN.n_operations += 1
+        SEEN.n_operations[SEEN.step] += 1
 
     wrappers = {id(tensor.host): tensor for tensor in tensors if isinstance(tensor, FakeTensor)}
     host_args, host_kwargs = pytree.tree_map_only(FakeTensor, host_of, (args, kwargs))
