@@ -16,6 +16,7 @@ from tversky_seg.models.layers import (
     require_statistics,
     set_prior,
 )
+from tversky_seg.models.narrow_conv import ImageConv, LogitConv
 from tversky_seg.models.pooling import MaxPool
 from tversky_seg.models.recompute import recomputed
 
@@ -169,7 +170,7 @@ class FCDenseNet3D(nn.Module):
         if compact:
             self.full_resolution = _back_to_full_resolution(channels, width)
             channels = width
-        self.head = nn.Conv3d(channels, out_channels, 1, bias=prior is not None)
+        self.head = LogitConv(channels, out_channels, bias=prior is not None)
         initialize(self)
         set_prior(self.head, prior)
 
@@ -212,10 +213,10 @@ def _stem(in_channels: int, width: int, *, compact: bool, norm: Norm | None) -> 
     layers: list[nn.Module] = []
     channels = [in_channels, width, width, width]
     if compact:
-        layers += [nn.Conv3d(in_channels, width, 2, stride=2), nn.ReLU(inplace=True)]
+        layers += [ImageConv(in_channels, width, 2, stride=2), nn.ReLU(inplace=True)]
         channels[0] = width
     for before, after in pairwise(channels):
-        conv = nn.Conv3d(before, after, 3, padding=1, bias=norm is None)
+        conv = ImageConv(before, after, 3, padding=1, bias=norm is None)
         layers += [conv, *norm_and_relu(norm, after, eps=EPS)]
     return Layers(*layers)
 

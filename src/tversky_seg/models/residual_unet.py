@@ -14,6 +14,7 @@ from tversky_seg.models.layers import (
     require_statistics,
     set_prior,
 )
+from tversky_seg.models.narrow_conv import ImageConv
 from tversky_seg.models.pooling import MaxPool
 from tversky_seg.models.upsampling import upsample
 
@@ -82,7 +83,7 @@ class ResidualUNet3D(nn.Module):
         self.norm = norm
         self.multiple = 2 ** (len(widths) - 1)
         self.stem = nn.Sequential(
-            nn.Conv3d(in_channels, first, 3, padding=1, bias=norm is None),
+            ImageConv(in_channels, first, 3, padding=1, bias=norm is None),
             preactivation(first, first, norm=norm, bias=True),
         )
         self.encoder = nn.ModuleList()

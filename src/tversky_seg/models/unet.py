@@ -15,6 +15,7 @@ from tversky_seg.models.layers import (
     require_statistics,
     set_prior,
 )
+from tversky_seg.models.narrow_conv import ImageConv, LogitConv
 from tversky_seg.models.pooling import MaxPool
 
 MAX_LEVELS = 16
@@ -37,7 +38,7 @@ class ConvBlock(nn.Module):
     ):
         super().__init__()
         bias = norm is None
-        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, padding=1, bias=bias)
+        self.conv1 = ImageConv(in_channels, out_channels, 3, padding=1, bias=bias)
         self.norm1, self.relu1 = norm_and_relu(norm, out_channels)
         self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=bias)
         self.norm2, self.relu2 = norm_and_relu(norm, out_channels)
@@ -129,7 +130,7 @@ class UNet3D(nn.Module):
             # Twice the features: those of the level below and those handed across.
             self.decoder.append(ConvBlock(2 * w, w, norm=norm, dropout=dropout, residual=residual))
         self.pool = MaxPool()
-        self.head = nn.Conv3d(width, out_channels, 1)
+        self.head = LogitConv(width, out_channels)
         initialize(self)  # before further heads are made, so that these change no other weight
         coarse_widths = widths[1 : deep_supervision + 1]
         self.coarse_heads = nn.ModuleList([nn.Conv3d(w, out_channels, 1) for w in coarse_widths])
