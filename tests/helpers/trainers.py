@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tversky_seg.data.patches.batches import Batch
+from tversky_seg.data.patches.batches import Batch, Sample
 from tversky_seg.losses import TverskyLoss
 from tversky_seg.models import UNet3D
 from tversky_seg.runtime.checkpoints import load_checkpoint
@@ -25,6 +25,7 @@ class Blobs:
 
     spoiled: tuple[int, ...] = ()
     dies_at: int | None = None
+    with_components: bool = True
 
     def __getitem__(self, step: int) -> Batch:
         if step == self.dies_at:
@@ -42,6 +43,25 @@ class Blobs:
             case_ids=["ann", "bob"],
             starts=[[step, 0, 0], [0, 1, 2]],
         )
+
+    def samples(self, step: int) -> list[Sample]:
+        """The same batch as a GPU gets it."""
+        batch = self[step]
+        assert batch.components is not None
+        samples = []
+        for number, (x, y, z) in enumerate(batch.starts):
+            sample = Sample(
+                image=batch.image[number],
+                scale=None,
+                labels=batch.components[number],
+                change=None,
+                has_lesion=True,
+                n_labels=1,
+                case_id=batch.case_ids[number],
+                start=(x, y, z),
+            )
+            samples.append(sample)
+        return samples
 
 
 def a_trainer(**settings: Any) -> Trainer:

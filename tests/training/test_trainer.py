@@ -12,7 +12,7 @@ from torch import nn
 
 from helpers.trainers import Blobs, a_trainer, assert_same, fake_validation, rows, weights
 from tversky_seg.config.messages import one_line
-from tversky_seg.data.patches.batches import Batch
+from tversky_seg.data.patches.batches import Batch, stack_samples
 from tversky_seg.losses import BCELoss
 from tversky_seg.models import UNet3D
 from tversky_seg.runtime.checkpoints import load_checkpoint
@@ -321,3 +321,11 @@ def test_timings_are_seconds_of_a_step(tmp_path: Path) -> None:
     a_trainer(max_steps=4, log_every=4).fit(Blobs(), tmp_path)
     names = {line.split(",")[1] for line in (tmp_path / "timings.csv").read_text().splitlines()[1:]}
     assert {"data_wait_s", "step_s"} <= names
+
+
+def test_the_batches_of_tests_are_those_that_a_gpu_gets() -> None:
+    batch = Blobs()[3]
+    stacked = stack_samples(Blobs().samples(3), with_components=True)
+    for name in ("image", "target", "components"):
+        assert torch.equal(getattr(stacked, name), getattr(batch, name))
+    assert (stacked.case_ids, stacked.starts) == (batch.case_ids, batch.starts)
