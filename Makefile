@@ -54,8 +54,7 @@ wheel-test:                    ## build the wheel, and train three steps from it
 	$(PYTHON) -m venv $(TRIED)
 	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
 	$(TRIED)/bin/python -m pip install --quiet dist/*.whl
-	cp train.py $(TRIED)
-	cd $(TRIED) && bin/python train.py trainer.max_steps=3 output_dir=run
+	cd $(TRIED) && bin/tversky-seg train trainer.max_steps=3 output_dir=run
 
 clean:                         ## remove the environment and builds; keep the runs
 	rm -rf $(VENV) build dist

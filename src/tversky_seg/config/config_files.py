@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import yaml
 
 import tversky_seg
+from tversky_seg.config.arguments import argument_names
 from tversky_seg.config.checks import ConfigError, nodes_with_target
-from tversky_seg.config.targets import find_object, is_within
+from tversky_seg.config.targets import is_within
 from tversky_seg.config.yaml_size import check_yaml
 from tversky_seg.runtime.run_settings import flatten
 
@@ -106,9 +106,8 @@ def keys_of_choice(group: str, choice: str) -> set[str]:
         # Arguments that a file leaves to their default are keys as well. MONAI's classes are not
         # looked at, because importing them takes seconds.
         target = node["_target_"]
-        function = find_object(target) if is_within(target, ("tversky_seg", "torch")) else None
-        if function is not None:
-            keys.update(f"{key}.{name}" for name in inspect.signature(function).parameters)
+        if is_within(target, ("tversky_seg", "torch")):
+            keys.update(f"{key}.{name}" for name in argument_names(target))
     for entry in defaults:
         # "_common" and the like: a file of the same group that this one starts from.
         if isinstance(entry, str) and (file.parent / f"{entry}.yaml").is_file():

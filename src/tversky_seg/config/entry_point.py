@@ -20,12 +20,11 @@ from tversky_seg.config.command_line import read_command_line
 from tversky_seg.config.composed_config import check_config, expand_home
 from tversky_seg.config.config_files import CONFIG_DIR
 from tversky_seg.config.help_page import help_page
-from tversky_seg.config.log import log_to_terminal, logger
+from tversky_seg.config.log import is_first_process, log_to_terminal, logger
 from tversky_seg.config.messages import one_line
 from tversky_seg.config.run_directory import forget_failed_start, has_run, run_directory
 from tversky_seg.config.sweep import best_value, describe_job, is_sweep
 from tversky_seg.config.terminal import quiet_libraries, sturdy_output
-from tversky_seg.runtime.distributed import process_group
 from tversky_seg.runtime.one_line import printable_line
 from tversky_seg.runtime.preemption import EXIT_INTERRUPTED, Preempted, handle_signals
 
@@ -88,7 +87,7 @@ class Command:
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
         except Preempted as stop:
-            if _is_first_process():
+            if is_first_process():
                 print(f"stopped: {stop}; run the same command again to resume", file=sys.stderr)
             return stop.exit_status
         except Exception as fault:
@@ -126,9 +125,10 @@ class Command:
             check_config(cfg, config_name=self.name)
             expand_home(cfg)
             is_new_run = self.name == "train" and not has_run(cfg)
+            # Torch takes seconds to import, which a misspelt word need not wait for.
+            from tversky_seg.runtime.distributed import process_group
+
             with process_group():
-                # Now the rank is known, and only the first process keeps printing.
-                log_to_terminal()
                 self.statuses.append(self._function()(cfg))
         except Exception as fault:
             if is_new_run:
@@ -151,7 +151,7 @@ class Command:
     def _report(self, fault: Exception, *, where: str = "") -> int:
         """Print one line on stderr; of several processes that meet the same fault, the first."""
         is_met_by_all = isinstance(fault, ConfigError | HydraException)
-        if _is_first_process() or not is_met_by_all:
+        if is_first_process() or not is_met_by_all:
             line = printable_line(one_line(fault, config_name=self.name) + where)
             print(f"error: {line}", file=sys.stderr)
         return FAILED
@@ -162,11 +162,6 @@ class Command:
         if 0 < n_failed < len(self.statuses):
             return SOME_FAILED
         return max(self.statuses, default=DONE)
-
-
-def _is_first_process() -> bool:
-    """Tell whether this is the only process, or the first that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

@@ -7,19 +7,20 @@ import inspect
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from tversky_seg.config.checks import ConfigError, check_arguments, nodes_with_target
 from tversky_seg.config.config_files import choices
 from tversky_seg.config.messages import first_line, reword
 from tversky_seg.config.targets import check_target
 from tversky_seg.config.yaml_size import check_values
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def build(cfg: DictConfig, key: str, **parts: Any) -> Any:
@@ -87,6 +88,8 @@ def build_network(
     Raises:
         ConfigError: The config names anything but classes of networks and their parts.
     """
+    from torch import nn
+
     model = settings.get("model") or {}
     # The file may hold lists that refer to themselves, which OmegaConf would copy for ever.
     check_values(model, "model")
@@ -111,6 +114,8 @@ def check_network(network: nn.Module, *shapes: Sequence[int], n_classes: int) ->
     Raises:
         ConfigError: Repeats what the network says of such a batch.
     """
+    import torch
+
     twin = _without_memory(network)
     for shape in shapes:
         batch = torch.empty(*shape, device="meta")
@@ -135,6 +140,8 @@ def check_network(network: nn.Module, *shapes: Sequence[int], n_classes: int) ->
 
 def _without_memory(network: nn.Module) -> nn.Module:
     """Copy a network onto torch's meta device, where tensors have a shape and no values."""
+    from torch import nn
+
     # deepcopy takes what is in its memo as copied already, so no weight is copied in memory, and
     # a layer that the network holds twice is one layer in the copy too.
     memo: dict[int, Any] = {}

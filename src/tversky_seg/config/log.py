@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
-from tversky_seg.runtime.distributed import is_first
-
 logger = logging.getLogger("tversky_seg")
+
+
+def is_first_process() -> bool:
+    """Tell whether this is the only process, or the first that torchrun started."""
+    return os.environ.get("RANK", "0") == "0" or "TORCHELASTIC_RUN_ID" not in os.environ
 
 
 class _Terminal(logging.Handler):
@@ -21,7 +25,7 @@ def log_to_terminal() -> None:
     """Send the library's log to the terminal; of several processes only the first prints."""
     if not logger.handlers:
         logger.addHandler(_Terminal())
-    logger.setLevel(logging.INFO if is_first() else logging.ERROR)
+    logger.setLevel(logging.INFO if is_first_process() else logging.ERROR)
     logger.propagate = False
 
 

@@ -14,11 +14,9 @@ from hydra.errors import (
 )
 from omegaconf.errors import OmegaConfBaseException
 
-from tversky_seg.config.checks import nearest
+from tversky_seg.config.checks import ConfigError, nearest
 from tversky_seg.config.config_files import CONFIG_DIR, choices, known_keys
 from tversky_seg.config.hints import similar_key, unknown_key
-from tversky_seg.runtime.devices import is_out_of_memory
-from tversky_seg.runtime.distributed import LostProcess
 
 
 def one_line(fault: BaseException, *, config_name: str) -> str:
@@ -39,6 +37,9 @@ def one_line(fault: BaseException, *, config_name: str) -> str:
             key = cause.full_key or str(cause.key)
             chosen = getattr(fault, "chosen", {})
             return unknown_key(key, config_name=config_name, chosen=chosen)
+    # Ours are one line already.
+    if isinstance(fault, ConfigError) and ", got " not in str(fault):
+        return first_line(fault)
     if isinstance(fault, OmegaConfBaseException):
         key = fault.full_key or "settings"
         return f"{key}: {first_line(fault)}; --cfg job shows the settings"
@@ -49,6 +50,9 @@ def one_line(fault: BaseException, *, config_name: str) -> str:
 
 def _line_of_other_fault(fault: BaseException, config_name: str) -> str:
     """Reword a fault that Hydra does not know: of files, memory, values."""
+    from tversky_seg.runtime.devices import is_out_of_memory
+    from tversky_seg.runtime.distributed import LostProcess
+
     if isinstance(fault, yaml.MarkedYAMLError) and fault.problem_mark:
         mark = fault.problem_mark
         return f"{mark.name}: {fault.problem} in line {mark.line + 1}; expected YAML"

@@ -14,9 +14,8 @@ from tversky_seg.config.checks import ConfigError
 from tversky_seg.config.composed_config import plain
 from tversky_seg.config.config_files import read_yaml
 from tversky_seg.config.implied_choices import log_implied_choices
-from tversky_seg.config.log import log_to_file
+from tversky_seg.config.log import is_first_process, log_to_file
 from tversky_seg.config.sweep import is_sweep
-from tversky_seg.runtime.distributed import is_first
 from tversky_seg.runtime.files import write_text
 from tversky_seg.runtime.run_settings import differences, fingerprint
 
@@ -45,7 +44,7 @@ def open_run(cfg: DictConfig) -> Path:
         else:
             output_dir.mkdir(parents=True, exist_ok=True)
             write_text(config_file, yaml.safe_dump(settings, sort_keys=False))
-        if is_first():
+        if is_first_process():
             log_to_file(output_dir / "train.log")
             log_implied_choices()
     except OSError as fault:

@@ -10,7 +10,6 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from tversky_seg.runtime.checkpoints import load_checkpoint
 from tversky_seg.runtime.run_settings import is_free
 
 LONGEST_NAME = 200
@@ -47,6 +46,8 @@ def best_value(run: Path) -> float | None:
     Returns:
         None where the job left no checkpoint.
     """
+    from tversky_seg.runtime.checkpoints import load_checkpoint
+
     checkpoint = run / "checkpoints" / "best.pt"
     if not checkpoint.exists():
         return None
