@@ -1,5 +1,8 @@
 """Reading ahead and writing behind: order, errors, and how much is alive at once."""
 
+import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -9,6 +12,7 @@ import pytest
 import torch
 
 from tversky_seg.runtime.overlap import OneBehind, map_in_threads, read_ahead
+from tversky_seg.runtime.preemption import Preempted, handle_signals
 
 
 @pytest.mark.parametrize("in_thread", [False, True])
@@ -85,6 +89,15 @@ def test_a_map_in_threads_keeps_the_order_and_the_first_error(
     assert map_in_threads(tenfold, []) == []
     with pytest.raises(ZeroDivisionError):
         map_in_threads(lambda item: 1 // (item - 2), range(6))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_a_signal_ends_the_wait_for_a_thread_at_once() -> None:
+    start = time.monotonic()
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(Preempted), handle_signals():
+        next(read_ahead([1], time.sleep, in_thread=True))()
+    assert time.monotonic() - start < 0.9
 
 
 def stop() -> None:

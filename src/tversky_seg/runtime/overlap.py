@@ -50,12 +50,13 @@ class _Task(Generic[Result]):
         self._function: Callable[[], Result] | None = function
         self._result: Result | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        # Signals end the wait for an event, which not all versions of Python do for a thread.
+        self._has_ended = threading.Event()
+        threading.Thread(target=self._run, daemon=True).start()
 
     def wait(self) -> None:
         """Return when the function has ended, by an error or not."""
-        self._thread.join()
+        self._has_ended.wait()
 
     def result(self) -> Result:
         """Return what the function gave, once and for all, or raise its error."""
@@ -74,6 +75,7 @@ class _Task(Generic[Result]):
             self._error = error
         finally:
             self._function = None  # with all that it holds
+            self._has_ended.set()
 
 
 def read_ahead(
