@@ -377,10 +377,11 @@ def device_of(network: nn.Module) -> torch.device:
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
     """Put a network into eval mode, and afterwards restore each module's own mode."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
+    in_training = [module for module in network.modules() if module.training]
+    if in_training:
+        network.eval()
     try:
         yield
     finally:
-        for module, is_training in modes:
-            module.training = is_training
+        for module in in_training:
+            module.training = True

@@ -66,9 +66,11 @@ class WindowNetwork:
     device: torch.device
     precision: str
 
-    @torch.inference_mode()
     def probabilities(self, windows: Tensor) -> Tensor:
         """Predict windows (B, C, x, y, z) that are scaled and mirrored already.
+
+        Called within `autocast` and `inference_mode`: to enter them for each batch costs the host
+        as much as several kernels.
 
         Returns:
             (B, K, x, y, z) float32 on the network's device.
@@ -76,8 +78,7 @@ class WindowNetwork:
         Raises:
             ValueError: The network changes the sides of the window.
         """
-        with autocast(self.device, self.precision):
-            logits: Tensor = self.network(image_to_device(windows, self.device))
+        logits: Tensor = self.network(image_to_device(windows, self.device))
         if logits.ndim != 5 or logits.shape[2:] != windows.shape[2:]:
             raise ValueError(
                 f"the network made {tuple(logits.shape)} of {tuple(windows.shape)}; "
@@ -89,7 +90,8 @@ class WindowNetwork:
     def on_the_host(self) -> WindowNetwork:
         """Copy the network to the host; the one on the device stays as it is.
 
-        In float32, for CPUs compute float16 slowly and a convolution of it not at all.
+        It computes in float32 there, since autocast is that of the device: CPUs are slow in
+        float16, or know no convolution of it.
         """
         # deepcopy takes what the memo holds: so no weight is copied on the full device.
         memo: dict[int, Tensor] = {}
@@ -142,7 +144,11 @@ def fuse(
         may_leave_device=may_leave_device,
     )
     # Once around all windows: within it the weights are cast to 16 bits once.
-    with autocast(network.device, network.precision), without_trials():
+    with (
+        torch.inference_mode(),
+        autocast(network.device, network.precision),
+        without_trials(),
+    ):
         total = fusion.run()
     # The sum of all voxels is NaN if one is, and needs no second volume. Looked at only after the
     # copy, so that a GPU is waited for once.
@@ -251,7 +257,8 @@ class _Fusion:
         self.scale = _moved(self.scale, self.device)
         self.weights = _moved(self.weights, self.device)
         if self.total is not None and not self.is_added_to:
-            self.total = _moved(self.total, self.device)
+            with torch.inference_mode(False):
+                self.total = _moved(self.total, self.device)
 
     def _add_batch(self) -> None:
         batch = self.passes[self.n_done : self.n_done + self.batch_size]
@@ -259,7 +266,9 @@ class _Fusion:
         # Only now is the number of classes known.
         if self.total is None:
             shape = (probabilities.shape[1], *self.volume.shape[1:])
-            self.total = torch.zeros(shape, device=self.volume.device)
+            # A tensor of inference mode could not be changed by the caller.
+            with torch.inference_mode(False):
+                self.total = torch.zeros(shape, device=self.volume.device)
         for (box, view), probability in zip(batch, probabilities, strict=True):
             factor = self._factor_of(box)
             probability = _mirror(_moved(probability, self.total.device), view)
