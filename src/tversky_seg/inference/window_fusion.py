@@ -66,11 +66,9 @@ class WindowNetwork:
     device: torch.device
     precision: str
 
+    @torch.inference_mode()
     def probabilities(self, windows: Tensor) -> Tensor:
-        """Predict windows (B, C, x, y, z) that are scaled and mirrored already.
-
-        Called within `autocast` and `inference_mode`: to enter them for each batch costs the host
-        as much as several kernels.
+        """Predict windows (B, C, x, y, z) that are scaled and mirrored already, within `autocast`.
 
         Returns:
             (B, K, x, y, z) float32 on the network's device.
@@ -144,11 +142,7 @@ def fuse(
         may_leave_device=may_leave_device,
     )
     # Once around all windows: within it the weights are cast to 16 bits once.
-    with (
-        torch.inference_mode(),
-        autocast(network.device, network.precision),
-        without_trials(),
-    ):
+    with torch.no_grad(), autocast(network.device, network.precision), without_trials():
         total = fusion.run()
     # The sum of all voxels is NaN if one is, and needs no second volume. Looked at only after the
     # copy, so that a GPU is waited for once.
@@ -257,8 +251,7 @@ class _Fusion:
         self.scale = _moved(self.scale, self.device)
         self.weights = _moved(self.weights, self.device)
         if self.total is not None and not self.is_added_to:
-            with torch.inference_mode(False):
-                self.total = _moved(self.total, self.device)
+            self.total = _moved(self.total, self.device)
 
     def _add_batch(self) -> None:
         batch = self.passes[self.n_done : self.n_done + self.batch_size]
@@ -266,9 +259,7 @@ class _Fusion:
         # Only now is the number of classes known.
         if self.total is None:
             shape = (probabilities.shape[1], *self.volume.shape[1:])
-            # A tensor of inference mode could not be changed by the caller.
-            with torch.inference_mode(False):
-                self.total = torch.zeros(shape, device=self.volume.device)
+            self.total = torch.zeros(shape, device=self.volume.device)
         for (box, view), probability in zip(batch, probabilities, strict=True):
             factor = self._factor_of(box)
             probability = _mirror(_moved(probability, self.total.device), view)
