@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from helpers.command_line import CONFIGS, call, choices, composed
 from tversky_seg.config.config_files import known_keys
-from tversky_seg.config.help_page import described_keys
+from tversky_seg.config.key_help import described_keys
 
 COMMANDS = ["train", "predict", "evaluate"]
 HIDDEN = {f"evaluation.{name}" for name in ("predictions", "cases", "output_dir", "classes")}
@@ -24,11 +24,30 @@ def test_help_reads_as_a_manual_page(command: str) -> None:
     assert max(map(len, outcome.stdout.splitlines())) <= 120
 
 
-def test_help_names_every_group_with_its_choices() -> None:
-    page = " ".join(call("train", "--help").stdout.split())
+def test_help_names_every_group_with_a_line_for_each_choice() -> None:
+    page = call("train", "--help").stdout
     for folder in sorted(CONFIGS.iterdir()):
-        if folder.is_dir() and folder.name != "hydra":
-            assert f"{folder.name}: {', '.join(choices(folder.name))}" in page
+        if folder.is_dir() and folder.name not in ("hydra", "experiment"):
+            assert f"  {folder.name} (default: " in page
+            for choice in choices(folder.name):
+                assert re.search(rf"^    {choice}  +\S", page, re.MULTILINE), choice
+    assert "    tversky           Tversky loss (Salehi 2017)\n" in page
+    assert "b07" not in page
+
+
+def test_the_rows_of_papers_have_a_page_of_their_own() -> None:
+    page = call("train", "--help", "experiments").stdout
+    for file in (CONFIGS / "experiment").rglob("*.yaml"):
+        assert f"    {file.stem}  " in page
+    assert re.search(r"  salehi2017/\n(    .*\n)*    tversky_b07 +alpha 0.3, beta 0.7\n", page)
+
+
+def test_a_group_is_described_with_the_keys_of_each_choice() -> None:
+    page = call("train", "--help", "loss").stdout
+    assert page.startswith("loss=CHOICE (tversky by default)")
+    assert re.search(r"  loss.alpha=null +weight of false positives", page)
+    refused = call("train", "--help", "losss").error
+    assert refused == "--help losss: no such page; did you mean loss?"
 
 
 def test_the_file_that_data_sets_share_is_no_choice() -> None:

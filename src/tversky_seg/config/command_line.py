@@ -39,7 +39,7 @@ class CommandLine:
         options: Options for Hydra, such as `--config-dir=mine`.
         settings: Words such as `loss.beta=0.7`, with quotes where Hydra needs them.
         is_sweep: Whether `-m` was given.
-        wants_help: Whether `--help` was given.
+        wants_help: Whether `--help` was given; the settings are then left as they are.
         fixed_keys: Keys of the settings that have one value in all jobs of a sweep.
         n_jobs: Number of combinations of the settings; None where a search decides.
     """
@@ -50,6 +50,12 @@ class CommandLine:
     wants_help: bool
     fixed_keys: tuple[str, ...]
     n_jobs: int | None
+
+    @property
+    def topic(self) -> str | None:
+        """The page of `--help <topic>`; None for that of the command."""
+        topics = [word for word in self.settings if "=" not in word]
+        return topics[0] if topics else None
 
     @property
     def words_for_hydra(self) -> list[str]:
@@ -87,6 +93,9 @@ def read_command_line(words: Sequence[str], *, config_name: str = "train") -> Co
         if getattr(arguments, name):
             options.append(f"--{name.replace('_', '-')}")
 
+    if arguments.help:
+        return CommandLine(tuple(options), tuple(arguments.settings), is_sweep, True, (), 1)
+
     # Hydra's own parser of settings tells what sweeps: `0.5,0.7`, `range(3)`, `choice(a,b)`.
     settings = []
     fixed_keys = []
@@ -108,7 +117,7 @@ def read_command_line(words: Sequence[str], *, config_name: str = "train") -> Co
         options=tuple(options),
         settings=tuple(settings),
         is_sweep=is_sweep,
-        wants_help=arguments.help,
+        wants_help=False,
         fixed_keys=tuple(fixed_keys),
         n_jobs=n_jobs,
     )

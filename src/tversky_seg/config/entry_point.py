@@ -77,7 +77,7 @@ class Command:
         try:
             line = read_command_line(sys.argv[1:], config_name=self.name)
             if line.wants_help:
-                print(help_page(self.name), end="")
+                print(help_page(self.name, line.topic), end="")
                 return DONE
             self.n_jobs = line.n_jobs
             # hydra.main reads sys.argv itself.
