@@ -284,7 +284,7 @@ def test_the_host_waits_for_no_window(monkeypatch: pytest.MonkeyPatch, precision
 @on_gpu
 @pytest.mark.parametrize("share", [0.25, 0.12])
 def test_prediction_survives_with_a_share_of_the_memory_it_would_like(share: float) -> None:
-    network = UNet3D(in_channels=2, out_channels=1).eval().to(CUDA)
+    network = UNet3D(in_channels=2, out_channels=1, width=8).eval().to(CUDA)
     image = an_image(2, 96, 96, 96)
     settings: dict[str, Any] = {"patch_size": 64, "batch_size": 8}
     torch.cuda.empty_cache()
