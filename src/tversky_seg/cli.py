@@ -51,6 +51,10 @@ COMMANDS = {
         "tversky_seg.commands.check_data:check_data",
         config="check_data",
     ),
+    "manifest": Word(
+        "write the manifest of your own files: a CSV of cases, images and labels",
+        "tversky_seg.commands.manifest:main",
+    ),
     "import": Word(
         "write the manifest of a public data set",
         "tversky_seg.data.datasets.import_command:main",

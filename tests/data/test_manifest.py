@@ -172,9 +172,8 @@ def test_a_name_cannot_write_to_the_terminal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "cell", "line"),
     [
-        ("age", "45", "column 'age' holds no images, but '45'; remove it, or name the images"),
-        ("mask", "l.nii", "column 'mask' would be an image to train on; name it label or"),
-        ("Lesion", "l.nii", "column 'Lesion' would be an image to train on; name it label or"),
+        ("mask", "l.nii", "column 'mask' would be an image to train on; did you mean label?"),
+        ("Lesion", "l.nii", "column 'Lesion' would be an image to train on; did you mean label?"),
     ],
 )
 def test_a_column_that_is_no_modality_is_named(
@@ -185,3 +184,20 @@ def test_a_column_that_is_no_modality_is_named(
     with pytest.raises(DataError, match=rf"cases\.csv: {line}"):
         read_manifest(path)
     assert list(read_manifest(path, modalities=FLAIR)[0].images) == ["FLAIR"]
+
+
+def test_a_column_whose_cells_are_no_files_is_metadata(tmp_path: Path, caplog) -> None:
+    touch(tmp_path, "a.nii", "b.nii")
+    path = manifest_of_lines(
+        tmp_path, "case_id,subject_id,age,FLAIR,sex,lesions", "a,a,45,a.nii,,12", "b,b,,b.nii,f,0"
+    )
+    with caplog.at_level("INFO", logger="tversky_seg"):
+        cases = read_manifest(path)
+    assert [list(case.images) for case in cases] == [["FLAIR"], ["FLAIR"]]
+    assert "no files in age, sex, lesions: taken as metadata" in caplog.text
+
+
+def test_a_manifest_of_metadata_alone_has_no_images(tmp_path: Path) -> None:
+    path = manifest_of_lines(tmp_path, "case_id,subject_id,age", "a,a,45")
+    with pytest.raises(DataError, match="column 'age' holds no images, but '45'"):
+        read_manifest(path)

@@ -2,6 +2,7 @@
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.dataset import Dataset, find_cases
+from tversky_seg.data.discovery.make import make_manifest
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.inputs import find_inputs
 from tversky_seg.data.manifest import read_manifest, write_manifest
@@ -16,6 +17,7 @@ __all__ = [
     "Volume",
     "find_cases",
     "find_inputs",
+    "make_manifest",
     "read_label",
     "read_manifest",
     "read_volume",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -24,9 +25,12 @@ from tversky_seg.data.manifest_columns import (
     check_header,
     image_columns,
     is_label,
+    is_reserved,
     number_of_label,
 )
 from tversky_seg.runtime.files import write_csv
+
+logger = logging.getLogger("tversky_seg")
 
 _DELIMITERS = ",;\t"  # spreadsheets write ; where the comma is the decimal sign
 
@@ -51,15 +55,16 @@ def read_manifest(
     """Read the cases that a CSV lists, in its order.
 
     Columns: `case_id, subject_id, <one per modality>, label[, label_2, …][, consensus]
-    [, brain_mask][, site][, session][, split | fold]`. File names are relative to the manifest's
-    folder; `<file>@0` is the first frame of a 4D file. With an empty label cell a case is
-    predicted, not evaluated. `consensus` is yes if `label` is the consensus of the raters; the
-    first rater's is then `label_2`.
+    [, brain_mask][, site][, session][, split | fold]`; others whose cells name no files, such as
+    age, are metadata and not read. File names are relative to the manifest's folder; `<file>@0` is
+    the first frame of a 4D file. With an empty label cell a case is predicted, not evaluated.
+    `consensus` is yes if `label` is the consensus of the raters; the first rater's is then
+    `label_2`.
 
     Args:
         path: CSV (comma, semicolon or tab), UTF-8.
-        modalities: Columns to read as images, in this order; None: every column that is none of
-            the above; () none.
+        modalities: Columns to read as images, in this order; None: every other column that names
+            files; () none.
         may_lack_modalities: Whether columns and cells of modalities may be missing.
 
     Raises:
@@ -95,6 +100,10 @@ def inspect_manifest(
     if modalities is None:
         check_header(header, (), path=path)
         names = _image_columns(header, rows, path)
+        others = [name for name in header if not is_reserved(name) and name not in names]
+        if others:
+            # Said, since a column of misspelt files would be one of these.
+            logger.info("%s: no files in %s: taken as metadata", path, ", ".join(others))
     else:
         names = tuple(modalities)
     needed = () if may_lack_modalities else names
@@ -122,7 +131,11 @@ def inspect_manifest(
 
 
 def write_manifest(
-    cases: Sequence[Case], path: Path | str, *, modalities: Sequence[str] | None = None
+    cases: Sequence[Case],
+    path: Path | str,
+    *,
+    modalities: Sequence[str] | None = None,
+    metadata: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Write cases as the CSV that `read_manifest` reads; the file is whole or absent.
 
@@ -132,8 +145,26 @@ def write_manifest(
         cases: At least one.
         path: CSV to write; its folder is made.
         modalities: Image columns; None: every modality that a case has.
+        metadata: Case id -> further column -> value, such as {"c1": {"age": "45"}}.
     """
     path = Path(path)
+    header, lines = manifest_table(cases, path, modalities=modalities, metadata=metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(path, header, lines)
+
+
+def manifest_table(
+    cases: Sequence[Case],
+    path: Path,
+    *,
+    modalities: Sequence[str] | None = None,
+    metadata: Mapping[str, Mapping[str, str]] | None = None,
+) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the lines that `write_manifest` writes, with the same arguments.
+
+    Raises:
+        DataError: A case id is unsafe or not unique, or a subject is in two splits or folds.
+    """
     check_cases(cases, source=str(path))
     if modalities is None:
         modalities = _modalities_of(cases)
@@ -141,20 +172,24 @@ def write_manifest(
     for case in cases:
         n_labels = max(n_labels, len(case.labels))
     folder = path.parent.absolute()
+    extra_columns: dict[str, str] = {}
+    for values in (metadata or {}).values():
+        extra_columns.update(dict.fromkeys(values, ""))
     rows: list[dict[str, str]] = []
     for case in cases:
-        rows.append(_cells_of(case, modalities, n_labels=n_labels, folder=folder))
+        cells = _cells_of(case, modalities, n_labels=n_labels, folder=folder)
+        values = (metadata or {}).get(case.case_id, {})
+        rows.append({**cells, **extra_columns, **values})
     # Other columns are left out where no case has a value.
     always = {"case_id", "subject_id", "label", *modalities}
     header = []
     for column in rows[0]:
         if column in always or any(row[column] for row in rows):
             header.append(column)
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     for row in rows:
         lines.append([row[column] for column in header])
-    write_csv(path, header, lines)
+    return header, lines
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:

@@ -26,7 +26,7 @@ _COLUMNS = (
     "fold",
 )
 _LABEL_COLUMN = re.compile(r"label(_[2-9]|_[1-9]\d+)?")  # label, label_2, label_3, …
-_USUAL_NAMES_OF_LABELS = (
+USUAL_NAMES_OF_LABELS = (
     "annotation",
     "ground_truth",
     "gt",
@@ -58,30 +58,36 @@ def number_of_label(column: str) -> int:
 
 
 def image_columns(cells: Mapping[str, Sequence[str]], *, path: Path) -> tuple[str, ...]:
-    """List the columns of images: all those without another meaning.
+    """List the columns of images: those without another meaning whose cells name files.
+
+    Columns of other cells, such as age, are metadata.
 
     Args:
         cells: The cells of each column that are not empty.
         path: The manifest.
 
     Raises:
-        DataError: There is none, or a column seems to hold labels or no files.
+        DataError: There is none, or a column seems to hold labels.
     """
-    names = tuple(column for column in cells if not is_reserved(column))
-    if not names:
+    others = [column for column in cells if not is_reserved(column)]
+    if not others:
         fault = f"no column of images among {', '.join(cells)}"
         raise DataError(path, fault, "expected one per modality")
-    for name in names:
+    images: list[str] = []
+    for name in others:
+        # An empty column is one of images that are missing.
+        if cells[name] and not any(_names_an_image(cell, path.parent) for cell in cells[name]):
+            continue
         # A label among the inputs would make a perfect network, and nobody would see why.
-        if name.lower() in _USUAL_NAMES_OF_LABELS:
-            fault = f"column {name!r} would be an image to train on"
-            remedy = "name it label or brain_mask, or name the images by data.modalities=[…]"
+        if name.lower() in USUAL_NAMES_OF_LABELS:
+            fault = f"column {name!r} would be an image to train on; did you mean label?"
+            remedy = "rename it to label or brain_mask, or set data.modalities=[…]"
             raise DataError(path, fault, remedy)
-        holds_images = any(_names_an_image(cell, path.parent) for cell in cells[name])
-        if cells[name] and not holds_images:
-            fault = f"column {name!r} holds no images, but {cells[name][0]!r}"
-            raise DataError(path, fault, "remove it, or name the images by data.modalities=[…]")
-    return names
+        images.append(name)
+    if not images:
+        fault = f"column {others[0]!r} holds no images, but {cells[others[0]][0]!r}"
+        raise DataError(path, fault, "expected file names, one column per modality")
+    return tuple(images)
 
 
 def check_header(header: Sequence[str], modalities: Sequence[str], *, path: Path) -> None:

@@ -10,6 +10,7 @@ INSTALLED_WORDS = {
     "python evaluate.py": "tversky-seg evaluate",
     "python scripts/check_data.py": "tversky-seg check",
     "scripts/check_data.py": "tversky-seg check",
+    "python scripts/make_manifest.py": "tversky-seg manifest",
     "python scripts/import_dataset.py": "tversky-seg import",
     "python scripts/summarize.py": "tversky-seg summarize",
     "scripts/summarize.py": "tversky-seg summarize",

@@ -1,0 +1,1 @@
+"""Manifests from files: which images belong to which case, by patterns or by their names."""

@@ -1,0 +1,235 @@
+"""Patterns of file names whose parts have names: `raw/{subject}/{session}/*flair*.nii*`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tversky_seg.data.case import normal_form
+from tversky_seg.data.discovery.walk import RESULT_FOLDERS, Listing, list_images
+from tversky_seg.data.errors import DataError
+
+_TOKEN = re.compile(r"\{(?P<name>[^{}]*)\}|\*\*/?|\*|\?|\[!?[^\]/]+\]|[^*?\[{]+|.")
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_ALIASES = {
+    "case_id": "case",
+    "id": "case",
+    "patient": "subject",
+    "ses": "session",
+    "sub": "subject",
+    "subject_id": "subject",
+    "timepoint": "session",
+    "visit": "session",
+}
+"""Other words for the parts of a path that have a meaning of their own."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """File names of one column of a manifest."""
+
+    column: str
+    text: str
+    """As the user wrote it."""
+    base: Path
+    """Folder before the first wildcard, which is searched."""
+    regex: re.Pattern[str]
+    """Matches the path below `base`, with slashes, in capitals or not."""
+    names: tuple[str, ...]
+    """Names of its parts, each once."""
+
+    def match(self, path: Path) -> dict[str, str] | None:
+        """Return the named parts of a path below `base`, or None if it does not match."""
+        found = self.regex.fullmatch(normal_form(path.relative_to(self.base).as_posix()))
+        return None if found is None else found.groupdict()
+
+
+@dataclass
+class FoundCase:
+    """The files that belong together."""
+
+    names: dict[str, str]
+    """Name of a part -> its value: subject, session, site, …."""
+    files: dict[str, list[Path]] = field(default_factory=dict)
+    """Column -> files; more than one are ambiguous."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """Everything that patterns, or a folder, gave."""
+
+    cases: list[FoundCase]
+    sources: dict[str, list[str]]
+    """Column -> patterns, or kinds of file names."""
+    unmatched: list[Path]
+    """Images that belong to no column."""
+    skipped: dict[str, list[Path]]
+    """Reason -> images or folders that were passed over."""
+    is_guess: bool = False
+    """Whether the columns were guessed."""
+    notes: tuple[str, ...] = ()
+    """Sentences about the folder."""
+
+
+def parse_pattern(column: str, text: str) -> Pattern:
+    """Read a pattern: `*`, `?`, `[…]` within a name, `**` over folders, `{name}` a named part.
+
+    A name that occurs twice has the same value in both places.
+
+    Raises:
+        DataError: A name is no word, or no folder is named.
+    """
+    slashed = text.replace(os.sep, "/")
+    folders, literal = _literal_folders(slashed)
+    names: list[str] = []
+    expression = ""
+    for token in _TOKEN.finditer(slashed[literal:]):
+        expression += _as_regex(token, names, text)
+    return Pattern(
+        column=column,
+        text=text,
+        base=Path(folders).expanduser(),
+        regex=re.compile(normal_form(expression), re.IGNORECASE | re.DOTALL),
+        names=tuple(names),
+    )
+
+
+def search_patterns(patterns: Sequence[Pattern]) -> Search:
+    """Find the files of all patterns, and put those together whose named parts agree.
+
+    Cases come from the patterns with all the names; a pattern with fewer, such as one brain mask
+    for all sessions, gives its file to each case that agrees in those.
+
+    Raises:
+        DataError: A pattern matches nothing, none has a {subject}, or none has all the names.
+    """
+    all_names = _all_names(patterns)
+    listings: dict[Path, Listing] = {}
+    used: set[Path] = set()
+    matches: list[tuple[Pattern, dict[str, str], Path]] = []
+    for pattern in patterns:
+        found = _matches(pattern, listings)
+        used.update(path for _, path in found)
+        matches.extend((pattern, parts, path) for parts, path in found)
+    cases: dict[tuple[str, ...], FoundCase] = {}
+    for pattern, parts, _ in matches:
+        if set(pattern.names) == set(all_names):
+            ordered = {name: parts[name] for name in all_names}
+            cases.setdefault(tuple(ordered.values()), FoundCase(ordered))
+    homeless = _hand_out(matches, cases)
+    unmatched: dict[Path, None] = {}
+    skipped: dict[str, list[Path]] = {}
+    for listing in listings.values():
+        unmatched.update(dict.fromkeys(path for path in listing.images if path not in used))
+        for reason, paths in listing.skipped.items():
+            known = skipped.setdefault(reason, [])
+            known.extend(path for path in paths if path not in known)
+    sources: dict[str, list[str]] = {}
+    for pattern in patterns:
+        sources.setdefault(pattern.column, []).append(pattern.text)
+    return Search(
+        cases=[cases[key] for key in sorted(cases)],
+        sources=sources,
+        unmatched=[*homeless, *unmatched],
+        skipped=skipped,
+    )
+
+
+def _literal_folders(text: str) -> tuple[str, int]:
+    """Return the folders before the first wildcard, and where the rest of the pattern begins."""
+    wildcard = re.search(r"[*?\[{]", text)
+    end = wildcard.start() if wildcard else len(text)
+    slash = text.rfind("/", 0, end)
+    if slash < 0:
+        return ".", 0
+    return text[:slash] or "/", slash + 1
+
+
+def _as_regex(token: re.Match[str], names: list[str], text: str) -> str:
+    """Translate a piece of a pattern, and note its name."""
+    piece = token.group()
+    if piece.startswith("**"):
+        return "(?:[^/]+/)*" if piece.endswith("/") else ".*"
+    if piece == "*":
+        return "[^/]*"
+    if piece == "?":
+        return "[^/]"
+    if piece.startswith("[") and piece.endswith("]") and len(piece) > 2:
+        return piece.replace("[!", "[^", 1).replace("\\", "\\\\")
+    if token["name"] is None:
+        return re.escape(piece)
+    name = _ALIASES.get(token["name"].lower(), token["name"])
+    if not _NAME.fullmatch(name):
+        raise DataError(text, f"{piece} in a pattern", "expected a name in braces, as {subject}")
+    if name in names:
+        return f"(?P={name})"
+    names.append(name)
+    return f"(?P<{name}>[^/]+?)"
+
+
+def _all_names(patterns: Sequence[Pattern]) -> tuple[str, ...]:
+    """Return the names of the pattern that has most, which must be those of all."""
+    richest = max(patterns, key=lambda pattern: len(pattern.names))
+    if not {"subject", "case"} & set(richest.names):
+        raise DataError(
+            richest.text,
+            "no {subject}",
+            "write the part that names the subject so, as in raw/{subject}/*flair*.nii*",
+        )
+    for pattern in patterns:
+        for name in pattern.names:
+            if name not in richest.names:
+                fault = f"has {{{name}}}, which is not in {richest.text}"
+                raise DataError(pattern.text, fault, "name the same parts in both")
+    return richest.names
+
+
+def _matches(pattern: Pattern, listings: dict[Path, Listing]) -> list[tuple[dict[str, str], Path]]:
+    """List the files of one pattern with their named parts."""
+    if not pattern.base.is_dir():
+        expected = f"{pattern.column} is looked for there"
+        raise DataError(pattern.base, "no such folder", expected)
+    if pattern.base not in listings:
+        named = [name for name in RESULT_FOLDERS if name in pattern.text.lower()]
+        listings[pattern.base] = list_images(pattern.base, enter=named)
+    images = listings[pattern.base].images
+    found = []
+    for path in images:
+        parts = pattern.match(path)
+        if parts is not None:
+            found.append((parts, path))
+    if not found:
+        there = "no image lies there"
+        if images:
+            names = ", ".join(str(path.relative_to(pattern.base)) for path in images[:3])
+            there = f"there are {len(images)}, as {names}"
+        fault = f"matches no image in {pattern.base}"
+        raise DataError(f"{pattern.column}={pattern.text}", fault, there)
+    return found
+
+
+def _hand_out(
+    matches: Sequence[tuple[Pattern, dict[str, str], Path]],
+    cases: Mapping[tuple[str, ...], FoundCase],
+) -> list[Path]:
+    """Give each file to the cases whose named parts agree; return the files that suit none."""
+    # The cases by the values of each set of names that a pattern has.
+    indices: dict[tuple[str, ...], dict[tuple[str, ...], list[FoundCase]]] = {}
+    for names in {pattern.names for pattern, _, _ in matches}:
+        index = indices.setdefault(names, {})
+        for case in cases.values():
+            key = tuple(case.names[name] for name in names)
+            index.setdefault(key, []).append(case)
+    homeless = []
+    for pattern, parts, path in matches:
+        owners = indices[pattern.names].get(tuple(parts[name] for name in pattern.names), [])
+        if not owners:
+            homeless.append(path)
+        for case in owners:
+            files = case.files.setdefault(pattern.column, [])
+            if path not in files:
+                files.append(path)
+    return homeless
