@@ -99,8 +99,8 @@ def test_metrics_csv_holds_no_clock_path_or_host(finished: Run) -> None:
 
 def test_tensorboard_shows_scalars_and_pictures_of_validation(finished: Run) -> None:
     events = EventAccumulator(str(finished.folder / "tensorboard")).Reload()
-    assert {"loss", "val_dice"} <= set(events.Tags()["scalars"])
-    assert [event.step for event in events.Scalars("val_dice")] == [2, 4]
+    assert {"train/loss", "val/dice", "test/dice"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("val/dice")] == [2, 4]
     pictures = events.Tags()["images"]
     assert pictures
     assert [event.step for event in events.Images(pictures[0])] == [2, 4]

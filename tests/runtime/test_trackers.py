@@ -13,7 +13,7 @@ import pytest
 from helpers.recorders import record
 from helpers.trainers import a_trainer
 from tversky_seg.runtime import trackers
-from tversky_seg.runtime.recorder import Recorder
+from tversky_seg.runtime.recorder import Recorder, record_results
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the packages
 
@@ -24,9 +24,14 @@ class FakeRun:
     def __init__(self) -> None:
         self.rows: list[tuple[int, dict[str, Any]]] = []
         self.ends = 0
+        self.summary: dict[str, float] = {}
+        self.files: list[str] = []
 
     def log(self, values: dict[str, Any], *, step: int) -> None:
         self.rows.append((step, values))
+
+    def save(self, file: str, *, base_path: str, policy: str) -> None:
+        self.files.append(f"{policy} {Path(file).relative_to(base_path).as_posix()}")
 
     def finish(self) -> None:
         self.ends += 1
@@ -69,6 +74,21 @@ def test_a_run_that_goes_on_sends_no_step_twice_and_what_was_not_sent(
     assert run.ends == 2
 
 
+def test_the_results_the_report_and_the_checkpoint_follow(
+    tmp_path: Path, fake_wandb: dict[str, FakeRun]
+) -> None:
+    recorded(tmp_path, range(1, 3), names=("wandb",))
+    for name in ("evaluation/report.html", "checkpoints/best.pt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    metrics = {"mean": {"dice": 0.5, "assd_mm": None}}
+    record_results(tmp_path, metrics, step=1, trackers=("wandb",))
+    (run,) = fake_wandb.values()
+    assert run.summary == {"test/dice": 0.5}
+    assert run.files == ["now evaluation/report.html", "now checkpoints/best.pt"]
+    assert run.ends == 2
+
+
 @pytest.mark.parametrize("store", ["file", pytest.param("sqlite", marks=pytest.mark.slow)])
 def test_mlflow_goes_on_in_the_same_run(
     tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
@@ -80,11 +100,12 @@ def test_mlflow_goes_on_in_the_same_run(
     uri = (tmp_path / "store").as_uri() if store == "file" else f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.chdir(tmp_path)
     mlflow.set_tracking_uri(uri)
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.yaml").write_text("seed: 3\nmodel: {width: 16}\n")
-    recorded(run, range(1, 4), names=("mlflow",))
-    recorded(run, range(2, 6), names=("mlflow",), from_step=1)
+    folder = tmp_path / "run"
+    (folder / "evaluation").mkdir(parents=True)
+    (folder / "evaluation" / "report.html").touch()
+    (folder / "config.yaml").write_text("seed: 3\nmodel: {width: 16}\n")
+    recorded(folder, range(1, 4), names=("mlflow",))
+    recorded(folder, range(2, 6), names=("mlflow",), from_step=1)
     client = mlflow.MlflowClient()
     (experiment,) = [each for each in client.search_experiments() if each.name == "tversky-seg"]
     (run,) = client.search_runs([experiment.experiment_id])
@@ -95,6 +116,9 @@ def test_mlflow_goes_on_in_the_same_run(
     assert run.data.params == {"seed": "3", "model.width": "16"}
     assert run.info.status == "FINISHED"
     assert [file.path for file in client.list_artifacts(run.info.run_id, "pictures/case/axial")]
+    record_results(folder, {"mean": {"dice": 0.5}}, step=5, trackers=("mlflow",))
+    assert client.get_run(run.info.run_id).data.metrics["test/dice"] == 0.5
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "evaluation")]
 
 
 def test_wandb_writes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from tversky_seg.runtime.checkpoints import checksum, load_checkpoint
 from tversky_seg.runtime.distributed import is_first, rank, rank_zero_first, run_sharded, world_size
 from tversky_seg.runtime.environment import record_environment
 from tversky_seg.runtime.files import read_json_if_whole
+from tversky_seg.runtime.recorder import record_results
 from tversky_seg.training.validation import check_monitor, validate
 
 
@@ -140,6 +141,7 @@ def train(cfg: DictConfig) -> int:
         config.logger.info("no test case has a label: nothing to evaluate in %s", output_dir)
         return 1 if faults else 0
     metrics = evaluate(output_dir / "predictions", split.test, output_dir=metrics_file.parent)
+    record_results(output_dir, metrics, step=best["step"], trackers=trainer.trackers or ())
     return show(metrics, str(output_dir))
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tversky_seg.runtime.distributed import is_first
 from tversky_seg.runtime.files import append_csv, write_csv
-from tversky_seg.runtime.trackers import Tracker, open_trackers
+from tversky_seg.runtime.run_settings import flatten
+from tversky_seg.runtime.trackers import Tracker, open_trackers, settings_of_run
 
 logger = logging.getLogger("tversky_seg")
 
@@ -55,6 +59,7 @@ class Recorder:
         shutil.rmtree(output_dir / "tensorboard", ignore_errors=True)
         self._events = SummaryWriter(str(output_dir / "tensorboard"))
         self._trackers = open_trackers(trackers, output_dir)
+        self._write_settings(settings_of_run(output_dir))
         for scalar in scalars:
             self._send(scalar.step, {scalar.name: scalar.value})
 
@@ -85,22 +90,82 @@ class Recorder:
 
     def _send(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+            self._events.add_scalar(tag(name), value, step)
         self._for_each_tracker(lambda tracker: tracker.numbers(step, values))
 
+    def _write_settings(self, settings: Mapping[str, Any]) -> None:
+        """Write the settings of the run for TensorBoard's table of hyperparameters."""
+        from torch.utils.tensorboard.summary import hparams
+
+        values: dict[str, Any] = {}
+        for key, value in settings.items():
+            values[key] = value if isinstance(value, bool | int | float | str) else str(value)
+        # The columns of results beside the settings; their values are the scalars of these tags.
+        results = dict.fromkeys((tag("val_dice"), "test/dice", "test/lesion_f1"), 0.0)
+        if values:
+            writer: Any = self._events.file_writer
+            summaries: Any = hparams  # torch gives it no types
+            for summary in summaries(values, results):
+                writer.add_summary(summary)
+
     def _for_each_tracker(self, send: Callable[[Tracker], None]) -> None:
-        """Send to every tracker, and drop one that fails: a dead server must not end a training."""
-        for tracker in list(self._trackers):
-            try:
-                send(tracker)
-            except Exception as error:  # the packages of trackers raise anything
-                first_line = str(error).partition("\n")[0] or type(error).__name__
-                logger.warning(
-                    "%s receives nothing from here on: %s; metrics.csv has all",
-                    type(tracker).__name__,
-                    first_line,
-                )
-                self._trackers.remove(tracker)
+        _send_to_all(self._trackers, send)
+
+
+def record_results(
+    output_dir: Path, metrics: Mapping[str, Any], *, step: int, trackers: Sequence[str] = ()
+) -> None:
+    """Send the results on the test cases to TensorBoard and to the trackers of a run.
+
+    The trackers also get the report, its numbers and the best checkpoint.
+
+    Args:
+        output_dir: The run directory.
+        metrics: Content of metrics.json; its means are sent, as `test/dice` and so on.
+        step: Step of the evaluated network.
+        trackers: Names of the trackers.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    values: dict[str, float] = {}
+    for name, value in flatten(metrics["mean"]):
+        if value is not None and math.isfinite(value):
+            values[f"test/{name}"] = float(value)
+    with closing(SummaryWriter(str(output_dir / "tensorboard"))) as events:
+        for name, value in values.items():
+            events.add_scalar(name, value, step)
+    names = ("evaluation/report.html", "evaluation/metrics.json", "checkpoints/best.pt")
+    files = [output_dir / name for name in names if (output_dir / name).is_file()]
+    opened = open_trackers(trackers, output_dir)
+    _send_to_all(opened, lambda tracker: tracker.results(step, values, files))
+    _send_to_all(opened, lambda tracker: tracker.close())
+
+
+def _send_to_all(trackers: list[Tracker], send: Callable[[Tracker], None]) -> None:
+    """Send to every tracker, and drop one that fails: a dead server must not end a training."""
+    for tracker in list(trackers):
+        try:
+            send(tracker)
+        except Exception as error:  # the packages of trackers raise anything
+            first_line = str(error).partition("\n")[0] or type(error).__name__
+            logger.warning(
+                "%s receives nothing from here on: %s; the run directory has all",
+                type(tracker).__name__,
+                first_line,
+            )
+            trackers.remove(tracker)
+
+
+def tag(name: str) -> str:
+    """Name a scalar in TensorBoard, which draws what has the same first part side by side.
+
+    "val_dice" -> "val/dice", "step_s" -> "time/step_s", "loss" -> "train/loss".
+    """
+    if name.startswith("val_"):
+        return f"val/{name.removeprefix('val_')}"
+    if name.endswith("_s"):
+        return f"time/{name}"
+    return f"train/{name}"
 
 
 class SilentRecorder:

@@ -42,6 +42,10 @@ class Tracker(Protocol):
         """Send pictures, uint8 (height, width, 3)."""
         ...
 
+    def results(self, step: int, values: Mapping[str, float], files: Sequence[Path]) -> None:
+        """Send the results of the finished run, and files of its directory."""
+        ...
+
     def close(self) -> None:
         """Send what is left."""
         ...
@@ -89,7 +93,7 @@ class MLflow:
         if note.run_id is None:
             run = self._client.create_run(self._experiment_id(), run_name=output_dir.name)
             note.save(run_id=run.info.run_id)
-            self._send_settings(run.info.run_id, _settings_of_run(output_dir))
+            self._send_settings(run.info.run_id, settings_of_run(output_dir))
         self.run_id = str(note.run_id)
         # An earlier command has closed the run, or was killed before it could.
         self._client.update_run(self.run_id, status="RUNNING")
@@ -108,6 +112,12 @@ class MLflow:
         for name, picture in values.items():
             file = f"pictures/{name}/{step:07d}.png"
             self._client.log_image(self.run_id, picture, artifact_file=file)
+
+    def results(self, step: int, values: Mapping[str, float], files: Sequence[Path]) -> None:
+        """Send the results as metrics, and the files as artifacts in the folders of the run."""
+        self.numbers(step, values)
+        for file in files:
+            self._client.log_artifact(self.run_id, str(file), file.parent.name)
 
     def close(self) -> None:
         """Mark the run as ended; a resumed command opens it again."""
@@ -160,7 +170,7 @@ class WeightsAndBiases:
             id=self._note.run_id,
             name=output_dir.name,
             resume="allow",
-            config=_settings_of_run(output_dir),
+            config=settings_of_run(output_dir),
         )
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
@@ -174,6 +184,12 @@ class WeightsAndBiases:
         """Log images."""
         images = {name: self._image(picture) for name, picture in values.items()}
         self._run.log(images, step=step)
+
+    def results(self, step: int, values: Mapping[str, float], files: Sequence[Path]) -> None:
+        """Put the results into the summary, which knows no order of steps; upload the files."""
+        self._run.summary.update(dict(values))
+        for file in files:
+            self._run.save(str(file), base_path=str(file.parents[1]), policy="now")
 
     def close(self) -> None:
         """Wait until everything is sent, or written if offline."""
@@ -213,7 +229,7 @@ def _values_after(
     return new
 
 
-def _settings_of_run(output_dir: Path) -> dict[str, Any]:
+def settings_of_run(output_dir: Path) -> dict[str, Any]:
     """Read the settings of a run by dotted key; none without a config.yaml."""
     path = output_dir / "config.yaml"
     if not path.exists():
