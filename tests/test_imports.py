@@ -33,7 +33,7 @@ CORE = {
 CORE_LIBRARIES = {"numpy", "scipy", "torch", "triton", "cc3d", "tversky_seg"}
 
 ONLY_IN = {
-    "nibabel": {"data/nifti.py", "data/affines.py"},
+    "nibabel": {"data/nifti.py", "data/affines.py", "data/memory_images.py"},
     "hydra": {"config"},
     "omegaconf": {"config", "commands"},
 }

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tversky_seg.data import read_manifest
     from tversky_seg.evaluation import evaluate
     from tversky_seg.inference import predict_volume
+    from tversky_seg.inference.segmenter import Segmenter
     from tversky_seg.losses import (
         AsymmetricSimilarityLoss,
         BCELoss,
@@ -40,6 +41,7 @@ else:
         "data": ("read_manifest",),
         "evaluation": ("evaluate",),
         "inference": ("predict_volume",),
+        "inference.segmenter": ("Segmenter",),
         "losses": (
             "AsymmetricSimilarityLoss",
             "BCELoss",
@@ -101,6 +103,7 @@ __all__ = [
     "FocalTverskyLoss",
     "GeneralizedDiceLoss",
     "ResidualUNet3D",
+    "Segmenter",
     "TverskyLoss",
     "UNet3D",
     "WeightedBCELoss",

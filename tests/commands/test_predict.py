@@ -7,7 +7,7 @@ import csv
 import json
 import os
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +16,14 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.cohorts import MODALITIES, add_case, make_cohort, write_rows
+from helpers.checkpoints import a_checkpoint
+from helpers.cohorts import add_case, make_cohort, write_rows
 from helpers.command_line import Outcome, call, train
 from tversky_seg.data.nifti import read_volume
-from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.inference.prediction_jobs import running_job
-from tversky_seg.inference.settings import Inference
 from tversky_seg.inference.trained_model import load_trained, trained_precision
 from tversky_seg.models import UNet3D
 from tversky_seg.runtime.checkpoints import checksum
-
-MODEL = {"_target_": "tversky_seg.models.UNet3D", "width": 4, "n_levels": 2, "prior": 0.5}
-
-
-def a_checkpoint(
-    path: Path, seed: int = 0, *, threshold: float = 0.5, dropout: float = 0.0, **changed: Any
-) -> Path:
-    """As train.py writes it, of a network that has learnt nothing."""
-    torch.manual_seed(seed)
-    preprocessing = {"modalities": list(MODALITIES), "classes": {"lesion": [1]}, **changed}
-    channels = {
-        "in_channels": len(preprocessing["modalities"]),
-        "out_channels": len(preprocessing["classes"]),
-    }
-    state = {
-        "model": UNet3D(width=4, n_levels=2, prior=0.5, **channels).state_dict(),
-        "config": {"model": MODEL, "augmentation": {"dropout_probability": dropout}},
-        "preprocessing": Preprocessing(**preprocessing).as_dict(),
-        "inference": asdict(Inference(patch_size=16)),
-        "threshold": threshold,
-        "min_volume_mm3": 9.0,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, path)
-    return path
 
 
 @pytest.fixture

@@ -13,17 +13,10 @@ from tversky_seg.data.errors import DataError
 from tversky_seg.data.inputs import find_inputs
 from tversky_seg.data.unused_images import unused_images
 from tversky_seg.inference.predict import first_names, predict_cases
+from tversky_seg.inference.segmenter import Segmenter
 from tversky_seg.inference.settings import Inference
-from tversky_seg.inference.trained_model import (
-    TrainedModel,
-    build_ensemble,
-    common_preprocessing,
-    differing_settings,
-    find_checkpoints,
-    load_trained,
-    trained_precision,
-)
-from tversky_seg.runtime.devices import pick_device, resolve_precision, use_threads
+from tversky_seg.inference.trained_model import TrainedModel, differing_settings
+from tversky_seg.runtime.devices import use_threads
 
 
 def predict(cfg: DictConfig) -> int:
@@ -39,43 +32,38 @@ def predict(cfg: DictConfig) -> int:
             "input: none given; expected {MODALITY: file, ...}, a manifest CSV or a folder"
         )
     use_threads(settings["threads"])
-    device = pick_device(settings["device"])
-    resolve_precision(settings["precision"], device)  # refuses other words
 
     # Load the networks; several make an ensemble, with their own windows and thresholds unless set.
-    paths = find_checkpoints(settings["checkpoint"])
-    models = [load_trained(path, trust=settings["trust"]) for path in paths]
-    preprocessing = common_preprocessing(models)
-    ensemble, inference = build_ensemble(
-        models,
-        overrides=overrides,
+    segmenter = Segmenter.load(
+        settings["checkpoint"],
+        device=settings["device"],
+        precision=settings["precision"],
         combine=settings["combine"],
         uncertainty=settings["uncertainty"],
+        trust=settings["trust"],
+        **overrides,
     )
-    log_ensemble(models, inference, combine=settings["combine"])
-    precision = settings["precision"]
-    if precision == "auto":
-        precision = trained_precision(models, device)
+    log_ensemble(segmenter.models, segmenter.inference, combine=settings["combine"])
 
     # Find the cases. Networks trained with channel dropout can do without a modality.
     cases = find_inputs(
         settings["input"],
-        modalities=preprocessing.modalities,
+        modalities=segmenter.modalities,
         case_id=settings["case_id"],
-        may_lack=all(model.allows_missing_modalities for model in models),
+        may_lack=segmenter.allows_missing_modalities,
     )
     if settings["case_id"] is None:
-        log_unused_images(settings["input"], cases, preprocessing.modalities)
+        log_unused_images(settings["input"], cases, segmenter.modalities)
 
     # Predict them into one folder; the cases that fail do not stop the others.
     faults = predict_cases(
-        ensemble,
+        segmenter.ensemble,
         cases,
-        preprocessing,
+        segmenter.preprocessing,
         Path(str(settings["output_dir"])).expanduser(),
-        inference=inference,
-        device=device,
-        precision=precision,
+        inference=segmenter.inference,
+        device=segmenter.device,
+        precision=segmenter.precision,
     )
     if len(faults) == len(cases):
         raise DataError.gather(map(DataError, faults.values()), others="listed above")

@@ -44,6 +44,12 @@ class PredictedCase:
     probability: Tensor
     uncertainty: Tensor | None
 
+    @property
+    def brain(self) -> Bools:
+        """The brain on the file's own grid, (X, Y, Z)."""
+        foreground = self.foreground.astype(np.float32)
+        return np.asarray(to_input_grid(foreground, self.geometry) > 0.5)
+
 
 @dataclass(frozen=True, eq=False)
 class CasePredictor:
@@ -102,7 +108,7 @@ class CasePredictor:
             threshold=self.inference.thresholds(self.classes),
             min_volume_mm3=self.inference.min_volumes_mm3(self.classes),
             uncertainty=uncertainty_maps,
-            brain=_brain_on_input_grid(predicted.foreground, geometry),
+            brain=predicted.brain,
             like=_image_of_the_grid(case, self.preprocessing),
         )
         files = []
@@ -145,11 +151,6 @@ def prepare_input(case: Case, preprocessing: Preprocessing) -> PreparedCase:
 def _image_of_the_grid(case: Case, preprocessing: Preprocessing) -> Path:
     """Return the image whose grid the prediction has: the first modality that the case has."""
     return next(case.images[name] for name in preprocessing.modalities if name in case.images)
-
-
-def _brain_on_input_grid(foreground: Bools, geometry: Geometry) -> Bools:
-    """Return the brain on the file's own grid, (X, Y, Z)."""
-    return np.asarray(to_input_grid(foreground.astype(np.float32), geometry) > 0.5)
 
 
 def on_input_grid(volumes: Tensor, geometry: Geometry) -> Iterator[NDArray[np.float32]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.inference.case_predictor import (
     CasePredictor,
+    PredictedCase,
     ReadCase,
     on_input_grid,
 )
@@ -119,33 +121,57 @@ def predict_cases(
     windows = inference.windows
     if not isinstance(network, Ensemble):
         network = Ensemble([Member(network, windows, checksum)])
-    settings = _folder_settings(network, preprocessing, inference)
-    case_ids = [case.case_id for case in cases]
-    check_file_names(case_ids, tuple(preprocessing.classes))
     records = CaseRecords(output_dir)
     if device is None:
         device = device_of(network.members[0].network)
     predictor = CasePredictor(
         network, preprocessing, inference, records, torch.device(device), precision
     )
-    with running_job(output_dir, case_ids):
-        # Jobs of other cases may write into the same folder, so shared files change under a lock.
-        with exclusive(output_dir):
-            if not claim_folder(output_dir, settings, notes={"precision": precision}):
-                records.discard_all()  # nothing says how these predictions were made
-        faults = _predict_pending(predictor, cases)
-        with exclusive(output_dir):
-            write_lesion_table(
-                output_dir / LESIONS_FILE,
-                records.lesions(),
-                case_ids=[case_id for case_id in case_ids if case_id not in faults],
-                n_classes=len(preprocessing.classes),
-            )
+    with _filled_folder(predictor, cases) as faults:
+        faults.update(_predict_pending(predictor, cases))
     # If all failed, the caller raises an error that says so.
     if 0 < len(faults) < len(cases):
         listing = "\n".join(faults.values())
         logger.error("%d of %d cases failed: %s", len(faults), len(cases), listing)
     return faults
+
+
+def save_predicted(predictor: CasePredictor, case: Case, predicted: PredictedCase) -> None:
+    """Write a case that is predicted already into a folder, as `predict_cases` does.
+
+    Raises:
+        DataError: As `predict_cases`.
+    """
+    with _filled_folder(predictor, [case]):
+        predictor.write(case, predicted)
+
+
+@contextmanager
+def _filled_folder(predictor: CasePredictor, cases: Sequence[Case]) -> Iterator[dict[str, str]]:
+    """Prepare the predictions folder for some cases; after the block lists their lesions.
+
+    Yields:
+        case_id -> one line: the block adds the cases that failed.
+    """
+    settings = _folder_settings(predictor.ensemble, predictor.preprocessing, predictor.inference)
+    case_ids = [case.case_id for case in cases]
+    check_file_names(case_ids, predictor.classes)
+    records = predictor.records
+    output_dir = records.output_dir
+    faults: dict[str, str] = {}
+    with running_job(output_dir, case_ids):
+        # Jobs of other cases may write into the same folder, so shared files change under a lock.
+        with exclusive(output_dir):
+            if not claim_folder(output_dir, settings, notes={"precision": predictor.precision}):
+                records.discard_all()  # nothing says how these predictions were made
+        yield faults
+        with exclusive(output_dir):
+            write_lesion_table(
+                output_dir / LESIONS_FILE,
+                records.lesions(),
+                case_ids=[case_id for case_id in case_ids if case_id not in faults],
+                n_classes=len(predictor.classes),
+            )
 
 
 class _Progress:

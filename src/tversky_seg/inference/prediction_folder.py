@@ -47,6 +47,21 @@ def prediction_files(
     return files
 
 
+@dataclass(frozen=True, eq=False)
+class ClassPrediction:
+    """What a probability says of one class of a case.
+
+    Attributes:
+        probability: (X, Y, Z) as it is read from its file.
+        mask: (X, Y, Z) where it reaches the threshold, without lesions that are too small.
+        lesions: A row for each lesion, the largest first; see `lesion_table.lesion_rows`.
+    """
+
+    probability: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    lesions: list[Row]
+
+
 def check_file_names(case_ids: Iterable[str], classes: Sequence[str]) -> None:
     """Refuse names of cases and classes that would put two predictions into one file.
 
@@ -124,19 +139,47 @@ def write_prediction(
     rows = []
     for name, of_class in zip(classes, probability, strict=True):
         write_volume(files[name].probability, of_class, affine, scale=PROBABILITY_SCALE, like=like)
-        stored = _as_stored(of_class)
-        mask = stored >= np.float32(_of_class(threshold, name))
-        lesions = number_lesions(mask, affine, min_volume_mm3=_of_class(min_volume_mm3, name))
-        write_volume(files[name].mask, lesions > 0, affine, like=like)
-        rows += lesion_rows(
-            lesions,
-            stored,
+        predicted = class_prediction(
+            of_class,
             affine,
+            threshold=_of_class(threshold, name),
+            min_volume_mm3=_of_class(min_volume_mm3, name),
             case_id=case_id,
             class_name=name if len(classes) > 1 else None,
             brain=brain,
         )
+        write_volume(files[name].mask, predicted.mask, affine, like=like)
+        rows += predicted.lesions
     return rows
+
+
+def class_prediction(
+    probability: NDArray[np.float32],
+    affine: ArrayLike,
+    *,
+    threshold: float,
+    min_volume_mm3: float,
+    case_id: str,
+    class_name: str | None = None,
+    brain: NDArray[np.bool_] | None = None,
+) -> ClassPrediction:
+    """Make mask and lesions of a probability (X, Y, Z), as `write_prediction` writes them.
+
+    Args:
+        probability: (X, Y, Z) in [0, 1].
+        affine: (4, 4) of its grid.
+        threshold: Lowest probability of the mask.
+        min_volume_mm3: Size below which a lesion is removed from the mask.
+        case_id: Name of the case, for the rows.
+        class_name: Name of the class, for the rows; None if there is one class.
+        brain: (X, Y, Z) mask of the brain; None if it is unknown.
+    """
+    affine = np.asarray(affine, dtype=np.float32)  # as it will be read
+    stored = as_stored(probability)
+    mask = stored >= np.float32(threshold)
+    lesions = number_lesions(mask, affine, min_volume_mm3=min_volume_mm3)
+    rows = lesion_rows(lesions, stored, affine, case_id=case_id, class_name=class_name, brain=brain)
+    return ClassPrediction(stored, lesions > 0, rows)
 
 
 def claim_folder(
@@ -186,7 +229,7 @@ def claim_folder(
     return True
 
 
-def _as_stored(probability: NDArray[np.float32]) -> NDArray[np.float32]:
+def as_stored(probability: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the probability (X, Y, Z) as it is read from the file."""
     stored = np.empty_like(probability)
     # Plane by plane, as float64 takes eight bytes a voxel.
