@@ -272,10 +272,10 @@ def a_case(seed: int) -> PreparedCase:
     return PreparedCase(f"case{seed}", f"case{seed}", geometry, scale, (40,), arrays=arrays)
 
 
-def compare_validations(device: torch.device, *, repeats: int, n_cases: int = 4) -> None:
+def compare_validations(device: torch.device, *, repeats: int, n_cases: int = 2) -> None:
     """Print how long a validation takes, with and without threads, and its predictions alone."""
     network = to_device(AsTheFirstChannel().eval(), device)
-    cases = [a_case(seed) for seed in range(n_cases)] * 2
+    cases = [a_case(seed) for seed in range(n_cases)] * 4
     inference = Inference(patch_size=SIDE)
 
     def validated(*, in_thread: bool) -> None:
