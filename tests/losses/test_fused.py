@@ -314,6 +314,7 @@ def test_more_than_2_31_voxels(name: str) -> None:
 
 
 @on_gpu
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler, about its own doings
 @pytest.mark.parametrize("name", ["tversky", "generalized dice", "focal"])
 def test_losses_work_compiled_and_on_fake_tensors(name: str) -> None:
     logits, target, weight = drawn((2, 2, 9, 8, 7), "cuda")
