@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 
 from tversky_seg.config.checks import ConfigError
 from tversky_seg.config.instantiate import build_network
-from tversky_seg.config.messages import first_line
 from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.inference.ensemble import Ensemble, Member
 from tversky_seg.inference.settings import Inference
@@ -30,6 +30,7 @@ EXPECTED_TO_DIFFER = ("seed", "data.fold")
 # Room for what a network makes besides its weights, such as buffers that are not saved.
 MEMORY_FACTOR = 4
 SPARE_BYTES = 2**26
+MOST_CHARACTERS = 160  # of what torch says of weights that do not fit, which can fill pages
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +93,9 @@ def load_trained(path: Path | str, *, trust: Sequence[str] = ()) -> TrainedModel
         raise ConfigError(f"{path}: {error}") from error
     # Whatever the classes that a stranger's settings name make of their arguments.
     except Exception as error:
+        reason = shorten(str(error), MOST_CHARACTERS) or type(error).__name__
         raise CheckpointError(
-            f"{path}: its parts do not fit each other ({first_line(error)}); "
-            "expected a file of train.py"
+            f"{path}: its parts do not fit each other; expected a file of train.py ({reason})"
         ) from error
     return TrainedModel(
         path=path,
