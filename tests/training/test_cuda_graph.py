@@ -1,6 +1,7 @@
 """CUDA graphs of the network: when they are used, and that they change no number."""
 
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -54,13 +55,21 @@ def moved(batch: Batch) -> Batch:
     return replace(batch, image=batch.image.to("cuda"), target=batch.target.to("cuda"))
 
 
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """Of this test alone: the flag holds for the whole process."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @on_gpu
+@pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("norm", ["group", "batch"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_graph_changes_no_number(norm: str, precision: str) -> None:
     losses: list[list[float]] = []
     states = []
-    torch.use_deterministic_algorithms(True)
     for cuda_graph in (False, "auto"):
         trainer = gpu_trainer(cuda_graph=cuda_graph, norm=norm, precision=precision)
         batches = [moved(Blobs(spoiled=(4,))[step]) for step in range(1, 7)]
@@ -73,7 +82,6 @@ def test_a_graph_changes_no_number(norm: str, precision: str) -> None:
         assert [result.is_skipped for result in results] == [step == 4 for step in range(1, 7)]
         losses.append([result.loss for result in results if not result.is_skipped])
         states.append({**trainer.model.state_dict(), **trainer.average.network.state_dict()})
-    torch.use_deterministic_algorithms(False)
     assert losses[0] == losses[1]
     assert_same(states[0], states[1])
 
