@@ -88,6 +88,9 @@ def main() -> None:
     if name in ("--version", "-V"):
         print(f"tversky-seg {importlib.import_module('tversky_seg').__version__}")
         sys.exit(0)
+    if name == "--completion":
+        print(_completion(words[1:]), end="")
+        sys.exit(0)
     if name not in COMMANDS:
         print(f"error: {name}: no such command; {_hint(name)}", file=sys.stderr)
         sys.exit(2)
@@ -126,8 +129,21 @@ def overview() -> str:
             *lines,
             "",
             "tversky-seg COMMAND --help describes a command. Start with: tversky-seg train",
+            'In bash and zsh: eval "$(tversky-seg --completion bash)" completes words.',
         ]
     )
+
+
+def _completion(words: list[str]) -> str:
+    """Write what a shell evaluates to complete the words of this program."""
+    from tversky_seg.config.completion import SHELLS, completion_script
+
+    if len(words) != 1 or words[0] not in SHELLS:
+        given = " ".join(words) or "no shell"
+        print(f"error: --completion: {given}; expected one of {', '.join(SHELLS)}", file=sys.stderr)
+        sys.exit(2)
+    configs = {name: word.config for name, word in COMMANDS.items()}
+    return completion_script(words[0], configs)
 
 
 def _hint(name: str) -> str:

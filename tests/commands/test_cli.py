@@ -1,5 +1,6 @@
 """`tversky-seg`: its words, its page, and that it answers without torch."""
 
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -73,3 +74,32 @@ def test_the_package_and_its_page_need_no_torch() -> None:
         "sys.exit(bool({'torch', 'numpy', 'hydra'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("tversky-seg tr", "train"),
+        ("tversky-seg train loss=focal_t", "focal_tversky"),  # bash replaces what follows "="
+        ("tversky-seg train loss=dice loss.bet", "loss.beta="),
+        ("tversky-seg check data=less", ""),
+        ("tversky-seg compare pyproject.t", "pyproject.toml"),
+    ],
+)
+def test_bash_completes_commands_settings_and_files(
+    line: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with mock.patch.object(sys, "argv", ["tversky-seg", "--completion", "bash"]):
+        with pytest.raises(SystemExit):
+            cli.main()
+    script = capsys.readouterr().out
+    words = line.split()
+    asked = (
+        f"COMP_LINE='{line}' COMP_POINT={len(line)} COMP_CWORD={len(words) - 1}\n"
+        f"COMP_WORDS=({line})\n_tversky_seg\necho \"${{COMPREPLY[*]}}\"\n"
+    )
+    done = subprocess.run(
+        ["bash", "--norc"], input=script + asked, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == expected
