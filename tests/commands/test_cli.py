@@ -90,16 +90,21 @@ def test_the_package_and_its_page_need_no_torch() -> None:
 def test_bash_completes_commands_settings_and_files(
     line: str, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with mock.patch.object(sys, "argv", ["tversky-seg", "--completion", "bash"]):
-        with pytest.raises(SystemExit):
-            cli.main()
+    asked = ["tversky-seg", "--completion", "bash"]
+    with mock.patch.object(sys, "argv", asked), suppress(SystemExit):
+        cli.main()
     script = capsys.readouterr().out
     words = line.split()
-    asked = (
+    question = (
         f"COMP_LINE='{line}' COMP_POINT={len(line)} COMP_CWORD={len(words) - 1}\n"
-        f"COMP_WORDS=({line})\n_tversky_seg\necho \"${{COMPREPLY[*]}}\"\n"
+        f'COMP_WORDS=({line})\n_tversky_seg\necho "${{COMPREPLY[*]}}"\n'
     )
     done = subprocess.run(
-        ["bash", "--norc"], input=script + asked, cwd=ROOT, capture_output=True, text=True, check=True
+        ["bash", "--norc"],
+        input=script + question,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == expected
