@@ -13,6 +13,7 @@ import pytest
 import tversky_seg
 from helpers.command_line import ROOT
 from tversky_seg import cli, losses
+from tversky_seg.runtime.program import as_called
 
 
 def page_of(name: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -108,3 +109,16 @@ def test_bash_completes_commands_settings_and_files(
         check=True,
     )
     assert done.stdout.strip() == expected
+
+
+def test_commands_in_a_text_are_those_of_the_program_that_was_called() -> None:
+    text = (
+        "run scripts/check_data.py, python train.py loss=dice, old/train.py; written by predict.py"
+    )
+    with mock.patch.object(sys, "argv", ["train.py"]):
+        assert as_called(text) == text
+    with mock.patch.object(sys, "argv", ["tversky-seg train"]):
+        assert as_called(text) == (
+            "run tversky-seg check, tversky-seg train loss=dice, old/train.py; "
+            "written by tversky-seg predict"
+        )

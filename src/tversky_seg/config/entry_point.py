@@ -27,6 +27,7 @@ from tversky_seg.config.sweep import best_value, describe_job, is_sweep
 from tversky_seg.config.terminal import quiet_libraries, sturdy_output
 from tversky_seg.runtime.one_line import printable_line
 from tversky_seg.runtime.preemption import EXIT_INTERRUPTED, Preempted, handle_signals
+from tversky_seg.runtime.program import as_called
 
 DONE = 0
 SOME_FAILED = 1
@@ -153,7 +154,7 @@ class Command:
         is_met_by_all = isinstance(fault, ConfigError | HydraException)
         if is_first_process() or not is_met_by_all:
             line = printable_line(one_line(fault, config_name=self.name) + where)
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {as_called(line)}", file=sys.stderr)
         return FAILED
 
     def _overall_status(self) -> int:

@@ -15,7 +15,6 @@ from tversky_seg.data.errors import DataError
 from tversky_seg.data.folds import are_folds_drawn, hold_out_fold
 from tversky_seg.data.lesion_load import lesion_loads
 from tversky_seg.data.manifest import read_manifest, write_manifest
-from tversky_seg.runtime.distributed import is_first
 
 logger = logging.getLogger("tversky_seg")
 
@@ -47,6 +46,9 @@ def split_dataset(dataset: Dataset, manifest: Path, *, is_started: bool) -> Spli
         DataError: As `find_cases` and `split_cases`; the CSV is the user's own; or the run was
             started on other cases.
     """
+    # Torch takes seconds to import, which a command of tables can do without.
+    from tversky_seg.runtime.distributed import is_first
+
     if dataset.manifest is not None and dataset.manifest.resolve() == manifest.resolve():
         fault = f"{manifest.parent} holds data.manifest, which a run would replace"
         raise DataError("output_dir", fault, "choose another")

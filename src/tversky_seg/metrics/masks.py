@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 Mask = NDArray[np.bool_]
 """Voxels of a volume, True in lesions."""
@@ -41,9 +40,9 @@ def as_mask(values: ArrayLike, *, name: str = "mask") -> Mask:
 
 def as_array(values: ArrayLike) -> NDArray[Any]:
     """Convert an array, or a tensor on the CPU with or without gradient, to a numpy array."""
-    if isinstance(values, Tensor):
-        values = values.detach()
-    return np.asarray(values)
+    # A tensor with gradient refuses to be read. By its method, since importing torch takes seconds.
+    detach = getattr(values, "detach", None)
+    return np.asarray(values if detach is None else detach())
 
 
 def as_masks(prediction: ArrayLike, reference: ArrayLike) -> tuple[Mask, Mask]:

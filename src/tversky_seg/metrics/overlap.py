@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from torch import Tensor
 
 from tversky_seg.metrics.masks import as_masks
 
-Number = TypeVar("Number", float, Tensor)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Number = TypeVar("Number", float, "Tensor")
 
 
 def tversky_index(
@@ -41,7 +43,7 @@ def tversky_index(
     """
     denominator = tp + alpha * fp + beta * fn + smooth
     # For tensors 0 / 0 is NaN already; for numbers Python would raise an error.
-    if not isinstance(denominator, Tensor) and not denominator:
+    if isinstance(denominator, (int, float, np.generic)) and not denominator:
         return math.nan
     return (tp + smooth) / denominator
 

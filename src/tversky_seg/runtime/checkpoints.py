@@ -61,7 +61,7 @@ def save_checkpoint(path: Path, content: dict[str, Any], *, previous: Path | Non
         ) from error
 
 
-def load_checkpoint(path: Path, *, map_location: str = "cpu") -> dict[str, Any]:
+def load_checkpoint(path: Path | str, *, map_location: str = "cpu") -> dict[str, Any]:
     """Read a checkpoint.
 
     Only tensors and plain values are unpickled, so a stranger's file runs no code.
@@ -70,6 +70,7 @@ def load_checkpoint(path: Path, *, map_location: str = "cpu") -> dict[str, Any]:
         CheckpointError: The file is missing or damaged, or holds anything but tensors and plain
             values.
     """
+    path = Path(path).expanduser()
     if not path.is_file():
         raise CheckpointError(
             f"{path}: no such file; give a checkpoint such as <run>/checkpoints/best.pt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 INSTALLED_WORDS = {
@@ -17,6 +18,9 @@ INSTALLED_WORDS = {
     "python scripts/compare.py": "tversky-seg compare",
     "python scripts/reproduce.py": "tversky-seg reproduce",
     "python scripts/isbi_submission.py": "tversky-seg isbi-submission",
+    "train.py": "tversky-seg train",
+    "predict.py": "tversky-seg predict",
+    "evaluate.py": "tversky-seg evaluate",
 }
 """A command as a clone has it -> as the installed program has it; longer texts first."""
 
@@ -28,5 +32,6 @@ def as_called(text: str) -> str:
     """
     if sys.argv[0].startswith("tversky-seg "):
         for script, words in INSTALLED_WORDS.items():
-            text = text.replace(script, words)
+            # Not within a path, such as old/train.py
+            text = re.sub(rf"(?<![\w/.-]){re.escape(script)}\b", words, text)
     return text
