@@ -16,7 +16,7 @@ LAYERS = (
     ("losses", "models", "weighting", "data"),
     ("config",),
     ("inference",),
-    ("report",),
+    ("report", "export"),
     ("evaluation",),
     ("training", "analysis", "data_check"),
     ("commands",),

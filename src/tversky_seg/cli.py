@@ -59,6 +59,11 @@ COMMANDS = {
         "write the manifest of a public data set",
         "tversky_seg.data.datasets.import_command:main",
     ),
+    "export": Word(
+        "write a network as ONNX or .pt2, with its preprocessing beside it",
+        "tversky_seg.commands.export:export",
+        config="export",
+    ),
     "summarize": Word(
         "summarize a sweep or a cross-validation, and recommend a setting",
         "tversky_seg.commands.summarize:main",

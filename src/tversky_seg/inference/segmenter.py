@@ -160,7 +160,7 @@ class Segmenter:
         try:
             files = _as_files(given, folder, affine)
             case = self._case(files, given, case_id)
-            predictor = self._predictor()
+            predictor = self.predictor()
             predicted = predictor.predict(predictor.read(case))
         except DataError as error:
             if folder is None:
@@ -190,7 +190,8 @@ class Segmenter:
         )
         return case
 
-    def _predictor(self) -> CasePredictor:
+    def predictor(self) -> CasePredictor:
+        """Return the steps of a prediction: read, predict; nothing is written."""
         return CasePredictor(
             self.ensemble,
             self.preprocessing,

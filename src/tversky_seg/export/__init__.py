@@ -1,0 +1,1 @@
+"""Export: a trained network, and predictions, in the formats of other programs."""
