@@ -1,18 +1,23 @@
 """Check a dataset before training on it: table of cases, findings, plan of a training."""
 
 import shlex
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
+from torch import nn
 
 from tversky_seg import config
+from tversky_seg.data.dataset import Dataset
 from tversky_seg.data_check import DatasetCheck, Training, check_dataset, survey_dataset
+from tversky_seg.data_check.duration import Timing, time_steps
 from tversky_seg.data_check.finding import ERROR, Finding
 from tversky_seg.data_check.memory import GIB
 from tversky_seg.data_check.page import write_page
-from tversky_seg.data_check.plan import Plan
+from tversky_seg.data_check.plan import Plan, is_here
 from tversky_seg.data_check.tables import FINDING_COLUMNS, HEADERS, case_row
 from tversky_seg.data_check.terminal import print_check
 from tversky_seg.runtime.devices import pick_device, resolve_precision
@@ -20,7 +25,7 @@ from tversky_seg.runtime.files import write_csv
 from tversky_seg.runtime.program import as_called
 
 # Settings that train.py does not know, or that mean something else there.
-OWN_SETTINGS = ("output_dir", "n_workers", "memory_gib")
+OWN_SETTINGS = ("output_dir", "n_workers", "memory_gib", "timed_steps")
 
 
 def check_data(cfg: DictConfig) -> int:
@@ -38,7 +43,11 @@ def check_data(cfg: DictConfig) -> int:
         precision=resolve_precision(cfg.trainer.precision, device),
         device=device,
         memory_bytes=int(cfg.memory_gib * GIB) if cfg.memory_gib else None,
+        validate_every=cfg.trainer.validate_every,
+        overlap=cfg.inference.overlap,
     )
+    if cfg.timed_steps and is_here(device):
+        training = replace(training, time_plan=partial(time_plan, cfg, dataset, network))
     output_dir = Path(str(cfg.output_dir)).expanduser()
     output_dir.mkdir(parents=True, exist_ok=True)
 
@@ -63,6 +72,24 @@ def training_device(cfg: DictConfig) -> torch.device:
     if cfg.memory_gib and name.startswith("cuda"):
         return torch.device(name)
     return pick_device(name)
+
+
+def time_plan(cfg: DictConfig, dataset: Dataset, network: nn.Module, plan: Plan) -> Timing:
+    """Time some steps of the training with the patch and the batch of a plan."""
+    cfg = cfg.copy()
+    cfg.trainer.batch_size = plan.batch_size
+    trainer = config.build(
+        cfg,
+        "trainer",
+        model=network,
+        loss=config.build(cfg, "loss"),
+        weighting=config.build(cfg, "weighting"),
+        optimizer=config.build(cfg, "optimizer"),
+        schedule=config.build(cfg, "schedule"),
+        seed=cfg.seed,
+    )
+    shape = (plan.batch_size, len(dataset.modalities), *plan.patch_size)
+    return time_steps(trainer, shape, n_classes=len(dataset.classes), n_steps=cfg.timed_steps)
 
 
 def planned_command(plan: Plan) -> str:

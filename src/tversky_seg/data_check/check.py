@@ -7,12 +7,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from tversky_seg.config.messages import first_line
 from tversky_seg.data.case import Case
@@ -28,46 +25,13 @@ from tversky_seg.data_check.cohort import cohort_findings, training_findings
 from tversky_seg.data_check.coverage import draws_for_all, expected_draws, lesion_shares
 from tversky_seg.data_check.examine import examine_cases
 from tversky_seg.data_check.finding import LEVELS, NOTE, WARNING, Finding
-from tversky_seg.data_check.memory import format_bytes, free_memory, loader_bytes, step_bytes
+from tversky_seg.data_check.memory import format_bytes, loader_bytes, step_bytes
 from tversky_seg.data_check.plan import Plan, make_plan, times
+from tversky_seg.data_check.split_findings import split_findings
+from tversky_seg.data_check.training import Cost, Training
+from tversky_seg.data_check.training_time import plan_costs, with_duration
 from tversky_seg.report.labels import count
 from tversky_seg.runtime.workers import n_cores
-
-
-@dataclass(frozen=True)
-class Training:
-    """The training whose costs are estimated."""
-
-    network: nn.Module
-    sampler: Any
-    max_steps: int
-    batch_size: int
-    precision: str
-    device: torch.device
-    memory_bytes: int | None = None
-    """Memory to plan with; None: what is free on the device."""
-
-    @property
-    def n_patches(self) -> int:
-        """Patches that the run draws."""
-        return self.max_steps * self.batch_size
-
-    @property
-    def free_bytes(self) -> int:
-        """Memory to plan with."""
-        if self.memory_bytes is None:
-            return free_memory(self.device)
-        return self.memory_bytes
-
-
-@dataclass(frozen=True)
-class Cost:
-    """One thing that a training takes."""
-
-    what: str
-    amount: str
-    basis: str
-    """Basis of the estimate."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +136,12 @@ def check_dataset(
     shares = lesion_shares(training.sampler, one_case_per_rater(training_cases))
     findings.extend(_coverage_findings(shares, training))
 
+    # Where no split can be drawn, the plan is made for all cases.
+    plan = _plan(training_reports or reports, training, n_channels=len(dataset.modalities))
+    if plan is not None:
+        plan, time_findings = with_duration(plan, training, sets)
+        findings.extend(time_findings)
+
     n_classes = len(dataset.classes)
     n_channels = 1
     for report in reports:
@@ -181,13 +151,14 @@ def check_dataset(
         *_step_costs(training, n_channels=n_channels, n_classes=n_classes),
         *_coverage_costs(shares, training),
     ]
+    if plan is not None:
+        costs.extend(plan_costs(plan, training))
     return DatasetCheck(
         reports=reports,
         sets=sets,
         findings=sorted(findings, key=lambda finding: LEVELS.index(finding.level)),
         costs=costs,
-        # Where no split can be drawn, the plan is made for all cases.
-        plan=_plan(training_reports or reports, training, n_channels=len(dataset.modalities)),
+        plan=plan,
     )
 
 
@@ -201,7 +172,7 @@ def _assign_sets(dataset: Dataset, cases: Sequence[Case]) -> tuple[dict[str, str
     for name, part in (("train", split.train), ("val", split.val), ("test", split.test)):
         for case in part:
             sets[case.case_id] = name
-    return sets, []
+    return sets, list(split_findings(dataset, cases, sets))
 
 
 def _preprocessing_for(dataset: Dataset, cases: Sequence[Case]) -> Preprocessing:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from tversky_seg.data_check.duration import Duration
 from tversky_seg.data_check.memory import free_memory, step_bytes
 
 KEEP_FREE = 0.2
@@ -41,16 +42,27 @@ class Plan:
     """"cuda" or "cpu"."""
     reasons: tuple[str, ...]
     """One sentence for each choice."""
+    volume: Sides = (0, 0, 0)
+    """Typical volume as the network sees it, in voxels."""
+    precision: str | None = None
+    """Precision of this machine's device; None where the training is planned for another."""
+    duration: Duration | None = None
+    """Time of the training; None where no step was timed."""
 
     @property
     def overrides(self) -> dict[str, str]:
         """Settings for the command line, by key."""
-        return {
+        overrides = {
             "data.spacing_mm": _bracketed(self.spacing_mm),
             "sampler.patch_size": _bracketed(self.patch_size),
             "trainer.batch_size": str(self.batch_size),
             "trainer.n_workers": str(self.n_workers),
         }
+        if self.precision is not None:
+            overrides["trainer.precision"] = self.precision
+        if self.duration is not None:
+            overrides["trainer.max_steps"] = str(self.duration.max_steps)
+        return overrides
 
 
 def make_plan(
@@ -114,7 +126,14 @@ def make_plan(
         memory_bytes=free,
         device=device.type,
         reasons=reasons,
+        volume=(shape[0], shape[1], shape[2]),
+        precision=precision if is_here(device) else None,
     )
+
+
+def is_here(device: torch.device) -> bool:
+    """Tell whether this machine has the device, for which a training may only be planned."""
+    return device.type == "cpu" or torch.cuda.is_available()
 
 
 def _preferred_sides(spacing_mm: Sequence[float], shape: Sequence[int], *, longest: int) -> Sides:
