@@ -588,7 +588,7 @@ def test_report_is_one_page_without_references_to_elsewhere(drawing_cohort):
 
 
 def test_terminal_table_shows_mean_interval_and_pooled_value(cohort):
-    for seed in range(2):
+    for seed in range(5):
         cohort.add(seed)
     metrics = cohort.evaluate()
     console = Console(width=120, record=True, file=io.StringIO())

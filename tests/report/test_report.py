@@ -1,21 +1,24 @@
 """The report page: its parts, its safety, and how a browser draws it."""
 
 import base64
+import dataclasses
 import gzip
-import hashlib
+import io
 import json
 import math
-import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
-from importlib.resources import files
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from urllib.parse import unquote
 
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from helpers.evaluated_cohort import Cohort, lesions_and_map
+from tversky_seg.metrics.lesion_rule import ANY_OVERLAP, LesionRule
 from tversky_seg.metrics.ranking import PrecisionRecallCurve
 from tversky_seg.report.figures import (
     Curve,
@@ -31,11 +34,13 @@ from tversky_seg.report.slices import (
     PREDICTION_COLOUR,
     REFERENCE_COLOUR,
     ShownCase,
+    cases_to_view,
     choose_cases,
     outline,
-    viewed_case,
+    to_grey,
 )
-from tversky_seg.report.viewer import make_viewer
+from tversky_seg.report.summary_sentence import summary_sentence
+from tversky_seg.report.viewer import pack_case
 
 EVIL = '"><img src=x onerror=alert(1)></script><script>alert(2)</script>'
 CHROMIUM = next(
@@ -65,7 +70,7 @@ def shown_case(case_id="p1", *, shape=(14, 12, 10), classes=("lesion",), spacing
     reference[:, 9, 9, 7] = prediction[:, 2, 9, 2] = True
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = (-20, 5, 3)
-    return ShownCase(case_id, image, prediction, reference, classes, affine)
+    return ShownCase(case_id, {"FLAIR": image}, prediction, reference, classes, affine)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +105,9 @@ def test_the_report_has_every_part(evaluated):
     for part in parts:
         assert part in text, part
     low, high = (f"{limit:.3f}" for limit in metrics["ci95"]["dice"])
-    assert f"{low} to {high}" in text
+    # Three subjects are too few for an interval.
+    assert f"{low} to {high}" not in text
+    assert "No interval is given for fewer than 5 subjects" in text
     assert "4 cases, 3 subjects" in text
     for part in metrics["recall_by_volume"]["fixed"]:
         if part["n_lesions"]:
@@ -133,9 +140,11 @@ def test_names_cannot_break_out_of_the_page(evaluated):
     evil["lesion_rule"]["source"] = EVIL
     evil["faults"] = [EVIL]
     case = shown_case(EVIL, classes=(EVIL, "b"))
-    write_report(folder, evil, shown=[(EVIL, case)], viewed=EVIL)
+    write_report(
+        folder, evil, shown=[case], titles={EVIL: EVIL}, viewed=[EVIL], origin={EVIL: EVIL}
+    )
     page = Page((folder / "report.html").read_text())
-    assert len([tag for tag in page.tags if tag == "script"]) == 4  # sorting, program, case, viewer
+    assert len([tag for tag in page.tags if tag == "script"]) == 3  # sorting, case, viewer
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
     assert all(
         value.startswith("data:")
@@ -164,17 +173,28 @@ def test_each_class_has_its_charts(tmp_path):
     assert "Free-response" not in text  # masks only: nothing to rank by
 
 
-def test_the_viewer_can_be_left_out_or_chosen(evaluated):
+def test_the_viewer_lists_the_worst_cases_and_those_with_slices(evaluated):
     metrics = evaluated[1]
-    chosen = choose_cases(metrics)
-    assert viewed_case(chosen, "worst") == next(iter(chosen.values()))
-    assert viewed_case(chosen, "none") is None
     dice = {
         case["case_id"]: case["dice"] for case in metrics["cases"] if case["reference_volume_mm3"]
     }
-    assert list(chosen.values()) == [min(dice, key=dice.get), max(dice, key=dice.get), "case3"]
-    (middle,) = dice.keys() - set(chosen.values())
-    assert choose_cases(metrics, viewed=middle)["Chosen case"] == middle
+    ranked = sorted(dice, key=dice.get)
+    chosen = choose_cases(metrics)
+    assert list(chosen) == [ranked[0], ranked[-1], "case3"]
+    assert choose_cases(metrics, viewed=ranked[1])[ranked[1]] == "Chosen case"
+    assert cases_to_view(metrics, viewed="worst", most=20) == [*ranked, "case3"]
+    assert cases_to_view(metrics, viewed="worst", most=3) == [ranked[0], ranked[-1], "case3"]
+    assert cases_to_view(metrics, viewed="none", most=20) == []
+
+
+def test_cases_that_do_not_fit_are_named(evaluated):
+    folder, metrics, _ = evaluated
+    case = shown_case("case3")
+    write_report(folder, metrics, shown=[case], titles={}, viewed=["case3"])
+    text = (folder / "report.html").read_text()
+    assert "3 further cases not in this page" in text
+    assert text.count('class="viewer-case"') == 1
+    assert "case3: no lesion, " in text
 
 
 def test_an_unknown_case_to_view_is_warned_of_and_costs_no_evaluation(tmp_path, caplog):
@@ -182,7 +202,7 @@ def test_an_unknown_case_to_view_is_warned_of_and_costs_no_evaluation(tmp_path, 
     cohort.add(0)
     assert cohort.evaluate(viewer="x")["n_cases"] == 1
     assert "viewer: 'x'" in caplog.text
-    assert "in three planes" not in (cohort.output_dir / "report.html").read_text()
+    assert "in three planes" in (cohort.output_dir / "report.html").read_text()
 
 
 def test_misses_and_false_positives_are_tinted():
@@ -198,56 +218,124 @@ def test_misses_and_false_positives_are_tinted():
     assert false_positive.tolist() == [int(0.3 * value) for value in PREDICTION_COLOUR]
 
 
-def stored_case(viewer):
-    """The volumes and colours that the page holds of the viewed case."""
-    return json.loads(viewer.case_json)
-
-
-def volume_of(content):
-    return nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(content)))
+def packed(case, *, rule=ANY_OVERLAP, **settings):
+    """What the page holds of a case, with the numbers of its lesions as volumes."""
+    content = json.loads(pack_case(case, rule=rule, **settings).content)
+    for one in content["classes"]:
+        for side in ("reference", "prediction"):
+            numbers = np.frombuffer(gzip.decompress(base64.b64decode(one[side]["numbers"])), "<u2")
+            one[side]["numbers"] = numbers.reshape(content["shape"], order="F")
+    return content
 
 
 def test_the_viewed_case_is_cropped_and_lies_where_it_was():
     case = shown_case()
-    image = np.zeros_like(case.image)
-    image[2:12, 2:11, 2:9] = case.image[2:12, 2:11, 2:9] + 1
-    case = ShownCase(
-        case.case_id, image, case.prediction, case.reference, case.classes, case.affine
+    image = np.zeros_like(case.images["FLAIR"])
+    image[2:12, 2:11, 2:9] = case.images["FLAIR"][2:12, 2:11, 2:9] + 1
+    case = dataclasses.replace(case, images={"FLAIR": image})
+    content = packed(case)
+    (lesion,) = content["classes"]
+    assert content["shape"] == [10, 9, 7]
+    affine = np.array(content["affine"])
+    for side, mask in (("reference", case.reference[0]), ("prediction", case.prediction[0])):
+        stored = affine[:3, :3] @ np.argwhere(lesion[side]["numbers"]).T + affine[:3, 3:]
+        there = case.affine[:3, :3] @ np.argwhere(mask).T + case.affine[:3, 3:]
+        assert stored == pytest.approx(there)
+    assert (affine @ [*content["start"], 1])[2] == pytest.approx(3 + 4 * 2)
+
+
+def test_missed_and_false_lesions_have_volumes_and_a_voxel_inside():
+    content = packed(shown_case())
+    (lesion,) = content["classes"]
+    for side in ("reference", "prediction"):
+        stored = lesion[side]
+        assert sorted(zip(stored["volume_mm3"], stored["matched"], strict=True)) == [
+            (2.0, 0),
+            (18.0, 1),
+        ]
+        for number, voxel in enumerate(stored["voxels"], start=1):
+            assert stored["numbers"][tuple(voxel)] == number
+
+
+def test_the_viewer_counts_lesions_by_the_rule():
+    rule = LesionRule(min_volume_mm3=2.0, strictly_larger=True)
+    (lesion,) = packed(shown_case(), rule=rule)["classes"]
+    assert lesion["reference"]["volume_mm3"] == [18.0]
+    assert lesion["reference"]["numbers"].max() == 1
+
+
+def test_images_survive_their_compression():
+    image = np.add.outer(np.arange(30.0), np.arange(28.0))[..., None] + np.zeros(26)
+    case = dataclasses.replace(shown_case(shape=(30, 28, 26)), images={"FLAIR": image})
+    (stored,) = packed(case)["images"]
+    sheet = Image.open(io.BytesIO(base64.b64decode(stored["sheets"][0]))).convert("L")
+    first_slice = np.asarray(sheet, float)[:28, :30].T
+    assert np.abs(first_slice - to_grey(image)[..., 0]).mean() < 2
+
+
+def test_a_large_case_is_shown_coarser_and_keeps_its_small_lesions():
+    case = shown_case(shape=(40, 40, 40), spacing=(1.0, 1.0, 1.0))
+    content = packed(case, largest_bytes=15_000)
+    assert max(content["steps"]) > 1
+    (lesion,) = content["classes"]
+    for side in ("reference", "prediction"):
+        assert set(np.unique(lesion[side]["numbers"])) == {0, 1, 2}
+    assert len(pack_case(case, rule=ANY_OVERLAP, largest_bytes=15_000).content) <= 15_000
+
+
+def test_thick_slices_stay_when_voxels_grow():
+    case = shown_case(shape=(60, 60, 9), spacing=(1.0, 1.0, 6.0))
+    case = dataclasses.replace(case, images={"FLAIR": np.random.default_rng(0).random((60, 60, 9))})
+    content = packed(case, largest_bytes=12_000)
+    assert content["steps"] == [2, 2, 1]
+    assert content["spacing_mm"] == [2, 2, 6]
+
+
+def test_a_sentence_says_what_was_found():
+    case = {
+        "n_reference_lesions": 20,
+        "n_detected_lesions": 15,
+        "n_predicted_lesions": 18,
+        "n_false_lesions": 2,
+        "reference_volume_mm3": 1000.0,
+        "predicted_volume_mm3": 860.0,
+    }
+    bins = [
+        {"to_mm3": 10.0, "n_lesions": 4, "n_detected": 1},
+        {"to_mm3": 30.0, "n_lesions": 6, "n_detected": 3},
+        {"to_mm3": None, "n_lesions": 10, "n_detected": 10},
+    ]
+    metrics = {"cases": [case], "recall_by_volume": {"fixed": bins}}
+    assert summary_sentence(metrics) == (
+        "15 of 20 lesions found (75 %); 2 of 18 predicted lesions are false (11 %); "
+        "below 30 mm³, 4 of 10 found (40 %); total volume 14 % too small."
     )
-    stored = stored_case(make_viewer(case))
-    volume, overlay = volume_of(stored["image"]), volume_of(stored["overlays"][0])
-    assert volume.shape == overlay.shape == (10, 9, 7)
-    assert volume.get_data_dtype() == np.uint8
-    places = (
-        overlay.affine[:3, :3] @ np.argwhere(np.asarray(overlay.dataobj) == 3).T
-        + overlay.affine[:3, 3:]
+    empty = dict.fromkeys(case, 0)
+    assert summary_sentence({"cases": [empty]}) == "No case has a lesion; nothing predicted."
+
+
+def test_the_header_says_where_predictions_come_from(tmp_path):
+    cohort = Cohort(tmp_path)
+    cohort.add(0)
+    cohort.settings(checkpoint="0123456789abcdef", threshold=0.5)
+    (tmp_path / "config.yaml").write_text(
+        "model: {_target_: a.UNet3D, width: 16}\nloss: {_target_: b.TverskyLoss, beta: 0.7}\n"
     )
-    both = (
-        case.affine[:3, :3] @ np.argwhere((case.prediction & case.reference)[0]).T
-        + case.affine[:3, 3:]
+    (tmp_path / "environment.json").write_text(
+        json.dumps({"command": ["/bin/python", "/x/train.py", "loss.beta=0.7"]})
     )
-    assert places == pytest.approx(both)
-    counts = np.bincount(np.asarray(overlay.dataobj).ravel().astype(int))
-    assert counts[1:].tolist() == [4, 4, 6]  # false negative, false positive, true positive
-    assert stored["start_mm"][2] == pytest.approx(3 + 4 * 2)
-
-
-def test_a_large_case_is_shown_coarser():
-    case = shown_case(shape=(40, 40, 40))
-    viewer = make_viewer(case, largest_bytes=20_000)
-    stored = stored_case(viewer)
-    assert viewer.step == 2
-    assert len(stored["image"]) + len(stored["overlays"][0]) <= 20_000
-    assert volume_of(stored["image"]).header.get_zooms() == pytest.approx((2, 2, 4))
-
-
-def test_the_vendored_program_is_what_its_licence_file_says():
-    folder = files("tversky_seg.report") / "assets"
-    program = gzip.decompress((folder / "niivue.umd.js.gz").read_bytes())
-    licences = (folder / "niivue_licences.txt").read_text()
-    assert hashlib.sha256(program).hexdigest() in licences
-    assert "BSD 2-Clause" in licences
-    assert len(program) < 3e6
+    cohort.evaluate(command=["evaluate.py", "predictions='a/b'"])
+    text = (cohort.output_dir / "report.html").read_text()
+    for part in (
+        tmp_path.name,
+        "UNet3D(width=16), TverskyLoss(beta=0.7)",
+        "SHA-256 0123456789ab",
+        "<dd>train.py loss.beta=0.7</dd>",
+        "<dd>evaluate.py predictions=a/b</dd>",
+        "tversky-seg 0.",
+        "1 case; FLAIR",
+    ):
+        assert part in text, part
 
 
 def test_figures_escape_names_and_draw_no_formula():
@@ -324,26 +412,95 @@ def test_masks_of_several_classes_have_no_threshold_to_describe():
     assert "removed" not in description
 
 
-@pytest.mark.slow
+DRIVER = """
+const viewer = document.getElementById("viewer");
+const ready = () => new Promise((done) => {
+  const look = () => viewer.dataset.state === "ready" ? done() : setTimeout(look, 20);
+  look();
+});
+const press = async (key) => {
+  viewer.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  await ready();
+  const place = document.getElementById("viewer-place").textContent;
+  const sides = document.getElementById("viewer-convention").value;
+  seen.push([key, viewer.dataset.case, viewer.dataset.voxel, place, sides]);
+};
+const seen = [];
+(async () => {
+  await ready();
+  for (const key of KEYS) await press(key);
+  const canvas = document.getElementById("viewer-plane-0");
+  const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  const colours = new Set();
+  for (let k = 0; k < pixels.length; k += 4) colours.add([...pixels.slice(k, k + 3)].join());
+  const answer = encodeURIComponent(JSON.stringify({ seen, n: colours.size }));
+  new Image().src = `http://127.0.0.1:PORT/${answer}`;
+})();
+"""
+
+
+class Answer(BaseHTTPRequestHandler):
+    """Takes what the page saw, as the address of a picture."""
+
+    def do_GET(self):
+        self.server.answer = json.loads(unquote(self.path[1:]))
+
+    def log_message(self, *args):
+        pass
+
+
+def browse(page, keys, folder):
+    """Open a page in Chromium, without a network but for the answer, press keys, and report."""
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        server.timeout, server.answer = 90, None
+        port = str(server.server_address[1])
+        driver = DRIVER.replace("KEYS", json.dumps(keys)).replace("PORT", port)
+        page = page.replace("img-src data:", f"img-src data: http://127.0.0.1:{port}")
+        (folder / "page.html").write_text(
+            page.replace("</body>", f"<script>{driver}</script></body>")
+        )
+        command = [
+            CHROMIUM,
+            "--headless=new",
+            "--no-sandbox",
+            "--proxy-server=127.0.0.1:9",
+            f"--user-data-dir={folder / 'profile'}",
+            "--remote-debugging-port=0",
+            "--window-size=1200,900",
+            (folder / "page.html").as_uri(),
+        ]
+        with (folder / "browser.log").open("w") as log:
+            browser = subprocess.Popen(command, stdout=log, stderr=log)
+            try:
+                server.handle_request()
+            finally:
+                browser.kill()
+                browser.wait()
+        assert server.answer, (folder / "browser.log").read_text()[-2000:]
+        return server.answer
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, as apt-get install chromium gives it")
-def test_a_browser_offline_shows_the_case_in_three_planes(evaluated, tmp_path):
+def test_a_browser_offline_walks_through_cases_and_lesions(evaluated, tmp_path):
     folder, metrics, _ = evaluated
-    case = shown_case(EVIL, shape=(60, 50, 40), classes=("lesion", EVIL))
-    write_report(folder, metrics, shown=[("Case", case)], viewed=EVIL)
-    shutil.copy(folder / "report.html", tmp_path / "page.html")
-    browser = [
-        CHROMIUM,
-        "--headless=new",
-        "--no-sandbox",
-        "--use-angle=swiftshader",
-        "--enable-unsafe-swiftshader",
-        "--proxy-server=127.0.0.1:9",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--virtual-time-budget=60000",
-        "--window-size=1200,900",
-        "--dump-dom",
-        (tmp_path / "page.html").as_uri(),
-    ]
-    done = subprocess.run(browser, capture_output=True, text=True, timeout=500, check=False)
-    assert 'data-state="ready"' in done.stdout, done.stdout[-500:] + done.stderr[-2000:]
-    assert re.search(r'id="viewer-place">-?\d+\.\d, -?\d+\.\d, 11\.0 mm<', done.stdout)
+    first = shown_case(EVIL, shape=(60, 50, 40), classes=("lesion", EVIL))
+    second = shown_case("second", shape=(20, 22, 24), classes=("lesion", EVIL))
+    write_report(
+        folder, metrics, shown=[first, second], titles={}, viewed=[EVIL, "second"], first=EVIL
+    )
+    keys = ["m", "ArrowRight", "f", "M", "r", "ArrowRight", "n", "m", "n", "z", "o", "t"]
+    result = browse((folder / "report.html").read_text(), keys, tmp_path)
+    steps = result["seen"]
+    at = [[int(v) for v in step[2].split(",")] for step in steps]
+    assert at[0] == [9, 9, 7]
+    assert "Missed lesion 1 of 1" in steps[0][3]
+    assert "reference lesion of 2.0 mm³, missed" in steps[0][3]
+    assert at[1] == [10, 9, 7]
+    assert at[2] == [2, 9, 2]
+    assert "predicted lesion of 2.0 mm³, false" in steps[2][3]
+    assert at[3] == [9, 9, 7]
+    # On radiological pictures, the patient's right is on the left.
+    assert steps[4][4] == "radiological"
+    assert at[5] == [8, 9, 7]
+    assert [step[1] for step in steps[5:]] == [EVIL, "second", "second", EVIL, EVIL, EVIL, EVIL]
+    assert result["n"] > 20

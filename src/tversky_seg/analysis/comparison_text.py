@@ -8,9 +8,8 @@ from typing import Any
 
 from tversky_seg.analysis.differences import Difference
 from tversky_seg.analysis.runs import OPERATING_POINT, Run
-from tversky_seg.analysis.statistics import FEWEST_FOR_INTERVAL
 from tversky_seg.analysis.tables import latex_float, latex_tabular, markdown_table
-from tversky_seg.report.labels import LABELS, UNDEFINED, count, format_value
+from tversky_seg.report.labels import FEWEST_FOR_INTERVAL, LABELS, UNDEFINED, count, format_value
 
 # The arrows in the tables; a metric in neither set is better the higher it is.
 LOWER_IS_BETTER = {

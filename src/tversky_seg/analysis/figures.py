@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tversky_seg.analysis.curves import PooledCurve
-from tversky_seg.analysis.statistics import FEWEST_FOR_INTERVAL
 from tversky_seg.analysis.summaries import Summary
 from tversky_seg.analysis.weight_lines import WeightLine
 from tversky_seg.report.figures import COLOURS, MARKERS, style_axes
-from tversky_seg.report.labels import LABELS, format_value
+from tversky_seg.report.labels import FEWEST_FOR_INTERVAL, LABELS, format_value
 from tversky_seg.runtime.files import replacing
 
 if TYPE_CHECKING:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-FEWEST_FOR_INTERVAL = 5
-"""Subjects below which tables and figures show no interval: resampling so few misleads."""
 MOST_EXACT = 200
 """Differences up to which the signed-rank test is exact; beyond, the rank sum is normal."""
 LIMITS_95 = (2.5, 97.5)

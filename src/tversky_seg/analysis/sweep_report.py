@@ -8,14 +8,13 @@ from pathlib import Path
 from statistics import median
 
 from tversky_seg.analysis.figures import beta_figure, frontier_figure, save_figure
-from tversky_seg.analysis.statistics import FEWEST_FOR_INTERVAL
 from tversky_seg.analysis.summaries import Summary
 from tversky_seg.analysis.sweep import Setting, SweepRun
 from tversky_seg.analysis.tables import blank_nan, latex_tabular, markdown_table
 from tversky_seg.analysis.weight_lines import weight_lines
 from tversky_seg.inference.output_errors import writing
 from tversky_seg.metrics.averages import mean_of_defined
-from tversky_seg.report.labels import LABELS, UNDEFINED, count
+from tversky_seg.report.labels import FEWEST_FOR_INTERVAL, LABELS, UNDEFINED, count
 from tversky_seg.runtime.files import write_csv, write_text
 
 COLUMNS = (

@@ -1,5 +1,6 @@
 """Evaluate predictions against the labels of a manifest."""
 
+import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -22,7 +23,11 @@ def evaluate(cfg: DictConfig) -> int:
 
     cases = cases_to_evaluate(manifest)
     metrics = evaluate_predictions(
-        predictions, cases, output_dir=output_dir, classes=settings["classes"]
+        predictions,
+        cases,
+        output_dir=output_dir,
+        classes=settings["classes"],
+        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
     )
 
     console = Console()

@@ -23,8 +23,9 @@ from tversky_seg.data_check.finding import (
 )
 from tversky_seg.data_check.plan import times
 from tversky_seg.data_check.tables import HEADERS, case_row, format_number
+from tversky_seg.report.charts import Chart
 from tversky_seg.report.figures import COLOURS, GREY, as_svg, new_axes
-from tversky_seg.report.page import Chart, environment
+from tversky_seg.report.page import environment
 from tversky_seg.runtime.files import write_text
 
 if TYPE_CHECKING:

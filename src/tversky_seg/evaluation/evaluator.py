@@ -23,6 +23,7 @@ from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import TOLERATED_SHIFT_VOXELS
 from tversky_seg.evaluation.case_result import evaluate_case
 from tversky_seg.evaluation.cohort import EvaluatedCohort
+from tversky_seg.evaluation.provenance import describe_origin
 from tversky_seg.evaluation.saved_predictions import Predictions, open_predictions
 from tversky_seg.evaluation.sessions import compare_sessions
 from tversky_seg.evaluation.shown_case import show_case
@@ -44,7 +45,8 @@ from tversky_seg.metrics.case_metrics import TOLERANCE_MM
 from tversky_seg.metrics.lesion_rule import ANY_OVERLAP, LesionRule
 from tversky_seg.report.figures import Curve, as_png, curve_figure
 from tversky_seg.report.page import write_report
-from tversky_seg.report.slices import choose_cases, viewed_case
+from tversky_seg.report.slices import cases_to_view, choose_cases
+from tversky_seg.report.viewer import N_CASES
 from tversky_seg.runtime.files import read_json_if_whole, replacing, write_csv, write_text
 from tversky_seg.runtime.progress import track
 from tversky_seg.runtime.run_settings import flatten
@@ -68,6 +70,7 @@ def evaluate(
     seed: int = 0,
     viewer: str = "worst",
     overwrite: bool = False,
+    command: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Evaluate saved predictions against the cases' labels, and write the report.
 
@@ -94,9 +97,11 @@ def evaluate(
         tolerance_mm: Distance up to which surfaces agree, for the surface Dice.
         n_bootstrap: Resamplings of the subjects for `ci95`.
         seed: Seed of the resamplings.
-        viewer: Case that report.html shows in three planes: "worst" (lowest Dice), a case_id, or
-            "none".
+        viewer: Case that report.html first shows in three planes: "worst" (lowest Dice) or a
+            case_id; the reader may choose others. "none": no viewer.
         overwrite: Whether an evaluation in `output_dir` by another rule is replaced.
+        command: Words of the command line, for the header of report.html. None: those of the
+            training, where the predictions lie in its folder.
 
     Returns:
         The content of metrics.json (docs/metrics.md). Cases that could not be evaluated are listed
@@ -136,7 +141,8 @@ def evaluate(
             cohort, source, tolerance_mm=tolerance_mm, n_bootstrap=n_bootstrap, seed=seed
         )
         _write_tables(folder, cohort, metrics)
-        _write_pictures(folder, cohort, source, metrics, viewer=viewer)
+        origin = describe_origin(source, cohort.cases, command=command)
+        _write_pictures(folder, cohort, source, metrics, viewer=viewer, origin=origin)
     return metrics
 
 
@@ -295,13 +301,24 @@ def _write_pictures(
     metrics: Mapping[str, Any],
     *,
     viewer: str,
+    origin: Mapping[str, str],
 ) -> None:
     """Write report.html with the most telling cases."""
     cases = {case.case_id: case for case in cohort.cases}
-    chosen = choose_cases(metrics, viewed=viewer)
+    titles = choose_cases(metrics, viewed=viewer)
+    viewed = cases_to_view(metrics, viewed=viewer, most=N_CASES)
     # A generator, so that the volumes of one case are in memory at a time.
-    shown = ((title, show_case(cases[case_id], source)) for title, case_id in chosen.items())
-    write_report(folder, metrics, shown=shown, viewed=viewed_case(chosen, viewer))
+    shown = (show_case(cases[case_id], source) for case_id in dict.fromkeys([*titles, *viewed]))
+    write_report(
+        folder,
+        metrics,
+        shown=shown,
+        titles=titles,
+        viewed=viewed,
+        first=viewer,
+        rule=cohort.rule,
+        origin=origin,
+    )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""An evaluated case for the report: image, prediction and reference, turned upright."""
+"""An evaluated case for the report: images, prediction and reference, turned upright."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from tversky_seg.data.affines import ras_grid
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.grids import resample
-from tversky_seg.data.nifti import Volume, read_label, read_volume
+from tversky_seg.data.grids import Shape, resample
+from tversky_seg.data.nifti import read_label, read_volume
 from tversky_seg.evaluation.saved_predictions import Predictions
 from tversky_seg.report.slices import ShownCase
+from tversky_seg.report.viewer import N_MODALITIES
 
 logger = logging.getLogger("tversky_seg")
 
@@ -36,7 +37,7 @@ def show_case(case: Case, source: Predictions) -> ShownCase:
         references.append(upright(np.isin(reference.data, values)))
     return ShownCase(
         case_id=case.case_id,
-        image=upright(_background(case, reference)),
+        images=_images(case, shape, affine),
         prediction=np.stack(predictions),
         reference=np.stack(references),
         classes=tuple(source.classes),
@@ -44,19 +45,17 @@ def show_case(case: Case, source: Predictions) -> ShownCase:
     )
 
 
-def _background(case: Case, reference: Volume) -> NDArray[Any]:
-    """Read the first image of a case; black where it is unavailable on the label's grid."""
-    black = np.zeros(reference.shape, np.float32)
-    if not case.images:
-        return black
-    # The first modality, because the network's grid is made from it.
-    path = next(iter(case.images.values()))
-    try:
-        image = read_volume(path)
-    except DataError as fault:
-        logger.warning("no picture of case %s: %s", case.case_id, fault)
-        return black
-    # A modality on another grid would need resampling only to be drawn.
-    if image.shape != reference.shape:
-        return black
-    return image.data
+def _images(case: Case, shape: Shape, affine: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Read the first images of a case on this grid; black where there is none."""
+    images: dict[str, NDArray[Any]] = {}
+    for modality, path in list(case.images.items())[:N_MODALITIES]:
+        try:
+            image = read_volume(path)
+        except DataError as fault:
+            logger.warning("no picture of case %s: %s", case.case_id, fault)
+        else:
+            # By its affine, because arrays of one shape may still be flipped against each other.
+            images[modality] = resample(image.data, image.affine, affine, shape)
+    if not images:
+        images["no image"] = np.zeros(shape, np.float32)
+    return images

@@ -27,6 +27,13 @@ MOST_FALSE = 10.0
 LONGEST_NAME = 24
 N_NAMED = 3
 """Cases named in the Bland-Altman plot: those with the largest differences."""
+FIGURE_WIDTH = 4.8
+FIGURE_HEIGHT = 3.6
+LEFT = 0.14
+RIGHT = 0.97
+BOTTOM = 0.15
+TOP = 0.96
+"""Place of the axes, as shares of the figure."""
 Columns = Mapping[str, NDArray[np.float64]]
 
 
@@ -233,12 +240,19 @@ def as_svg(figure: Figure) -> str:
     return document[document.index("<svg") :]
 
 
-def new_axes(*, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """Make a figure of one chart in the style of the pages."""
+def new_axes(*, xlabel: str, ylabel: str, left: float = LEFT) -> tuple[Figure, Axes]:
+    """Make a figure of one chart in the style of the pages.
+
+    Args:
+        xlabel: Label of the x axis.
+        ylabel: Label of the y axis.
+        left: Room for the texts of the y axis, as a share of the width.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.8, 3.6), layout="constrained")
-    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+    figure = Figure(figsize=(FIGURE_WIDTH, FIGURE_HEIGHT))
+    # A fixed place: matplotlib's layout engines draw each figure twice, to measure its texts.
+    axes = figure.add_axes((left, BOTTOM, RIGHT - left, TOP - BOTTOM), xlabel=xlabel, ylabel=ylabel)
     style_axes(axes)
     return figure, axes
 

@@ -40,6 +40,8 @@ LABELS = {
 }
 FOUR_DIGITS = {"specificity", "roc_auc", "calibration_error"}
 UNDEFINED = "–"
+FEWEST_FOR_INTERVAL = 5
+"""Subjects below which texts and figures give no interval: resampling them says too little."""
 
 
 def format_value(name: str, value: float | None, *, signed: bool = False) -> str:
@@ -87,11 +89,19 @@ def split_by_class(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return by_class
 
 
-def summary_rows(parts: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+def count_subjects(metrics: Mapping[str, Any]) -> int:
+    """Count the subjects of an evaluation: all sessions of a subject are one."""
+    return len({case["subject_id"] for case in metrics["cases"]})
+
+
+def summary_rows(
+    parts: Mapping[str, Any], *, n_subjects: int
+) -> list[tuple[str, str, str, str, str]]:
     """List label, mean, interval, pooled value and undefined cases of each metric of a class.
 
     Args:
         parts: Mean, ci95, pooled and undefined of one class, see `split_by_class`.
+        n_subjects: Subjects of the evaluation; fewer than 5 get no interval.
     """
     rows: list[tuple[str, str, str, str, str]] = []
     for name, mean in parts["mean"].items():
@@ -100,7 +110,7 @@ def summary_rows(parts: Mapping[str, Any]) -> list[tuple[str, str, str, str, str
         row = (
             LABELS.get(name, name),
             format_value(name, mean),
-            format_interval(name, low, high),
+            format_interval(name, low, high, n_subjects=n_subjects),
             format_value(name, parts["pooled"][name]),
             str(n_undefined) if n_undefined else "",
         )
@@ -108,9 +118,9 @@ def summary_rows(parts: Mapping[str, Any]) -> list[tuple[str, str, str, str, str
     return rows
 
 
-def format_interval(name: str, low: float | None, high: float | None) -> str:
-    """Format an interval of a metric; a single dash where it is undefined."""
-    if low is None or high is None:
+def format_interval(name: str, low: float | None, high: float | None, *, n_subjects: int) -> str:
+    """Format an interval of a metric; a single dash where it is undefined or of few subjects."""
+    if low is None or high is None or n_subjects < FEWEST_FOR_INTERVAL:
         return UNDEFINED
     return f"{format_value(name, low)} to {format_value(name, high)}"
 

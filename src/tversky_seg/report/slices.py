@@ -24,6 +24,7 @@ TINT = 0.3
 PICTURE_WIDTH = 480
 """Width of a slice in pixels, roughly."""
 Picture = NDArray[np.uint8]
+Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +32,8 @@ class ShownCase:
     """One case to draw: along R, A, S, on the grid of its label."""
 
     case_id: str
-    image: NDArray[Any]
-    """(X, Y, Z) its first modality; 0 where that is unavailable on this grid."""
+    images: Mapping[str, NDArray[Any]]
+    """Name of a modality -> (X, Y, Z); not empty. The slices show the first of them."""
     prediction: Mask
     """(K, X, Y, Z), one mask per class."""
     reference: Mask
@@ -43,13 +44,58 @@ class ShownCase:
     """(4, 4) voxels -> mm."""
 
     @property
+    def image(self) -> NDArray[Any]:
+        """(X, Y, Z) of the first modality."""
+        return next(iter(self.images.values()))
+
+    @property
     def spacing_mm(self) -> tuple[float, ...]:
         """Voxel size along R, A, S."""
         return tuple(spacing_of(self.affine))
 
 
+def rank_cases(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Map case ids to Dice (mean over classes), lowest first; cases without a lesion are left out.
+
+    Args:
+        metrics: Content of metrics.json.
+    """
+    dice: dict[str, float] = {}
+    for case in metrics["cases"]:
+        rows = _rows_by_class(case)
+        if any(row["reference_volume_mm3"] for row in rows):
+            defined = [row["dice"] for row in rows if row["dice"] is not None]
+            dice[case["case_id"]] = float(np.mean(defined))
+    ranked = sorted(dice, key=lambda case_id: dice[case_id])
+    return {case_id: dice[case_id] for case_id in ranked}
+
+
+def rank_lesion_free_cases(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Map ids of cases without a lesion to the predicted volume in mm³, largest first.
+
+    Args:
+        metrics: Content of metrics.json.
+    """
+    false_mm3: dict[str, float] = {}
+    for case in metrics["cases"]:
+        rows = _rows_by_class(case)
+        if not any(row["reference_volume_mm3"] for row in rows):
+            false_mm3[case["case_id"]] = float(sum(row["predicted_volume_mm3"] for row in rows))
+    ranked = sorted(false_mm3, key=lambda case_id: -false_mm3[case_id])
+    return {case_id: false_mm3[case_id] for case_id in ranked}
+
+
+def _rows_by_class(case: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """List a case's metrics of each class.
+
+    {"case_id": "a", "dice": 0.7, …}, or {"case_id": "a", "liver": {"dice": 0.9, …}, …}.
+    """
+    by_class = [value for value in case.values() if isinstance(value, Mapping)]
+    return by_class or [case]
+
+
 def choose_cases(metrics: Mapping[str, Any], *, viewed: str = "worst") -> dict[str, str]:
-    """Choose the most telling cases: title -> case_id.
+    """Choose the most telling cases for slices: case_id -> title.
 
     Lowest and highest Dice (mean over classes) among the cases with a lesion and, among those
     without, the case with the largest false-positive volume.
@@ -58,45 +104,39 @@ def choose_cases(metrics: Mapping[str, Any], *, viewed: str = "worst") -> dict[s
         metrics: Content of metrics.json.
         viewed: Case to add, if it was evaluated; "worst" and "none" add nothing.
     """
-    dice: dict[str, float] = {}
-    false_volume: dict[str, float] = {}
-    for case in metrics["cases"]:
-        case_id = case["case_id"]
-        # {"case_id": "a", "dice": 0.7, …}, or {"case_id": "a", "liver": {"dice": 0.9, …}, …}.
-        by_class = [value for value in case.values() if isinstance(value, Mapping)]
-        if not by_class:
-            by_class = [case]
-        if any(row["reference_volume_mm3"] for row in by_class):
-            defined = [row["dice"] for row in by_class if row["dice"] is not None]
-            dice[case_id] = float(np.mean(defined))
-        else:
-            false_volume[case_id] = float(sum(row["predicted_volume_mm3"] for row in by_class))
-
+    dice = rank_cases(metrics)
+    ranked = list(dice)
+    lesion_free = list(rank_lesion_free_cases(metrics))
     chosen: dict[str, str] = {}
-    ranked = sorted(dice, key=lambda case_id: dice[case_id])
     if ranked:
-        lowest = ranked[0]
-        chosen[f"Lowest Dice ({dice[lowest]:.3f})"] = lowest
+        chosen[ranked[0]] = f"Lowest Dice ({dice[ranked[0]]:.3f})"
     if len(ranked) > 1:
-        highest = ranked[-1]
-        chosen[f"Highest Dice ({dice[highest]:.3f})"] = highest
-    if false_volume:
-        worst = max(false_volume, key=lambda case_id: false_volume[case_id])
-        chosen["Lesion-free case with the largest false-positive volume"] = worst
+        chosen[ranked[-1]] = f"Highest Dice ({dice[ranked[-1]]:.3f})"
+    if lesion_free:
+        chosen[lesion_free[0]] = "Lesion-free case with the largest false-positive volume"
     # A case of another name was warned of before.
-    is_evaluated = viewed in dice or viewed in false_volume
-    if is_evaluated and viewed not in chosen.values():
-        chosen["Chosen case"] = viewed
+    if viewed in (*ranked, *lesion_free):
+        chosen.setdefault(viewed, "Chosen case")
     return chosen
 
 
-def viewed_case(chosen: Mapping[str, str], viewer: str) -> str | None:
-    """Name the case for the viewer: "worst" is the first of the chosen cases, "none" is None."""
-    if viewer == "none":
-        return None
-    if viewer == "worst":
-        return next(iter(chosen.values()), None)
-    return viewer
+def cases_to_view(metrics: Mapping[str, Any], *, viewed: str, most: int) -> list[str]:
+    """List the ids of the cases in the viewer: lowest Dice first, then those without a lesion.
+
+    Args:
+        metrics: Content of metrics.json.
+        viewed: Case that is shown first, "worst" for the first of the list, "none" for no viewer.
+        most: Number of cases at most. The cases whose slices are drawn are always among them.
+    """
+    if viewed == "none":
+        return []
+    ranked = [*rank_cases(metrics), *rank_lesion_free_cases(metrics)]
+    remaining = set(choose_cases(metrics, viewed=viewed))
+    for case_id in ranked:
+        if len(remaining) >= most:
+            break
+        remaining.add(case_id)
+    return [case_id for case_id in ranked if case_id in remaining]
 
 
 def slice_pictures(
@@ -149,7 +189,7 @@ def _captions_by_slice(prediction: Mask, reference: Mask) -> dict[int, list[str]
     return captions
 
 
-def drawn_box(image: NDArray[Any], prediction: Mask, reference: Mask) -> tuple[slice, slice, slice]:
+def drawn_box(image: NDArray[Any], prediction: Mask, reference: Mask) -> Box:
     """Find the box around all masks and all of an image but its background."""
     drawn = _in_any_class(prediction | reference)
     if np.ptp(image):

@@ -7,7 +7,14 @@ from typing import Any
 
 from rich.table import Table
 
-from tversky_seg.report.labels import count, describe_rule, split_by_class, summary_rows
+from tversky_seg.report.labels import (
+    FEWEST_FOR_INTERVAL,
+    count,
+    count_subjects,
+    describe_rule,
+    split_by_class,
+    summary_rows,
+)
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> Table:
@@ -16,7 +23,11 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     Args:
         metrics: Content of metrics.json.
     """
-    table = Table(title=count(metrics["n_cases"], "case"), caption=describe_rule(metrics))
+    n_subjects = count_subjects(metrics)
+    caption = describe_rule(metrics)
+    if n_subjects < FEWEST_FOR_INTERVAL:
+        caption += f" No interval is given for fewer than {FEWEST_FOR_INTERVAL} subjects."
+    table = Table(title=count(metrics["n_cases"], "case"), caption=caption)
     table.title_justify = "left"
     table.caption_justify = "left"
     table.add_column("Metric", justify="left")
@@ -26,7 +37,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
         # A heading for each class keeps the names of the metrics short.
         if class_name:
             table.add_row(f"[bold]{class_name}[/bold]")
-        for row in summary_rows(parts):
+        for row in summary_rows(parts, n_subjects=n_subjects):
             table.add_row(*row)
         table.add_section()
     return table
