@@ -79,6 +79,24 @@ def test_two_files_for_one_cell_are_named_and_none_is_taken(sessions: Path) -> N
     assert [path.name for path in one.files] == ["P1_FLAIR.nii", "P1_FLAIR.nii.gz"]
 
 
+def test_a_file_that_suits_two_columns_goes_to_the_more_special(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"1/{name}.nii" for name in ("T1_flair", "T1_T1", "T1_flair_mask")))
+    here = f"{tmp_path}/{{subject}}"
+    given = {"FLAIR": f"{here}/*flair*", "T1": f"{here}/*t1*", "label": f"{here}/*mask*"}
+    draft = make_manifest(given)
+    assert files(draft, tmp_path)["1"] == {
+        "FLAIR": "1/T1_flair.nii",
+        "T1": "1/T1_T1.nii",
+        "label": "1/T1_flair_mask.nii",
+    }
+    assert "taken for label, which fewer files suit" in draft.notes[0]
+    (tmp_path / "1" / "T1_flair.nii").unlink()
+    touch(tmp_path, "2/flair.nii")
+    draft = make_manifest({"FLAIR": f"{here}/*flair*", "label": f"{here}/*mask*"})
+    (one,) = draft.ambiguous
+    assert (one.case_id, one.column) == ("1", "FLAIR and label")
+
+
 def test_two_names_of_one_file_are_not_ambiguous(sessions: Path) -> None:
     (sessions / "P1/a/latest_flair.nii.gz").symlink_to(sessions / "P1/a/P1_FLAIR.nii.gz")
     assert not make_manifest(patterns(sessions)).ambiguous

@@ -28,13 +28,13 @@ import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tversky_seg.data.discovery.draft import Draft
-from tversky_seg.data.discovery.make import make_manifest, write_draft
-from tversky_seg.data.discovery.summary import describe_draft
-from tversky_seg.data.errors import DataError
 from tversky_seg.runtime.cli import OneLineParser
 from tversky_seg.runtime.program import as_called
+
+if TYPE_CHECKING:
+    from tversky_seg.data.discovery.draft import Draft
 
 OUTPUT = "manifest.csv"
 
@@ -50,8 +50,13 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     arguments = parser.parse_intermixed_args(words)
+    folder, patterns, output = _sort_words(arguments.words, parser)
+    # After the arguments: the data need torch, which takes a second to import.
+    from tversky_seg.data.discovery.make import make_manifest, write_draft
+    from tversky_seg.data.discovery.summary import describe_draft
+    from tversky_seg.data.errors import DataError
+
     try:
-        folder, patterns, output = _sort_words(arguments.words)
         draft = make_manifest(folder, names=patterns) if folder else make_manifest(patterns)
         print(describe_draft(draft, output), end="\n\n")
         draft.require_cases()
@@ -74,7 +79,9 @@ def next_command(draft: Draft, output: Path) -> str:
     return as_called(f"python scripts/check_data.py {shlex.join(words)}")
 
 
-def _sort_words(words: Sequence[str]) -> tuple[Path | None, dict[str, list[str]], Path]:
+def _sort_words(
+    words: Sequence[str], parser: argparse.ArgumentParser
+) -> tuple[Path | None, dict[str, list[str]], Path]:
     """Part the words into the folder, the patterns by column, and the file to write."""
     folder: Path | None = None
     patterns: dict[str, list[str]] = {}
@@ -83,14 +90,14 @@ def _sort_words(words: Sequence[str]) -> tuple[Path | None, dict[str, list[str]]
         column, equals, text = word.partition("=")
         if Path(word).expanduser().is_dir() or not equals:
             if folder is not None:
-                raise DataError(word, f"a second folder beside {folder}", "expected one")
+                parser.error(f"{word}: a second folder beside {folder}; expected one")
             folder = Path(word)
         elif column == "output":
             output = Path(text)
         else:
             patterns.setdefault(column, []).append(text)
     if output.suffix.lower() not in (".csv", ".tsv", ".txt"):
-        raise DataError("output", repr(str(output)), "expected a name that ends in .csv")
+        parser.error(f"output: {str(output)!r}; expected a name that ends in .csv")
     return folder, patterns, output
 
 

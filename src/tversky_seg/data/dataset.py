@@ -100,7 +100,8 @@ class Dataset:
 
     def _check_source(self) -> None:
         if self.importer is None and self.manifest is None:
-            raise DataError("data.manifest", "none given", "set data.manifest=FILE.csv")
+            remedy = "set data.manifest=FILE.csv (python scripts/make_manifest.py writes one)"
+            raise DataError("data.manifest", "none given", remedy)
         if self.importer is not None and self.root is None:
             raise DataError("data.root", "none given", "set data.root=FOLDER, as downloaded")
         if self.importer is not None and self.manifest is not None:

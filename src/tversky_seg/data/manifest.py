@@ -212,7 +212,10 @@ def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
                 lines.append((reader.line_num, row))
     except OSError as error:
         reason = error.strerror or str(error)
-        raise DataError(path, reason, "expected a manifest CSV") from error
+        expected = "expected a manifest CSV"
+        if path.is_dir():
+            expected += f": python scripts/make_manifest.py {path} writes one"
+        raise DataError(path, reason, expected) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(path, "is not CSV text", "expected a manifest CSV in UTF-8") from error
     if len(lines) < 2:

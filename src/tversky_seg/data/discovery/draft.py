@@ -35,10 +35,11 @@ _OWN_NAMES = ("case", "subject", "session", "site", "split", "fold")
 
 @dataclass(frozen=True)
 class Ambiguity:
-    """Two or more files for one cell, of which none is taken."""
+    """Two or more files for one cell, of which none is taken, or one file for two columns."""
 
     case_id: str
     column: str
+    """One column, or "FLAIR and label"."""
     files: tuple[Path, ...]
 
 
@@ -82,9 +83,9 @@ class Draft:
 
     def advice(self, column: str) -> str:
         """Tell what to do about two files for one cell of a column."""
-        if self.search.is_guess:
+        if self.search.is_guess and column in self.search.sources:
             return f"choose by a pattern, as '{column}={self.search.sources[column][0]}'"
-        return "write a pattern that matches one of them"
+        return "write patterns that match one file each"
 
     def require_cases(self) -> None:
         """Check that there is something to write.
@@ -97,7 +98,8 @@ class Draft:
         if self.ambiguous:
             first = self.ambiguous[0]
             names = " and ".join(path.name for path in first.files[:3])
-            fault = f"{len(first.files)} files for one cell in every case, as {names}"
+            n_files = "one file for both" if len(first.files) == 1 else f"{len(first.files)} files"
+            fault = f"{n_files} in every case, as {names}"
             raise DataError(first.column, fault, self.advice(first.column))
         fault = f"{len(self.without_image)} cases with a label or mask, none with an image"
         remedy = "name the images, as FLAIR=raw/{subject}/*flair*.nii*"
@@ -151,9 +153,16 @@ def _order_of_column(column: str) -> tuple[int, int]:
 
 def _ambiguities(found: FoundCase, case_id: str) -> list[Ambiguity]:
     ambiguous = []
+    columns_of: dict[Path, list[str]] = defaultdict(list)
     for column, files in found.files.items():
         if len(_distinct(files)) > 1:
             ambiguous.append(Ambiguity(case_id, column, tuple(files)))
+        for path in files:
+            columns_of[path].append(column)
+    for path, columns in columns_of.items():
+        # A label that is an image as well would make a perfect network.
+        if len(columns) > 1:
+            ambiguous.append(Ambiguity(case_id, " and ".join(columns), (path,)))
     return ambiguous
 
 

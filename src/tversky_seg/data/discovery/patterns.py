@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -120,6 +120,9 @@ def search_patterns(patterns: Sequence[Pattern]) -> Search:
             ordered = {name: parts[name] for name in all_names}
             cases.setdefault(tuple(ordered.values()), FoundCase(ordered))
     homeless = _hand_out(matches, cases)
+    settled = []
+    for case in cases.values():
+        settled += _settle_files_of_two_columns(case)
     unmatched: dict[Path, None] = {}
     skipped: dict[str, list[Path]] = {}
     for listing in listings.values():
@@ -135,6 +138,7 @@ def search_patterns(patterns: Sequence[Pattern]) -> Search:
         sources=sources,
         unmatched=[*homeless, *unmatched],
         skipped=skipped,
+        notes=tuple(_note_settled(settled)),
     )
 
 
@@ -233,3 +237,40 @@ def _hand_out(
             if path not in files:
                 files.append(path)
     return homeless
+
+
+def _settle_files_of_two_columns(case: FoundCase) -> list[tuple[Path, str, list[str]]]:
+    """Give a file that suits two columns to the one that fewer files of the case suit.
+
+    `*flair*` suits x_flair.nii and x_flair_mask.nii, `*mask*` only the second, which is therefore
+    the mask. Where as many suit both, the file stays in both, which is ambiguous.
+
+    Returns:
+        Each such file, the column that keeps it, and the columns that lose it.
+    """
+    columns_of: dict[Path, list[str]] = {}
+    for column, files in case.files.items():
+        for path in files:
+            columns_of.setdefault(path, []).append(column)
+    n_files = {column: len(files) for column, files in case.files.items()}
+    settled: list[tuple[Path, str, list[str]]] = []
+    for path, columns in columns_of.items():
+        first, *others = sorted(columns, key=n_files.__getitem__)
+        if others and n_files[first] < n_files[others[0]]:
+            settled.append((path, first, others))
+    for path, _, others in settled:
+        for column in others:
+            case.files[column].remove(path)
+    for column in [column for column, files in case.files.items() if not files]:
+        del case.files[column]
+    return settled
+
+
+def _note_settled(settled: Sequence[tuple[Path, str, list[str]]]) -> Iterator[str]:
+    if settled:
+        path, column, others = settled[0]
+        more = f" ({len(settled) - 1} more of this kind)" if len(settled) > 1 else ""
+        yield (
+            f"{path.name} suits {' and '.join([column, *others])}: taken for {column}, which fewer "
+            f"files suit{more}"
+        )

@@ -14,17 +14,15 @@ N_NAMED = 5
 """Names listed of many."""
 N_SOURCES = 8
 """Patterns or kinds of names shown for a column."""
-N_LINES = 3
-"""Lines of the CSV that are shown."""
 
 
 def describe_draft(draft: Draft, output: Path) -> str:
-    """Write the columns, the cases, what is ambiguous, missing or unused, and the first lines."""
+    """Write the columns, the cases, what is ambiguous, missing or unused, and the first case."""
     parts = [
         _columns(draft),
         _counts(draft),
         "\n".join(_gaps(draft)),
-        _first_lines(draft, output) if draft.cases else "",
+        _first_case(draft, output) if draft.cases else "",
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -95,7 +93,7 @@ def _gaps(draft: Draft) -> Iterator[str]:
 def _ambiguities(draft: Draft) -> Iterator[str]:
     if not draft.ambiguous:
         return
-    yield "two or more files for one cell, these cases are left out:"
+    yield "two or more files for one cell, or one for two; these cases are left out:"
     for one in draft.ambiguous[:N_NAMED]:
         names = name_first([path.name for path in one.files])
         # Files of one name lie in different folders.
@@ -109,13 +107,11 @@ def _ambiguities(draft: Draft) -> Iterator[str]:
         yield f"  {column}: {draft.advice(column)}"
 
 
-def _first_lines(draft: Draft, output: Path) -> str:
-    text = manifest_text(draft, output).splitlines(keepends=True)
-    rows = list(csv.reader(text[: N_LINES + 1]))
-    lines = list(_aligned(rows))
-    if len(draft.cases) > N_LINES:
-        lines.append("…")
-    return "\n".join(lines)
+def _first_case(draft: Draft, output: Path) -> str:
+    """Write the first line of the CSV, one cell below the other: paths are long."""
+    header, first, *_ = csv.reader(manifest_text(draft, output).splitlines(keepends=True))
+    rows = list(zip(header, first, strict=True))
+    return "\n".join(["first case", *(f"  {line}" for line in _aligned(rows))])
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
