@@ -89,7 +89,7 @@ def test_a_file_that_suits_two_columns_goes_to_the_more_special(tmp_path: Path) 
         "T1": "1/T1_T1.nii",
         "label": "1/T1_flair_mask.nii",
     }
-    assert "taken for label, which fewer files suit" in draft.notes[0]
+    assert "taken for FLAIR, which fewer files suit (1 more of this kind)" in draft.notes[0]
     (tmp_path / "1" / "T1_flair.nii").unlink()
     touch(tmp_path, "2/flair.nii")
     draft = make_manifest({"FLAIR": f"{here}/*flair*", "label": f"{here}/*mask*"})
