@@ -26,5 +26,5 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def _no_charts():
     """Leave out the charts of a report, which take most of the time of a small evaluation."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tversky_seg.report.page._charts", lambda *_: iter(()))
+        patch.setattr("tversky_seg.report.page.draw_charts", lambda *_: iter(()))
         yield
