@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TRIED := $(CURDIR)/build/wheel-test
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow fuzz lint bench wheel-test clean
+.PHONY: help setup train test test-slow fuzz lint docs bench wheel-test clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -15,6 +15,10 @@ $(VENV)/.base: $(BIN)/python pyproject.toml
 
 $(VENV)/.test: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@ $(VENV)/.base
+
+$(VENV)/.docs: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@ $(VENV)/.base
 
 $(VENV)/.all: $(BIN)/python pyproject.toml
@@ -43,6 +47,9 @@ lint: $(VENV)/.all             ## check style and types: ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs            ## build the documentation site into build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.all            ## time our parts beside their peers; DATA=<open_ms_data> adds real files
 	for script in losses networks preprocessing; do $(BIN)/python benchmarks/$$script.py || exit 1; done
