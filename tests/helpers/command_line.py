@@ -64,7 +64,8 @@ def call(verb: str, *words: object) -> Outcome:
         try:
             _command(verb)()
         except SystemExit as ended:
-            status = ended.code if isinstance(ended.code, int) else 1
+            # sys.exit(None) is success, sys.exit("text") is not.
+            status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     return Outcome(status, stdout.getvalue(), stderr.getvalue())
 
 
