@@ -1,4 +1,4 @@
-"""Pages of the site that lie outside docs/, and links that fit there. mkdocs.yml names it as a hook.
+"""Pages of the site that lie outside docs/, and links that fit there: a hook of mkdocs.yml.
 
 Pages link to files of the clone by relative paths, so that they can be followed in an editor and
 on a code host. On the site, a link to a page is that page; other files of the clone are not on the
