@@ -89,6 +89,19 @@ def test_the_results_the_report_and_the_checkpoint_follow(
     assert run.ends == 2
 
 
+def test_a_tracker_that_cannot_be_opened_is_named_and_costs_no_results(
+    tmp_path: Path, fake_wandb: dict[str, FakeRun], caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(**_: object) -> None:
+        raise RuntimeError("No API key configured")
+
+    sys.modules["wandb"].init = refuse  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"^trainer.trackers: wandb cannot be opened \(No API key"):
+        Recorder(tmp_path, trackers=("wandb",))
+    record_results(tmp_path, {"mean": {"dice": 0.5}}, step=1, trackers=("wandb",))
+    assert "wandb cannot be opened" in caplog.text
+
+
 @pytest.mark.parametrize("store", ["file", pytest.param("sqlite", marks=pytest.mark.slow)])
 def test_mlflow_goes_on_in_the_same_run(
     tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch

@@ -136,7 +136,11 @@ def record_results(
             events.add_scalar(name, value, step)
     names = ("evaluation/report.html", "evaluation/metrics.json", "checkpoints/best.pt")
     files = [output_dir / name for name in names if (output_dir / name).is_file()]
-    opened = open_trackers(trackers, output_dir)
+    try:
+        opened = open_trackers(trackers, output_dir)
+    except ValueError as fault:
+        logger.warning("%s", fault)  # the results are written, so nothing is lost
+        return
     _send_to_all(opened, lambda tracker: tracker.results(step, values, files))
     _send_to_all(opened, lambda tracker: tracker.close())
 

@@ -68,13 +68,23 @@ def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def open_trackers(names: Sequence[str], output_dir: Path) -> list[Tracker]:
-    """Open the trackers of a run directory, each in the run that an earlier command began."""
+    """Open the trackers of a run directory, each in the run that an earlier command began.
+
+    Raises:
+        ValueError: A tracker cannot be opened, as without a login.
+    """
     trackers: list[Tracker] = []
     for name in check_trackers(names):
-        if name == "mlflow":
-            trackers.append(MLflow(output_dir))
-        else:
-            trackers.append(WeightsAndBiases(output_dir))
+        try:
+            trackers.append(
+                MLflow(output_dir) if name == "mlflow" else WeightsAndBiases(output_dir)
+            )
+        except Exception as error:  # the packages of trackers raise anything
+            first_line = str(error).partition("\n")[0] or type(error).__name__
+            raise ValueError(
+                f"trainer.trackers: {name} cannot be opened ({first_line}); "
+                "expected a server or a login, see docs/training.md"
+            ) from error
     return trackers
 
 
