@@ -111,6 +111,18 @@ def test_a_network_and_its_images_share_a_layout() -> None:
     assert network(image).is_contiguous(memory_format=torch.channels_last_3d)
 
 
+def test_weights_that_are_in_place_keep_their_memory() -> None:
+    """A CUDA graph knows them by their addresses, and a validation places them again."""
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 4, 1), torch.nn.Conv3d(4, 2, 3))
+    assert not network[1].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    addresses = []
+    for _ in range(2):
+        to_device(network, CPU)
+        addresses.append([parameter.data_ptr() for parameter in network.parameters()])
+    assert network[1].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert addresses[0] == addresses[1]
+
+
 @pytest.mark.parametrize(
     ("version", "is_faulty"),
     [(None, False), (90701, False), (90800, True), (91002, True), (91500, False), (91900, False)],

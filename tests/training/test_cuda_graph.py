@@ -12,6 +12,7 @@ from torch import nn
 from helpers.cuda import no_host_waits, on_gpu
 from helpers.trainers import Blobs, a_trainer, assert_same
 from tversky_seg.data.patches.batches import Batch
+from tversky_seg.inference.sliding_window import predict_volume
 from tversky_seg.models import FCDenseNet3D, UNet3D
 from tversky_seg.training.cuda_graph import _is_known, check_cuda_graph, graphed
 from tversky_seg.training.trainer import Trainer
@@ -76,6 +77,8 @@ def test_a_graph_changes_no_number(norm: str, precision: str) -> None:
         trainer.use_graph(batches[0])
         assert trainer.is_graphed is (cuda_graph == "auto")
         results = [trainer.train_step(1, batches[0])]
+        # As in a validation, which leaves the weights where the graph reads them.
+        predict_volume(trainer.model, torch.zeros(1, 8, 8, 8), patch_size=8)
         with no_host_waits():
             for step in range(2, 7):
                 results.append(trainer.train_step(step, batches[step - 1]))
