@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from helpers.cuda import no_host_waits, on_gpu
 from helpers.kernels import run_interpreted, stack_bytes
 from helpers.losses import LOSSES, each_loss, random_case
-from tversky_seg.losses import DeepSupervision, FocalLoss, TverskyLoss, fused
+from tversky_seg.losses import DeepSupervision, FocalLoss, FocalTverskyLoss, TverskyLoss, fused
 from tversky_seg.losses.cross_entropy import plain_focal_sum
 from tversky_seg.losses.index_loss import index_loss
 from tversky_seg.losses.soft_counts import plain_soft_sums
@@ -180,7 +180,16 @@ def check_every_loss(device: str) -> None:
         assert_equal_float64(loss, loss, logits, target, weight[:, :1])
 
 
+def check_not_a_number(device: str) -> None:
+    """A logit that is not a number makes the loss so, and its row of metrics.csv tells it."""
+    logits, target, _ = drawn((1, 1, 3, 3, 3), device)
+    logits[0, 0, 1, 1, 1] = torch.nan
+    for loss in (TverskyLoss(), FocalTverskyLoss(gamma=1.5), FocalLoss()):
+        assert loss(logits, target).isnan()
+
+
 CHECKS = [
+    check_not_a_number,
     check_sums_and_index_losses,
     check_focal,
     check_layouts_and_types,

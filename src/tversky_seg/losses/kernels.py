@@ -130,7 +130,7 @@ def tversky_loss(
         by_predicted = (1 - shortfall) * alpha / denominator
         if IS_POWER:
             # The slope of a root is infinite at 0, as in FocalTverskyLoss.
-            limited = tl.maximum(shortfall, 1e-7)
+            limited = tl.where(shortfall < 1e-7, 1e-7, shortfall)  # NaN stays NaN
             power = tl.exp(exponent * tl.log(limited))
             slope = tl.where(shortfall >= 1e-7, exponent * power / limited, 0.0)
             total += power
