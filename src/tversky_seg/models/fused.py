@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
@@ -31,7 +31,7 @@ def is_fused(features: Tensor) -> bool:
 
 
 def has_kernels(device_index: int) -> bool:
-    """Tell whether Triton is there and supports a GPU: compute capability 8.0 or later."""
+    """Tell whether Triton is there, works, and supports a GPU: compute capability 8.0 or later."""
     return _has_kernels(device_index)
 
 
@@ -42,8 +42,23 @@ has_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @lru_cache
 def _has_kernels(device_index: int) -> bool:
-    has_triton = importlib.util.find_spec("triton") is not None
-    return has_triton and torch.cuda.get_device_capability(device_index) >= (8, 0)
+    if torch.cuda.get_device_capability(device_index) < (8, 0):
+        return False
+    try:
+        _start_triton()
+    except ImportError:
+        return False
+    except Exception as error:  # Triton needs a C compiler and Python's headers
+        warnings.warn(f"networks run without kernels, since Triton failed: {error}", stacklevel=2)
+        return False
+    return True
+
+
+def _start_triton() -> None:
+    """Have Triton build, in C, what it calls CUDA with; no tensor, for torch.compile may ask."""
+    from triton.runtime import driver
+
+    driver.active.get_current_target()
 
 
 def is_traced(features: Tensor) -> bool:
