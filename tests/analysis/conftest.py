@@ -6,5 +6,5 @@ import pytest
 @pytest.fixture(autouse=True, scope="module")
 def _no_charts():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tversky_seg.report.page._charts", lambda *_: iter(()))
+        patch.setattr("tversky_seg.report.page.draw_charts", lambda *_: iter(()))
         yield
