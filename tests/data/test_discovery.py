@@ -166,7 +166,7 @@ def test_a_manifest_is_never_replaced_by_another(sessions: Path, tmp_path: Path)
         ({"mask": "{subject}.nii"}, "mask: would be an image to train on; did you mean label="),
         ({"site": "{subject}.nii"}, "site: is a column without files; write {site} in the pattern"),
         ({"label": "{subject}.nii"}, "no pattern of images; add one"),
-        ({"FLAIR": "*.nii"}, r"\*\.nii: no {subject}; write the part"),
+        ({"FLAIR": "*.nii"}, r"FLAIR=.*\*\.nii: no {subject}; write the part"),
         ({"FLAIR": "{subject}/{a,b}.nii"}, "{a,b} in a pattern; expected a name in braces"),
         ({"FLAIR": "{subject}.nii", "label": "{run}.nii"}, "has {run}, which is not in"),
         ({"FLAIR": "no/{subject}.nii"}, "no such folder; FLAIR is looked for there"),

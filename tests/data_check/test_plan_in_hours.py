@@ -141,3 +141,9 @@ def test_the_check_says_hours_and_prints_a_command_for_this_machine(
     words = shlex.split(line)
     assert {"trainer.max_steps=9500", "trainer.precision=fp32"} < set(words)
     assert not any(word.startswith("timed_steps") for word in words)
+
+
+def test_timed_steps_are_a_number(tmp_path: Path) -> None:
+    manifest = make_cohort(tmp_path, n=2)
+    words = ("data=manifest", f"data.manifest={manifest}", "timed_steps=-1")
+    assert call("check_data", *words).error == "timed_steps: -1; expected 0 or more"

@@ -12,6 +12,7 @@ from torch import nn
 
 from tversky_seg import config
 from tversky_seg.data.dataset import Dataset
+from tversky_seg.data.errors import DataError
 from tversky_seg.data_check import DatasetCheck, Training, check_dataset, survey_dataset
 from tversky_seg.data_check.duration import Timing, time_steps
 from tversky_seg.data_check.finding import ERROR, Finding
@@ -46,6 +47,8 @@ def check_data(cfg: DictConfig) -> int:
         validate_every=cfg.trainer.validate_every,
         overlap=cfg.inference.overlap,
     )
+    if not isinstance(cfg.timed_steps, int) or cfg.timed_steps < 0:
+        raise DataError("timed_steps", str(cfg.timed_steps), "expected 0 or more")
     if cfg.timed_steps and is_here(device):
         training = replace(training, time_plan=partial(time_plan, cfg, dataset, network))
     output_dir = Path(str(cfg.output_dir)).expanduser()

@@ -57,7 +57,8 @@ def search_folder(folder: Path, names: Mapping[str, Sequence[str]]) -> Search:
         DataError: There is no such folder, or no image in it, or a pattern matches none.
     """
     if not folder.is_dir():
-        raise DataError(folder, "no such folder", "expected a folder, or COLUMN=PATTERN")
+        fault = "is a file" if folder.is_file() else "no such folder"
+        raise DataError(folder, fault, "expected a folder, or COLUMN=PATTERN")
     listing = list_images(folder)
     if not listing.images:
         raise DataError(folder, "no NIfTI image (.nii, .nii.gz) in it", _first_skipped(listing))

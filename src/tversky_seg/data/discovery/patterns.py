@@ -179,7 +179,7 @@ def _all_names(patterns: Sequence[Pattern]) -> tuple[str, ...]:
     richest = max(patterns, key=lambda pattern: len(pattern.names))
     if not {"subject", "case"} & set(richest.names):
         raise DataError(
-            richest.text,
+            f"{richest.column}={richest.text}",
             "no {subject}",
             "write the part that names the subject so, as in raw/{subject}/*flair*.nii*",
         )
