@@ -223,9 +223,14 @@ def test_an_error_of_page_locked_memory_is_not_blamed_on_a_worker_or_the_disk(
     assert "\n" not in message
 
 
-def test_shared_memory_that_is_full_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "reason", ["unable to allocate shared memory(shm): No space left on device (28)", "", "\n"]
+)
+def test_shared_memory_that_is_full_is_named_at_once(
+    monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
     def fail(_: torch.Tensor) -> None:
-        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+        raise RuntimeError(reason)
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
     start = time.monotonic()

@@ -55,6 +55,13 @@ def test_a_constant_network_gives_its_constant_everywhere(
     torch.testing.assert_close(probability, torch.full_like(probability, 0.3), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(("patch_size", "overlap"), [(40, 0.9999), (1, 0.0)])
+def test_windows_without_end_are_refused_in_one_line(patch_size: int, overlap: float) -> None:
+    image = torch.zeros(1, 128, 128, 128)
+    with pytest.raises(ValueError, match=r"overlap of .* windows of a volume of \[128, 128, 128\]"):
+        predict_volume(Constant(0.3), image, patch_size=patch_size, overlap=overlap)
+
+
 def test_it_equals_a_loop_over_all_windows_in_float64() -> None:
     image, side, step = an_image(2, 21, 16, 26), 8, 4
     weight = np.einsum("x,y,z->xyz", *[spline_window(side)] * 3)

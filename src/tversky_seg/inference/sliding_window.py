@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from tversky_seg.runtime.devices import is_out_of_memory, to_device
 
 logger = logging.getLogger("tversky_seg")
 
+# A checkpoint may come from a stranger, and its overlap must not take days: windows of 64 at half
+# overlap cover 2000^3 voxels with fewer.
+MAX_WINDOWS = 2**18
 SMALLEST_HALVED = 64  # voxels: a window of "whole" whose longest side is shorter is not halved
 
 
@@ -328,6 +332,12 @@ def _corners(shape: Sequence[int], sides: Sides, overlap: float) -> list[Sides]:
         step = max(int(side * (1 - overlap)), 1)
         last = n - side
         starts.append([*range(0, last, step), last])
+    n_windows = math.prod(map(len, starts))
+    if n_windows > MAX_WINDOWS:
+        raise ValueError(
+            f"overlap of {overlap} and patch_size of {list(sides)} make {n_windows} windows of a "
+            f"volume of {list(shape)} voxels, expected at most {MAX_WINDOWS}"
+        )
     return [(x, y, z) for x, y, z in itertools.product(*starts)]
 
 

@@ -17,6 +17,8 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from tversky_seg.runtime.one_line import message_lines
+
 logger = logging.getLogger("tversky_seg")
 Item = TypeVar("Item")
 
@@ -100,7 +102,7 @@ def _connect() -> dist.ProcessGroup:
                 process,
                 attempt,
                 N_TRIES,
-                str(error).partition("\n")[0],
+                message_lines(error)[0],
             )
             continue
         _set_timeout(STEP_TIMEOUT)

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 
+def message_lines(error: BaseException) -> list[str]:
+    """Return the lines of an error's message that hold text; if none does, the name of its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines or [type(error).__name__]
+
+
 def printable_line(text: str) -> str:
     r"""Make one line of a text, whatever a file name or another library brings along.
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from tversky_seg.runtime.distributed import is_first
 from tversky_seg.runtime.files import append_csv, write_csv
+from tversky_seg.runtime.one_line import message_lines
 from tversky_seg.runtime.run_settings import flatten
 from tversky_seg.runtime.trackers import Tracker, open_trackers, settings_of_run
 
@@ -151,7 +152,7 @@ def _send_to_all(trackers: list[Tracker], send: Callable[[Tracker], None]) -> No
         try:
             send(tracker)
         except Exception as error:  # the packages of trackers raise anything
-            first_line = str(error).partition("\n")[0] or type(error).__name__
+            first_line = message_lines(error)[0]
             logger.warning(
                 "%s receives nothing from here on: %s; the run directory has all",
                 type(tracker).__name__,

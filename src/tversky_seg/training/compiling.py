@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tversky_seg.models.group_norm import GroupNorm
 from tversky_seg.runtime.devices import autocast, image_to_device
 from tversky_seg.runtime.distributed import BATCH_NORMS, world_size
+from tversky_seg.runtime.one_line import message_lines
 from tversky_seg.training.saved_buffers import SavedBuffers
 
 logger = logging.getLogger("tversky_seg")
@@ -103,7 +104,7 @@ def is_compilable(
             total.backward()  # type: ignore[no-untyped-call]
     # Compilers raise anything; if the network itself is at fault, the first step will say so.
     except Exception as error:
-        first_line = str(error).strip().partition("\n")[0]
+        first_line = message_lines(error)[0]
         logger.warning(
             "the network cannot be compiled and is trained without: %s: %s",
             type(error).__name__,

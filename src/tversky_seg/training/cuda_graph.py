@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tversky_seg.runtime.devices import autocast, image_to_device
 from tversky_seg.runtime.distributed import world_size
+from tversky_seg.runtime.one_line import message_lines
 from tversky_seg.training.saved_buffers import SavedBuffers
 
 logger = logging.getLogger("tversky_seg")
@@ -130,7 +131,7 @@ def graphed(
     try:
         return GraphedNetwork(model, image, precision=precision)
     except RuntimeError as error:
-        first_line = str(error).strip().partition("\n")[0]
+        first_line = message_lines(error)[0]
         logger.warning("no CUDA graph of the network: %s", first_line)
         torch.cuda.synchronize(device)
         return None

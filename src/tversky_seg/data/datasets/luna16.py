@@ -23,6 +23,7 @@ from tversky_seg.data.datasets._common import check_split
 from tversky_seg.data.datasets.luna16_lidc import Nodule, nodule_mask, read_nodules, series_of
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import write_volume
+from tversky_seg.runtime.one_line import message_lines
 from tversky_seg.runtime.progress import Reporter
 
 logger = logging.getLogger("tversky_seg")
@@ -244,7 +245,7 @@ def _read_scan(file: Path) -> Scan:
     try:
         image = SimpleITK.ReadImage(str(file))
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1]
+        reason = message_lines(error)[-1]
         raise DataError(
             file, f"cannot be read ({reason})", "download it and its .raw again"
         ) from error

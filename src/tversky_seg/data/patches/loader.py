@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.patches.batches import Batch, PatchBatches, Sample, stack_samples
 from tversky_seg.data.patches.packing import Packed, pack
+from tversky_seg.runtime.one_line import message_lines
 from tversky_seg.runtime.workers import n_cores
 
 Value = TypeVar("Value")
@@ -232,7 +233,7 @@ def _full_shared_memory_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = message_lines(error)[0]
         raise DataError(
             "/dev/shm",
             f"no shared memory for a batch ({reason})",
