@@ -128,7 +128,8 @@ def test_inverse_weighting_is_all_that_a_weighted_row_changes(loss: str) -> None
 @pytest.mark.parametrize("dataset", ["lits", "luna16"])
 def test_a_row_and_a_data_set_of_shirokikh_stand_side_by_side(dataset: str) -> None:
     cfg = row("shirokikh2020/iwdl", f"shirokikh2020/{dataset}")
-    assert differing_groups(cfg, row("shirokikh2020/iwdl")) <= {"data", "trainer", "augmentation"}
+    differing = differing_groups(cfg, row("shirokikh2020/iwdl"))
+    assert differing <= {"data", "trainer", "augmentation", "inference"}
     assert cfg.data.importer.split == "shirokikh2020"
     assert cfg.trainer.max_steps == 10_000
     assert differing_keys(cfg, row("shirokikh2020/dl", f"shirokikh2020/{dataset}")) == {"weighting"}
@@ -137,7 +138,10 @@ def test_a_row_and_a_data_set_of_shirokikh_stand_side_by_side(dataset: str) -> N
 def test_the_data_sets_of_shirokikh_differ_in_nothing_else() -> None:
     lits = row("shirokikh2020/iwdl", "shirokikh2020/lits")
     luna16 = row("shirokikh2020/iwdl", "shirokikh2020/luna16")
-    assert differing_groups(lits, luna16) == {"data"}
+    # LiTS is tested on the box of the liver label, LUNA16 in the mask of the lungs.
+    assert differing_groups(lits, luna16) == {"data", "inference"}
+    assert lits.inference.crop_labelled
+    assert not luna16.inference.crop_labelled
 
 
 @pytest.mark.parametrize(

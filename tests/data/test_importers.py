@@ -4,9 +4,11 @@ import csv
 import inspect
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 
 from helpers.command_line import SMALL, call
+from helpers.networks import Constant
 from tversky_seg.data.bids_inputs import cases_in_bids
 from tversky_seg.data.case import Case
 from tversky_seg.data.dataset import Dataset, find_cases
@@ -31,8 +34,11 @@ from tversky_seg.data.datasets.nnunet import find_nnunet
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import to_input_grid
 from tversky_seg.data.manifest import read_manifest
+from tversky_seg.data.nifti import read_volume
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess
 from tversky_seg.data.split import split_cases
+from tversky_seg.inference.predict import predict_cases
+from tversky_seg.inference.settings import Inference
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (32, 32, 32)
@@ -205,6 +211,36 @@ def test_lits_liver_box_is_shirokikhs_and_can_be_undone(tmp_path: Path) -> None:
         DataError, match=r"holds none of the label values \[7\] of data.crop_values"
     ):
         preprocess(case, Preprocessing(("CT",), {"liver": (1, 2)}, crop_values=(7,)))
+
+
+def test_labelled_cases_are_cropped_only_where_a_prediction_asks_for_it(tmp_path: Path) -> None:
+    case = find_lits(lits(tmp_path))[0]
+    assert case.label is not None
+    settings = Preprocessing(("CT",), {"tumour": (2,)}, normalization="window", crop_values=(1,))
+    label = np.asarray(nib.load(case.label).dataobj)
+    box = tuple(slice(side.min() - 5, side.max() + 6) for side in np.nonzero(label == 1))
+    outside = np.ones(label.shape, bool)
+    outside[box] = False
+    inference = Inference(patch_size=16, threshold=0.0)
+    n_outside = {}
+    for crops in (False, True):
+        folder = tmp_path / str(crops)
+        asked = replace(inference, crop_labelled=crops)
+        assert predict_cases(Constant(0.3), [case], settings, folder, inference=asked) == {}
+        probability = read_volume(folder / "volume-0_probability.nii.gz").data
+        n_outside[crops] = np.count_nonzero(probability[outside])
+        assert np.count_nonzero(probability[~outside])
+    assert n_outside[False] > 0
+    assert n_outside[True] == 0
+    written = (tmp_path / "True/volume-0_mask.nii.gz").stat().st_mtime_ns
+    # A label that is read is an input: where it changes, the case is predicted again.
+    assert predict_cases(Constant(0.3), [case], settings, folder, inference=asked) == {}
+    assert (folder / "volume-0_mask.nii.gz").stat().st_mtime_ns == written
+    os.utime(case.label, (1, 1))
+    assert predict_cases(Constant(0.3), [case], settings, folder, inference=asked) == {}
+    assert (folder / "volume-0_mask.nii.gz").stat().st_mtime_ns > written
+    with pytest.raises(DataError, match="crop_labelled"):
+        predict_cases(Constant(0.3), [case], settings, folder, inference=inference)
 
 
 def test_lits_tumours_alone_are_trained_on_and_evaluated_in_the_liver_box(tmp_path: Path) -> None:

@@ -750,6 +750,36 @@ def test_percentiles_and_window_map_to_zero_and_one(tmp_path: Path) -> None:
     assert Preprocessing(("CT",), normalization="window").limits == (-300, 300)
 
 
+def test_the_range_of_each_crop_becomes_zero_to_one(tmp_path: Path) -> None:
+    # The limits leave the lesion's box alone, so that the range is that of the crop.
+    brain = brain_of()
+    image = image_of(brain)
+    image[0, 0, 1:3] = (-900, 2000)
+    label = label_of()
+    case = a_case(tmp_path, {"FLAIR": image}, label=label)
+    settings = Preprocessing(
+        ("FLAIR",), normalization="window_minmax", limits=(0, 500), crop_values=(1,), crop_margin=0
+    )
+    prepared = preprocess(case, settings)
+    box = tuple(slice(side.min(), side.max() + 1) for side in np.nonzero(label))
+    cut = np.clip(image[box][brain[box]], 0, 500)
+    expected = (cut - cut.min()) / (cut.max() - cut.min())
+    values = values_of(prepared)[0]
+    assert (values.min(), values.max()) == (0, pytest.approx(1))
+    assert np.sort(values[prepared.foreground]) == pytest.approx(np.sort(expected), abs=2e-4)
+    # Without a label the whole scan has its own range: the limits.
+    whole = preprocess(replace(case, labels=()), settings)
+    expected = np.clip(image[image != 0] / 500, 0, 1)
+    found = values_of(whole)[0][whole.foreground]
+    assert np.sort(found) == pytest.approx(np.sort(expected), abs=2e-4)
+
+
+def test_a_crop_of_one_value_becomes_zero(tmp_path: Path) -> None:
+    case = a_case(tmp_path, {"FLAIR": image_of(brain_of())}, label=label_of())
+    settings = Preprocessing(("FLAIR",), normalization="window_minmax", limits=(500, 600))
+    assert not values_of(preprocess(case, settings)).any()
+
+
 @pytest.mark.parametrize(
     ("settings", "key", "value"),
     [

@@ -41,8 +41,8 @@ class Dataset:
         fold: Number of the fold held out for testing; None: the split column, otherwise the first
             fold.
         val_fraction: Share of the remaining subjects to validate on, in [0, 1).
-        normalization: "zscore", "robust", "percentile", "window" or "none", see
-            `preprocessing.Preprocessing`.
+        normalization: "zscore", "robust", "percentile", "window", "window_minmax" or "none",
+            see `preprocessing.Preprocessing`.
         limits: Limits of "percentile" in per cent, of "window" in the file's units; None: see
             `preprocessing.Preprocessing`.
         crop_values: Label values to crop around; empty: the brain (`preprocessing.Preprocessing`).

@@ -13,9 +13,13 @@ from tversky_seg.data.manifest_columns import is_reserved
 
 Spacing = tuple[float | None, float | None, float | None]
 
-NORMALIZATIONS = ("zscore", "robust", "percentile", "window", "none")
+NORMALIZATIONS = ("zscore", "robust", "percentile", "window", "window_minmax", "none")
 RATERS = ("consensus", "majority", "random")
-STANDARD_LIMITS = {"percentile": (0.5, 99.5), "window": (-300.0, 300.0)}
+STANDARD_LIMITS = {
+    "percentile": (0.5, 99.5),
+    "window": (-300.0, 300.0),
+    "window_minmax": (-300.0, 300.0),
+}
 
 
 def set_checked(settings: Any) -> None:
@@ -99,7 +103,7 @@ def check_limits(limits: Sequence[float] | None, normalization: str) -> tuple[fl
 
     Args:
         limits: None: percentiles 0.5 and 99.5, or the window of -300 to 300 HU.
-        normalization: One of `NORMALIZATIONS`; "percentile" and "window" have limits.
+        normalization: One of `NORMALIZATIONS`; percentiles and windows have limits.
     """
     if normalization not in NORMALIZATIONS:
         names = ", ".join(NORMALIZATIONS)

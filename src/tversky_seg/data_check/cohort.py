@@ -20,7 +20,7 @@ ANISOTROPIC = 3.0
 """Ratio of the longest to the shortest side of a voxel from which patches need thought."""
 OTHER_UNIT = 1000.0
 """Ratio of the largest intensities of two cases from which their units differ."""
-RAW_NORMALIZATIONS = ("none", "window")
+RAW_NORMALIZATIONS = ("none", "window", "window_minmax")
 """Normalisations that keep the intensities' units."""
 
 

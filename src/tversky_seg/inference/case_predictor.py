@@ -76,8 +76,15 @@ class CasePredictor:
         """Names of the classes."""
         return tuple(self.preprocessing.classes)
 
+    def input_of(self, case: Case) -> Case:
+        """Return the case with the files that its prediction reads: mostly without its label."""
+        if self.inference.crop_labelled and self.preprocessing.crop_values:
+            return case
+        return replace(case, labels=())
+
     def read(self, case: Case) -> ReadCase:
         """Read and prepare a case."""
+        case = self.input_of(case)
         # Before they are read: a file that changes meanwhile is then predicted again.
         inputs = input_states(case)
         prepared = prepare_input(case, self.preprocessing)
@@ -126,16 +133,17 @@ class CasePredictor:
 
 
 def prepare_input(case: Case, preprocessing: Preprocessing) -> PreparedCase:
-    """Prepare a case for the network, without its label; a modality that it lacks is 0 throughout.
+    """Prepare a case for the network; a modality that it lacks is 0 throughout.
 
-    The first modality that the case has gives the grid.
+    The first modality that the case has gives the grid. A case with a label is cropped to its
+    `crop_values`, as in training; to predict as if there were none, give the case without it.
 
     Raises:
         DataError: As `preprocess`.
     """
     present = tuple(name for name in preprocessing.modalities if name in case.images)
-    unlabelled = replace(case, labels=())
-    prepared = preprocess(unlabelled, replace(preprocessing, modalities=present))
+    # The rater does not matter: lesions are not asked for.
+    prepared = preprocess(case, replace(preprocessing, modalities=present, rater=None))
     if present == preprocessing.modalities:
         return prepared
     # As with channel dropout in training: zeros where a modality is missing.

@@ -106,11 +106,17 @@ class CaseRecords:
 
 
 def input_states(case: Case) -> dict[str, FileState]:
-    """List path, size and time of the files that a prediction reads; missing ones have no state."""
-    # The label is not read, so it may change.
+    """List path, size and time of the files that a prediction reads; missing ones have no state.
+
+    Args:
+        case: The case without its label, unless the prediction reads that too: a label that is not
+            read may change.
+    """
     named = dict(case.images)
     if case.brain_mask is not None:
         named["brain_mask"] = case.brain_mask
+    if case.label is not None:
+        named["label"] = case.label
     states = {}
     for name, path in named.items():
         file, _ = file_and_frame(path)

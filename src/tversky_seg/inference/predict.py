@@ -94,7 +94,8 @@ def predict_cases(
 
     Cases that are predicted already are skipped, unless an input file has another path, size or
     time than then, or the precision was another. A case that fails does not stop the others; all
-    that failed are logged at the end. Labels are not read. A modality that a case lacks is 0
+    that failed are logged at the end. Labels are not read, unless by
+    `inference.crop_labelled`. A modality that a case lacks is 0
     throughout. lesions.csv is complete after every call, even if an earlier one was interrupted.
     While a GPU predicts a case, the next one is read and the last one is written.
 
@@ -246,7 +247,7 @@ def _pending_case_ids(cases: Sequence[Case], predictor: CasePredictor) -> set[st
         record = records.read(case.case_id)
         if record is None or not records.is_complete(record):
             pending.add(case.case_id)
-        elif record.inputs != input_states(case):
+        elif record.inputs != input_states(predictor.input_of(case)):
             changed.append(case.case_id)
         elif record.precision not in (None, predictor.precision):
             of_another_precision.append(case.case_id)
@@ -296,6 +297,7 @@ def _folder_settings(
         "checkpoint": checksums,
         "classes": {name: list(values) for name, values in preprocessing.classes.items()},
         "background_values": list(preprocessing.crop_values) or None,
+        "crop_labelled": inference.crop_labelled or None,  # as folders of before, that lack it
         "threshold": unwrap_single(inference.thresholds(classes)),
         "min_volume_mm3": unwrap_single(inference.min_volumes_mm3(classes)),
         "probability_scale": PROBABILITY_SCALE,

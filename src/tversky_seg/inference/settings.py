@@ -33,6 +33,9 @@ class Inference:
             class; None: as chosen on validation, otherwise 0.5.
         min_volume_mm3: Size below which a lesion is removed from the mask, or one for each class;
             None: as chosen on validation, otherwise 0.
+        crop_labelled: Whether a case that has a label is predicted as it would be trained on: its
+            label is read, and only the box around `data.crop_values` is predicted. The rest of the
+            mask is empty. For tables of papers that test so; masks of new cases do not need it.
 
     Raises:
         ValueError: A value out of its range.
@@ -47,6 +50,7 @@ class Inference:
     goal: str = "dice"
     threshold: float | Mapping[str, float] | None = None
     min_volume_mm3: float | Mapping[str, float] | None = None
+    crop_labelled: bool = False
 
     def __post_init__(self) -> None:
         """Check all values, before any data are read."""

@@ -206,7 +206,7 @@ def _scaling_of(
     """Choose the scaling by the intensities of the brain (n,)."""
     if normalization == "none":
         return Scaling(centre=0.0, width=1.0, cut=None)
-    if normalization == "window":
+    if normalization in ("window", "window_minmax"):
         assert limits is not None
         return _between(*limits)
     if normalization == "percentile":

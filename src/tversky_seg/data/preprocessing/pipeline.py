@@ -27,7 +27,7 @@ from tversky_seg.data.preprocessing.labels import (
     labels_to_read,
     list_lesions,
 )
-from tversky_seg.data.preprocessing.modality import Channel, read_brain, read_channel
+from tversky_seg.data.preprocessing.modality import LARGEST_INT16, Channel, read_brain, read_channel
 from tversky_seg.data.preprocessing.note import OUTSIDE_BRAIN, OUTSIDE_CROP, Note
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase, rater_array
 from tversky_seg.data.preprocessing.reference_grid import ReferenceGrid
@@ -52,7 +52,9 @@ class Preprocessing:
             "robust": median 0 and interquartile range 1.349 in the brain (that of a normal
             distribution of standard deviation 1), which large lesion loads move less.
             "percentile": from two percentiles of the brain to [0, 1], cut there.
-            "window": from two intensities (HU in CT, Shirokikh 2020) to [0, 1], cut there.
+            "window": from two intensities (HU in CT) to [0, 1], cut there.
+            "window_minmax": cut at two intensities, then from the smallest to the largest one that
+            is left in the crop to [0, 1], as Shirokikh 2020.
             "none": as in the file.
         limits: Percentiles (None: 0.5 and 99.5) or intensities (None: -300 and 300).
         crop_values: Label values around which a labelled case is cropped, as Shirokikh 2020 crops
@@ -178,6 +180,8 @@ def preprocess_quietly(case: Case, settings: Preprocessing) -> PreparedCase:
     del foreground, brain
     scales = np.array([channel.scale for channel in channels], dtype=np.float32)
     image = _stack(channels, box, inside)
+    if settings.normalization == "window_minmax":
+        scales = _stretch(image, inside)
     # While the targets are whole: the crop may cut lesions off.
     notes += _notes_on_lesions(targets, box, inside)
     targets = [np.ascontiguousarray(target[:, *box]) for target in targets]
@@ -314,6 +318,22 @@ def _stack(channels: list[Channel], box: Box, inside: Bools) -> NDArray[np.int16
     for plane in image:
         np.multiply(channels.pop(0).within(box), inside, out=plane)
     return image
+
+
+def _stretch(image: NDArray[np.int16], inside: Bools) -> NDArray[np.float32]:
+    """Map each channel's smallest and largest value in the foreground to 0 and 1, in place.
+
+    Returns:
+        (C,) factors from the image to normalised intensities.
+    """
+    for plane in image:
+        low = int(plane.min(where=inside, initial=LARGEST_INT16))
+        high = int(plane.max(where=inside, initial=0))
+        factor = LARGEST_INT16 / max(high - low, 1)
+        # Slab by slab, because the arithmetic takes float64.
+        for slab, mask in zip(plane, inside, strict=True):
+            slab[mask] = np.rint((slab[mask] - float(low)) * factor)
+    return np.full(len(image), 1 / LARGEST_INT16, dtype=np.float32)
 
 
 def _notes_on_lesions(targets: Sequence[Bools], box: Box, inside: Bools) -> list[Note]:
