@@ -130,17 +130,18 @@ def _cases_in_manifest(path: Path, modalities: Sequence[str], *, may_lack: bool)
     cases = read_manifest(path, modalities=modalities, may_lack_modalities=may_lack)
     if not may_lack:
         return cases
-    # Labels, site and split of the manifest do not concern a prediction.
+    # Site and split of the manifest do not concern a prediction; a label may (`crop_labelled`).
     inputs: list[Case] = []
     for case in cases:
-        without_labels = Case(
+        case_to_predict = Case(
             case_id=case.case_id,
             subject_id=case.subject_id,
             images=case.images,
+            labels=case.labels,
             brain_mask=case.brain_mask,
             session=case.session,
         )
-        inputs.append(without_labels)
+        inputs.append(case_to_predict)
     return inputs
 
 
