@@ -29,6 +29,7 @@ from tversky_seg.report.page import environment
 from tversky_seg.runtime.files import write_text
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 HEADINGS = {
@@ -36,6 +37,10 @@ HEADINGS = {
     WARNING: "Warnings: training will run, please review",
     NOTE: "Notes: handled, nothing to do",
 }
+
+LONGEST_PATH = 60
+N_PATH_PARTS = 2
+"""Folders and file that remain of a longer path; findings.csv has the whole."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,10 @@ def write_page(path: Path, check: DatasetCheck, *, title: str, command: str | No
     for level, findings in findings_by_level(check.findings).items():
         groups = group_by_remedy(findings)
         sections.append(FindingSection(level, HEADINGS[level], groups))
-    page = environment().get_template("data_check.html.j2")
+    templates = environment()
+    templates.filters["sentence"] = _sentence
+    templates.filters["short_path"] = _short_path
+    page = templates.get_template("data_check.html.j2")
     text = page.render(
         title=title,
         check=check,
@@ -84,6 +92,22 @@ def write_page(path: Path, check: DatasetCheck, *, title: str, command: str | No
         pictures=list(_pictures(check.reports)),
     )
     write_text(path, text)
+
+
+def _sentence(text: str) -> str:
+    """Begin a sentence with a capital, unless it begins with a key, as data.spacing_mm=…."""
+    first_word = text.partition(" ")[0]
+    if first_word.strip(",;:").isalpha():
+        return text[:1].upper() + text[1:]
+    return text
+
+
+def _short_path(text: str) -> str:
+    """Shorten a long path to its folder and file; other texts stay."""
+    parts = text.split("/")
+    if len(text) <= LONGEST_PATH or len(parts) <= N_PATH_PARTS:
+        return text
+    return "/".join(["…", *parts[-N_PATH_PARTS:]])
 
 
 def _pictures(reports: Sequence[CaseReport]) -> Iterator[CasePicture]:
@@ -149,6 +173,7 @@ def _volume_figure(volumes: dict[str, NDArray[np.float64]]) -> Figure:
         axes.hist(sizes, bins=bins, alpha=0.7, color=COLOURS[k % len(COLOURS)], label=label)
     # Lesion volumes spread over four orders of magnitude.
     axes.set_xscale("log")
+    _write_plain_numbers(axes.xaxis)
     axes.legend(fontsize=8)
     return figure
 
@@ -161,14 +186,20 @@ def _prevalence_figure(percent: Sequence[float]) -> Figure:
     axes.axhline(median, linewidth=1, color=GREY, label=f"median {median:.3g} %")
     axes.locator_params(axis="x", integer=True)
     axes.set_yscale("log")
+    _write_plain_numbers(axes.yaxis)
     axes.legend(fontsize=8)
     return figure
 
 
 def _spacing_figure(spacings: Sequence[tuple[float, ...]]) -> Figure:
-    figure, axes = new_axes(xlabel="Cases", ylabel="Voxel size (mm)")
+    figure, axes = new_axes(xlabel="Cases", ylabel="Voxel size (mm)", left=0.42)
     # Rounded, since affines are stored in float32.
     sizes, n_cases = np.unique(np.round(spacings, 3), axis=0, return_counts=True)
     axes.barh([times(size) for size in sizes], n_cases, color=COLOURS[0], alpha=0.8)
     axes.locator_params(axis="x", integer=True)
     return figure
+
+
+def _write_plain_numbers(axis: Axis) -> None:
+    """Write 0.1, 1, 10, 1,000 along a logarithmic axis, in place of powers of ten."""
+    axis.set_major_formatter("{x:,g}")

@@ -30,8 +30,8 @@ N_NAMED = 3
 FIGURE_WIDTH = 4.8
 FIGURE_HEIGHT = 3.6
 LEFT = 0.14
-RIGHT = 0.97
-BOTTOM = 0.15
+RIGHT = 0.95
+BOTTOM = 0.17
 TOP = 0.96
 """Place of the axes, as shares of the figure."""
 Columns = Mapping[str, NDArray[np.float64]]
@@ -141,7 +141,7 @@ def size_figure(bins: Sequence[Mapping[str, Any]]) -> Figure:
         axes.bar(k, recall, width=0.72, color=COLOURS[0], alpha=0.8)
         detected = f"{part['n_detected']}/{part['n_lesions']}"
         axes.text(k, recall + 0.02, detected, ha="center", fontsize=8)
-    axes.set_xticks(range(len(bins)), names, rotation=30)
+    axes.set_xticks(range(len(bins)), names, fontsize=8)
     axes.set(ylim=(0, 1.12))
     return figure
 
@@ -149,7 +149,8 @@ def size_figure(bins: Sequence[Mapping[str, Any]]) -> Figure:
 def _volume_range(part: Mapping[str, Any]) -> str:
     if part["to_mm3"] is None:
         return f"≥ {part['from_mm3']:g}"
-    return f"{part['from_mm3']:g} to {part['to_mm3']:g}"
+    # In two lines, so that neighbours do not touch.
+    return f"{part['from_mm3']:g} to\n{part['to_mm3']:g}"
 
 
 def bland_altman_figure(
@@ -163,7 +164,7 @@ def bland_altman_figure(
         limits: `bias_mm3`, `lowest_mm3` and `highest_mm3` of metrics.json; None where undefined.
     """
     figure, axes = new_axes(
-        xlabel="Mean of both volumes (mm³)", ylabel="Predicted - reference (mm³)"
+        xlabel="Mean of both volumes (mm³)", ylabel="Predicted - reference (mm³)", left=0.21
     )
     # A line at 0 tells over- from under-segmentation.
     axes.axhline(0, color=GREY, linewidth=0.5)
@@ -174,6 +175,7 @@ def bland_altman_figure(
         differences[case_id] = difference
         axes.plot(mean, difference, "o", color=COLOURS[0])
     # Naming every case would cover the dots.
+    middle = (max(map(sum, volumes_mm3.values())) + min(map(sum, volumes_mm3.values()))) / 4
     by_size = sorted(differences, key=lambda case_id: -abs(differences[case_id]))
     for case_id in by_size[:N_NAMED]:
         mean = sum(volumes_mm3[case_id]) / 2
@@ -181,8 +183,9 @@ def bland_altman_figure(
         axes.annotate(
             _literal(case_id),
             place,
-            # Up and to the right of its dot.
-            xytext=(5, 4),
+            # Above its dot, and towards the middle of the figure.
+            xytext=(5 if mean <= middle else -5, 4),
+            ha="left" if mean <= middle else "right",
             textcoords="offset points",
             fontsize=8,
         )
@@ -193,8 +196,10 @@ def bland_altman_figure(
         if value is not None:
             axes.axhline(value, color=GREY, linewidth=1, linestyle=style)
             _note_at_the_right(axes, value, f"{names[key]} {value:+,.0f}")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     # Volumes have five digits: more ticks would overlap.
-    axes.locator_params(axis="x", nbins=4)
+    axes.locator_params(axis="x", nbins=5)
     axes.margins(x=0.1, y=0.15)
     return figure
 

@@ -62,6 +62,9 @@ def format_value(name: str, value: float | None, *, signed: bool = False) -> str
     # A tenth of a mm³ is far below a voxel.
     if name.endswith("mm3"):
         return f"{value:{sign},.0f}"
+    # A hundredth of a millimetre is far below a voxel.
+    if name.endswith("_mm"):
+        return f"{value:{sign}.2f}"
     # Values close to 1 or 0 differ only in the fourth digit.
     if name in FOUR_DIGITS:
         return f"{value:{sign}.4f}"
