@@ -60,7 +60,7 @@ COMMANDS = {
         "tversky_seg.data.datasets.import_command:main",
     ),
     "export": Word(
-        "write a network as ONNX or .pt2, with its preprocessing beside it",
+        "write a network, or predictions, in the formats of other programs",
         "tversky_seg.commands.export:export",
         config="export",
     ),

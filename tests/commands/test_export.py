@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -59,6 +60,84 @@ def test_onnx(run: Path, tmp_path: Path) -> None:
     assert probability.shape == (3, 1, 8, 8, 8)
 
 
+@pytest.fixture(scope="module")
+def predicted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of a BIDS session, and of a case with a name of its own."""
+    tmp_path = tmp_path_factory.mktemp("predicted")
+    a_checkpoint(tmp_path / "best.pt", classes={"core": (1,), "outer_rim": (2,)}, threshold=0.4)
+    anatomy = tmp_path / "raw" / "sub-01" / "ses-2" / "anat"
+    add_case(anatomy, "x", seed=0)
+    anatomy.joinpath("x_FLAIR.nii.gz").rename(anatomy / "sub-01_ses-2_run-1_FLAIR.nii.gz")
+    anatomy.joinpath("x_T1.nii.gz").rename(anatomy / "sub-01_ses-2_run-1_T1w.nii.gz")
+    add_case(tmp_path / "raw" / "own", "p_7", seed=1)
+    for source in (tmp_path / "raw", tmp_path / "raw" / "own"):
+        words = [f"checkpoint={tmp_path / 'best.pt'}", f"input={source}"]
+        assert call("predict", *words, f"output_dir={tmp_path / 'masks'}").status == 0
+    return tmp_path / "masks"
+
+
+def export_predictions(predicted: Path, layout: str, output: Path) -> Outcome:
+    return call("export", f"predictions={predicted}", f"format={layout}", f"output={output}")
+
+
+def voxels(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+def test_a_label_map_stands_beside_the_masks_and_the_later_class_wins(predicted: Path) -> None:
+    core = voxels(predicted / "p_7_core_mask.nii.gz") > 0
+    rim = voxels(predicted / "p_7_outer_rim_mask.nii.gz") > 0
+    assert (core & rim).any()
+    labels = nib.load(predicted / "p_7_labels.nii.gz")
+    np.testing.assert_array_equal(labels.dataobj, np.where(rim, 2, core))
+    assert labels.get_data_dtype() == np.uint8
+    settings = json.loads((predicted / "predictions.json").read_text())
+    assert settings["label_map"] == {"core": 1, "outer_rim": 2}
+
+
+def test_predictions_as_a_bids_derivative(predicted: Path, tmp_path: Path) -> None:
+    assert "2 cases" in export_predictions(predicted, "bids", tmp_path / "out").stdout
+    description = json.loads((tmp_path / "out" / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative"
+    assert description["GeneratedBy"][0]["Name"] == "tversky-seg"
+    anatomy = tmp_path / "out" / "sub-01" / "ses-2" / "anat"
+    stem = "sub-01_ses-2_run-1"
+    assert sorted(path.name for path in anatomy.iterdir()) == [
+        f"{stem}_dseg.json",
+        f"{stem}_dseg.nii.gz",
+        f"{stem}_dseg.tsv",
+        f"{stem}_label-core_mask.json",
+        f"{stem}_label-core_mask.nii.gz",
+        f"{stem}_label-core_probseg.json",
+        f"{stem}_label-core_probseg.nii.gz",
+        f"{stem}_label-outerrim_mask.json",
+        f"{stem}_label-outerrim_mask.nii.gz",
+        f"{stem}_label-outerrim_probseg.json",
+        f"{stem}_label-outerrim_probseg.nii.gz",
+    ]
+    sidecar = json.loads((anatomy / f"{stem}_label-core_mask.json").read_text())
+    assert sidecar["Sources"][0] == f"bids:raw:sub-01/ses-2/anat/{stem}_FLAIR.nii.gz"
+    assert sidecar["Threshold"] == 0.4
+    np.testing.assert_array_equal(
+        voxels(anatomy / f"{stem}_label-core_mask.nii.gz"),
+        voxels(predicted / "sub-01_ses-2_core_mask.nii.gz"),
+    )
+    assert (anatomy / f"{stem}_dseg.tsv").read_text() == "index\tname\n1\tcore\n2\touter_rim\n"
+    assert (tmp_path / "out" / "sub-p7" / "anat" / "sub-p7_dseg.nii.gz").is_file()
+
+
+def test_predictions_as_nnunet_labels(predicted: Path, tmp_path: Path) -> None:
+    assert export_predictions(predicted, "nnunet", tmp_path / "out").status == 0
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["dataset.json", "p_7.nii.gz", "sub-01_ses-2.nii.gz"]
+    description = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert description["labels"] == {"background": 0, "core": 1, "outer_rim": 2}
+    assert description["channel_names"] == {"0": "FLAIR", "1": "T1"}
+    np.testing.assert_array_equal(
+        voxels(tmp_path / "out" / "p_7.nii.gz"), voxels(predicted / "p_7_labels.nii.gz")
+    )
+
+
 def test_bad_input_gets_one_line(run: Path, tmp_path: Path) -> None:
     assert "expected one of" in export(run, "onxx", tmp_path / "out").error
     assert "no such file" in export(tmp_path / "none", "pt2", tmp_path / "out").error
@@ -69,4 +148,7 @@ def test_bad_input_gets_one_line(run: Path, tmp_path: Path) -> None:
     assert "holds 2 networks" in call("export", two, "format=pt2", f"output={tmp_path}/o").error
     whole = export(run, "pt2", tmp_path / "out", "patch_size=whole")
     assert "set patch_size=96" in whole.error
+    assert "no predictions.json" in export_predictions(run, "bids", tmp_path / "out").error
+    assert "expected predictions=" in export(run, "bids", tmp_path / "out").error
+    assert "expected run=" in export_predictions(run, "pt2", tmp_path / "out").error
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Export a trained network to a file of another program, and check it against prediction."""
+"""Export a trained network, checked against prediction, or predictions, to other programs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,31 +9,60 @@ from omegaconf import DictConfig
 from tversky_seg import config
 from tversky_seg.data.errors import DataError
 from tversky_seg.export.export_network import (
+    DESCRIPTION_FILE,
     TOLERANCE,
     difference_from_file,
     export_network,
 )
 from tversky_seg.export.network_file import FORMATS
+from tversky_seg.export.saved_predictions import (
+    LAYOUTS,
+    read_predictions,
+    write_bids,
+    write_nnunet,
+)
 from tversky_seg.inference.segmenter import Segmenter
 from tversky_seg.runtime.devices import use_threads
 
 
 def export(cfg: DictConfig) -> int:
-    """Write the network, and check it."""
+    """Write the network and check it, or write predictions."""
     settings = config.plain(cfg)
-    if settings["format"] not in FORMATS:
+    file_format = settings["format"]
+    if file_format in LAYOUTS:
+        return export_predictions(settings)
+    if file_format not in FORMATS:
+        expected = ", ".join([*FORMATS, *LAYOUTS])
+        raise config.ConfigError(f"format: {file_format}; expected one of {expected}")
+    if settings["run"] is None or settings["predictions"] is not None:
         raise config.ConfigError(
-            f"format: {settings['format']}; expected one of {', '.join(FORMATS)}"
+            f"run: format={file_format} writes a network; expected run= a run folder or a "
+            "checkpoint, and no predictions="
         )
-    if settings["run"] is None:
-        raise config.ConfigError("run: none given; expected a run folder or a checkpoint")
     folder = new_folder(settings["output"])
     images = images_of(settings["input"])
     use_threads(settings["threads"])
     segmenter = load_on_cpu(settings)
-    path = export_network(segmenter, folder, file_format=settings["format"])
-    config.logger.info("wrote %s and %s", path, path.with_name("network.json"))
+    path = export_network(segmenter, folder, file_format=file_format)
+    config.logger.info("wrote %s, and how to use it in %s", path, DESCRIPTION_FILE)
     report_difference(difference_from_file(segmenter, path, images), path)
+    return 0
+
+
+def export_predictions(settings: Mapping[str, Any]) -> int:
+    """Write a folder of predictions in the layout of another program."""
+    if settings["predictions"] is None or settings["run"] is not None:
+        raise config.ConfigError(
+            f"predictions: format={settings['format']} writes predictions; expected predictions= "
+            "the output_dir of predict, and no run="
+        )
+    predictions = read_predictions(Path(str(settings["predictions"])).expanduser())
+    folder = new_folder(settings["output"])
+    if settings["format"] == "bids":
+        write_bids(predictions, folder)
+    else:
+        write_nnunet(predictions, folder)
+    config.logger.info("wrote %d cases to %s", len(predictions.records), folder)
     return 0
 
 

@@ -18,7 +18,11 @@ from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.inference.case_records import CaseRecords, FileState, input_states
 from tversky_seg.inference.ensemble import Ensemble
 from tversky_seg.inference.loaded_case import LoadedCase, load_case
-from tversky_seg.inference.prediction_folder import prediction_files, write_prediction
+from tversky_seg.inference.prediction_folder import (
+    label_map_file,
+    prediction_files,
+    write_prediction,
+)
 from tversky_seg.inference.settings import Inference
 
 
@@ -123,6 +127,9 @@ class CasePredictor:
             files += [of_class.probability, of_class.mask]
             if predicted.uncertainty is not None:
                 files.append(of_class.uncertainty)
+        label_map = label_map_file(output_dir, case.case_id, self.classes)
+        if label_map is not None:
+            files.append(label_map)
         self.records.write(
             case.case_id,
             inputs=predicted.inputs,

@@ -32,6 +32,7 @@ from tversky_seg.inference.prediction_folder import (
     LESIONS_FILE,
     check_file_names,
     claim_folder,
+    label_values,
 )
 from tversky_seg.inference.prediction_jobs import exclusive, running_job
 from tversky_seg.inference.settings import Inference
@@ -163,7 +164,7 @@ def _filled_folder(predictor: CasePredictor, cases: Sequence[Case]) -> Iterator[
     with running_job(output_dir, case_ids):
         # Jobs of other cases may write into the same folder, so shared files change under a lock.
         with exclusive(output_dir):
-            if not claim_folder(output_dir, settings, notes={"precision": predictor.precision}):
+            if not claim_folder(output_dir, settings, notes=_folder_notes(predictor)):
                 records.discard_all()  # nothing says how these predictions were made
         yield faults
         with exclusive(output_dir):
@@ -309,6 +310,14 @@ def _folder_settings(
         "combine": ensemble.combine if len(ensemble.members) > 1 else None,
         "uncertainty": ensemble.uncertainty,
     }
+
+
+def _folder_notes(predictor: CasePredictor) -> dict[str, Any]:
+    """List what predictions.json says besides, in which predictions of a folder may differ."""
+    notes: dict[str, Any] = {"precision": predictor.precision}
+    if len(predictor.classes) > 1:
+        notes["label_map"] = label_values(predictor.classes)
+    return notes
 
 
 def _plain(value: int | str | Sequence[Any] | None) -> Any:

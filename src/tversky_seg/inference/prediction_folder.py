@@ -21,6 +21,7 @@ LESIONS_FILE = "lesions.csv"
 PROBABILITY_ENDING = "_probability.nii.gz"
 MASK_ENDING = "_mask.nii.gz"
 UNCERTAINTY_ENDING = "_uncertainty.nii.gz"
+LABELS_ENDING = "_labels.nii.gz"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,32 @@ def prediction_files(
             uncertainty=folder / f"{stem}{UNCERTAINTY_ENDING}",
         )
     return files
+
+
+def label_map_file(folder: Path, case_id: str, classes: Sequence[str]) -> Path | None:
+    """Name the label map of a case; None if there is one class, whose mask is one already."""
+    return folder / f"{case_id}{LABELS_ENDING}" if len(classes) > 1 else None
+
+
+def label_values(classes: Sequence[str]) -> dict[str, int]:
+    """Return the value of each class in a label map: 1, 2, … in their order; 0 is background."""
+    return {name: number for number, name in enumerate(classes, start=1)}
+
+
+def label_map_of(masks: Iterable[NDArray[np.bool_]]) -> NDArray[np.uint8]:
+    """Make one label map (X, Y, Z) of the masks of all classes, in their order.
+
+    Where masks overlap the later class stands, as classes within others are listed after these:
+    of a tumour within a liver, the tumour.
+    """
+    labels: NDArray[np.uint8] | None = None
+    for value, mask in enumerate(masks, start=1):
+        if labels is None:
+            labels = np.zeros(mask.shape, dtype=np.uint8)
+        labels[mask] = value
+    if labels is None:
+        raise ValueError("a label map needs one mask at least")
+    return labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +134,7 @@ def write_prediction(
 
     The mask is where the probability **as stored** (65,536 steps) reaches the threshold, without
     lesions (26-connected) smaller than `min_volume_mm3`: a reader of the files gets the same mask.
+    Of several classes a label map is written, too; see `label_map_of`.
 
     Args:
         output_dir: Folder to write to; see `prediction_files`.
@@ -137,6 +165,7 @@ def write_prediction(
                 files[name].uncertainty, of_class, affine, scale=PROBABILITY_SCALE, like=like
             )
     rows = []
+    masks = []
     for name, of_class in zip(classes, probability, strict=True):
         write_volume(files[name].probability, of_class, affine, scale=PROBABILITY_SCALE, like=like)
         predicted = class_prediction(
@@ -149,7 +178,11 @@ def write_prediction(
             brain=brain,
         )
         write_volume(files[name].mask, predicted.mask, affine, like=like)
+        masks.append(predicted.mask)
         rows += predicted.lesions
+    label_map = label_map_file(output_dir, case_id, classes)
+    if label_map is not None:
+        write_volume(label_map, label_map_of(masks), affine, like=like)
     return rows
 
 

@@ -15,7 +15,12 @@ from tversky_seg.inference.case_predictor import CasePredictor, PredictedCase, o
 from tversky_seg.inference.case_records import CaseRecords
 from tversky_seg.inference.lesion_table import Row
 from tversky_seg.inference.predict import save_predicted
-from tversky_seg.inference.prediction_folder import ClassPrediction, as_stored, class_prediction
+from tversky_seg.inference.prediction_folder import (
+    ClassPrediction,
+    as_stored,
+    class_prediction,
+    label_map_of,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,11 @@ class Segmentation:
         """Probability (X, Y, Z) in [0, 1]; of several classes one each, by name."""
         volumes = {name: each.probability for name, each in self.by_class.items()}
         return volumes if len(volumes) > 1 else next(iter(volumes.values()))
+
+    @property
+    def label_map(self) -> NDArray[np.uint8]:
+        """All masks in one (X, Y, Z): 0, then 1, 2, … in the order of classes; the later wins."""
+        return label_map_of(each.mask for each in self.by_class.values())
 
     @property
     def uncertainty(self) -> NDArray[np.float32] | dict[str, NDArray[np.float32]] | None:
