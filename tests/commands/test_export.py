@@ -60,6 +60,22 @@ def test_onnx(run: Path, tmp_path: Path) -> None:
     assert probability.shape == (3, 1, 8, 8, 8)
 
 
+def test_a_monai_bundle_of_an_ensemble(run: Path, tmp_path: Path) -> None:
+    bundle = pytest.importorskip("monai.bundle")
+    runs = [run / "checkpoints" / "best.pt", a_checkpoint(tmp_path / "other.pt", 1)]
+    words = [f"run=[{','.join(map(str, runs))}]", "format=monai", f"output={tmp_path / 'out'}"]
+    assert difference_in(call("export", *words)) <= 1e-4
+    # MONAI's own check of the network against metadata.json.
+    configs = tmp_path / "out" / "configs"
+    bundle.verify_net_in_out(
+        net_id="network_def",
+        config_file=str(configs / "inference.json"),
+        meta_file=str(configs / "metadata.json"),
+        device="cpu",
+    )
+    assert "mask of lesion: probability >= 0.5" in (tmp_path / "out/docs/README.md").read_text()
+
+
 @pytest.fixture(scope="module")
 def predicted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of a BIDS session, and of a case with a name of its own."""

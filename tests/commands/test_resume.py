@@ -17,7 +17,7 @@ from helpers.cohorts import MODALITIES, write_rows
 from helpers.command_line import ROOT, SMALL, train
 from helpers.runs import Run, assert_same_results, contents, rows_of
 from tversky_seg.evaluation import evaluator as evaluation
-from tversky_seg.inference import predict as inference
+from tversky_seg.inference import case_predictor as inference
 from tversky_seg.runtime import checkpoints
 from tversky_seg.training import validation
 from tversky_seg.training.trainer import Trainer

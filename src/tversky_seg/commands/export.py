@@ -13,7 +13,9 @@ from tversky_seg.export.export_network import (
     TOLERANCE,
     difference_from_file,
     export_network,
+    window_sides,
 )
+from tversky_seg.export.monai_bundle import difference_from_bundle, write_bundle
 from tversky_seg.export.network_file import FORMATS
 from tversky_seg.export.saved_predictions import (
     LAYOUTS,
@@ -24,6 +26,8 @@ from tversky_seg.export.saved_predictions import (
 from tversky_seg.inference.segmenter import Segmenter
 from tversky_seg.runtime.devices import use_threads
 
+MONAI = "monai"
+
 
 def export(cfg: DictConfig) -> int:
     """Write the network and check it, or write predictions."""
@@ -31,8 +35,8 @@ def export(cfg: DictConfig) -> int:
     file_format = settings["format"]
     if file_format in LAYOUTS:
         return export_predictions(settings)
-    if file_format not in FORMATS:
-        expected = ", ".join([*FORMATS, *LAYOUTS])
+    if file_format not in (*FORMATS, MONAI):
+        expected = ", ".join([*FORMATS, MONAI, *LAYOUTS])
         raise config.ConfigError(f"format: {file_format}; expected one of {expected}")
     if settings["run"] is None or settings["predictions"] is not None:
         raise config.ConfigError(
@@ -42,10 +46,26 @@ def export(cfg: DictConfig) -> int:
     folder = new_folder(settings["output"])
     images = images_of(settings["input"])
     use_threads(settings["threads"])
+    if file_format == MONAI:
+        return export_bundle(settings, folder, images)
     segmenter = load_on_cpu(settings)
     path = export_network(segmenter, folder, file_format=file_format)
     config.logger.info("wrote %s, and how to use it in %s", path, DESCRIPTION_FILE)
     report_difference(difference_from_file(segmenter, path, images), path)
+    return 0
+
+
+def export_bundle(
+    settings: Mapping[str, Any], folder: Path, images: Mapping[str, Path] | None
+) -> int:
+    """Write a MONAI bundle, and check it by running it."""
+    segmenter = load_on_cpu(settings)
+    sides = window_sides(segmenter)
+    write_bundle(
+        segmenter, folder, sides=sides, settings=own_windows(settings), trust=settings["trust"]
+    )
+    config.logger.info("wrote a bundle of %d networks to %s", len(segmenter.models), folder)
+    report_difference(difference_from_bundle(segmenter, folder, images, sides=sides), folder)
     return 0
 
 
@@ -68,12 +88,20 @@ def export_predictions(settings: Mapping[str, Any]) -> int:
 
 def load_on_cpu(settings: Mapping[str, Any]) -> Segmenter:
     """Load the networks, on the CPU in fp32: there all is plain torch, and sums are exact."""
-    windows = {}
-    if settings["patch_size"] is not None:
-        windows["patch_size"] = settings["patch_size"]
     return Segmenter.load(
-        settings["run"], device="cpu", precision="fp32", trust=settings["trust"], **windows
+        settings["run"],
+        device="cpu",
+        precision="fp32",
+        trust=settings["trust"],
+        **own_windows(settings),
     )
+
+
+def own_windows(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of inference that replace the checkpoint's."""
+    if settings["patch_size"] is None:
+        return {}
+    return {"patch_size": settings["patch_size"]}
 
 
 def new_folder(name: Any) -> Path:

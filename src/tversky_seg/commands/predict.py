@@ -9,10 +9,8 @@ from omegaconf import DictConfig
 from tversky_seg import config
 from tversky_seg.data.bids_inputs import is_bids
 from tversky_seg.data.case import Case
-from tversky_seg.data.errors import DataError
-from tversky_seg.data.inputs import find_inputs
 from tversky_seg.data.unused_images import unused_images
-from tversky_seg.inference.predict import first_names, predict_cases
+from tversky_seg.inference.predict import first_names
 from tversky_seg.inference.segmenter import Segmenter
 from tversky_seg.inference.settings import Inference
 from tversky_seg.inference.trained_model import TrainedModel, differing_settings
@@ -46,27 +44,12 @@ def predict(cfg: DictConfig) -> int:
     log_ensemble(segmenter.models, segmenter.inference, combine=settings["combine"])
 
     # Find the cases. Networks trained with channel dropout can do without a modality.
-    cases = find_inputs(
-        settings["input"],
-        modalities=segmenter.modalities,
-        case_id=settings["case_id"],
-        may_lack=segmenter.allows_missing_modalities,
-    )
+    cases = segmenter.cases(settings["input"], case_id=settings["case_id"])
     if settings["case_id"] is None:
         log_unused_images(settings["input"], cases, segmenter.modalities)
 
     # Predict them into one folder; the cases that fail do not stop the others.
-    faults = predict_cases(
-        segmenter.ensemble,
-        cases,
-        segmenter.preprocessing,
-        Path(str(settings["output_dir"])).expanduser(),
-        inference=segmenter.inference,
-        device=segmenter.device,
-        precision=segmenter.precision,
-    )
-    if len(faults) == len(cases):
-        raise DataError.gather(map(DataError, faults.values()), others="listed above")
+    faults = segmenter.predict_cases(cases, str(settings["output_dir"]))
     return 1 if faults else 0
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from torch import Tensor
 
 from tversky_seg.config.checks import ConfigError
-from tversky_seg.data.inputs import find_inputs
 from tversky_seg.export.description import describe
 from tversky_seg.export.example_case import write_example_case
 from tversky_seg.export.network_file import ExportedNetwork, write_network
@@ -104,6 +103,6 @@ def window_sides(segmenter: Segmenter) -> Sequence[int]:
 
 def _probability(segmenter: Segmenter, images: Mapping[str, Path]) -> Tensor:
     """Predict a case on the network's grid, without rounding."""
-    (case,) = find_inputs(images, modalities=segmenter.modalities, may_lack=False)
+    (case,) = segmenter.cases(images)
     predictor = segmenter.predictor()
     return predictor.predict(predictor.read(case)).probability

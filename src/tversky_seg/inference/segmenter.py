@@ -20,6 +20,7 @@ from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.inference.case_predictor import CasePredictor
 from tversky_seg.inference.case_records import CaseRecords
 from tversky_seg.inference.ensemble import Ensemble
+from tversky_seg.inference.predict import predict_cases
 from tversky_seg.inference.segmentation import Segmentation, segmentation_of
 from tversky_seg.inference.settings import Inference
 from tversky_seg.inference.trained_model import (
@@ -168,6 +169,55 @@ class Segmenter:
             raise _without_folder(error, folder.path) from None
         return segmentation_of(predictor, case, predicted, images=folder)
 
+    def predict(
+        self,
+        input: Mapping[str, Path | str] | Path | str,
+        output_dir: Path | str,
+        *,
+        case_id: str | None = None,
+    ) -> dict[str, str]:
+        """Segment all cases of a folder or a manifest into a folder, as `predict.py` does.
+
+        Args:
+            input: Files by modality, one file, a manifest, a folder or a BIDS folder; see
+                `find_inputs`.
+            output_dir: Folder to write to.
+            case_id: Name of the one case, or of one to pick out of several.
+
+        Returns:
+            case_id -> one line, for each case that failed.
+
+        Raises:
+            DataError: As `find_inputs` and `predict_cases`, or all cases failed.
+        """
+        return self.predict_cases(self.cases(input, case_id=case_id), output_dir)
+
+    def cases(
+        self, input: Mapping[str, Path | str] | Path | str, *, case_id: str | None = None
+    ) -> list[Case]:
+        """List the cases of an input; see `find_inputs`."""
+        return find_inputs(
+            input,
+            modalities=self.modalities,
+            case_id=case_id,
+            may_lack=self.allows_missing_modalities,
+        )
+
+    def predict_cases(self, cases: Sequence[Case], output_dir: Path | str) -> dict[str, str]:
+        """Segment cases into a folder; see `predict`."""
+        faults = predict_cases(
+            self.ensemble,
+            cases,
+            self.preprocessing,
+            Path(output_dir).expanduser(),
+            inference=self.inference,
+            device=self.device,
+            precision=self.precision,
+        )
+        if len(faults) == len(cases):
+            raise DataError.gather(map(DataError, faults.values()), others="listed above")
+        return faults
+
     def _by_modality(self, image: Any, images: dict[str, Any]) -> dict[str, Any]:
         """Name the image that was given without a name."""
         if image is None:
@@ -182,12 +232,7 @@ class Segmenter:
         if case_id is None:
             first = next((name for name in self.modalities if name in given), None)
             case_id = None if first is None else _case_name(given[first])
-        (case,) = find_inputs(
-            files,
-            modalities=self.modalities,
-            case_id=case_id,
-            may_lack=self.allows_missing_modalities,
-        )
+        (case,) = self.cases(files, case_id=case_id)
         return case
 
     def predictor(self) -> CasePredictor:
