@@ -6,10 +6,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from helpers.checkpoints import a_checkpoint
 from helpers.cohorts import add_case
 from helpers.command_line import Outcome, call
+from tversky_seg.export.network_file import with_exact_norms
+from tversky_seg.models.group_norm import GroupNorm
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,6 @@ def difference_in(outcome: Outcome) -> float:
 
 
 def test_pt2_with_its_description(run: Path, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
     add_case(tmp_path, "a", seed=0)
     case = f"input={{FLAIR: {tmp_path}/a_FLAIR.nii.gz, T1: {tmp_path}/a_T1.nii.gz}}"
     outcome = export(run, "pt2", tmp_path / "out", case)
@@ -168,3 +170,15 @@ def test_bad_input_gets_one_line(run: Path, tmp_path: Path) -> None:
     assert "expected predictions=" in export(run, "bids", tmp_path / "out").error
     assert "expected run=" in export_predictions(run, "pt2", tmp_path / "out").error
     assert not (tmp_path / "out").exists()
+
+
+def test_norms_in_plain_arithmetic_are_group_norms() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(2, 8, 3, 4, 5) * 3 + 7
+    for n_groups, relu in ((8, False), (4, True), (1, False)):
+        norm = GroupNorm(n_groups, 8, relu=relu)
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+        expected = norm.double()(features.double())
+        plain = with_exact_norms(norm.float())(features)
+        np.testing.assert_allclose(plain.detach(), expected.detach(), atol=2e-6)

@@ -24,6 +24,7 @@ from tversky_seg.export.saved_predictions import (
     write_nnunet,
 )
 from tversky_seg.inference.segmenter import Segmenter
+from tversky_seg.report.labels import count
 from tversky_seg.runtime.devices import use_threads
 
 MONAI = "monai"
@@ -64,7 +65,7 @@ def export_bundle(
     write_bundle(
         segmenter, folder, sides=sides, settings=own_windows(settings), trust=settings["trust"]
     )
-    config.logger.info("wrote a bundle of %d networks to %s", len(segmenter.models), folder)
+    config.logger.info("wrote a bundle to %s", folder)
     report_difference(difference_from_bundle(segmenter, folder, images, sides=sides), folder)
     return 0
 
@@ -82,7 +83,7 @@ def export_predictions(settings: Mapping[str, Any]) -> int:
         write_bids(predictions, folder)
     else:
         write_nnunet(predictions, folder)
-    config.logger.info("wrote %d cases to %s", len(predictions.records), folder)
+    config.logger.info("wrote %s to %s", count(len(predictions.records), "case"), folder)
     return 0
 
 

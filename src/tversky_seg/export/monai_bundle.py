@@ -80,7 +80,7 @@ def difference_from_bundle(
         images: Modality -> file of a case; None: an example of noise.
         sides: Sides of a window in voxels.
     """
-    from monai import bundle
+    from monai.bundle.scripts import run
 
     with tempfile.TemporaryDirectory() as scratch:
         scans = Path(scratch) / "scans" / EXAMPLE
@@ -92,7 +92,7 @@ def difference_from_bundle(
             warnings.simplefilter("ignore")
             logging.disable(logging.WARNING)
             try:
-                bundle.run(
+                run(
                     config_file=str(folder / "configs" / "inference.json"),
                     bundle_root=str(folder),
                     input={name: str(path) for name, path in images.items()},
