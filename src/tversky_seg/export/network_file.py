@@ -101,8 +101,9 @@ def with_exact_norms(network: nn.Module) -> nn.Module:
 
 def _exact_group_norm(module: nn.GroupNorm, features: Tensor) -> Tensor:
     """Normalise features (B, C, X, Y, Z), with a ReLU where the module has one."""
+    b, _, _, y, z = features.shape
     # (B, groups, channels of a group * X, Y * Z)
-    grouped = features.unflatten(1, (module.num_groups, -1)).flatten(4).flatten(2, 3)
+    grouped = features.reshape(b, module.num_groups, -1, y * z)
     centred = grouped - _mean_of_means(grouped)
     variance = _mean_of_means(centred * centred)
     normalised = (centred * torch.rsqrt(variance + module.eps)).reshape(features.shape)
