@@ -89,12 +89,22 @@ def test_a_file_that_suits_two_columns_goes_to_the_more_special(tmp_path: Path) 
         "T1": "1/T1_T1.nii",
         "label": "1/T1_flair_mask.nii",
     }
-    assert "taken for FLAIR, which fewer files suit (1 more of this kind)" in draft.notes[0]
+    assert "taken for FLAIR, whose pattern is narrower (1 more of this kind)" in draft.notes[0]
     (tmp_path / "1" / "T1_flair.nii").unlink()
     touch(tmp_path, "2/flair.nii")
     draft = make_manifest({"FLAIR": f"{here}/*flair*", "label": f"{here}/*mask*"})
     (one,) = draft.ambiguous
     assert (one.case_id, one.column) == ("1", "FLAIR and label")
+
+
+def test_a_mask_of_one_case_is_no_image_of_another(tmp_path: Path) -> None:
+    touch(tmp_path, "A.nii", "A_label.nii", "B.nii")
+    here = f"{tmp_path}/{{subject}}"
+    draft = make_manifest({"T1": f"{here}.nii", "label": f"{here}_label*"})
+    assert files(draft, tmp_path) == {
+        "A": {"T1": "A.nii", "label": "A_label.nii"},
+        "B": {"T1": "B.nii"},
+    }
 
 
 def test_two_names_of_one_file_are_not_ambiguous(sessions: Path) -> None:
@@ -167,11 +177,12 @@ def test_a_manifest_is_never_replaced_by_another(sessions: Path, tmp_path: Path)
         ({"site": "{subject}.nii"}, "site: is a column without files; write {site} in the pattern"),
         ({"label": "{subject}.nii"}, "no pattern of images; add one"),
         ({"FLAIR": "*.nii"}, r"FLAIR=.*\*\.nii: no {subject}; write the part"),
+        ({"FLAIR": "{subject}*.nii"}, r"nobody knows where one ends in {subject}\*; put"),
         ({"FLAIR": "{subject}/{a,b}.nii"}, "{a,b} in a pattern; expected a name in braces"),
         ({"FLAIR": "{subject}.nii", "label": "{run}.nii"}, "has {run}, which is not in"),
         ({"FLAIR": "no/{subject}.nii"}, "no such folder; FLAIR is looked for there"),
         ({"FLAIR": "{subject}.mgz"}, r"FLAIR=.*matches no image in .*there are 1, as P1\.nii"),
-        ({"FLAIR": "{subject}{label}.nii"}, "{label} is a column of files"),
+        ({"FLAIR": "{subject}_{label}.nii"}, "{label} is a column of files"),
     ],
 )
 def test_faults_of_patterns_are_one_line(
@@ -212,6 +223,10 @@ def test_names_of_files_tell_their_column(stem: str, column: str | None, prefix:
                 "7": ("x/7/t1w_brain.nii", "x/7/tumour_mask.nii"),
                 "9": ("x/9/t1w_brain.nii", "x/9/seg.nii"),
             },
+        ),
+        (  # files and a folder side by side
+            ["s1_T1.nii", "s1_seg.nii", "9/T1.nii", "9/hippo_mask.nii"],
+            {"9": ("9/T1.nii", "9/hippo_mask.nii"), "s1": ("s1_T1.nii", "s1_seg.nii")},
         ),
         (  # Decathlon
             ["imagesTr/h_1.nii", "labelsTr/h_1.nii", "imagesTr/h_2.nii", "labelsTr/h_2.nii"],

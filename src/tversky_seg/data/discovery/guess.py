@@ -251,7 +251,7 @@ def _named_parts(keys: Sequence[Key], folder: Path) -> dict[Key, dict[str, str]]
         if is_case_a_folder:
             names[key] |= _parts_of_folders(rest[key], levels)
         else:
-            names[key] |= _parts_of_name(rest[key], key[1] or folder.resolve().name)
+            names[key] |= _parts_of_name(rest[key], key[1], folder)
     return names
 
 
@@ -281,8 +281,10 @@ def _parts_of_folders(
     return {"site": folders[0], "subject": folders[1], "session": "_".join(folders[2:])}
 
 
-def _parts_of_name(folders: tuple[str, ...], prefix: str) -> dict[str, str]:
+def _parts_of_name(folders: tuple[str, ...], prefix: str, root: Path) -> dict[str, str]:
     """Tell the parts where several cases lie in one folder."""
+    if not prefix:
+        return {"subject": folders[-1] if folders else root.resolve().name}
     if not folders:
         subject, session = part_session(prefix)
         return {"subject": subject} | ({"session": session} if session else {})

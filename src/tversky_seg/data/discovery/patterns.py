@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tversky_seg.data.case import normal_form
 from tversky_seg.data.discovery.walk import RESULT_FOLDERS, Listing, list_images
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.manifest_columns import is_reserved
 
 _TOKEN = re.compile(r"\{(?P<name>[^{}]*)\}|\*\*/?|\*|\?|\[!?[^\]/]+\]|[^*?\[{]+|.")
 _NAME = re.compile(r"[A-Za-z_]\w*")
@@ -86,6 +87,7 @@ def parse_pattern(column: str, text: str) -> Pattern:
     folders, literal = _literal_folders(slashed)
     names: list[str] = []
     expression = ""
+    _check_ends_of_names(slashed, text)
     for token in _TOKEN.finditer(slashed[literal:]):
         expression += _as_regex(token, names, text)
     return Pattern(
@@ -123,6 +125,7 @@ def search_patterns(patterns: Sequence[Pattern]) -> Search:
     settled = []
     for case in cases.values():
         settled += _settle_files_of_two_columns(case)
+    settled += _take_masks_from_images(cases.values())
     unmatched: dict[Path, None] = {}
     skipped: dict[str, list[Path]] = {}
     for listing in listings.values():
@@ -140,6 +143,14 @@ def search_patterns(patterns: Sequence[Pattern]) -> Search:
         skipped=skipped,
         notes=tuple(_note_settled(settled)),
     )
+
+
+def _check_ends_of_names(slashed: str, text: str) -> None:
+    """Refuse a name of which nobody knows where it ends: {subject}*flair, {subject}{session}."""
+    adjacent = re.search(r"\{[^{}]*\}(?:\*|\{[^{}]*\})|\*\{[^{}]*\}", slashed)
+    if adjacent is not None:
+        expected = "put a character between them, as in {subject}_*flair*.nii*"
+        raise DataError(text, f"nobody knows where one ends in {adjacent.group()}", expected)
 
 
 def _literal_folders(text: str) -> tuple[str, int]:
@@ -266,11 +277,37 @@ def _settle_files_of_two_columns(case: FoundCase) -> list[tuple[Path, str, list[
     return settled
 
 
+def _take_masks_from_images(cases: Iterable[FoundCase]) -> list[tuple[Path, str, list[str]]]:
+    """Take a mask of one case out of the images of others, as after T1={subject}.nii.
+
+    Returns:
+        As `_settle_files_of_two_columns`.
+    """
+    all_cases = list(cases)
+    owner_of: dict[Path, tuple[FoundCase, str]] = {}
+    for case in all_cases:
+        for column, files in case.files.items():
+            if is_reserved(column):
+                owner_of.update(dict.fromkeys(files, (case, column)))
+    settled: list[tuple[Path, str, list[str]]] = []
+    for case in all_cases:
+        for column in [column for column in case.files if not is_reserved(column)]:
+            for path in list(case.files[column]):
+                owner, mask_column = owner_of.get(path, (case, column))
+                # A tie within one case is ambiguous, and stays so.
+                if owner is not case and owner.files.keys() - {mask_column}:
+                    case.files[column].remove(path)
+                    settled.append((path, mask_column, [column]))
+            if not case.files[column]:
+                del case.files[column]
+    return settled
+
+
 def _note_settled(settled: Sequence[tuple[Path, str, list[str]]]) -> Iterator[str]:
     if settled:
         path, column, others = settled[0]
         more = f" ({len(settled) - 1} more of this kind)" if len(settled) > 1 else ""
         yield (
-            f"{path.name} suits {' and '.join([column, *others])}: taken for {column}, which fewer "
-            f"files suit{more}"
+            f"{path.name} suits {' and '.join([column, *others])}: taken for {column}, "
+            f"whose pattern is narrower{more}"
         )
