@@ -96,3 +96,11 @@ def test_the_first_update_and_a_cpu_are_looked_at() -> None:
     weight.grad = torch.ones(2)
     made.step()
     assert not can_skip_on_device(made)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_without_momentum_has_no_first_update(momentum: float) -> None:
+    """It has no state, not even later, for which the host would wait at each step."""
+    made = torch.optim.SGD([nn.Parameter(torch.zeros(2))], momentum=momentum, fused=True)
+    made.param_groups[0]["params"] = [torch.zeros(2, device="meta")]  # not on the CPU
+    assert can_skip_on_device(made) is (momentum == 0)

@@ -47,10 +47,13 @@ def can_skip_on_device(optimizer: torch.optim.Optimizer) -> bool:
     """Tell whether to use `step_unless`: for a fused optimizer of weights on a GPU.
 
     Not for its first update: if that one is skipped, torch's fused SGD keeps momenta that were
-    never set.
+    never set. Without momentum it never has a state.
     """
     weights = optimizer.param_groups[0]["params"]
-    if weights[0].device.type == "cpu" or not optimizer.state:
+    if weights[0].device.type == "cpu":
+        return False
+    has_momentum = any(group.get("momentum", 1) != 0 for group in optimizer.param_groups)
+    if has_momentum and not optimizer.state:
         return False
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
