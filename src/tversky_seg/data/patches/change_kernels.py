@@ -21,6 +21,19 @@ def _nearest(place, n):
     return tl.minimum(tl.maximum(place + 1.5, 0.0), n + 1.5).to(tl.int32) - 1
 
 
+@triton.jit
+def _sum_of_rows(by_x, by_y, by_z, x, y, z, exists):
+    """Add up the shares of a coordinate, in the order of the CPU: labels come from equal voxels."""
+    place = tl.load(by_x + x, mask=exists, other=0) + tl.load(by_y + y, mask=exists, other=0)
+    return place + tl.load(by_z + z, mask=exists, other=0)
+
+
+@triton.jit
+def _is_inside(a, b, c, n_a, n_b, n_c):
+    """Tell which voxels lie in a box."""
+    return (a >= 0) & (b >= 0) & (c >= 0) & (a < n_a) & (b < n_b) & (c < n_c)
+
+
 @_kernel
 def move_kernel(
     image,
@@ -57,19 +70,12 @@ def move_kernel(
     z = voxel % size_z
     y = (voxel // size_z) % size_y
     x = voxel // (size_z * size_y)
-    # The order of these sums is that of the CPU: labels come from the same voxels.
-    place_x = tl.load(by_x + x, mask=exists, other=0) + tl.load(by_y + y, mask=exists, other=0)
-    place_x += tl.load(by_z + z, mask=exists, other=0)
-    by_x += size_x
-    by_y += size_y
-    by_z += size_z
-    place_y = tl.load(by_x + x, mask=exists, other=0) + tl.load(by_y + y, mask=exists, other=0)
-    place_y += tl.load(by_z + z, mask=exists, other=0)
-    by_x += size_x
-    by_y += size_y
-    by_z += size_z
-    place_z = tl.load(by_x + x, mask=exists, other=0) + tl.load(by_y + y, mask=exists, other=0)
-    place_z += tl.load(by_z + z, mask=exists, other=0)
+    place_x = _sum_of_rows(by_x, by_y, by_z, x, y, z, exists)
+    place_y = _sum_of_rows(by_x + size_x, by_y + size_y, by_z + size_z, x, y, z, exists)
+    by_x += 2 * size_x
+    by_y += 2 * size_y
+    by_z += 2 * size_z
+    place_z = _sum_of_rows(by_x, by_y, by_z, x, y, z, exists)
     if IS_ELASTIC:
         place_x += tl.load(displacement + voxel, mask=exists, other=0)
         place_y += tl.load(displacement + n_voxels + voxel, mask=exists, other=0)
@@ -92,8 +98,7 @@ def move_kernel(
             weight = share_x if corner // 4 == 1 else 1 - share_x
             weight *= share_y if corner // 2 % 2 == 1 else 1 - share_y
             weight *= share_z if corner % 2 == 1 else 1 - share_z
-            is_read = exists & (weight != 0) & (a >= 0) & (b >= 0) & (c >= 0)
-            is_read = is_read & (a < box_x) & (b < box_y) & (c < box_z)
+            is_read = exists & (weight != 0) & _is_inside(a, b, c, box_x, box_y, box_z)
             value = tl.load(image + (a * box_y + b) * box_z + c, mask=is_read, other=0)
             total += weight * value.to(tl.float32)
         total *= tl.load(scale + channel)
@@ -107,8 +112,7 @@ def move_kernel(
         a = _nearest(place_x, box_x)
         b = _nearest(place_y, box_y)
         c = _nearest(place_z, box_z)
-        is_read = exists & (a >= 0) & (b >= 0) & (c >= 0)
-        is_read = is_read & (a < box_x) & (b < box_y) & (c < box_z)
+        is_read = exists & _is_inside(a, b, c, box_x, box_y, box_z)
         for _ in range(n_classes):
             label = tl.load(labels + (a * box_y + b) * box_z + c, mask=is_read, other=0)
             tl.store(moved_labels + voxel, label, mask=exists)
