@@ -170,13 +170,8 @@ def open_predictions(
         has_probabilities = any(folder.glob(f"*{PROBABILITY_ENDING}"))
     else:
         _check_pattern(pattern)
-    # A threshold cannot be applied to what is already a mask.
     if threshold is not None and not has_probabilities:
-        raise DataError(
-            "threshold",
-            f"{threshold}, but {folder} holds masks only",
-            "leave it out to evaluate them as they are",
-        )
+        raise _no_use_of_threshold(threshold, folder)
     file = folder / SETTINGS_FILE
     with _named_by(file if classes is None else None):
         checked_classes = check_classes(saved.get("classes") if classes is None else classes)
@@ -203,6 +198,15 @@ def open_predictions(
         pattern=pattern,
         uses_masks=is_as_saved and saved.get("threshold") is not None,
         background_values=background,
+    )
+
+
+def _no_use_of_threshold(threshold: float | Mapping[str, float], folder: Path) -> DataError:
+    """Make the error that a threshold cannot be applied to what is already a mask."""
+    return DataError(
+        "threshold",
+        f"{threshold}, but {folder} holds masks only",
+        "leave it out to evaluate them as they are",
     )
 
 

@@ -76,7 +76,10 @@ class Segmentation:
 
         The rows of lesions.csv; `pandas.DataFrame(result.lesions)` is their data frame.
         """
-        return [row for each in self.by_class.values() for row in each.lesions]
+        rows: list[Row] = []
+        for of_class in self.by_class.values():
+            rows.extend(of_class.lesions)
+        return rows
 
     def save(self, folder: Path | str) -> None:
         """Write the files that `predict.py` writes: masks, probabilities, lesions.csv, and so on.
