@@ -502,3 +502,16 @@ def test_a_frame_is_only_proposed_where_there_are_frames(
     with pytest.raises(DataError) as fault:
         read_grid(path)
     assert ("x.nii@0" in str(fault.value)) == has_frames
+
+
+def test_an_infinite_affine_in_metres_is_refused_without_a_warning(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.zeros((3, 3, 3), np.float32), np.eye(4))
+    image.header.set_xyzt_units("meter")
+    image.header["sform_code"] = 1
+    image.header["srow_x"][0] = np.inf
+    file = tmp_path / "a.nii"
+    with file.open("wb") as stream:
+        image.header.write_to(stream)
+        stream.write(b"\0" * (4 + 27 * 4))
+    with pytest.raises(DataError, match="is not a map to space"):
+        read_grid(file)

@@ -126,7 +126,8 @@ def test_a_damaged_file_of_a_config_is_read_or_named(
     if line:
         assert str(file) in line
     else:
-        assert read == yaml.safe_load(content.decode())
+        # A tag alone, "!", is an empty word in one reader and nothing in the other.
+        assert (read or None) == (yaml.safe_load(content.decode()) or None)
 
 
 @pytest.fixture(scope="module")

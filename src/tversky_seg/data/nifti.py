@@ -199,7 +199,9 @@ def _open(path: Path) -> Any:
     file, _ = file_and_frame(path)
     size = check_image_file(file)
     try:
-        image = nib.load(file)
+        # A damaged header may overflow; what comes of it is judged below, by `check_header`.
+        with np.errstate(all="ignore"):
+            image = nib.load(file)
         _ = image.shape
     except _UNREADABLE as error:
         fault = f"cannot be read ({_reason(error, file)})"
@@ -288,7 +290,8 @@ def _affine_of(image: Any, path: Path) -> NDArray[np.float64]:
     affine = np.asarray(image.affine, dtype=np.float64)
     unit_mm = _unit_mm(image.header, path)
     if unit_mm != 1:
-        affine = np.diag([unit_mm, unit_mm, unit_mm, 1]) @ affine
+        affine = affine.copy()
+        affine[:3] *= unit_mm
     if not _is_invertible(affine):
         fault = f"its affine {affine[:3].round(4).tolist()} is not a map to space"
         raise DataError(path, fault, "repair the header")
