@@ -11,7 +11,8 @@ from tversky_seg.config.config_files import known_keys
 from tversky_seg.config.key_help import described_keys
 
 COMMANDS = ["train", "predict", "evaluate"]
-HIDDEN = {f"evaluation.{name}" for name in ("predictions", "cases", "output_dir", "classes")}
+FILLED_IN = ("predictions", "cases", "output_dir", "classes", "command")
+HIDDEN = {f"evaluation.{name}" for name in FILLED_IN}
 """Arguments of `evaluate` that the command fills in itself."""
 
 
