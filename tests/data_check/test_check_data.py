@@ -30,6 +30,7 @@ from tversky_seg.data_check.coverage import draws_for_all, expected_draws, lesio
 from tversky_seg.data_check.examine import examine, examine_cases
 from tversky_seg.data_check.finding import Finding
 from tversky_seg.data_check.memory import GIB, free_memory, loader_bytes, step_bytes
+from tversky_seg.data_check.page import _sentence, _short_path
 from tversky_seg.data_check.plan import make_plan
 from tversky_seg.models import FCDenseNet3D, UNet3D
 
@@ -479,3 +480,11 @@ def test_a_plan_fits_the_memory_the_volumes_and_thick_slices():
     )
     assert thick.patch_size == (128, 128, 12)
     assert free_memory(torch.device("cpu")) > 0
+
+
+def test_the_page_shortens_paths_and_writes_sentences():
+    path = "/data/of/a/hospital/with/long/names/and/many/folders/subject01/flair.nii.gz"
+    assert _short_path(path) == "…/subject01/flair.nii.gz"
+    assert _short_path("data.spacing_mm") == "data.spacing_mm"
+    assert _sentence("resampled to it by its affine") == "Resampled to it by its affine"
+    assert _sentence("data.normalization=zscore brings them together").startswith("data.")

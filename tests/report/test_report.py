@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import gzip
 import io
+import itertools
 import json
 import math
 import shutil
@@ -372,6 +373,23 @@ def test_bland_altman_names_the_largest_differences():
     (axes,) = bland_altman_figure(volumes, {"bias_mm3": -9.0}).axes
     texts = [text.get_text() for text in axes.texts]
     assert texts == ["b", "c", "d", "bias -9"]
+
+
+def test_size_labels_do_not_touch():
+    edges = (0, 3, 10, 30, 100, 300, 1000)
+    bins = []
+    for low, high in zip(edges, (*edges[1:], None), strict=True):
+        bins.append(
+            {"from_mm3": low, "to_mm3": high, "n_lesions": 4, "n_detected": 3, "recall": 0.75}
+        )
+    figure = size_figure(bins)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    labels = [label.get_window_extent() for label in axes.get_xticklabels()]
+    for left, right in itertools.pairwise(labels):
+        assert left.x1 < right.x0
+    assert min(label.y0 for label in labels) > axes.xaxis.label.get_window_extent().y1
+    assert axes.xaxis.label.get_window_extent().y0 > 0
 
 
 def test_values_are_written_as_precisely_as_they_mean_something():

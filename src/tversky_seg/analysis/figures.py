@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tversky_seg.analysis.curves import PooledCurve
 from tversky_seg.analysis.summaries import Summary
 from tversky_seg.analysis.weight_lines import WeightLine
-from tversky_seg.report.figures import COLOURS, MARKERS, style_axes
+from tversky_seg.report.figures import COLOURS, LINE_STYLES, MARKERS, style_axes
 from tversky_seg.report.labels import FEWEST_FOR_INTERVAL, LABELS, format_value
 from tversky_seg.runtime.files import replacing
 
@@ -61,6 +61,7 @@ def _draw_curve(axes: Axes, curve: PooledCurve, *, name: str, k: int) -> None:
         precision,
         drawstyle="steps-post",
         color=COLOURS[k % len(COLOURS)],
+        linestyle=LINE_STYLES[k % len(LINE_STYLES)],
         marker=MARKERS[k % len(MARKERS)],
         markersize=4,
         markevery=MARKER_SPACING,
@@ -82,6 +83,7 @@ def frontier_figure(lines: Sequence[WeightLine]) -> Figure:
             recall,
             precision,
             color=COLOURS[k % len(COLOURS)],
+            linestyle=LINE_STYLES[k % len(LINE_STYLES)],
             marker=MARKERS[k % len(MARKERS)],
             label=_literal(line.name),
         )
@@ -114,6 +116,7 @@ def beta_figure(lines: Sequence[WeightLine]) -> Figure:
                 line.means(metric),
                 yerr=_error_bars(line.summaries(metric)),
                 color=COLOURS[k],
+                linestyle=LINE_STYLES[k],
                 marker=MARKERS[k],
                 capsize=2,
                 label=LABELS[metric],

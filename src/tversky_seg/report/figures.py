@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0478a", "#8a6d00", "#3d7a99")
 """Colours that colour-blind readers tell apart (Okabe and Ito)."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
+LINE_STYLES = ("-", "--", "-.", ":")
 GREY = "#57606a"
 MOST_FALSE = 10.0
 """False lesions per case up to which the FROC curve is drawn."""

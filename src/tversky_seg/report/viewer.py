@@ -94,14 +94,17 @@ def pack_case(case: ShownCase, *, rule: LesionRule, largest_bytes: int = CASE_BY
     for name, image in list(case.images.items())[:N_MODALITIES]:
         greys[name] = to_grey(image[box])
     classes = _classes(case, box, rule=rule)
+    text = ""
     for step in COARSENESS:
         steps = _steps(case.spacing_mm, step)
+        # Nothing is compressed in vain.
+        if next(iter(greys.values())).size > MOST_VOXELS * int(np.prod(steps)):
+            continue
         content = _content(case, box, greys, classes, steps=steps)
-        n_voxels = int(np.prod(content["shape"]))
+        # No "</script>" may end the element early.
         text = json.dumps(content).replace("<", "\\u003c")
-        if n_voxels <= MOST_VOXELS and len(text) <= largest_bytes:
+        if len(text) <= largest_bytes:
             break
-    # No "</script>" may end the element early.
     return PackedCase(case.case_id, text)
 
 
