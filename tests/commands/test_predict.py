@@ -167,8 +167,8 @@ def test_a_glob_of_runs_passes_over_what_is_no_run_and_tells_which_are_in_traini
     )
     (tmp_path / "cv" / "fold=1" / "checkpoints" / "best.pt").unlink()
     outcome = predict(f"{tmp_path}/cv/*", images, tmp_path / "out2")
-    assert outcome.status == 2
-    assert "fold=1/checkpoints/best.pt: no such file" in outcome.stderr
+    assert outcome.status == 0, outcome.stderr
+    assert f"passed over {run}, without checkpoints/best.pt yet" in outcome.stdout
 
 
 def test_views_and_windows_may_be_set_and_are_written_down(tmp_path: Path, images: Path) -> None:
@@ -407,6 +407,21 @@ def a_run(folder: Path, seed: int = 0, **settings: Any) -> Path:
     (folder / "config.yaml").write_text("seed: 0")
     (folder / "predictions").mkdir()
     return folder
+
+
+def test_a_sweep_says_what_it_passes_over_and_what_to_choose(tmp_path: Path, images: Path) -> None:
+    run = a_run(tmp_path / "runs" / "beta" / "seed=0", 0)
+    untrained = tmp_path / "runs" / "beta" / "seed=1"
+    (untrained / "checkpoints").mkdir(parents=True)
+    outcome = predict(tmp_path / "runs" / "beta", images, tmp_path / "p")
+    assert outcome.status == 0, outcome.stderr
+    assert f"predicting with one network, {run}" in outcome.stdout
+    assert f"passed over {untrained}, without checkpoints/best.pt yet" in outcome.stdout
+    error = predict(tmp_path / "runs", images, tmp_path / "p").error
+    assert f"folders of runs; choose one of {tmp_path / 'runs' / 'beta'}" in error
+    shutil.rmtree(run)
+    error = predict(tmp_path / "runs" / "beta", images, tmp_path / "p").error
+    assert "holds no run with a checkpoint yet" in error
 
 
 def test_the_folder_of_a_sweep_is_the_ensemble_of_its_runs(tmp_path: Path, images: Path) -> None:

@@ -30,6 +30,7 @@ EXPECTED_TO_DIFFER = ("seed", "data.fold")
 # Room for what a network makes besides its weights, such as buffers that are not saved.
 MEMORY_FACTOR = 4
 SPARE_BYTES = 2**26
+MAX_NAMES = 5  # of runs, in one message
 MOST_CHARACTERS = 160  # of what torch says of weights that do not fit, which can fill pages
 
 
@@ -123,7 +124,8 @@ def common_preprocessing(models: Sequence[TrainedModel]) -> Preprocessing:
                 raise CheckpointError(
                     f"checkpoint: {first.path} has {name} {value}, "
                     f"{model.path} {settings[name]}; "
-                    "expected members trained on the same modalities, classes and preprocessing"
+                    "expected members trained on the same modalities, classes and preprocessing; "
+                    "choose one run, or a list of those that agree"
                 )
     return first.preprocessing
 
@@ -294,17 +296,29 @@ def _checkpoints_named(name: str) -> list[Path]:
 
 def _checkpoints_of_sweep(folder: Path) -> list[Path]:
     """List the best checkpoints of the runs in a folder."""
-    checkpoints = _checkpoints_of_runs(sorted(folder.iterdir()))
-    if not checkpoints:
-        raise CheckpointError(
-            f"checkpoint: {folder} holds no run; expected a file, a run folder, or a folder of runs"
-        )
-    return checkpoints
+    entries = sorted(folder.iterdir())
+    checkpoints = _checkpoints_of_runs(entries)
+    if checkpoints:
+        return checkpoints
+    fault = f"checkpoint: {folder} holds no run"
+    if any(_is_run(path) for path in entries):
+        raise CheckpointError(f"{fault} with a checkpoint yet; expected one that has trained")
+    sweeps = [path for path in entries if path.is_dir() and any(map(_is_run, path.iterdir()))]
+    if sweeps:
+        names = ", ".join(str(path) for path in sweeps[:MAX_NAMES])
+        raise CheckpointError(f"{fault}, but folders of runs; choose one of {names}")
+    raise CheckpointError(f"{fault}; expected a file, a run folder, or a folder of runs")
 
 
 def _checkpoints_of_runs(paths: Sequence[Path]) -> list[Path]:
-    """List the best checkpoints of the paths that are runs."""
-    return [_checkpoint_of(path) for path in paths if _is_run(path)]
+    """List the best checkpoints of the paths that are runs; those without any are passed over."""
+    runs = [path for path in paths if _is_run(path)]
+    trained = [run for run in runs if _checkpoint_of(run).is_file()]
+    untrained = [str(run) for run in runs if run not in trained]
+    if untrained and trained:
+        names = ", ".join(untrained[:MAX_NAMES])
+        logger.warning("passed over %s, without checkpoints/best.pt yet", names)
+    return [_checkpoint_of(run) for run in trained]
 
 
 def _checkpoint_of(path: Path) -> Path:
