@@ -11,6 +11,8 @@ import torch
 from helpers.checkpoints import a_checkpoint
 from helpers.cohorts import add_case
 from helpers.command_line import Outcome, call
+from tversky_seg.data.settings import NORMALIZATIONS
+from tversky_seg.export.description import NORMALIZATIONS as DESCRIBED
 from tversky_seg.export.network_file import with_exact_norms
 from tversky_seg.models.group_norm import GroupNorm
 
@@ -46,6 +48,10 @@ def test_pt2_with_its_description(run: Path, tmp_path: Path) -> None:
     # The file alone, in a batch of another size.
     program = torch.export.load(tmp_path / "out" / "network.pt2").module()
     assert program(torch.zeros(3, 2, 16, 16, 16)).shape == (3, 1, 16, 16, 16)
+
+
+def test_every_normalisation_is_described() -> None:
+    assert tuple(DESCRIBED) == NORMALIZATIONS
 
 
 def test_onnx(run: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import tversky_seg
 from tversky_seg.data.preprocessing.modality import MAX_DEVIATIONS
 from tversky_seg.data.preprocessing.pipeline import Preprocessing
+from tversky_seg.data.settings import STANDARD_LIMITS
 from tversky_seg.inference.settings import Inference
 from tversky_seg.inference.trained_model import TrainedModel
 
@@ -18,9 +19,10 @@ NORMALIZATIONS = {
     "/ 1.349",
     "percentile": "map the percentiles {limits} of its foreground to 0 and 1, and cut there",
     "window": "map the intensities {limits} to 0 and 1, and cut there",
+    "window_minmax": "cut at the intensities {limits}, and map the smallest and the largest of its "
+    "foreground after that to 0 and 1",
     "none": "keep the intensities of the file",
 }
-DEFAULT_LIMITS = {"percentile": (0.5, 99.5), "window": (-300.0, 300.0)}
 WINDOWS = {
     "bspline": "a spline of order {order}: along a side of n voxels, with t from 0 (border) to 1 "
     "(centre), t = 2 min(i + 1/2, n - i - 1/2) / n, it is (2t)^{order} / 2 for t <= 1/2, else "
@@ -68,7 +70,7 @@ def describe(model: TrainedModel, inference: Inference, *, file: str, sides: Seq
 
 def preprocessing_steps(preprocessing: Preprocessing) -> list[str]:
     """Say in order how images become the network's input."""
-    limits = preprocessing.limits or DEFAULT_LIMITS.get(preprocessing.normalization)
+    limits = preprocessing.limits or STANDARD_LIMITS.get(preprocessing.normalization)
     normalization = NORMALIZATIONS[preprocessing.normalization].format(limits=limits)
     steps = [
         "turn and flip the axes of the first modality's image to run to R, A, S, without "
