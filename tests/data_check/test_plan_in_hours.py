@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from tversky_seg.data_check.duration import (
     time_steps,
 )
 from tversky_seg.data_check.split_findings import split_findings
+from tversky_seg.data_check.training_time import with_duration
 from tversky_seg.losses import TverskyLoss
 from tversky_seg.models import UNet3D
 from tversky_seg.training import Trainer
@@ -83,6 +85,16 @@ def findings(cases: Sequence[Case], **settings: object) -> list[str]:
     for name in ("train", "val", "test"):
         sets |= dict.fromkeys((case.case_id for case in getattr(split, name)), name)
     return [f"{finding.level} {finding}" for finding in split_findings(dataset, cases, sets)]
+
+
+def test_a_step_that_fails_without_a_word_leaves_the_plan() -> None:
+    def fail(_: object) -> Timing:
+        raise AssertionError
+
+    plan, training = object(), SimpleNamespace(time_plan=fail)
+    found, findings = with_duration(plan, training, {})  # type: ignore[arg-type]
+    assert found is plan
+    assert "no step was timed: AssertionError" in str(findings)
 
 
 def test_few_subjects_and_no_validation_are_warnings() -> None:

@@ -22,6 +22,7 @@ from tversky_seg.data_check.plan import Plan, times
 from tversky_seg.data_check.training import Cost, Training
 from tversky_seg.report.labels import count
 from tversky_seg.runtime.devices import is_out_of_memory
+from tversky_seg.runtime.one_line import message_lines
 
 N_CHECKPOINTS = 3
 """Checkpoints of a run: the last, the one before, the best."""
@@ -48,7 +49,7 @@ def with_duration(
         timing = training.time_plan(plan)
     except (RuntimeError, ValueError, TypeError, AssertionError) as fault:
         # The plan is of use without hours, whatever a loss or a network has against noise.
-        reason = "memory ran out" if is_out_of_memory(fault) else str(fault).splitlines()[0]
+        reason = "memory ran out" if is_out_of_memory(fault) else message_lines(fault)[0]
         return plan, [Finding(NOTE, "timed_steps", f"no step was timed: {reason}", "hours unknown")]
     n_cases = Counter(sets.values())
     evaluation = Evaluation(
