@@ -155,3 +155,20 @@ def test_the_snippet_of_the_documentation_runs(
         for snippet in snippets:
             exec(compile(snippet, page, "exec"), {})
     assert json.loads((tmp_path / "masks" / "predictions.json").read_text())["precision"] == "fp32"
+
+
+def test_voxels_and_grids_that_are_none_are_refused(folder: Path) -> None:
+    segmenter = Segmenter.load(folder / "run")
+    flair = nib.load(scan(folder, "FLAIR"))
+    data = flair.get_fdata()
+    colours = np.zeros(data.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    complex_image = nib.Nifti1Image(data.astype(np.complex64), flair.affine)
+    for image in (data.astype(complex), data.astype(str), complex_image):
+        with pytest.raises(DataError, match=r"FLAIR.*voxels; expected one number per voxel"):
+            segmenter(image, T1=data, affine=flair.affine)
+    with pytest.raises(DataError, match="one number per voxel"):
+        segmenter(nib.Nifti1Image(colours, flair.affine), T1=scan(folder, "T1"))
+    for affine in (flair.affine * np.nan, np.diag([1, 1, 0, 1])):
+        with pytest.raises(ValueError, match="affine must span a grid of voxels") as refusal:
+            segmenter(data, T1=data, affine=affine)
+        assert "\n" not in str(refusal.value)
