@@ -138,6 +138,18 @@ def test_rows_of_a_case_without_a_record_stay(tmp_path: Path, folder: Path) -> N
     assert cases_in_table(folder) == ["a", "b"]
 
 
+def test_a_case_whose_files_would_be_those_of_an_earlier_one_is_refused(
+    tmp_path: Path, folder: Path
+) -> None:
+    predict([a_case(tmp_path, "scan", seed=0)], folder)
+    before = time_of(folder / "scan_mask.nii.gz")
+    # On Windows and macOS capitals make no other file.
+    with pytest.raises(DataError, match=r"scan.* and .*Scan would both be written"):
+        predict([a_case(tmp_path, "Scan", seed=1)], folder)
+    assert not (folder / "Scan_mask.nii.gz").exists()
+    assert time_of(folder / "scan_mask.nii.gz") == before
+
+
 def test_records_of_unknown_settings_are_not_used(tmp_path: Path, folder: Path) -> None:
     case = a_case(tmp_path, "a")
     predict([case], folder)

@@ -88,6 +88,10 @@ class CaseRecords:
                 lesions[path.name.removesuffix(".json")] = record.lesions
         return lesions
 
+    def case_ids(self) -> list[str]:
+        """List the cases that have a record, in the order of their names."""
+        return sorted(path.name.removesuffix(".json") for path in self.folder.glob("*.json"))
+
     def is_complete(self, record: CaseRecord) -> bool:
         """Tell whether the files of a record exist in their full size, after a power cut too."""
         for name, size in record.sizes.items():

@@ -166,6 +166,8 @@ def _filled_folder(predictor: CasePredictor, cases: Sequence[Case]) -> Iterator[
         with exclusive(output_dir):
             if not claim_folder(output_dir, settings, notes=_folder_notes(predictor)):
                 records.discard_all()  # nothing says how these predictions were made
+            # Cases of earlier calls have files there too.
+            check_file_names([*records.case_ids(), *case_ids], predictor.classes)
         yield faults
         with exclusive(output_dir):
             write_lesion_table(
