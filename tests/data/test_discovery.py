@@ -1,6 +1,8 @@
 """Manifests from files: patterns, guesses, ids, and what is ambiguous, missing or passed over."""
 
 import csv
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -134,6 +136,14 @@ def test_hidden_files_results_broken_links_and_other_formats_are_said(sessions: 
     }
     named = make_manifest({"FLAIR": f"{sessions}/derivatives/{{subject}}/*/*flair*"})
     assert ids(named) == ["P1"], "a pattern that names the folder searches it"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode there")
+def test_a_name_in_another_encoding_is_one_line(tmp_path: Path) -> None:
+    touch(tmp_path, "raw/" + os.fsdecode(b"lat\xe9in") + "/flair.nii.gz")
+    with pytest.raises(DataError, match=r"lat\\udce9in.*UTF-8; rename"):
+        make_manifest({"FLAIR": f"{tmp_path}/raw/{{subject}}/flair.nii.gz"}, tmp_path / "m.csv")
+    assert not (tmp_path / "m.csv").exists()
 
 
 def test_a_subject_of_two_sites_is_two_people(tmp_path: Path) -> None:

@@ -163,7 +163,8 @@ def manifest_table(
     """Return the header and the lines that `write_manifest` writes, with the same arguments.
 
     Raises:
-        DataError: A case id is unsafe or not unique, or a subject is in two splits or folds.
+        DataError: A case id is unsafe or not unique, a subject is in two splits or folds, or a name
+            is not in UTF-8.
     """
     check_cases(cases, source=str(path))
     if modalities is None:
@@ -188,8 +189,16 @@ def manifest_table(
             header.append(column)
     lines = []
     for row in rows:
-        lines.append([row[column] for column in header])
+        lines.append([_as_utf8(row[column]) for column in header])
     return header, lines
+
+
+def _as_utf8(name: str) -> str:
+    """Return a name as a UTF-8 file can hold it; in other locales its bytes come as surrogates."""
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(ascii(name), "is no name in UTF-8", "rename the file or folder") from error
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
