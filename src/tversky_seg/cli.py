@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tversky_seg.runtime.sturdy_output import sturdy_output
+
 
 @dataclass(frozen=True)
 class Word:
@@ -115,7 +117,9 @@ def command(name: str) -> Callable[[], Any]:
 
     def run() -> None:
         module, _, function = word.function.partition(":")
-        sys.exit(getattr(importlib.import_module(module), function)())
+        with sturdy_output():
+            status = getattr(importlib.import_module(module), function)()
+        sys.exit(status)
 
     return run
 

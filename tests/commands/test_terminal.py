@@ -1,6 +1,7 @@
 """Terminals that lack letters or go away, and other locales than UTF-8."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -56,6 +57,45 @@ def test_a_reader_that_goes_away_does_not_end_an_evaluation(
         os.close(write_end)
     assert (done.returncode, done.stderr) == (0, b"")
     assert (tmp_path / "out" / "metrics.json").is_file()
+
+
+@pytest.fixture
+def manifest_words(tmp_path: Path) -> list[str]:
+    """A command without Hydra that finds one image, and prints it."""
+    image = tmp_path / "raw" / "Müller" / "flair.nii.gz"
+    image.parent.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)), image)
+    pattern = "FLAIR=raw/{subject}/flair.nii.gz"
+    return [sys.executable, "-m", "tversky_seg", "manifest", pattern, "output=m.csv"]
+
+
+def test_a_full_disk_behind_stdout_is_said_and_ends_nothing(
+    manifest_words: list[str], tmp_path: Path
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            manifest_words, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 0
+    assert done.stderr == b"warning: <stdout> shows no more: no space left on device\n"
+    assert (tmp_path / "m.csv").is_file()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_end_nothing(manifest_words: list[str], tmp_path: Path, closed: str) -> None:
+    line = f"{shlex.join(manifest_words)} {closed}"
+    done = run(["sh", "-c", line], tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "m.csv").is_file()
+
+
+def test_names_in_utf8_are_listed_in_any_locale(manifest_words: list[str], tmp_path: Path) -> None:
+    done = run(manifest_words, tmp_path, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "raw/Müller/flair.nii.gz" in (tmp_path / "m.csv").read_text(encoding="utf-8")
 
 
 def test_yaml_files_are_read_in_any_locale(tmp_path: Path) -> None:

@@ -24,10 +24,11 @@ from tversky_seg.config.log import is_first_process, log_to_terminal, logger
 from tversky_seg.config.messages import one_line
 from tversky_seg.config.run_directory import forget_failed_start, has_run, run_directory
 from tversky_seg.config.sweep import best_value, describe_job, is_sweep
-from tversky_seg.config.terminal import quiet_libraries, sturdy_output
+from tversky_seg.config.terminal import quiet_libraries
 from tversky_seg.runtime.one_line import printable_line
 from tversky_seg.runtime.preemption import EXIT_INTERRUPTED, Preempted, handle_signals
 from tversky_seg.runtime.program import as_called
+from tversky_seg.runtime.sturdy_output import sturdy_output
 
 DONE = 0
 SOME_FAILED = 1
