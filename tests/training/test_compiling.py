@@ -81,6 +81,7 @@ def test_a_compiled_training_has_the_same_numbers(
         settings = {"compile": is_compiled, "recompute": recompute, "max_steps": 3}
         trainer = a_trainer(model=a_network(norm="batch"), **settings)
         trainer.fit(Blobs(), run)
+        assert trainer.network is trainer.model, "the memory of another one is free again"
         assert read_json(run / "environment.json")["computation"]["compile"] is is_compiled
         runs[is_compiled] = weights(run / "checkpoints" / "last.pt")
     torch.compiler.reset()
