@@ -3,6 +3,8 @@
 (() => {
   const REFERENCE = [0, 190, 255];
   const PREDICTION = [255, 130, 0];
+  // Voxels are tinted; under red-green blindness too, these differ from each other and from grey.
+  const FALSE = [213, 94, 0];
   const FOUND = [240, 228, 66];
   // Axis to the right, axis upwards, and axis through the picture; 0, 1, 2 run to R, A, S.
   const PLANES = [
@@ -193,7 +195,7 @@
 
   // One pixel for each voxel: grey, with false negative, false positive and found voxels tinted.
   function paint({ grey, reference, prediction }, nRight, nUp) {
-    const tint = 0.6 * Number(element("viewer-opacity").value);
+    const tint = 0.8 * Number(element("viewer-opacity").value);
     const pixels = new ImageData(nRight, nUp);
     for (let row = 0; row < nUp; row++) {
       for (let column = 0; column < nRight; column++) {
@@ -201,7 +203,7 @@
         const to = 4 * (column + nRight * row);
         let colour = null;
         if (reference[from]) colour = prediction[from] ? FOUND : REFERENCE;
-        else if (prediction[from]) colour = PREDICTION;
+        else if (prediction[from]) colour = FALSE;
         for (let channel = 0; channel < 3; channel++) {
           pixels.data[to + channel] = colour ? (1 - tint) * grey[from] + tint * colour[channel] : grey[from];
         }
