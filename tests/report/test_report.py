@@ -325,14 +325,14 @@ def test_the_header_says_where_predictions_come_from(tmp_path):
     (tmp_path / "environment.json").write_text(
         json.dumps({"command": ["/bin/python", "/x/train.py", "loss.beta=0.7"]})
     )
-    cohort.evaluate(command=["evaluate.py", "predictions='a/b'"])
+    cohort.evaluate(command=["tversky-seg evaluate", "predictions='a/b'"])
     text = (cohort.output_dir / "report.html").read_text()
     for part in (
         tmp_path.name,
         "UNet3D(width=16), TverskyLoss(beta=0.7)",
         "SHA-256 0123456789ab",
         "<dd>train.py loss.beta=0.7</dd>",
-        "<dd>evaluate.py predictions=a/b</dd>",
+        "<dd>tversky-seg evaluate predictions=a/b</dd>",
         "tversky-seg 0.",
         "1 case; FLAIR",
     ):

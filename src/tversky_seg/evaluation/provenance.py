@@ -109,7 +109,10 @@ def _command(saved: Any) -> str:
 
 def _as_typed(words: Sequence[str]) -> str:
     """Join words without the quotes that Hydra needs around paths: a='b/c' -> a=b/c."""
-    return shlex.join(re.sub(r"^([^=]+)='([^']*)'$", r"\1=\2", word) for word in words)
+    program, *settings = words
+    plain = [re.sub(r"^([^=]+)='([^']*)'$", r"\1=\2", setting) for setting in settings]
+    # The program may be two words: tversky-seg evaluate.
+    return f"{program} {shlex.join(plain)}".strip()
 
 
 def _checkpoint(checksums: Any) -> str:
