@@ -201,3 +201,11 @@ def test_a_manifest_of_metadata_alone_has_no_images(tmp_path: Path) -> None:
     path = manifest_of_lines(tmp_path, "case_id,subject_id,age", "a,a,45")
     with pytest.raises(DataError, match="column 'age' holds no images, but '45'"):
         read_manifest(path)
+
+
+@pytest.mark.parametrize("cell", ["~\0", "a\0.nii"])
+def test_a_zero_byte_is_named(tmp_path: Path, cell: str) -> None:
+    file = tmp_path / "cases.csv"
+    file.write_text(f"case_id,subject_id,FLAIR,label\n{cell},s,a.nii,b.nii\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 2: a zero byte in column case_id"):
+        read_manifest(file)

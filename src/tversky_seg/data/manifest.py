@@ -265,6 +265,8 @@ def _case_of(row: _Row, modalities: Sequence[str], needed: Sequence[str], *, pat
     folder = path.parent.absolute()
     files: dict[str, Path] = {}
     for column, cell in row.cells.items():
+        if "\0" in cell:
+            raise DataError(source, f"a zero byte in column {column}", "save the file as text")
         if cell:
             # Unlike Path.expanduser, this keeps ~nobody, which is then a file that is missing.
             file = folder / os.path.expanduser(cell)  # noqa: PTH111
