@@ -197,7 +197,7 @@ class TrainingInThisProcess:
     """Stands for the process of a training; that of row tversky_b07 fails."""
 
     def __init__(self, command: list[str]) -> None:
-        settings = command[2:]
+        settings = command[4:]  # after "python -m tversky_seg train"
         if "tversky_b07" in settings[0]:
             self.status = 2
         else:

@@ -505,6 +505,7 @@ def test_a_folder_says_how_it_was_predicted_and_refuses_other_settings(tmp_path:
         "tta": "none",
         "combine": None,
         "uncertainty": None,
+        "crop_labelled": None,
         "precision": "fp32",
     }
     other = Inference(patch_size=8, threshold=0.5)
