@@ -515,3 +515,16 @@ def test_an_infinite_affine_in_metres_is_refused_without_a_warning(tmp_path: Pat
         stream.write(b"\0" * (4 + 27 * 4))
     with pytest.raises(DataError, match="is not a map to space"):
         read_grid(file)
+
+
+def test_an_affine_of_huge_numbers_is_refused_without_a_warning(tmp_path: Path) -> None:
+    image = nib.Nifti2Image(np.zeros((3, 3, 3), np.float32), np.eye(4))
+    image.header["sform_code"] = 1
+    for row in ("srow_x", "srow_y", "srow_z"):
+        image.header[row] = 1e307
+    file = tmp_path / "a.nii"
+    with file.open("wb") as stream:
+        image.header.write_to(stream)
+        stream.write(b"\0" * (4 + 27 * 4))
+    with pytest.raises(DataError, match="is not a map to space"):
+        read_grid(file)

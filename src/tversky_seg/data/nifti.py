@@ -293,7 +293,9 @@ def _affine_of(image: Any, path: Path) -> NDArray[np.float64]:
         affine = affine.copy()
         affine[:3] *= unit_mm
     if not _is_invertible(affine):
-        fault = f"its affine {affine[:3].round(4).tolist()} is not a map to space"
+        with np.errstate(over="ignore"):
+            rows = affine[:3].round(4).tolist()
+        fault = f"its affine {rows} is not a map to space"
         raise DataError(path, fault, "repair the header")
     spacing_mm = spacing_of(affine)
     # A voxel of a kilometre would be resampled to a million, with gigabytes.
