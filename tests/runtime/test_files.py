@@ -1,5 +1,6 @@
 """Files that are whole or absent."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,11 @@ def test_rows_are_appended_below_one_header(tmp_path: Path) -> None:
     for row in ([1, "a"], [2, "b"]):
         append_csv(path, ["step", "name"], [row])
     assert path.read_text(encoding="utf-8") == "step,name\n1,a\n2,b\n"
+
+
+def test_a_carriage_return_in_a_cell_comes_back(tmp_path: Path) -> None:
+    rows = [["a\rb", "1"], ["c", None], ["d\ne", 'f"']]
+    write_csv(tmp_path / "a.csv", ["name", "x\ry"], rows)
+    with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
+        read = list(csv.reader(file))
+    assert read == [["name", "x\ry"], ["a\rb", "1"], ["c", ""], ["d\ne", 'f"']]

@@ -11,7 +11,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 logger = logging.getLogger("tversky_seg")
 
@@ -132,21 +132,30 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
         rows: One value for each column; None becomes an empty cell.
     """
     with replacing(path) as scratch, scratch.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        write_rows(file, [header])
+        write_rows(file, rows)
 
 
 def append_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Append rows to a CSV file, with the header if it is new, and sync them to disk."""
     is_new = not path.exists()
     with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
         if is_new:
-            writer.writerow(header)
-        writer.writerows(rows)
+            write_rows(file, [header])
+        write_rows(file, rows)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_rows(file: TextIO, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows of a CSV file, with commas and lines that end with a line feed."""
+    writer = csv.writer(file, lineterminator="\n")
+    # Python leaves a carriage return unquoted, at which readers end the line.
+    quoting_all = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:
+        has_return = any(isinstance(cell, str) and "\r" in cell for cell in row)
+        chosen = quoting_all if has_return else writer
+        chosen.writerow(row)
 
 
 def sync(file: Path) -> None:
