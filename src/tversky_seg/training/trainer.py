@@ -130,7 +130,8 @@ class Trainer:
     replaced by the fastest that the device has, and by fp32 on a CPU."""
 
     compile: bool | str = "auto"
-    """Compile the network with torch. `auto`: in a long training on CUDA where that is possible."""
+    """Compile the network with torch. `auto`: in a long training on CUDA where that is possible,
+    but not with group norm, which has kernels of its own."""
 
     cuda_graph: bool | str = "auto"
     """Start all kernels of the network by one call: `auto`, in one process on CUDA, where the step
@@ -151,7 +152,7 @@ class Trainer:
     """CPU threads. None leaves OMP_NUM_THREADS in force."""
 
     trackers: Sequence[str] | None = None
-    """`mlflow` and `wandb` receive the numbers of metrics.csv as well."""
+    """`mlflow` and `wandb` receive the numbers of metrics.csv, results and report as well."""
 
     seed: int = 0
     """Seed of everything random in a step."""
@@ -170,7 +171,8 @@ class Trainer:
 
         # The network has three names:
         #   model            the bare network, whose state dict checkpoints hold;
-        #   network          the same weights as a step runs them: compiled, shared by processes;
+        #   network          the same weights as a step runs them: compiled, recorded as a CUDA
+        #                    graph, or shared by processes;
         #   average.network  the network to validate and predict with: the moving average, or the
         #                    model itself where ema_decay is None.
         to_device(self.model, self.torch_device)
