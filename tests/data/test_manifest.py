@@ -56,6 +56,41 @@ def test_the_first_line_of_excel_is_passed_over(tmp_path: Path) -> None:
         read_manifest(path)
 
 
+def test_two_time_points_are_columns_and_the_later_one_comes_first(tmp_path: Path) -> None:
+    touch(tmp_path, "f1.nii", "f2.nii", "t1.nii", "t2.nii", "m1.nii", "m2.nii")
+    path = manifest_of_lines(
+        tmp_path,
+        "case_id,subject_id,FLAIR@1,FLAIR@2,T1@1,T1@2,label@1,label@2",
+        "p,s,f1.nii,f2.nii,t1.nii,t2.nii,m1.nii,m2.nii",
+    )
+    (case,) = read_manifest(path)
+    assert list(case.images) == ["FLAIR@2", "T1@2", "FLAIR@1", "T1@1"]
+    assert case.labels_at == (tmp_path / "m1.nii", tmp_path / "m2.nii")
+    assert not case.labels
+    write_manifest([case], tmp_path / "again.csv")
+    assert read_manifest(tmp_path / "again.csv") == [case]
+
+
+def test_a_mask_of_one_time_point_alone_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "f1.nii", "f2.nii", "m1.nii")
+    path = manifest_of_lines(
+        tmp_path, "case_id,subject_id,FLAIR@1,FLAIR@2,label@1", "p,s,f1.nii,f2.nii,m1.nii"
+    )
+    with pytest.raises(DataError, match="line 2: a mask of one time point; fill label@1 and"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize("baseline", ["b", "c", "d"], ids=["itself", "another subject", "none"])
+def test_a_baseline_is_another_case_of_the_subject(tmp_path: Path, baseline: str) -> None:
+    touch(tmp_path, "1.nii", "2.nii", "3.nii")
+    lines = ["case_id,subject_id,FLAIR,baseline", "a,s,1.nii,", "b,s,2.nii,a", "c,t,3.nii,"]
+    cases = read_manifest(manifest_of_lines(tmp_path, *lines))
+    assert [case.baseline for case in cases] == [None, "a", None]
+    lines[2] = f"b,s,2.nii,{baseline}"
+    with pytest.raises(DataError, match=f"case b has baseline '{baseline}'; expected the case_id"):
+        read_manifest(manifest_of_lines(tmp_path, *lines))
+
+
 def test_a_manifest_that_was_written_reads_the_same(tmp_path: Path) -> None:
     touch(tmp_path, "m/x/1.nii", "elsewhere/2.nii", "m/l.nii", "m/l2.nii")
     inside, outside = tmp_path / "m" / "x" / "1.nii", tmp_path / "elsewhere" / "2.nii"

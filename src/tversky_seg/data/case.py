@@ -35,6 +35,9 @@ class Case:
         fold: Number of the fold that holds this case out, or None.
         consensus: Whether the first of several labels is the raters' consensus, and not the first
             rater's own.
+        labels_at: Masks of all lesions at the earlier and at the later time point, where the case
+            is a pair of these; else empty.
+        baseline: Id of the case of an earlier examination of the subject, or None.
     """
 
     case_id: str
@@ -47,6 +50,8 @@ class Case:
     split: str | None = None
     fold: int | None = None
     consensus: bool = False
+    labels_at: tuple[Path, ...] = ()
+    baseline: str | None = None
 
     @property
     def label(self) -> Path | None:
@@ -61,7 +66,7 @@ class Case:
     @property
     def paths(self) -> list[Path]:
         """Images, labels and brain mask, each as the manifest names it: perhaps with a frame."""
-        paths = [*self.images.values(), *self.labels]
+        paths = [*self.images.values(), *self.labels, *self.labels_at]
         if self.brain_mask is not None:
             paths.append(self.brain_mask)
         return paths

@@ -22,6 +22,7 @@ from tversky_seg.data.case import (
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.image_files import file_and_frame, why_absent
 from tversky_seg.data.manifest_columns import (
+    LABELS_AT,
     check_header,
     image_columns,
     is_label,
@@ -55,9 +56,12 @@ def read_manifest(
     """Read the cases that a CSV lists, in its order.
 
     Columns: `case_id, subject_id, <one per modality>, label[, label_2, …][, consensus]
-    [, brain_mask][, site][, session][, split | fold]`; others whose cells name no files, such as
-    age, are metadata and not read. File names are relative to the manifest's folder; `<file>@0` is
-    the first frame of a 4D file. With an empty label cell a case is predicted, not evaluated.
+    [, brain_mask][, site][, session][, split | fold][, label@1, label@2][, baseline]`; others whose
+    cells name no files, such as age, are metadata and not read. File names are relative to the
+    manifest's folder; `<file>@0` is the first frame of a 4D file. With an empty label cell a case
+    is predicted, not evaluated. `FLAIR@1` and `FLAIR@2` are an earlier and a later image of the
+    subject, `label@1` and `label@2` all lesions of both; `baseline` is the case_id of an earlier
+    examination, where each has a line of its own.
     `consensus` is yes if `label` is the consensus of the raters; the first rater's is then
     `label_2`.
 
@@ -121,6 +125,7 @@ def inspect_manifest(
         except DataError as fault:
             faults.append(fault)
     faults += case_faults(list(cases.values()), source=str(path))
+    faults += _baseline_faults(list(cases.values()), path)
     complete = []
     for case in cases.values():
         missing = _missing_file_faults(case, path)
@@ -286,6 +291,8 @@ def _case_of(row: _Row, modalities: Sequence[str], needed: Sequence[str], *, pat
         split=_split_of(row, source=source),
         fold=_fold_of(row, source=source),
         consensus=_consensus_of(row, source=source),
+        labels_at=_labels_at(files, source=source),
+        baseline=_name_or_none(row.cell("baseline")),
     )
 
 
@@ -311,6 +318,15 @@ def _labels_of(files: Mapping[str, Path], *, source: str) -> tuple[Path, ...]:
     return tuple(files[column] for column in columns)
 
 
+def _labels_at(files: Mapping[str, Path], *, source: str) -> tuple[Path, ...]:
+    """List the masks of both time points; none where the case has neither."""
+    masks = tuple(files[column] for column in LABELS_AT if column in files)
+    if len(masks) == 1:
+        expected = f"fill {' and '.join(LABELS_AT)}, or neither"
+        raise DataError(source, "a mask of one time point", expected)
+    return masks
+
+
 def _split_of(row: _Row, *, source: str) -> str | None:
     split = row.cell("split")
     if split is not None and split not in SPLITS:
@@ -327,11 +343,30 @@ def _fold_of(row: _Row, *, source: str) -> int | None:
     return int(fold)
 
 
+def _name_or_none(cell: str | None) -> str | None:
+    return None if cell is None else normal_form(cell)
+
+
 def _consensus_of(row: _Row, *, source: str) -> bool:
     consensus = row.cell("consensus") or "no"
     if consensus not in ("yes", "no"):
         raise DataError(source, f"consensus {consensus!r}", "expected yes or no")
     return consensus == "yes"
+
+
+def _baseline_faults(cases: Sequence[Case], manifest: Path) -> list[DataError]:
+    """List baselines that are no other case of the same subject."""
+    subject_of = {case.case_id: case.subject_id for case in cases}
+    faults = []
+    for case in cases:
+        if case.baseline is None:
+            continue
+        is_itself = case.baseline == case.case_id
+        if is_itself or subject_of.get(case.baseline) != case.subject_id:
+            found = f"case {case.case_id} has baseline {case.baseline!r}"
+            expected = f"expected the case_id of an earlier examination of {case.subject_id}"
+            faults.append(DataError(manifest, found, expected, case_id=case.case_id))
+    return faults
 
 
 def _missing_file_faults(case: Case, manifest: Path) -> list[DataError]:
@@ -373,6 +408,10 @@ def _cells_of(
     cells["session"] = case.session or ""
     cells["split"] = case.split or ""
     cells["fold"] = "" if case.fold is None else str(case.fold)
+    masks = dict(zip(LABELS_AT, case.labels_at, strict=False))
+    for column in LABELS_AT:
+        cells[column] = _cell_of_file(masks.get(column), folder)
+    cells["baseline"] = case.baseline or ""
     return cells
 
 

@@ -24,7 +24,10 @@ _COLUMNS = (
     "session",
     "split",
     "fold",
+    "baseline",
 )
+LABELS_AT = ("label@1", "label@2")
+"""Columns of all lesions at the earlier and at the later time point of a pair."""
 _LABEL_COLUMN = re.compile(r"label(_[2-9]|_[1-9]\d+)?")  # label, label_2, label_3, …
 USUAL_NAMES_OF_LABELS = (
     "annotation",
@@ -43,7 +46,8 @@ USUAL_NAMES_OF_LABELS = (
 
 def is_reserved(column: str) -> bool:
     """Tell whether a column of a manifest holds something other than images."""
-    return column in _COLUMNS or _LABEL_COLUMN.fullmatch(column) is not None
+    is_other = column in _COLUMNS or column in LABELS_AT
+    return is_other or _LABEL_COLUMN.fullmatch(column) is not None
 
 
 def is_label(column: str) -> bool:
@@ -60,7 +64,8 @@ def number_of_label(column: str) -> int:
 def image_columns(cells: Mapping[str, Sequence[str]], *, path: Path) -> tuple[str, ...]:
     """List the columns of images: those without another meaning whose cells name files.
 
-    Columns of other cells, such as age, are metadata.
+    Columns of other cells, such as age, are metadata. Images of the later of two time points come
+    first (`FLAIR@2, FLAIR@1`), since predictions lie on the grid of the first.
 
     Args:
         cells: The cells of each column that are not empty.
@@ -87,7 +92,8 @@ def image_columns(cells: Mapping[str, Sequence[str]], *, path: Path) -> tuple[st
     if not images:
         fault = f"column {others[0]!r} holds no images, but {cells[others[0]][0]!r}"
         raise DataError(path, fault, "expected file names, one column per modality")
-    return tuple(images)
+    # A stable sort: all others stay in the order of the columns.
+    return tuple(sorted(images, key=lambda name: not name.endswith("@2")))
 
 
 def check_header(header: Sequence[str], modalities: Sequence[str], *, path: Path) -> None:

@@ -58,6 +58,7 @@ def split_dataset(dataset: Dataset, manifest: Path, *, is_started: bool) -> Spli
     for name in SPLITS:
         for case in getattr(split, name):
             rows.append(replace(case, split=name, fold=None))
+    rows = without_absent_baselines(rows)
     if is_started:
         _check_same_cases(rows, manifest, modalities=dataset.modalities)
     # Of the processes of one run, one writes.
@@ -67,6 +68,16 @@ def split_dataset(dataset: Dataset, manifest: Path, *, is_started: bool) -> Spli
         "%d train, %d val, %d test cases", len(split.train), len(split.val), len(split.test)
     )
     return split
+
+
+def without_absent_baselines(cases: Sequence[Case]) -> list[Case]:
+    """Forget the baselines that are not among the cases, so that their manifest can be read."""
+    ids = {case.case_id for case in cases}
+    kept = []
+    for case in cases:
+        baseline = case.baseline if case.baseline in ids else None
+        kept.append(replace(case, baseline=baseline))
+    return kept
 
 
 def draw_split(dataset: Dataset, cases: Sequence[Case]) -> Split:
