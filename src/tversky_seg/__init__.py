@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         FocalLoss,
         FocalTverskyLoss,
         GeneralizedDiceLoss,
+        TverskyCrossEntropyLoss,
         TverskyLoss,
         WeightedBCELoss,
     )
@@ -51,6 +52,7 @@ else:
             "FocalLoss",
             "FocalTverskyLoss",
             "GeneralizedDiceLoss",
+            "TverskyCrossEntropyLoss",
             "TverskyLoss",
             "WeightedBCELoss",
         ),
@@ -104,6 +106,7 @@ __all__ = [
     "GeneralizedDiceLoss",
     "ResidualUNet3D",
     "Segmenter",
+    "TverskyCrossEntropyLoss",
     "TverskyLoss",
     "UNet3D",
     "WeightedBCELoss",

@@ -27,11 +27,13 @@ from tversky_seg.config.config_files import choices
         ("train lr=1e-3", "lr: no such key; did you mean optimizer.lr?"),
         (
             "train loss=dice loss.beta=0.7",
-            "loss.beta: loss=dice has no beta; choose loss=blob or focal_tversky or tversky",
+            "loss.beta: loss=dice has no beta; choose loss=blob or focal_tversky or tversky or "
+            "tversky_ce",
         ),
         (
             "train loss=dice +loss.beta=0.7",
-            "loss.beta: loss=dice has no beta; choose loss=blob or focal_tversky or tversky",
+            "loss.beta: loss=dice has no beta; choose loss=blob or focal_tversky or tversky or "
+            "tversky_ce",
         ),
         (
             "train augmentation.blur_mm=2",

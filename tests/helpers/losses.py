@@ -12,6 +12,7 @@ from tversky_seg.losses import (
     FocalLoss,
     FocalTverskyLoss,
     GeneralizedDiceLoss,
+    TverskyCrossEntropyLoss,
     TverskyLoss,
     WeightedBCELoss,
 )
@@ -35,6 +36,7 @@ LOSSES = {
     "focal": FocalLoss(),
     "focal unweighted": FocalLoss(alpha=None, gamma=1.5),
     "combined": CombinedLoss(losses=[TverskyLoss(), FocalLoss()], weights=[1.0, 0.5]),
+    "tversky + cross-entropy": TverskyCrossEntropyLoss(alpha=0.2, beta=0.7, tversky_weight=0.5),
 }
 
 

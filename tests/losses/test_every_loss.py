@@ -16,6 +16,7 @@ from tversky_seg.losses import (
     DiceLoss,
     FocalLoss,
     GeneralizedDiceLoss,
+    TverskyCrossEntropyLoss,
     TverskyLoss,
     WeightedBCELoss,
 )
@@ -40,6 +41,28 @@ def test_combined_is_the_weighted_sum():
     )
     expected = sum(part(logits, target) for part in parts)
     torch.testing.assert_close(CombinedLoss(losses=parts)(logits, target), expected)
+
+
+@pytest.mark.parametrize("over_batch", [True, False])
+def test_tversky_plus_cross_entropy_is_the_sum_of_both(over_batch):
+    logits, target, weight = random_case()
+    soft_target = 0.8 * target + 0.1
+    loss = TverskyCrossEntropyLoss(
+        alpha=0.2, beta=0.9, tversky_weight=0.5, cross_entropy_weight=3, over_batch=over_batch
+    )
+    tversky = TverskyLoss(alpha=0.2, beta=0.9, over_batch=over_batch)
+    parts = CombinedLoss(losses=[tversky, BCELoss()], weights=[0.5, 3])
+    for arguments in ((target,), (soft_target, weight)):
+        torch.testing.assert_close(loss(logits, *arguments), parts(logits, *arguments))
+        expected = gradient_of(parts, logits, *arguments)
+        torch.testing.assert_close(gradient_of(loss, logits, *arguments), expected)
+
+
+def test_tversky_at_one_half_plus_cross_entropy_is_monais_dice_ce():
+    logits, target, _ = random_case((2, 1, 12, 10, 8), dtype=torch.float32)
+    theirs = monai.losses.DiceCELoss(sigmoid=True, batch=True, smooth_nr=2, smooth_dr=2)
+    ours = TverskyCrossEntropyLoss(alpha=0.5)
+    torch.testing.assert_close(ours(logits, target), theirs(logits, target), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("over_batch", [True, False])
@@ -117,7 +140,7 @@ def test_weights_broadcast(loss):
 
 
 # The adaptive weight counts voxels; a sum of losses scales in parts.
-@each_loss_except("adaptive bce", "combined")
+@each_loss_except("adaptive bce", "combined", "tversky + cross-entropy")
 def test_weight_of_a_voxel_is_its_number_of_copies(loss):
     logits, target, _ = random_case((1, 1, 4, 4, 4))
     weight = torch.ones_like(target)

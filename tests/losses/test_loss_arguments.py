@@ -13,6 +13,7 @@ from tversky_seg.losses import (
     FocalLoss,
     FocalTverskyLoss,
     GeneralizedDiceLoss,
+    TverskyCrossEntropyLoss,
     TverskyLoss,
     WeightedBCELoss,
 )
@@ -56,6 +57,12 @@ def test_arguments_that_do_not_fit_are_refused(loss):
         (lambda: CombinedLoss(losses=[]), "0 losses"),
         (lambda: CombinedLoss(losses=[DiceLoss()], weights=[1, 2]), r"1 losses.*\[1, 2\]"),
         (lambda: CombinedLoss(losses=[DiceLoss()], weights=[-1]), r"\[-1\]"),
+        (lambda: TverskyCrossEntropyLoss(tversky_weight=-1), "tversky_weight=-1"),
+        (lambda: TverskyCrossEntropyLoss(beta=1.2), "alpha=-0.2, beta=1.2"),
+        (
+            lambda: TverskyCrossEntropyLoss(tversky_weight=0, cross_entropy_weight=0),
+            "not both 0",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(build, message):

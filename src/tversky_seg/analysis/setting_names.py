@@ -34,7 +34,7 @@ def loss_weights(settings: Settings) -> LossWeights | None:
         # b = 1.5 (the default of the loss) gives alpha 0.31 and beta 0.69.
         squared = float(settings.get("loss.b", 1.5)) ** 2
         return LossWeights(1 / (1 + squared), squared / (1 + squared))
-    if loss in ("TverskyLoss", "FocalTverskyLoss"):
+    if loss in ("TverskyLoss", "FocalTverskyLoss", "TverskyCrossEntropyLoss"):
         alpha, beta = tversky_weights(settings.get("loss.alpha"), settings.get("loss.beta"))
         return LossWeights(alpha, beta)
     return None

@@ -5,7 +5,7 @@ broadcasts to them. Under torch.distributed, a loss is that of the global batch.
 """
 
 from tversky_seg.losses.blob import BlobLoss
-from tversky_seg.losses.combined import CombinedLoss
+from tversky_seg.losses.combined import CombinedLoss, TverskyCrossEntropyLoss
 from tversky_seg.losses.cross_entropy import BCELoss, FocalLoss, WeightedBCELoss
 from tversky_seg.losses.deep_supervision import DeepSupervision
 from tversky_seg.losses.generalized_dice import GeneralizedDiceLoss
@@ -26,6 +26,7 @@ __all__ = [
     "FocalLoss",
     "FocalTverskyLoss",
     "GeneralizedDiceLoss",
+    "TverskyCrossEntropyLoss",
     "TverskyLoss",
     "WeightedBCELoss",
 ]

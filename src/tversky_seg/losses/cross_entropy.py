@@ -31,6 +31,16 @@ class BCELoss(nn.Module):
         return mean_over_batch(total, n_voxels=logits.numel())
 
 
+def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Compute BCELoss by whichever way is the fastest: on a GPU, by the kernels of the focal loss.
+
+    The focal loss with gamma 0 fades nothing, so it is cross-entropy. On a CPU torch's own is 1.4
+    times as fast.
+    """
+    loss = FocalLoss(alpha=None, gamma=0) if fused.can_fuse(logits) else BCELoss()
+    return loss(logits, target, weight)  # type: ignore[no-any-return]
+
+
 class WeightedBCELoss(nn.Module):
     """Binary cross-entropy in which a lesion voxel counts `positive_weight` times as much.
 
