@@ -2,15 +2,16 @@
 
 import csv
 import dataclasses
+import math
 
 import pytest
 
-from helpers.evaluated_runs import write_run
+from helpers.evaluated_runs import write_run, write_sweep_run
 from helpers.scripts import names_in, run_script
 from tversky_seg.analysis.comparison import COLUMNS, compare
 from tversky_seg.analysis.comparison_text import comparison_latex, comparison_markdown
 from tversky_seg.analysis.differences import Difference
-from tversky_seg.analysis.runs import read_runs
+from tversky_seg.analysis.runs import average_runs, read_runs
 
 
 def test_runs_are_compared_with_the_first_by_subject(tmp_path):
@@ -119,3 +120,62 @@ def test_the_script_writes_one_line_on_a_mistake(tmp_path):
     outcome = run_script("compare.py", one, other, "--measures", "nonsense")
     assert "'nonsense' is not in" in outcome.error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_margin_tests_that_a_run_is_not_inferior(tmp_path):
+    values = {f"c{k}": 0.4 + 0.01 * k for k in range(8)}
+    one = write_run(tmp_path / "one", values)
+    two = write_run(tmp_path / "two", {case: dice - 0.001 for case, dice in values.items()})
+    runs = read_runs([one, two])
+    dice, fpr = compare(runs, metrics=["dice", "lesion_fpr"], margins={"lesion_fpr": 0.02})
+    assert math.isnan(dice.p_noninferior)
+    # Lower is better: it rises by 0.001, within the margin in all 8 subjects.
+    assert fpr.p_noninferior == pytest.approx(1 / 256)
+    assert fpr.p_noninferior_holm == pytest.approx(1 / 256), "one such test"
+    assert "| Margin | p not inferior |" in comparison_markdown(runs, [dice, fpr])
+    assert "Margin" not in comparison_markdown(runs, compare(runs, metrics=["dice"]))
+
+
+def test_a_difference_below_the_spread_of_seeds_is_marked(tmp_path):
+    methods = []
+    for name, shifts in (("one", (0.0, 0.1)), ("two", (0.01, 0.13))):
+        seeds = []
+        for seed, shift in enumerate(shifts):
+            values = {f"c{k}": 0.4 + 0.02 * k * (1 + seed) + shift for k in range(6)}
+            seeds.append(write_run(tmp_path / f"{name}{seed}", values))
+        methods.append(average_runs(read_runs(seeds), name=name))
+    (dice,) = compare(methods, metrics=["dice"])
+    assert dice.is_within_seeds
+    assert dice.p < 0.05 < dice.p_seeds, "subjects agree, but another seed changes more"
+    text = comparison_markdown(methods, [dice])
+    assert "Warning: smaller than the spread of seeds (!): Dice (two)" in text
+    assert "| SD of seeds | p with seeds |" in text
+
+
+def test_one_seed_each_is_said(tmp_path):
+    runs = read_runs([write_run(tmp_path / name, {"a": 0.5, "b": 0.7}) for name in ("x", "y")])
+    assert "One seed each" in comparison_markdown(runs, compare(runs, metrics=["dice"]))
+
+
+def test_the_script_joins_seeds_and_takes_margins(tmp_path):
+    folders = []
+    for beta in (0.9, 0.5):
+        for seed in (0, 1):
+            values = {f"c{k}": 0.3 + beta / 10 + 0.05 * k + 0.01 * seed for k in range(6)}
+            folder = tmp_path / f"beta={beta},seed={seed}"
+            write_sweep_run(folder, values, seed=seed, loss={"beta": beta})
+            (folder / "evaluation" / "pr_curve.csv").write_text(
+                "class,threshold,precision,recall\n"
+            )
+            folders.append(folder)
+    words = ("--join-seeds", "--metrics", "dice", "--output", tmp_path / "out")
+    outcome = run_script("compare.py", *folders, *words, "--margin", "dice=0.1")
+    assert (outcome.status, outcome.stderr) == (0, "")
+    assert "| Metric | loss.beta=0.9 | loss.beta=0.5 |" in outcome.stdout, "first is the baseline"
+    assert "mean of 2 seeds" in outcome.stdout
+    for margin in ("dice", "dice=-1", "f2=0.1"):
+        outcome = run_script("compare.py", *folders, *words, "--margin", margin)
+        assert outcome.status == 2
+        assert "margin" in outcome.error
+    outcome = run_script("compare.py", *folders[:2], *words)
+    assert "all runs are seeds of" in outcome.error

@@ -4,9 +4,18 @@ from tversky_seg.analysis.comparison import compare, write_comparison
 from tversky_seg.analysis.comparison_text import comparison_latex, comparison_markdown
 from tversky_seg.analysis.cross_validation import evaluate_folds
 from tversky_seg.analysis.differences import Difference
+from tversky_seg.analysis.power import detectable_effect, signed_rank_power
 from tversky_seg.analysis.recommendation import Recommendation, recommend
 from tversky_seg.analysis.runs import Run, average_runs, check_alike, read_runs
-from tversky_seg.analysis.statistics import bootstrap_interval, holm, wilcoxon_p
+from tversky_seg.analysis.seeds import SeedModel, seed_model
+from tversky_seg.analysis.statistics import (
+    bootstrap_interval,
+    holm,
+    noninferiority_p,
+    rank_biserial,
+    standardized_mean,
+    wilcoxon_p,
+)
 from tversky_seg.analysis.summaries import Summary, summarize_settings
 from tversky_seg.analysis.sweep import Setting, SweepRun, group_runs, read_sweep
 from tversky_seg.analysis.sweep_report import summary_latex, summary_markdown, write_summary
@@ -16,6 +25,7 @@ __all__ = [
     "Difference",
     "Recommendation",
     "Run",
+    "SeedModel",
     "Setting",
     "Summary",
     "SweepRun",
@@ -25,14 +35,20 @@ __all__ = [
     "compare",
     "comparison_latex",
     "comparison_markdown",
+    "detectable_effect",
     "evaluate_folds",
     "group_runs",
     "holm",
     "latex_tabular",
     "markdown_table",
+    "noninferiority_p",
+    "rank_biserial",
     "read_runs",
     "read_sweep",
     "recommend",
+    "seed_model",
+    "signed_rank_power",
+    "standardized_mean",
     "summarize_settings",
     "summary_latex",
     "summary_markdown",

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tversky_seg.analysis.comparison_text import comparison_latex, comparison_markdown
+from tversky_seg.analysis.comparison_text import (
+    LOWER_IS_BETTER,
+    NO_DIRECTION,
+    comparison_latex,
+    comparison_markdown,
+)
 from tversky_seg.analysis.curves import read_curves
 from tversky_seg.analysis.differences import Difference, paired_difference
 from tversky_seg.analysis.figures import curves_figure, save_figure
 from tversky_seg.analysis.runs import Run
 from tversky_seg.analysis.statistics import holm
 from tversky_seg.analysis.tables import blank_nan
+from tversky_seg.data.errors import DataError
 from tversky_seg.inference.output_errors import writing
 from tversky_seg.runtime.files import write_csv, write_text
 
@@ -46,6 +53,15 @@ COLUMNS = (
     "high",
     "p",
     "p_holm",
+    "rank_biserial",
+    "dz",
+    "detectable",
+    "margin",
+    "p_noninferior",
+    "p_noninferior_holm",
+    "seed_sd",
+    "p_seeds",
+    "p_seeds_holm",
 )
 """Columns of comparison.csv: the fields of `Difference`; `metric` is named "measure" there."""
 
@@ -56,6 +72,7 @@ def compare(
     metrics: Sequence[str] = DEFAULT_METRICS,
     n_bootstrap: int = 10_000,
     seed: int = 0,
+    margins: Mapping[str, float] | None = None,
 ) -> list[Difference]:
     """Compare every run with the first, metric by metric, in pairs of subjects.
 
@@ -64,13 +81,17 @@ def compare(
         metrics: Names as in metrics.json.
         n_bootstrap: Resamplings of the subjects behind each interval.
         seed: Seed of the resamplings; each metric draws the same ones.
+        margins: Metric -> margin of non-inferiority, in the metric's unit.
 
     Returns:
-        Differences by run, class and metric; p is corrected for all of them together.
+        Differences by run, class and metric; each kind of p is corrected for all of them together.
 
     Raises:
-        DataError: A metric is in no run.
+        DataError: A metric is in no run, or a margin is of a metric that is not compared or that
+            neither more nor less of is better.
     """
+    margins = margins or {}
+    _check_margins(margins, metrics)
     first = runs[0]
     differences: list[Difference] = []
     for second in runs[1:]:
@@ -79,15 +100,54 @@ def compare(
                 # Each metric draws the same resamplings.
                 rng = np.random.default_rng(seed)
                 difference = paired_difference(
-                    first, second, class_name, metric, n_bootstrap=n_bootstrap, rng=rng
+                    first,
+                    second,
+                    class_name,
+                    metric,
+                    n_bootstrap=n_bootstrap,
+                    rng=rng,
+                    margin=margins.get(metric, math.nan),
+                    lower_is_better=metric in LOWER_IS_BETTER,
                 )
                 differences.append(difference)
+    return _corrected(differences)
+
+
+def _corrected(differences: Sequence[Difference]) -> list[Difference]:
+    """Correct each kind of p for the number of its tests."""
     # Together, because each further table is another chance to find a difference where none is.
-    corrected = holm([difference.p for difference in differences]).tolist()
+    p = _holm([difference.p for difference in differences])
+    p_noninferior = _holm([difference.p_noninferior for difference in differences])
+    p_seeds = _holm([difference.p_seeds for difference in differences])
     results: list[Difference] = []
-    for difference, p in zip(differences, corrected, strict=True):
-        results.append(replace(difference, p_holm=p))
+    for k, difference in enumerate(differences):
+        corrected = replace(
+            difference,
+            p_holm=p[k],
+            p_noninferior_holm=p_noninferior[k],
+            p_seeds_holm=p_seeds[k],
+        )
+        results.append(corrected)
     return results
+
+
+def _holm(p: Sequence[float]) -> list[float]:
+    """Correct p-values, with the one object `math.nan` for each NaN, so that equals are equal."""
+    return [math.nan if math.isnan(value) else value for value in holm(p).tolist()]
+
+
+def _check_margins(margins: Mapping[str, float], metrics: Sequence[str]) -> None:
+    for metric, margin in margins.items():
+        if metric not in metrics:
+            raise DataError(
+                "margin", f"{metric} is not compared", f"expected some of {', '.join(metrics)}"
+            )
+        if metric in NO_DIRECTION:
+            raise DataError(
+                "margin", f"neither more nor less {metric} is better", "choose another metric"
+            )
+        if not 0 < margin < math.inf:
+            raise DataError("margin", f"{metric}={margin}", "expected a number above 0")
 
 
 def write_comparison(

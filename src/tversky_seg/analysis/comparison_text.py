@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tversky_seg.analysis.differences import Difference
+from tversky_seg.analysis.power import LEVEL, POWER
 from tversky_seg.analysis.runs import OPERATING_POINT, Run
 from tversky_seg.analysis.tables import latex_float, latex_tabular, markdown_table
 from tversky_seg.report.labels import FEWEST_FOR_INTERVAL, LABELS, UNDEFINED, count, format_value
@@ -39,7 +40,7 @@ def comparison_markdown(runs: Sequence[Run], differences: Sequence[Difference]) 
     """Write a table for each run that is compared with the first, and notes below."""
     blocks: list[str] = []
     for second in runs[1:]:
-        header = _header(runs[0], second)
+        header = _header(runs[0], second, differences)
         blocks.append(markdown_table(header, _table_rows(second, differences)))
     return "\n\n".join(blocks + notes(runs, differences)) + "\n"
 
@@ -49,7 +50,8 @@ def comparison_latex(runs: Sequence[Run], differences: Sequence[Difference]) -> 
     caption = " ".join(notes(runs, differences))
     blocks = [r"% needs \usepackage{booktabs}"]
     for second in runs[1:]:
-        tabular = latex_tabular(_header(runs[0], second), _table_rows(second, differences))
+        header = _header(runs[0], second, differences)
+        tabular = latex_tabular(header, _table_rows(second, differences))
         blocks.append(latex_float(tabular, caption=caption))
     return "\n\n".join(blocks) + "\n"
 
@@ -87,6 +89,13 @@ def notes(runs: Sequence[Run], differences: Sequence[Difference]) -> list[str]:
         sentences.append(
             f"With {count(n_subjects, 'subject')} this test cannot give a p below {lowest_p:.3g}."
         )
+    sentences += _power_notes(differences)
+    if _has_margins(differences):
+        sentences.append(
+            "p not inferior: one-sided signed-rank test that the second run is worse by less than "
+            "the margin, corrected by Holm over this column; not inferior at p ≤ 0.025."
+        )
+    sentences += _seed_notes(runs, differences)
     sentences.append(f"Lesion rule: {_describe_rule(first)}.")
     points: list[str] = []
     for run in runs:
@@ -95,8 +104,54 @@ def notes(runs: Sequence[Run], differences: Sequence[Difference]) -> list[str]:
     return sentences
 
 
-def _header(first: Run, second: Run) -> list[str]:
-    return ["Metric", first.name, second.name, "Difference [95 %]", "p", "p (Holm)", "n"]
+def _power_notes(differences: Sequence[Difference]) -> list[str]:
+    return [
+        "r: rank-biserial effect size of the test, -1 to 1. Detectable: smallest true difference "
+        f"that the test finds in {POWER:.0%} of such studies (single test at {LEVEL}, normal "
+        "differences with this spread); a smaller one may exist unseen, so p above "
+        f"{LEVEL} does not show equality."
+    ]
+
+
+def _seed_notes(runs: Sequence[Run], differences: Sequence[Difference]) -> list[str]:
+    """Tell what the seeds' spread says of the differences, or that it is unknown."""
+    if not _has_seeds(differences):
+        if max(run.n_averaged for run in runs) > 1:
+            return []
+        return ["One seed each: how much another seed would change is unknown."]
+    sentences = [
+        "SD of seeds: standard deviation of a method's mean between its seeds. p with seeds: mixed "
+        "model with subjects and seeds at random, corrected by Holm over this column."
+    ]
+    within: list[str] = []
+    for difference in differences:
+        if difference.is_within_seeds:
+            label = LABELS.get(difference.metric, difference.metric)
+            within.append(f"{label} ({difference.second})")
+    if within:
+        sentences.append(
+            f"Warning: smaller than the spread of seeds (!): {', '.join(within)}. Another seed may "
+            "turn these differences around."
+        )
+    return sentences
+
+
+def _header(first: Run, second: Run, differences: Sequence[Difference]) -> list[str]:
+    header = ["Metric", first.name, second.name, "Difference [95 %]", "p", "p (Holm)", "n"]
+    header += ["r", "Detectable"]
+    if _has_margins(differences):
+        header += ["Margin", "p not inferior"]
+    if _has_seeds(differences):
+        header += ["SD of seeds", "p with seeds"]
+    return header
+
+
+def _has_margins(differences: Sequence[Difference]) -> bool:
+    return any(not math.isnan(difference.margin) for difference in differences)
+
+
+def _has_seeds(differences: Sequence[Difference]) -> bool:
+    return any(not math.isnan(difference.seed_sd) for difference in differences)
 
 
 def _table_rows(second: Run, differences: Sequence[Difference]) -> list[list[str]]:
@@ -119,7 +174,15 @@ def _table_rows(second: Run, differences: Sequence[Difference]) -> list[list[str
             _format_p(difference.p),
             _format_p(difference.p_holm),
             str(difference.n_subjects),
+            _format_effect(difference.rank_biserial),
+            format_value(metric, difference.detectable),
         ]
+        if _has_margins(differences):
+            row.append(format_value(metric, difference.margin))
+            row.append(_format_p(difference.p_noninferior_holm))
+        if _has_seeds(differences):
+            row.append(_format_seed_sd(difference))
+            row.append(_format_p(difference.p_seeds_holm))
         rows.append(row)
     return rows
 
@@ -140,6 +203,16 @@ def _format_difference(difference: Difference) -> str:
     low = format_value(metric, difference.low, signed=True)
     high = format_value(metric, difference.high, signed=True)
     return f"{mean} [{low}, {high}]"
+
+
+def _format_seed_sd(difference: Difference) -> str:
+    text = format_value(difference.metric, difference.seed_sd)
+    # The reader's eye should stop here: the note below the table says why.
+    return f"{text} !" if difference.is_within_seeds else text
+
+
+def _format_effect(r: float) -> str:
+    return UNDEFINED if math.isnan(r) else f"{r:+.2f}"
 
 
 def _format_p(p: float) -> str:

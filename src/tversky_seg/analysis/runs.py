@@ -42,6 +42,14 @@ class Run:
     """Class -> case -> metric -> value, NaN where undefined."""
     n_averaged: int = 1
     """Runs of different seeds whose mean these values are."""
+    rows_of_seeds: tuple[Rows, ...] = ()
+    """The values of each of these runs; empty for a single run."""
+
+    def of_each_seed(self, class_name: str) -> list[Mapping[str, MetricRow]]:
+        """List the values of a class in each seed: case -> metric -> value."""
+        if not self.rows_of_seeds:
+            return [self.rows[class_name]]
+        return [rows[class_name] for rows in self.rows_of_seeds]
 
 
 def read_runs(folders: Sequence[Path | str]) -> list[Run]:
@@ -104,7 +112,14 @@ def average_runs(runs: Sequence[Run], *, name: str) -> Run:
         "threshold": _mean_setting(thresholds),
         "lesion_rule": rule,
     }
-    return replace(first, name=name, evaluation=evaluation, rows=rows, n_averaged=len(runs))
+    return replace(
+        first,
+        name=name,
+        evaluation=evaluation,
+        rows=rows,
+        n_averaged=len(runs),
+        rows_of_seeds=tuple(run.rows for run in runs),
+    )
 
 
 def check_alike(first: Run, second: Run) -> None:

@@ -83,39 +83,134 @@ def wilcoxon_p(differences: ArrayLike) -> float:
         p in (0, 1], exact up to 200 differences, also with ties; 1 where all differences are 0, NaN
         without differences.
     """
-    values = np.asarray(differences, dtype=np.float64)
-    if not values.size:
+    if not np.size(differences):
         return math.nan
+    ranks = _signed_ranks(differences)
+    smaller = min(ranks.positive, ranks.negative)
+    # Both tails hold the sum in the middle, so twice a tail may exceed 1.
+    return min(1.0, 2 * _lower_tail(ranks.twice_ranks, smaller))
+
+
+def wilcoxon_greater_p(differences: ArrayLike) -> float:
+    """Test by signed ranks whether differences lie above 0, one-sided.
+
+    Args:
+        differences: (n,) one for each subject, without NaN.
+
+    Returns:
+        p in (0, 1] as of `wilcoxon_p`: small where positive differences prevail; 1 where all are 0,
+        NaN without differences.
+    """
+    if not np.size(differences):
+        return math.nan
+    ranks = _signed_ranks(differences)
+    return min(1.0, _lower_tail(ranks.twice_ranks, ranks.negative))
+
+
+def noninferiority_p(
+    differences: ArrayLike, *, margin: float, lower_is_better: bool = False
+) -> float:
+    """Test whether the second method is worse than the first by less than a margin, one-sided.
+
+    The signed-rank test of the differences moved by the margin, as for a confidence limit that must
+    lie above -margin (ICH E9, section 3.3.2, where the one-sided level is 0.025).
+
+    Args:
+        differences: (n,) second minus first, one for each subject, without NaN.
+        margin: Largest loss that is taken as none, > 0, in the metric's unit.
+        lower_is_better: Whether a loss is a rise, as of a distance.
+
+    Returns:
+        p in (0, 1]: small where the second method is not inferior; NaN without differences.
+
+    Raises:
+        ValueError: The margin is not above 0.
+    """
+    if not margin > 0:
+        raise ValueError(f"margin must be above 0, got {margin}")
+    gains = np.asarray(differences, dtype=np.float64)
+    if lower_is_better:
+        gains = -gains
+    return wilcoxon_greater_p(gains + margin)
+
+
+def rank_biserial(differences: ArrayLike) -> float:
+    """Measure the effect that the signed-rank test tests: the matched-pairs rank-biserial r.
+
+    Rank sum of the positive differences minus that of the negative ones, over both (Kerby 2014).
+
+    Args:
+        differences: (n,) one for each subject, without NaN.
+
+    Returns:
+        r in [-1, 1]: 1 where all differences are positive; NaN where none differs from 0.
+    """
+    ranks = _signed_ranks(differences)
+    total = ranks.positive + ranks.negative
+    return (ranks.positive - ranks.negative) / total if total else math.nan
+
+
+def standardized_mean(differences: ArrayLike) -> float:
+    """Divide the mean difference by the standard deviation of the differences: Cohen's d_z (1988).
+
+    Args:
+        differences: (n,) one for each subject, without NaN.
+
+    Returns:
+        d_z; NaN for fewer than two differences, or where they do not vary.
+    """
+    sample = np.asarray(differences, dtype=np.float64)
+    if sample.size < 2 or np.ptp(sample) == 0:
+        return math.nan
+    return float(sample.mean() / sample.std(ddof=1))
+
+
+@dataclass(frozen=True, eq=False)
+class _SignedRanks:
+    twice_ranks: NDArray[np.int64]
+    """Twice the rank of the size of each difference that is not 0."""
+    positive: int
+    """Their sum over the positive differences."""
+    negative: int
+
+
+def _signed_ranks(differences: ArrayLike) -> _SignedRanks:
+    values = np.asarray(differences, dtype=np.float64)
     values = values[values != 0]
     _, tie, n_tied = np.unique(np.abs(values), return_inverse=True, return_counts=True)
     # Sizes 1, 1, 3 have the ranks 1.5, 1.5, 3. Twice the ranks are whole numbers: 3, 3, 6.
     twice_ranks = (2 * n_tied.cumsum() - n_tied + 1)[tie]
-    total = int(twice_ranks.sum())
     positive = int(twice_ranks[values > 0].sum())
-    smaller = min(positive, total - positive)
-    if values.size > MOST_EXACT:
-        return _normal_p(twice_ranks, smaller, total)
-    return _exact_p(twice_ranks, smaller)
+    return _SignedRanks(twice_ranks, positive, int(twice_ranks.sum()) - positive)
 
 
-def _exact_p(twice_ranks: NDArray[np.int64], smaller: int) -> float:
-    """Count, of all ways to give the ranks signs, those whose rank sum lies as far out."""
-    # share[s]: share of these ways with a positive rank sum of s. One rank after another is added:
-    # half of the ways give it a plus and so shift the sum, half leave the sum as it is.
+def _lower_tail(twice_ranks: NDArray[np.int64], rank_sum: int) -> float:
+    """Return the probability of a rank sum this small, if signs were tossed."""
+    if twice_ranks.size > MOST_EXACT:
+        # The rank sum is normal, with the variance of these ranks, ties included.
+        spread = math.sqrt(float((twice_ranks.astype(np.float64) ** 2).sum()))
+        below_middle = int(twice_ranks.sum()) - 2 * rank_sum
+        return math.erfc(below_middle / spread / math.sqrt(2)) / 2
+    return float(rank_sum_shares(twice_ranks)[: rank_sum + 1].sum())
+
+
+def rank_sum_shares(twice_ranks: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Count, of all ways to give ranks signs, those with each sum of the positive ranks.
+
+    Args:
+        twice_ranks: (n,) twice the ranks, whole numbers even with ties.
+
+    Returns:
+        (sum(twice_ranks) + 1,) share of the ways with a positive sum of 0, 1, 2, …
+    """
+    # One rank after another is added: half of the ways give it a plus and so shift the sum, half
+    # leave the sum as it is.
     share = np.ones(1)
     for rank in twice_ranks:
         without_rank = np.pad(share, (0, rank))
         with_rank = np.pad(share, (rank, 0))
         share = (without_rank + with_rank) / 2
-    one_sided = float(share[: smaller + 1].sum())
-    # Both tails hold the sum in the middle, so twice a tail may exceed 1.
-    return min(1.0, 2 * one_sided)
-
-
-def _normal_p(twice_ranks: NDArray[np.int64], smaller: int, total: int) -> float:
-    """Take the rank sum as normal, with the variance of these ranks, ties included."""
-    spread = math.sqrt(float((twice_ranks.astype(np.float64) ** 2).sum()))
-    return math.erfc((total - 2 * smaller) / spread / math.sqrt(2))
+    return share
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:

@@ -2,18 +2,22 @@
 
 Every run is compared with the first, in pairs of subjects. A run is a run directory or its
 evaluation directory. The runs must have been evaluated on the same cases and references, and by the
-same lesion rule. Writes comparison.md, comparison.tex (for a paper), comparison.csv, cases.csv and
-the precision-recall curves in one figure (pr_curves.png, .pdf); prints the table. docs/reports.md
+same lesion rule. With --join-seeds runs that differ in their seed alone are one method.
+
+Writes comparison.md, comparison.tex (for a paper), comparison.csv, cases.csv and the
+precision-recall curves in one figure (pr_curves.png, .pdf); prints the table. docs/comparing.md
 tells what is computed.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tversky_seg.analysis.comparison import DEFAULT_METRICS, compare, write_comparison
 from tversky_seg.analysis.comparison_text import comparison_markdown
-from tversky_seg.analysis.runs import read_runs
+from tversky_seg.analysis.runs import Run, average_runs, read_runs
+from tversky_seg.analysis.sweep import group_runs, read_sweep
 from tversky_seg.data.errors import DataError
 from tversky_seg.runtime.cli import OneLineParser
 
@@ -32,17 +36,61 @@ def main() -> None:
     if arguments.seed < 0:
         parser.error(f"--seed: {arguments.seed}; expected 0 or more")
     try:
-        runs = read_runs(folders)
+        margins = read_margins(arguments.margin)
+        runs = joined_seeds(folders) if arguments.join_seeds else read_runs(folders)
+        if len(runs) < 2:
+            parser.error(f"RUN: all runs are seeds of {runs[0].name}; expected another to compare")
         differences = compare(
             runs,
             metrics=arguments.metrics,
             n_bootstrap=arguments.n_bootstrap,
             seed=arguments.seed,
+            margins=margins,
         )
         write_comparison(runs, differences, output_dir=arguments.output)
     except DataError as error:
         parser.error(str(error))
     sys.stdout.write(f"{comparison_markdown(runs, differences)}\n{arguments.output}\n")
+
+
+def joined_seeds(folders: Sequence[Path]) -> list[Run]:
+    """Read runs, and join those that differ in their seed alone; the first stays the baseline.
+
+    Raises:
+        DataError: Runs cannot be read or compared, or are folds of one setting.
+    """
+    settings = group_runs(read_sweep(folders))
+    first = read_sweep(folders[:1])[0].folder.resolve()
+    runs: list[Run] = []
+    for setting in settings:
+        if len(setting.runs) > len(setting.cohorts):
+            raise DataError(
+                setting.runs[0].folder,
+                f"{setting.name} has several folds with one seed",
+                "join folds by tversky-seg summarize --cohorts",
+            )
+        run = average_runs(list(setting.cohorts.values()), name=setting.name)
+        if first in [member.folder.resolve() for member in setting.runs]:
+            runs.insert(0, run)
+        else:
+            runs.append(run)
+    return runs
+
+
+def read_margins(words: Sequence[str]) -> dict[str, float]:
+    """Read words such as dice=0.02.
+
+    Raises:
+        DataError: A word is no metric=number.
+    """
+    margins: dict[str, float] = {}
+    for word in words:
+        metric, _, number = word.partition("=")
+        try:
+            margins[metric] = float(number)
+        except ValueError as error:
+            raise DataError("--margin", word, "expected metric=number, as dice=0.02") from error
+    return margins
 
 
 def _parser() -> OneLineParser:
@@ -73,4 +121,16 @@ def _parser() -> OneLineParser:
         help="resamplings of the subjects behind the intervals (10000)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the resamplings (0)")
+    parser.add_argument(
+        "--margin",
+        nargs="+",
+        default=[],
+        metavar="METRIC=NUMBER",
+        help="test that a run is not worse than the first by this much: dice=0.02 hd95_mm=1",
+    )
+    parser.add_argument(
+        "--join-seeds",
+        action="store_true",
+        help="take runs that differ in their seed alone as one method: seeds are a random effect",
+    )
     return parser
