@@ -171,7 +171,8 @@ def test_the_script_joins_seeds_and_takes_margins(tmp_path):
     words = ("--join-seeds", "--metrics", "dice", "--output", tmp_path / "out")
     outcome = run_script("compare.py", *folders, *words, "--margin", "dice=0.1")
     assert (outcome.status, outcome.stderr) == (0, "")
-    assert "| Metric | loss.beta=0.9 | loss.beta=0.5 |" in outcome.stdout, "first is the baseline"
+    header = outcome.stdout.splitlines()[0]
+    assert header.index("beta=0.9") < header.index("beta=0.5"), "the first is the baseline"
     assert "mean of 2 seeds" in outcome.stdout
     for margin in ("dice", "dice=-1", "f2=0.1"):
         outcome = run_script("compare.py", *folders, *words, "--margin", margin)
