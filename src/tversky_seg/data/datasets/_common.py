@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from tversky_seg.data.case import Case, files_of
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.image_files import NIFTI_ENDINGS
+from tversky_seg.data.image_files import NIFTI_ENDINGS, is_nifti
 from tversky_seg.runtime.files import read_json
+
+logger = logging.getLogger("tversky_seg")
+
+ARCHIVE_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".7z")
 
 
 def find_nifti(folder: Path, *stems: str) -> Path | None:
@@ -26,6 +33,82 @@ def find_nifti_each(folder: Path, stems: Iterable[str]) -> tuple[Path, ...]:
     """List the files of these stems that exist, in their order."""
     files = [find_nifti(folder, stem) for stem in stems]
     return tuple(file for file in files if file is not None)
+
+
+def find_images(folder: Path, stems: Mapping[str, Sequence[str]]) -> dict[str, Path]:
+    """Return modality -> file of the images that exist.
+
+    Args:
+        folder: Folder of a case.
+        stems: Modality -> names without ending; of several the first that exists is taken.
+    """
+    images = {}
+    for modality, names in stems.items():
+        file = find_nifti(folder, *names)
+        if file:
+            images[modality] = file
+    return images
+
+
+def folders_below(root: Path, pattern: str, *, max_depth: int) -> list[Path]:
+    """List the folders of a name, those nearest to the root first.
+
+    Args:
+        root: Folder to search.
+        pattern: Shell pattern of the path, as in `P[0-9]*` or `training/*`.
+        max_depth: Folders between the root and the pattern, at most.
+    """
+    folders: list[Path] = []
+    for depth in range(max_depth + 1):
+        folders += sorted(root.glob("*/" * depth + pattern + "/"))
+    return folders
+
+
+def unlike(root: Path, data_set: str, expected: str) -> DataError:
+    """Make the error for a folder without a case of the data set.
+
+    Args:
+        root: Folder that was searched.
+        data_set: Its name.
+        expected: Files by which it is known, relative to the root.
+    """
+    fault = f"does not look like {data_set}"
+    archives = [file.name for file in sorted(root.glob("*")) if _is_archive(file)]
+    if archives:
+        return DataError(root, f"{fault}, but holds {archives[0]}", f"unpack it, to {expected}")
+    return DataError(root, fault, f"expected {expected}")
+
+
+def _is_archive(file: Path) -> bool:
+    return file.name.lower().endswith(ARCHIVE_ENDINGS) and not is_nifti(file)
+
+
+def log_left_out(root: Path, cases: Sequence[Case], reasons: Mapping[str, str]) -> None:
+    """Log which images of a download no case uses, and why: a line for each reason.
+
+    Args:
+        root: Folder of the download.
+        cases: All its cases.
+        reasons: Shell pattern of a path below the root -> why such images are left out; the first
+            that fits counts, and what none fits is a warning.
+    """
+    used = {file.absolute() for file in files_of(cases)}
+    left_out: dict[str, list[str]] = {}
+    for file in sorted(root.rglob("*")):
+        name = file.relative_to(root).as_posix()
+        # Archives from macOS hold a twin `._name` of each file.
+        if is_nifti(file) and not file.name.startswith(".") and file.absolute() not in used:
+            left_out.setdefault(_reason_for(name, reasons), []).append(name)
+    for reason, names in left_out.items():
+        level = logging.INFO if reason in reasons.values() else logging.WARNING
+        logger.log(level, "%s: left out %d images, as %s: %s", root, len(names), names[0], reason)
+
+
+def _reason_for(name: str, reasons: Mapping[str, str]) -> str:
+    for pattern, reason in reasons.items():
+        if fnmatch(name, pattern):
+            return reason
+    return "a name that this data set is not known to have"
 
 
 def check_split(split: str | None, splits: Iterable[str]) -> None:

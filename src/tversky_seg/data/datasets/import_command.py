@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from tversky_seg.data.case import Case
@@ -18,8 +18,10 @@ from tversky_seg.data.datasets.isbi2015 import find_isbi2015
 from tversky_seg.data.datasets.lesjak2017 import PARTS, find_lesjak2017
 from tversky_seg.data.datasets.lits import find_lits
 from tversky_seg.data.datasets.luna16 import find_luna16
+from tversky_seg.data.datasets.mslesseg import find_mslesseg
 from tversky_seg.data.datasets.msseg2016 import find_msseg2016
 from tversky_seg.data.datasets.nnunet import find_nnunet
+from tversky_seg.data.datasets.simvent_ms import LABELS, find_simvent_ms
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import write_manifest
 from tversky_seg.runtime.cli import OneLineParser
@@ -107,6 +109,11 @@ IMPORTERS = {
             SPLIT,
         ),
     ),
+    "mslesseg": Importer(
+        find_mslesseg,
+        summary="MSLesSeg, multiple sclerosis, up to four examinations of a patient",
+        root="folder with train/ and test/",
+    ),
     "msseg2016": Importer(
         find_msseg2016,
         summary="MSSEG 2016, multiple sclerosis, seven raters",
@@ -116,6 +123,12 @@ IMPORTERS = {
         find_nnunet,
         summary="raw data set of nnU-Net",
         root="folder DatasetXXX_Name: dataset.json, imagesTr/, labelsTr/",
+    ),
+    "simvent_ms": Importer(
+        find_simvent_ms,
+        summary="Sim-Vent-WMH-Seg, multiple sclerosis in thick slices",
+        root="the clone of Sim-Vent-WMH-Seg",
+        options=(Option("label", f"one of {', '.join(LABELS)} (abWMHmask)", "abWMHmask"),),
     ),
 }
 
@@ -131,11 +144,12 @@ def main(words: Sequence[str] | None = None) -> None:
     importer = IMPORTERS[arguments.name]
     settings = {option.name: getattr(arguments, option.name) for option in importer.options}
     try:
-        # As training would list them, so that the manifest holds the same cases.
+        # As training would list them, so that the manifest holds the same cases. They are asked
+        # for twice, and what is left out is to be said once.
         dataset = with_modalities(
             Dataset(
                 root=arguments.root,
-                importer=partial(importer.find, **settings),
+                importer=cache(partial(importer.find, **settings)),
                 modalities=tuple(arguments.modalities),
             )
         )

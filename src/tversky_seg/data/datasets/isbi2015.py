@@ -9,14 +9,18 @@ import re
 from pathlib import Path
 
 from tversky_seg.data.case import Case
-from tversky_seg.data.datasets._common import find_nifti, find_nifti_each
-from tversky_seg.data.errors import DataError
+from tversky_seg.data.datasets._common import (
+    find_images,
+    find_nifti_each,
+    folders_below,
+    unlike,
+)
 from tversky_seg.data.image_files import is_nifti
 
 FILE_NAMES = {"FLAIR": "flair", "T1": "mprage", "T2": "t2", "PD": "pd"}
 MASKS = ("mask1", "mask2")
 SUBJECT_FOLDERS = ("training[0-9][0-9]", "test[0-9][0-9]")
-MAX_DEPTH = 4  # folders from the root to that of a subject
+MAX_DEPTH = 3  # folders between the root and that of a subject
 _SCAN = re.compile(r"((?:training|test)\d\d_\d\d)_[a-z0-9]+_pp")
 
 
@@ -34,15 +38,16 @@ def find_isbi2015(root: Path) -> list[Case]:
         DataError: The folder does not look like this data set.
     """
     cases: dict[str, Case] = {}
-    for folder in _subject_folders(Path(root)):
-        for case_id in _scans(folder / "preprocessed"):
-            # Of copies of a scan the one nearest to the root stays.
-            cases.setdefault(case_id, _case(folder, case_id))
+    for pattern in SUBJECT_FOLDERS:
+        for folder in folders_below(Path(root), pattern, max_depth=MAX_DEPTH):
+            for case_id in _scans(folder / "preprocessed"):
+                # Of copies of a scan the one nearest to the root stays.
+                cases.setdefault(case_id, _case(folder, case_id))
     if not cases:
-        raise DataError(
-            root,
-            "does not look like ISBI 2015",
-            "expected training/training01/preprocessed/training01_01_flair_pp.nii "
+        raise unlike(
+            Path(root),
+            "ISBI 2015",
+            "training/training01/preprocessed/training01_01_flair_pp.nii "
             "or testdata_website/test01/preprocessed/test01_01_flair_pp.nii",
         )
     return list(cases.values())
@@ -50,28 +55,15 @@ def find_isbi2015(root: Path) -> list[Case]:
 
 def _case(folder: Path, case_id: str) -> Case:
     subject, session = case_id.split("_")
-    images = {}
-    for modality, name in FILE_NAMES.items():
-        file = find_nifti(folder / "preprocessed", f"{case_id}_{name}_pp")
-        if file:
-            images[modality] = file
+    stems = {modality: [f"{case_id}_{name}_pp"] for modality, name in FILE_NAMES.items()}
     return Case(
         case_id=case_id,
         subject_id=subject,
-        images=images,
+        images=find_images(folder / "preprocessed", stems),
         labels=find_nifti_each(folder / "masks", [f"{case_id}_{mask}" for mask in MASKS]),
         session=session,
         split="test" if subject.startswith("test") else None,
     )
-
-
-def _subject_folders(root: Path) -> list[Path]:
-    """List the folders `trainingNN` and `testNN`, those nearest to the root first."""
-    folders = []
-    for depth in range(MAX_DEPTH):
-        for pattern in SUBJECT_FOLDERS:
-            folders += sorted(root.glob("*/" * depth + pattern))
-    return folders
 
 
 def _scans(folder: Path) -> list[str]:

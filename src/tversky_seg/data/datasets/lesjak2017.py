@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tversky_seg.data.case import Case
+from tversky_seg.data.datasets._common import unlike
 from tversky_seg.data.errors import DataError
 
 NATIVE_NAMES = {
@@ -59,11 +60,8 @@ def find_lesjak2017(root: Path, *, part: str = "MNI") -> list[Case]:
         if case.images or case.labels:
             cases.append(case)
     if not cases:
-        raise DataError(
-            root,
-            "does not look like open_ms_data (Lesjak 2017)",
-            f"expected cross_sectional/{part}/patient01/{names['label']}*.nii.gz",
-        )
+        expected = f"cross_sectional/{part}/patient01/{names['label']}*.nii.gz"
+        raise unlike(Path(root), "open_ms_data (Lesjak 2017)", expected)
     return cases
 
 

@@ -5,12 +5,11 @@ doi 10.1038/s41598-018-31911-7
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tversky_seg.data.case import Case
-from tversky_seg.data.datasets._common import find_nifti, find_nifti_each
-from tversky_seg.data.errors import DataError
+from tversky_seg.data.datasets._common import find_images, find_nifti, find_nifti_each, unlike
 
 SPLITS = {"Training": "train", "Testing": "test"}
 RATERS = [f"ManualSegmentation_{rater}" for rater in range(1, 8)]
@@ -61,10 +60,10 @@ def find_msseg2016(root: Path) -> list[Case]:
     root = Path(root)
     cases = list(_public_release(root)) or list(_challenge_release(root))
     if not cases:
-        raise DataError(
+        raise unlike(
             root,
-            "does not look like MSSEG 2016",
-            "expected Training/Center_01/<patient>/Preprocessed_Data/FLAIR_preprocessed.nii.gz "
+            "MSSEG 2016",
+            "Training/Center_01/<patient>/Preprocessed_Data/FLAIR_preprocessed.nii.gz "
             "or Pre-processed/<id>/FLAIR_preprocessed.nii.gz",
         )
     return cases
@@ -75,8 +74,8 @@ def _public_release(root: Path) -> Iterator[Case]:
     for part, split in sorted(SPLITS.items()):
         for patient in sorted(root.glob(f"{part}/Center_*/*")):
             # Prepared images are registered to FLAIR, on which the masks were drawn.
-            images = _images(patient / "Preprocessed_Data", PREPARED)
-            images = images or _images(patient / "Raw_Data", RAW)
+            images = find_images(patient / "Preprocessed_Data", PREPARED)
+            images = images or find_images(patient / "Raw_Data", RAW)
             if not images:
                 continue
             centre = patient.parent.name
@@ -97,8 +96,8 @@ def _public_release(root: Path) -> Iterator[Case]:
 
 def _challenge_release(root: Path) -> Iterator[Case]:
     for name, folders in sorted(_challenge_patients(root).items()):
-        prepared = [_images(folder, PREPARED) for folder in folders]
-        raw = [_images(folder, RAW) for folder in folders]
+        prepared = [find_images(folder, PREPARED) for folder in folders]
+        raw = [find_images(folder, RAW) for folder in folders]
         images = next(filter(None, prepared + raw), None)
         if images is None:
             continue
@@ -136,15 +135,6 @@ def _challenge_patients(root: Path) -> dict[str, list[Path]]:
     for folders in patients.values():
         folders.sort(key=lambda folder: PREPARED_FOLDER not in str(folder))
     return patients
-
-
-def _images(folder: Path, stems: Mapping[str, list[str]]) -> dict[str, Path]:
-    images = {}
-    for modality, names in stems.items():
-        file = find_nifti(folder, *names)
-        if file:
-            images[modality] = file
-    return images
 
 
 def _labels(folders: Sequence[Path]) -> tuple[Path, ...]:
