@@ -1,29 +1,32 @@
 """Train MONAI's usual recipe on the cases of a manifest for a given time, and predict them.
 
-    python benchmarks/monai_recipe.py MANIFEST OUTPUT_DIR [--minutes 5] [--seed 0] [--threads 2]
+    python benchmarks/monai_recipe.py MANIFEST OUTPUT_DIR [--network unet|dynunet] [--minutes 5]
     python evaluate.py predictions=OUTPUT_DIR manifest=MANIFEST output_dir=OUTPUT_DIR/evaluation
 
 The manifest is that of one of our runs (`<run>/manifest.csv`), so the cases and the split are the
 same. The recipe is that of MONAI's tutorials for MR: intensities normalised inside the foreground,
 channel by channel; RandCropByPosNegLabel with as many positive as negative patches; mirrors, random
-scale and shift; UNet (16 to 256 channels, two residual units per level, batch norm); DiceCE loss;
-Adam at 1e-3 with cosine decay over the given time; sliding windows with Gaussian weights and half
-overlap. Only training counts as time. Probabilities are written on the grid of the first modality.
+scale and shift; UNet (16 to 256 channels, two residual units per level, batch norm) or DynUNet (32
+to 320 channels, instance norm, as nnU-Net plans it); DiceCE loss; Adam at 1e-3 with cosine decay
+over the given time; sliding windows with Gaussian weights and half overlap. Only training counts as
+time: by the clock, or by the CPU time of the process on a machine that has other work (--cpu-time).
+Probabilities are written on the grid of the first modality.
 """
 
 import argparse
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from monai import transforms as mt
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss
-from monai.networks.nets import UNet
+from monai.networks.nets import DynUNet, UNet
 from monai.utils import set_determinism
+from torch import nn
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.manifest import read_manifest
@@ -41,28 +44,37 @@ def main() -> None:
     )
     parser.add_argument("manifest", type=Path, help="manifest.csv of one of our runs")
     parser.add_argument("output_dir", type=Path, help="folder of the predictions")
+    parser.add_argument("--network", choices=NETWORKS, default="unet", help="network (unet)")
     parser.add_argument("--minutes", type=float, default=5, help="time of training (5)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and patches (0)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="the minutes are CPU time of this process"
+    )
     parser.add_argument("--patch", type=int, default=64, help="side of a patch in voxels (64)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     set_determinism(options.seed)
     cases = read_manifest(options.manifest)
-    network = make_network(n_channels=len(cases[0].images))
+    network = NETWORKS[options.network](len(cases[0].images))
     training = [load(case) for case in cases if case.split == "train"]
     n_steps = train(
-        network, training, minutes=options.minutes, patch=options.patch, seed=options.seed
+        network,
+        training,
+        minutes=options.minutes,
+        patch=options.patch,
+        seed=options.seed,
+        clock=time.process_time if options.cpu_time else time.perf_counter,
     )
     network.eval()
     options.output_dir.mkdir(parents=True, exist_ok=True)
     for case in cases:
         if case.split == "test":
             predict(network, case, patch=options.patch, output_dir=options.output_dir)
-    print(json.dumps({"steps": n_steps, "minutes": options.minutes}))
+    print(json.dumps({"network": options.network, "steps": n_steps, "minutes": options.minutes}))
 
 
-def make_network(*, n_channels: int) -> UNet:
+def make_unet(n_channels: int) -> nn.Module:
     """Make the U-Net of MONAI's tutorials."""
     return UNet(
         spatial_dims=3,
@@ -73,6 +85,23 @@ def make_network(*, n_channels: int) -> UNet:
         num_res_units=2,
         norm="batch",
     )
+
+
+def make_dynunet(n_channels: int) -> nn.Module:
+    """Make the U-Net that nnU-Net would plan: five halvings, 32 to 320 channels."""
+    return DynUNet(
+        spatial_dims=3,
+        in_channels=n_channels,
+        out_channels=1,
+        kernel_size=[3] * 6,
+        strides=[1, 2, 2, 2, 2, 2],
+        upsample_kernel_size=[2] * 5,
+        filters=(32, 64, 128, 256, 320, 320),
+        norm_name="instance",
+    )
+
+
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {"unet": make_unet, "dynunet": make_dynunet}
 
 
 def load(case: Case) -> dict[str, torch.Tensor]:
@@ -115,21 +144,22 @@ def random_patches(
 
 
 def train(
-    network: UNet,
+    network: nn.Module,
     cases: Sequence[dict[str, torch.Tensor]],
     *,
     minutes: float,
     patch: int,
     seed: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> int:
-    """Train for a given time; return the number of steps."""
+    """Train for a given time, in seconds of the clock; return the number of steps."""
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     loss_function = DiceCELoss(sigmoid=True)
-    start = time.perf_counter()
+    start = clock()
     step = 0
     for image, label in random_patches(cases, patch=patch, seed=seed):
         # The schedule follows the clock, so that it ends when the time does.
-        share_of_time = (time.perf_counter() - start) / (60 * minutes)
+        share_of_time = (clock() - start) / (60 * minutes)
         if share_of_time >= 1:
             break
         optimizer.param_groups[0]["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * share_of_time))
@@ -145,7 +175,7 @@ def train(
     return step
 
 
-def predict(network: UNet, case: Case, *, patch: int, output_dir: Path) -> None:
+def predict(network: nn.Module, case: Case, *, patch: int, output_dir: Path) -> None:
     """Write probability and mask of one case."""
     image = load(case)["image"]
     with torch.inference_mode():

@@ -8,6 +8,8 @@ tversky_seg` itself is quick, and needs no torch.
 
 from typing import TYPE_CHECKING
 
+from tversky_seg.runtime.lazy_names import lazy_names
+
 if TYPE_CHECKING:
     from tversky_seg.data import read_manifest
     from tversky_seg.evaluation import evaluate
@@ -38,47 +40,43 @@ if TYPE_CHECKING:
 
     __version__: str
 else:
-    _MODULES = {
-        "data": ("read_manifest",),
-        "evaluation": ("evaluate",),
-        "inference": ("predict_volume",),
-        "inference.segmenter": ("Segmenter",),
-        "losses": (
-            "AsymmetricSimilarityLoss",
-            "BCELoss",
-            "BlobLoss",
-            "CombinedLoss",
-            "DiceLoss",
-            "FocalLoss",
-            "FocalTverskyLoss",
-            "GeneralizedDiceLoss",
-            "TverskyCrossEntropyLoss",
-            "TverskyLoss",
-            "WeightedBCELoss",
-        ),
-        "metrics": (
-            "average_precision",
-            "lesion_counts",
-            "overlap_counts",
-            "precision_recall_curve",
-            "surface_distances",
-        ),
-        "models": ("FCDenseNet3D", "ResidualUNet3D", "UNet3D"),
-        "weighting": ("inverse_weights",),
-    }
+    _imported = lazy_names(
+        __name__,
+        {
+            "data": ("read_manifest",),
+            "evaluation": ("evaluate",),
+            "inference": ("predict_volume",),
+            "inference.segmenter": ("Segmenter",),
+            "losses": (
+                "AsymmetricSimilarityLoss",
+                "BCELoss",
+                "BlobLoss",
+                "CombinedLoss",
+                "DiceLoss",
+                "FocalLoss",
+                "FocalTverskyLoss",
+                "GeneralizedDiceLoss",
+                "TverskyCrossEntropyLoss",
+                "TverskyLoss",
+                "WeightedBCELoss",
+            ),
+            "metrics": (
+                "average_precision",
+                "lesion_counts",
+                "overlap_counts",
+                "precision_recall_curve",
+                "surface_distances",
+            ),
+            "models": ("FCDenseNet3D", "ResidualUNet3D", "UNet3D"),
+            "weighting": ("inverse_weights",),
+        },
+    )
 
     def __getattr__(name):
         """Import a name when it is first used."""
-        from importlib import import_module
-
         if name == "__version__":
             return _version()
-        for module, names in _MODULES.items():
-            if name in names:
-                value = getattr(import_module(f"tversky_seg.{module}"), name)
-                globals()[name] = value  # the next time it is found at once
-                return value
-        raise AttributeError(f"module 'tversky_seg' has no attribute {name!r}")
+        return _imported(name)
 
     def __dir__():
         """List the names, those not yet imported among them."""

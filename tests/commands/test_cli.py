@@ -77,6 +77,20 @@ def test_the_package_and_its_page_need_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_the_help_of_a_command_needs_no_torch(name: str) -> None:
+    program = (
+        "import sys, tversky_seg.cli as cli\n"
+        "from contextlib import suppress\n"
+        f"sys.argv = ['tversky-seg', {name!r}, '--help']\n"
+        "with suppress(SystemExit):\n"
+        "    cli.main()\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
+    assert run.returncode == 0
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize(
     ("line", "expected"),

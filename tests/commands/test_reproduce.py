@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from helpers.command_line import call
 from tversky_seg.analysis.cross_validation import evaluate_folds
 from tversky_seg.analysis.paper_runs import PlannedRun
-from tversky_seg.commands import reproduce
+from tversky_seg.commands import paper_report, reproduce
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import read_manifest
@@ -303,9 +303,9 @@ def test_the_submission_names_all_folds_whatever_the_folder_is_called(
     ]
     called: list[list[str]] = []
     scan = Case("c", "s", {"FLAIR": output_dir}, ())
-    monkeypatch.setattr(reproduce, "find_isbi2015", lambda _: [scan])
+    monkeypatch.setattr(paper_report, "find_isbi2015", lambda _: [scan])
     monkeypatch.setattr(subprocess, "run", lambda words, check: called.append(words))
-    reproduce.write_submissions(request, runs, ["asl_b15"], download=tmp_path)
+    paper_report.write_submissions(request, runs, ["asl_b15"], download=tmp_path)
     predict, pack = called
     checkpoint = next(word for word in predict if word.startswith("checkpoint"))
     override = OverridesParser.create().parse_override(checkpoint)

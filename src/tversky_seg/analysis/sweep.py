@@ -12,7 +12,14 @@ from typing import Any
 
 import yaml
 
-from tversky_seg.analysis.runs import MetricRow, Run, check_alike, lesion_rule, read_runs
+from tversky_seg.analysis.runs import (
+    MetricRow,
+    Run,
+    average_runs,
+    check_alike,
+    lesion_rule,
+    read_runs,
+)
 from tversky_seg.analysis.setting_names import (
     LossWeights,
     Settings,
@@ -132,6 +139,30 @@ def group_runs(runs: Sequence[SweepRun]) -> list[Setting]:
     for cohort in cohorts[1:]:
         check_alike(cohorts[0], cohort)
     return sorted(settings, key=_beta)
+
+
+def joined_seeds(folders: Sequence[Path]) -> list[Run]:
+    """Read runs, and join those that differ in their seed alone; the first stays the baseline.
+
+    Raises:
+        DataError: Runs cannot be read or compared, or are folds of one setting.
+    """
+    settings = group_runs(read_sweep(folders))
+    first = read_sweep(folders[:1])[0].folder.resolve()
+    runs: list[Run] = []
+    for setting in settings:
+        if len(setting.runs) > len(setting.cohorts):
+            raise DataError(
+                setting.runs[0].folder,
+                f"{setting.name} has several folds with one seed",
+                "join folds by tversky-seg summarize --cohorts",
+            )
+        run = average_runs(list(setting.cohorts.values()), name=setting.name)
+        if first in [member.folder.resolve() for member in setting.runs]:
+            runs.insert(0, run)
+        else:
+            runs.append(run)
+    return runs
 
 
 def _beta(setting: Setting) -> float:

@@ -14,10 +14,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tversky_seg.analysis.comparison import DEFAULT_METRICS, compare, write_comparison
-from tversky_seg.analysis.comparison_text import comparison_markdown
-from tversky_seg.analysis.runs import Run, average_runs, read_runs
-from tversky_seg.analysis.sweep import group_runs, read_sweep
 from tversky_seg.data.errors import DataError
 from tversky_seg.runtime.cli import OneLineParser
 
@@ -35,6 +31,13 @@ def main() -> None:
         parser.error(f"--n-bootstrap: {arguments.n_bootstrap}; expected 1 or more")
     if arguments.seed < 0:
         parser.error(f"--seed: {arguments.seed}; expected 0 or more")
+
+    # These import torch, which takes seconds; the help above needs none of it.
+    from tversky_seg.analysis.comparison import DEFAULT_METRICS, compare, write_comparison
+    from tversky_seg.analysis.comparison_text import comparison_markdown
+    from tversky_seg.analysis.runs import read_runs
+    from tversky_seg.analysis.sweep import joined_seeds
+
     try:
         margins = read_margins(arguments.margin)
         runs = joined_seeds(folders) if arguments.join_seeds else read_runs(folders)
@@ -42,7 +45,7 @@ def main() -> None:
             parser.error(f"RUN: all runs are seeds of {runs[0].name}; expected another to compare")
         differences = compare(
             runs,
-            metrics=arguments.metrics,
+            metrics=arguments.metrics or DEFAULT_METRICS,
             n_bootstrap=arguments.n_bootstrap,
             seed=arguments.seed,
             margins=margins,
@@ -51,30 +54,6 @@ def main() -> None:
     except DataError as error:
         parser.error(str(error))
     sys.stdout.write(f"{comparison_markdown(runs, differences)}\n{arguments.output}\n")
-
-
-def joined_seeds(folders: Sequence[Path]) -> list[Run]:
-    """Read runs, and join those that differ in their seed alone; the first stays the baseline.
-
-    Raises:
-        DataError: Runs cannot be read or compared, or are folds of one setting.
-    """
-    settings = group_runs(read_sweep(folders))
-    first = read_sweep(folders[:1])[0].folder.resolve()
-    runs: list[Run] = []
-    for setting in settings:
-        if len(setting.runs) > len(setting.cohorts):
-            raise DataError(
-                setting.runs[0].folder,
-                f"{setting.name} has several folds with one seed",
-                "join folds by tversky-seg summarize --cohorts",
-            )
-        run = average_runs(list(setting.cohorts.values()), name=setting.name)
-        if first in [member.folder.resolve() for member in setting.runs]:
-            runs.insert(0, run)
-        else:
-            runs.append(run)
-    return runs
 
 
 def read_margins(words: Sequence[str]) -> dict[str, float]:
@@ -111,8 +90,7 @@ def _parser() -> OneLineParser:
         "--metrics",
         "--measures",
         nargs="+",
-        default=list(DEFAULT_METRICS),
-        help=f"names as in metrics.json ({' '.join(DEFAULT_METRICS)})",
+        help="names as in metrics.json, as dice f2 lesion_tpr (eleven: docs/comparing.md)",
     )
     parser.add_argument(
         "--n-bootstrap",
