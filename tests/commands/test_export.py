@@ -30,7 +30,7 @@ def export(run: Path, file_format: str, output: Path, *words: str) -> Outcome:
 
 def difference_in(outcome: Outcome) -> float:
     assert outcome.status == 0, outcome.stderr
-    _, found, number = outcome.stdout.partition("largest difference ")
+    _, found, number = outcome.stdout.partition("largest difference from predict ")
     assert found
     return float(number.split()[0])
 

@@ -320,7 +320,8 @@ def test_the_header_says_where_predictions_come_from(tmp_path):
     cohort.add(0)
     cohort.settings(checkpoint="0123456789abcdef", threshold=0.5)
     (tmp_path / "config.yaml").write_text(
-        "model: {_target_: a.UNet3D, width: 16}\nloss: {_target_: b.TverskyLoss, beta: 0.7}\n"
+        "model: {_target_: a.UNet3D, width: 16}\n"
+        "loss: {_target_: b.TverskyLoss, alpha: null, beta: 0.8}\n"
     )
     (tmp_path / "environment.json").write_text(
         json.dumps({"command": ["/bin/python", "/x/train.py", "loss.beta=0.7"]})
@@ -329,7 +330,7 @@ def test_the_header_says_where_predictions_come_from(tmp_path):
     text = (cohort.output_dir / "report.html").read_text()
     for part in (
         tmp_path.name,
-        "UNet3D(width=16), TverskyLoss(beta=0.7)",
+        "UNet3D(width=16), TverskyLoss(alpha=0.2, beta=0.8)",
         "SHA-256 0123456789ab",
         "<dd>train.py loss.beta=0.7</dd>",
         "<dd>tversky-seg evaluate predictions=a/b</dd>",

@@ -23,9 +23,11 @@ from tversky_seg.export.saved_predictions import (
     write_bids,
     write_nnunet,
 )
+from tversky_seg.inference.output_errors import writing
 from tversky_seg.inference.segmenter import Segmenter
 from tversky_seg.report.labels import count
 from tversky_seg.runtime.devices import use_threads
+from tversky_seg.runtime.files import new_folder
 
 MONAI = "monai"
 
@@ -44,30 +46,37 @@ def export(cfg: DictConfig) -> int:
             f"run: format={file_format} writes a network; expected run= a run folder or a "
             "checkpoint, and no predictions="
         )
-    folder = new_folder(settings["output"])
+    output = check_is_new(settings["output"])
     images = images_of(settings["input"])
     use_threads(settings["threads"])
-    if file_format == MONAI:
-        return export_bundle(settings, folder, images)
     segmenter = load_on_cpu(settings)
-    path = export_network(segmenter, folder, file_format=file_format)
-    config.logger.info("wrote %s, and how to use it in %s", path, DESCRIPTION_FILE)
-    report_difference(difference_from_file(segmenter, path, images), path)
+    # The folder appears once it is complete and checked.
+    with writing(output), new_folder(output) as folder:
+        if file_format == MONAI:
+            difference = export_bundle(segmenter, folder, images, settings=settings)
+        else:
+            path = export_network(segmenter, folder, file_format=file_format)
+            difference = difference_from_file(segmenter, path, images)
+        check_difference(difference, output)
+    config.logger.info("wrote %s; largest difference from predict %.1e", output, difference)
+    if file_format != MONAI:
+        config.logger.info("%s says how to use it", output / DESCRIPTION_FILE)
     return 0
 
 
 def export_bundle(
-    settings: Mapping[str, Any], folder: Path, images: Mapping[str, Path] | None
-) -> int:
-    """Write a MONAI bundle, and check it by running it."""
-    segmenter = load_on_cpu(settings)
+    segmenter: Segmenter,
+    folder: Path,
+    images: Mapping[str, Path] | None,
+    *,
+    settings: Mapping[str, Any],
+) -> float:
+    """Write a MONAI bundle, run it, and return its largest difference from predict."""
     sides = window_sides(segmenter)
     write_bundle(
         segmenter, folder, sides=sides, settings=own_windows(settings), trust=settings["trust"]
     )
-    config.logger.info("wrote a bundle to %s", folder)
-    report_difference(difference_from_bundle(segmenter, folder, images, sides=sides), folder)
-    return 0
+    return difference_from_bundle(segmenter, folder, images, sides=sides)
 
 
 def export_predictions(settings: Mapping[str, Any]) -> int:
@@ -78,12 +87,13 @@ def export_predictions(settings: Mapping[str, Any]) -> int:
             "the output_dir of predict, and no run="
         )
     predictions = read_predictions(Path(str(settings["predictions"])).expanduser())
-    folder = new_folder(settings["output"])
-    if settings["format"] == "bids":
-        write_bids(predictions, folder)
-    else:
-        write_nnunet(predictions, folder)
-    config.logger.info("wrote %s to %s", count(len(predictions.records), "case"), folder)
+    output = check_is_new(settings["output"])
+    with writing(output), new_folder(output) as folder:
+        if settings["format"] == "bids":
+            write_bids(predictions, folder)
+        else:
+            write_nnunet(predictions, folder)
+    config.logger.info("wrote %s to %s", count(len(predictions.records), "case"), output)
     return 0
 
 
@@ -105,8 +115,8 @@ def own_windows(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"patch_size": settings["patch_size"]}
 
 
-def new_folder(name: Any) -> Path:
-    """Return a folder to write to.
+def check_is_new(name: Any) -> Path:
+    """Return the folder that the export is to become.
 
     Raises:
         DataError: It holds files already.
@@ -130,16 +140,15 @@ def images_of(setting: Any) -> dict[str, Path] | None:
     return {str(name): Path(str(path)).expanduser() for name, path in setting.items()}
 
 
-def report_difference(difference: float, path: Path) -> None:
-    """Log the largest difference of probabilities.
+def check_difference(difference: float, output: Path) -> None:
+    """Check the largest difference of probabilities.
 
     Raises:
         DataError: It is larger than `TOLERANCE`, or not a number.
     """
     if not difference <= TOLERANCE:
         raise DataError(
-            path,
-            f"its probabilities differ from predict's by {difference:.1e}",
-            f"expected at most {TOLERANCE:g}; do not use it",
+            output,
+            f"its probabilities would differ from predict's by {difference:.1e}",
+            f"expected at most {TOLERANCE:g}; nothing was written",
         )
-    config.logger.info("checked against predict: largest difference %.1e", difference)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import re
 import shlex
@@ -13,6 +14,7 @@ from typing import Any
 from tversky_seg.data.case import Case
 from tversky_seg.evaluation.saved_predictions import Predictions
 from tversky_seg.inference.prediction_folder import SETTINGS_FILE
+from tversky_seg.losses.checks import tversky_weights
 from tversky_seg.runtime.files import read_json_if_whole
 
 N_CHECKSUM_LETTERS = 12
@@ -77,9 +79,15 @@ def _network(settings: Mapping[str, Any]) -> str:
 
 
 def _named(part: Mapping[str, Any]) -> str:
-    """{"_target_": "a.b.Loss", "alpha": 0.3, "beta": null} -> "Loss(alpha=0.3)"."""
+    """{"_target_": "a.b.Loss", "smooth": 1.0, "name": null} -> "Loss(smooth=1)"."""
+    settings = dict(part)
+    # null stands for a number here, which depends on the other of the two.
+    if {"alpha", "beta"} <= settings.keys():
+        with contextlib.suppress(ValueError):
+            weights = tversky_weights(settings["alpha"], settings["beta"])
+            settings["alpha"], settings["beta"] = weights
     values: list[str] = []
-    for key, value in part.items():
+    for key, value in settings.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             values.append(f"{key}={value:g}")
     name = str(part["_target_"]).rpartition(".")[2]
