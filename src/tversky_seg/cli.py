@@ -61,6 +61,11 @@ COMMANDS = {
         "write the manifest of a public data set",
         "tversky_seg.data.datasets.import_command:main",
     ),
+    "stress": Word(
+        "predict the same scans rotated, blurred, noisy and so on, and tell what changes",
+        "tversky_seg.commands.stress:stress",
+        config="stress",
+    ),
     "export": Word(
         "write a network, or predictions, in the formats of other programs",
         "tversky_seg.commands.export:export",

@@ -161,7 +161,7 @@ def _read_foreground(
     volume = align_image(read_volume(path), modality, grid, notes)
     background = math.nan
     if brain is None:
-        background = _background(volume.data)
+        background = background_of(volume.data)
     if math.isnan(background):
         values = grid.resampled(volume, fill=math.nan)
         foreground = np.isfinite(values)
@@ -185,7 +185,7 @@ def _read_foreground(
     return _Foreground(values[box], mask, box, background)
 
 
-def _background(data: Floats) -> float:
+def background_of(data: Floats) -> float:
     """Return the value of more than half of the voxels on the six faces; NaN without one."""
     # Around a skull-stripped brain it is 0, around a CT it may be -1024 or -3024. A head that
     # fills the field of view has none.
