@@ -31,7 +31,11 @@ PLAIN_GROUPS = (
 )
 """Groups whose choices build without parts of the run."""
 
-CLASSES = {"lits": {"liver": (1, 2), "tumour": (2,)}, "luna16": {"nodule": (1,)}}
+CLASSES = {
+    "brats_mets": {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)},
+    "lits": {"liver": (1, 2), "tumour": (2,)},
+    "luna16": {"nodule": (1,)},
+}
 """Classes of the data sets that are not of multiple sclerosis."""
 
 

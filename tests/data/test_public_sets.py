@@ -11,12 +11,33 @@ import pytest
 from helpers.cohorts import save
 from helpers.command_line import composed
 from tversky_seg.data.dataset import find_cases
+from tversky_seg.data.datasets.brats_mets import find_brats_mets
+from tversky_seg.data.datasets.followup import find_followup
+from tversky_seg.data.datasets.import_command import main
+from tversky_seg.data.datasets.isbi2015 import find_isbi2015
+from tversky_seg.data.datasets.isles2022 import find_isles2022
+from tversky_seg.data.datasets.lesjak2016 import find_lesjak2016
 from tversky_seg.data.datasets.mslesseg import find_mslesseg
+from tversky_seg.data.datasets.msseg2 import find_msseg2
+from tversky_seg.data.datasets.shifts_ms import find_shifts_ms
 from tversky_seg.data.datasets.simvent_ms import find_simvent_ms
+from tversky_seg.data.datasets.wmh2017 import find_wmh2017
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.manifest import read_manifest
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess
 from tversky_seg.data.split import split_cases
 
+NAMES = (
+    "brats_mets",
+    "followup",
+    "isles2022",
+    "lesjak2016",
+    "mslesseg",
+    "msseg2",
+    "shifts_ms",
+    "simvent_ms",
+    "wmh2017",
+)
 SHAPE = (12, 14, 8)
 LAS = np.diag([-1.0, 1, 1, 1])
 LESION = (slice(4, 6), slice(5, 8), slice(3, 5))
@@ -65,6 +86,7 @@ def test_mslesseg_examinations_are_sessions_of_one_subject(tmp_path: Path) -> No
         ("P54", "P54", None, "test"),
     ]
     assert [len(case.labels) for case in cases] == [1] * 4
+    assert [case.baseline for case in cases] == [None, "P2_T1", None, None]
     split = split_cases(cases)
     assert [case.case_id for case in split.test] == ["P54"]
 
@@ -187,7 +209,7 @@ def test_simvent_real_subjects_have_the_published_lesion_loads(real_data: Path) 
     assert prepared.n_lesions == (34,)
 
 
-@pytest.mark.parametrize("name", ["mslesseg", "simvent_ms"])
+@pytest.mark.parametrize("name", NAMES)
 def test_an_empty_folder_is_one_line_that_names_a_file_of_the_data_set(
     name: str, tmp_path: Path
 ) -> None:
@@ -195,3 +217,298 @@ def test_an_empty_folder_is_one_line_that_names_a_file_of_the_data_set(
     dataset = hydra.utils.instantiate(cfg.data, _convert_="all")
     with pytest.raises(DataError, match=rf"{tmp_path}: does not look like .*; expected .*\.nii"):
         find_cases(dataset)
+
+
+def msseg2(root: Path) -> Path:
+    """Two training patients, the second without a new lesion, and one of the test set."""
+    for place, value in (("training/013", 1), ("training/015", 0), ("testing/002", 1)):
+        for time in ("01", "02"):
+            name = f"flair_time{time}_on_middle_space.nii.gz"
+            save(root / place / name, image(int(time)), LAS)
+        save(root / place / "ground_truth.nii.gz", mask(value), LAS)
+        for expert in range(1, 5):
+            save(root / place / f"ground_truth_expert{expert}.nii.gz", mask(value), LAS)
+    return root
+
+
+def test_msseg2_is_a_pair_with_new_lesions_and_four_raters(tmp_path: Path) -> None:
+    cases = find_msseg2(msseg2(tmp_path / "MSSEG-2"))
+    assert [(case.case_id, case.split) for case in cases] == [
+        ("002", "test"),
+        ("013", "train"),
+        ("015", "train"),
+    ]
+    assert {name: file.name for name, file in cases[1].images.items()} == {
+        "FLAIR@2": "flair_time02_on_middle_space.nii.gz",
+        "FLAIR@1": "flair_time01_on_middle_space.nii.gz",
+    }
+    assert (cases[1].consensus, len(cases[1].raters)) == (True, 4)
+    for case, n_lesions in zip(cases[1:], (1, 0), strict=True):
+        assert preprocess(case, Preprocessing(("FLAIR@2", "FLAIR@1"))).n_lesions == (n_lesions,)
+
+
+@pytest.mark.parametrize("below", ["", "MSSEG-2/training"])
+def test_msseg2_training_set_alone_is_split_by_folds(tmp_path: Path, below: str) -> None:
+    root = msseg2(tmp_path / "MSSEG-2")
+    (root / "testing").rename(tmp_path / "MSSEG-2/elsewhere")
+    cases = find_msseg2(tmp_path / below)
+    assert {case.split for case in cases} == {None}
+    assert {"013", "015"} <= {case.case_id for case in cases}
+
+
+WMH_SUBJECTS = (
+    "training/Utrecht/0",
+    "training/Singapore/50",
+    "training/Amsterdam/GE3T/100",
+    "test/Amsterdam/GE1T5/150",
+    "test/Amsterdam/Philips_VU .PETMR_01./160",
+)
+
+
+def wmh2017(root: Path) -> Path:
+    """A subject of each scanner; 2 is other pathology; two more observers of the training set."""
+    for place in WMH_SUBJECTS:
+        for name in ("FLAIR", "T1", "3DT1"):
+            for folder in ("orig", "pre"):
+                save(root / place / folder / f"{name}.nii.gz", image(), LAS)
+        other = np.roll(mask(2, dtype=np.float32), 3, axis=0)
+        save(root / place / "wmh.nii.gz", mask(dtype=np.float32) + other, LAS)
+        if place.startswith("training"):
+            for observer in ("observer_o3", "observer_o4"):
+                folder = root / "additional_annotations" / observer / place
+                save(folder / "result.nii.gz", mask(dtype=np.float32), LAS)
+    return root
+
+
+def test_wmh2017_sites_are_scanners_and_the_official_split_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="tversky_seg"):
+        cases = find_wmh2017(wmh2017(tmp_path))
+    assert [(case.case_id, case.site, case.split, len(case.labels)) for case in cases] == [
+        ("Utrecht_0", "Utrecht", "train", 3),
+        ("Singapore_50", "Singapore", "train", 3),
+        ("Amsterdam_GE3T_100", "Amsterdam_GE3T", "train", 3),
+        ("Amsterdam_GE1T5_150", "Amsterdam_GE1T5", "test", 1),
+        ("Amsterdam_Philips_160", "Amsterdam_Philips", "test", 1),
+    ]
+    assert {file.parent.name for file in cases[0].images.values()} == {"pre"}
+    assert [file.name for file in cases[0].labels] == ["wmh.nii.gz"] + ["result.nii.gz"] * 2
+    assert sorted(line.split(" images, as ")[0][-3:] for line in caplog.messages) == [" 15", "t 5"]
+    training = find_wmh2017(tmp_path / "training")
+    assert [(case.site, case.split) for case in training][2] == ("Amsterdam_GE3T", None)
+
+
+def shifts_ms(root: Path) -> Path:
+    """Scans of two archives, whose numbers begin anew in each part of a cohort."""
+    parts = ("pt2/best/train", "pt2/best/dev_in", "pt2/best/eval_in", "pt2/ljubljana/dev_out")
+    for part in (*parts, "pt1/msseg/train"):
+        for number in (2, 10):
+            save(root / f"{part}/flair/{number}_FLAIR_isovox.nii.gz", image(), LAS)
+            save(root / f"{part}/t1/{number}_T1_isovox.nii.gz", image(), LAS)
+            save(root / f"{part}/gt/{number}_gt_isovox.nii.gz", mask(), LAS)
+            brain = (image() > 0).astype(np.uint8)
+            save(root / f"{part}/fg_mask/{number}_isovox_fg_mask.nii.gz", brain, LAS)
+    return root
+
+
+def test_shifts_parts_are_the_split_and_cohorts_are_sites(tmp_path: Path) -> None:
+    cases = find_shifts_ms(shifts_ms(tmp_path))
+    assert {(case.site, case.split) for case in cases} == {
+        ("best", "train"),
+        ("best", "val"),
+        ("best", "test"),
+        ("ljubljana", "test"),
+        ("msseg", "train"),
+    }
+    assert len({case.subject_id for case in cases}) == 10
+    best = [case for case in cases if case.site == "best"]
+    assert [case.case_id for case in best[:2]] == ["best_train_2", "best_train_10"]
+    assert list(best[0].images) == ["FLAIR", "T1"]
+    assert best[0].brain_mask is not None
+    alone = find_shifts_ms(tmp_path / "pt2/ljubljana")
+    assert [(case.case_id, case.split) for case in alone] == [
+        ("ljubljana_dev_out_2", None),
+        ("ljubljana_dev_out_10", None),
+    ]
+
+
+def brats_mets(root: Path) -> Path:
+    """Two examinations of a subject, a duplicate, one without T2, and one to be predicted."""
+    regions = mask(2)
+    regions[4, 5, 3], regions[5, 5, 3] = 1, 3
+    for case in ("Training/{}-00001-000", "Training/{}-00001-001", "Training/{}-00418-000"):
+        save_brats(root / case.format("BraTS-MET"), regions)
+    save_brats(root / "Training/BraTS-MET-00507-000", regions)
+    save_brats(root / "Validation/BraTS-MET-00833-000", None)
+    return root
+
+
+def save_brats(folder: Path, regions: np.ndarray | None) -> None:
+    for name in ("t1c", "t1n", "t2w", "t2f"):
+        save(folder / f"{folder.name}-{name}.nii.gz", image(), LAS)
+    if regions is not None:
+        save(folder / f"{folder.name}-seg.nii.gz", regions, LAS)
+
+
+def test_brats_regions_are_nested_classes(tmp_path: Path) -> None:
+    root = brats_mets(tmp_path)
+    dataset = hydra.utils.instantiate(
+        composed("data=brats_mets", f"data.root={root}").data, _convert_="all"
+    )
+    cases = find_cases(dataset)
+    assert [(case.case_id, case.subject_id, case.split) for case in cases] == [
+        ("BraTS-MET-00001-000", "BraTS-MET-00001", None),
+        ("BraTS-MET-00001-001", "BraTS-MET-00001", None),
+        ("BraTS-MET-00418-000", "BraTS-MET-00418", None),
+        ("BraTS-MET-00507-000", "BraTS-MET-00418", None),
+        ("BraTS-MET-00833-000", "BraTS-MET-00833", "test"),
+    ]
+    prepared = preprocess(cases[0], Preprocessing(dataset.modalities, dataset.classes))
+    assert prepared.target is not None
+    assert prepared.target.sum(axis=(1, 2, 3)).tolist() == [12, 2, 1]
+
+
+def test_brats_examination_may_lack_t2(tmp_path: Path) -> None:
+    root = brats_mets(tmp_path)
+    (root / "Training/BraTS-MET-00001-001/BraTS-MET-00001-001-t2w.nii.gz").unlink()
+    assert list(find_brats_mets(root)[1].images) == ["T1C", "T1", "FLAIR"]
+
+
+@pytest.mark.parametrize("is_earlier_release", [False, True])
+def test_isles_flair_is_resampled_to_the_grid_of_dwi(
+    tmp_path: Path, is_earlier_release: bool
+) -> None:
+    subject = "sub-strokecase0001"
+    stem = f"{subject}_ses-0001"
+    flair_grid = np.diag([-2.0, 2, 2, 1])
+    voxels = image(shape=(6, 7, 4))
+    if is_earlier_release:
+        folder = tmp_path / "rawdata" / subject / "ses-0001"
+        files = [folder / f"{stem}_{name}.nii.gz" for name in ("dwi", "adc", "flair")]
+    else:
+        folder = tmp_path / subject / "ses-0001"
+        names = ("dwi/{}_dwi", "dwi/{}_adc", "anat/{}_FLAIR")
+        files = [folder / f"{name.format(stem)}.nii.gz" for name in names]
+    for file, data, grid in zip(
+        files, (image(), image(1), voxels), (LAS, LAS, flair_grid), strict=True
+    ):
+        save(file, data, grid)
+    label = save(tmp_path / f"derivatives/{subject}/ses-0001/{stem}_msk.nii.gz", mask(), LAS)
+    (case,) = find_isles2022(tmp_path)
+    assert (case.case_id, case.labels, list(case.images)) == (
+        subject,
+        (label,),
+        ["DWI", "ADC", "FLAIR"],
+    )
+    prepared = preprocess(case, Preprocessing(("DWI", "ADC", "FLAIR")))
+    assert prepared.image.shape[0] == 3
+    assert prepared.n_lesions == (1,)
+
+
+@pytest.mark.parametrize(
+    ("folder", "stem"), [("patient12", "study{}_{}"), ("patient1", "patient1_study{}_{}reg")]
+)
+def test_lesjak2016_is_a_pair_with_changes(
+    folder: str, stem: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    patient = tmp_path / "longitudinal/coregistered" / folder
+    before = "" if folder == "patient12" else "patient1_"
+    for study in (1, 2):
+        for word in ("FLAIR", "T1W", "T2W"):
+            save(patient / f"{stem.format(study, word)}.nii.gz", image(study), LAS)
+    save(patient / f"{before}gt.nii.gz", mask(), LAS)
+    save(patient / f"{before}brainmask.nii.gz", (image() > 0).astype(np.int16), LAS)
+    save(tmp_path / f"longitudinal/raw/{folder}/study1_FLAIR.nii.gz", image(), LAS)
+    with caplog.at_level(logging.INFO, logger="tversky_seg"):
+        (case,) = find_lesjak2016(tmp_path)
+    assert list(case.images) == ["FLAIR@2", "FLAIR@1", "T1@2", "T1@1", "T2@2", "T2@1"]
+    assert case.images["FLAIR@1"].parent.parent.name == "coregistered"
+    assert (len(case.labels), case.brain_mask is not None) == (1, True)
+    (line,) = caplog.messages
+    assert "left out 1 images, as longitudinal/raw/" in line
+
+
+def test_lesjak2016_real_pair_has_46_changes(real_data: Path) -> None:
+    (case,) = find_lesjak2016(real_data / "open_ms_longitudinal")
+    assert list(case.images) == ["FLAIR@2", "FLAIR@1"]
+    assert preprocess(case, Preprocessing(("FLAIR@2", "FLAIR@1"))).n_lesions == (46,)
+
+
+def followup(root: Path) -> Path:
+    """Ann at baseline, 6 and 12 months; Bob twice, by dates, once with new lesions; Cal once."""
+    for session in ("baseline", "m12", "m6"):
+        for name, voxels in (("ann_FLAIR", image()), ("ann_T1w", image()), ("lesions", mask())):
+            save(root / f"ann/{session}/{name}.nii.gz", voxels, LAS)
+    for session in ("20240101", "20230101"):
+        save(root / f"bob/{session}/anat/flair.nii.gz", image(), LAS)
+    save(root / "bob/20240101/anat/new_lesions.nii.gz", mask(), LAS)
+    save(root / "cal/1/flair.nii.gz", image(), LAS)
+    save(root / "cal/1/lesions.nii.gz", mask(), LAS)
+    return root
+
+
+def test_followup_sessions_follow_each_other_in_time(tmp_path: Path) -> None:
+    cases = find_followup(followup(tmp_path))
+    assert [(case.case_id, case.subject_id, case.baseline) for case in cases] == [
+        ("ann_baseline", "ann", None),
+        ("ann_m6", "ann", "ann_baseline"),
+        ("ann_m12", "ann", "ann_m6"),
+        ("bob_20230101", "bob", None),
+        ("bob_20240101", "bob", "bob_20230101"),
+        ("cal_1", "cal", None),
+    ]
+    assert (list(cases[0].images), len(cases[0].labels)) == (["FLAIR", "T1"], 1)
+    assert cases[4].labels == ()
+
+
+def test_followup_pairs_have_the_new_lesions_as_label(tmp_path: Path) -> None:
+    cases = find_followup(followup(tmp_path), rows="pairs")
+    assert [case.case_id for case in cases] == ["ann_m6", "ann_m12", "bob_20240101"]
+    first, _, bob = cases
+    assert list(first.images) == ["FLAIR@2", "T1@2", "FLAIR@1", "T1@1"]
+    assert first.images["FLAIR@1"].parent.name == "baseline"
+    assert [file.parent.name for file in (*first.labels, *first.labels_at)] == [
+        "m6",
+        "baseline",
+        "m6",
+    ]
+    assert [file.name for file in bob.labels] == ["new_lesions.nii.gz"]
+
+
+def test_followup_faults_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.importer\.rows: 'all'; expected one of sessions"):
+        find_followup(tmp_path, rows="all")
+    save(tmp_path / "cal/1/flair.nii.gz", image(), LAS)
+    with pytest.raises(DataError, match=r"no subject has two sessions"):
+        find_followup(tmp_path, rows="pairs")
+    save(tmp_path / "cal/1/3D_flair.nii.gz", image(), LAS)
+    with pytest.raises(DataError, match=r"cal/1: holds 3D_flair\.nii\.gz and flair\.nii\.gz"):
+        find_followup(tmp_path)
+
+
+def test_isbi2015_time_points_name_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "training/training01"
+    for session in ("01", "02"):
+        stem = f"training01_{session}"
+        save(folder / f"preprocessed/{stem}_flair_pp.nii", image(), LAS)
+        save(folder / f"masks/{stem}_mask1.nii", mask(), LAS)
+        save(folder / f"orig/{stem}_flair.nii.gz", image(), LAS)
+    with caplog.at_level(logging.INFO, logger="tversky_seg"):
+        cases = find_isbi2015(tmp_path)
+    assert [case.baseline for case in cases] == [None, "training01_01"]
+    (line,) = caplog.messages
+    assert "left out 2 images, as training/training01/orig/" in line
+
+
+def test_a_manifest_names_only_baselines_that_it_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, manifest = mslesseg(tmp_path / "MSLesSeg Dataset"), tmp_path / "m.csv"
+    main(["mslesseg", str(root), str(manifest)])
+    assert [case.baseline for case in read_manifest(manifest)][:2] == [None, "P2_T1"]
+    (root / "train/P2/T1/P2_T1_T2.nii.gz").unlink()
+    main(["mslesseg", str(root), str(manifest)])
+    assert [case.baseline for case in read_manifest(manifest)] == [None] * 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,20 @@ def unlike(root: Path, data_set: str, expected: str) -> DataError:
 
 def _is_archive(file: Path) -> bool:
     return file.name.lower().endswith(ARCHIVE_ENDINGS) and not is_nifti(file)
+
+
+def with_baselines(cases: Sequence[Case]) -> list[Case]:
+    """Name the examination before each as its baseline.
+
+    Args:
+        cases: Cases of any subjects, those of a subject in the order of their examinations.
+    """
+    latest: dict[str, str] = {}  # subject -> case
+    linked = []
+    for case in cases:
+        linked.append(replace(case, baseline=latest.get(case.subject_id)))
+        latest[case.subject_id] = case.case_id
+    return linked
 
 
 def log_left_out(root: Path, cases: Sequence[Case], reasons: Mapping[str, str]) -> None:

@@ -13,17 +13,25 @@ from pathlib import Path
 from tversky_seg.data.case import Case
 from tversky_seg.data.dataset import Dataset, find_cases, with_modalities
 from tversky_seg.data.datasets.bids import find_bids
+from tversky_seg.data.datasets.brats_mets import find_brats_mets
 from tversky_seg.data.datasets.decathlon import find_decathlon
+from tversky_seg.data.datasets.followup import ROWS, find_followup
 from tversky_seg.data.datasets.isbi2015 import find_isbi2015
+from tversky_seg.data.datasets.isles2022 import find_isles2022
+from tversky_seg.data.datasets.lesjak2016 import find_lesjak2016
 from tversky_seg.data.datasets.lesjak2017 import PARTS, find_lesjak2017
 from tversky_seg.data.datasets.lits import find_lits
 from tversky_seg.data.datasets.luna16 import find_luna16
 from tversky_seg.data.datasets.mslesseg import find_mslesseg
+from tversky_seg.data.datasets.msseg2 import find_msseg2
 from tversky_seg.data.datasets.msseg2016 import find_msseg2016
 from tversky_seg.data.datasets.nnunet import find_nnunet
+from tversky_seg.data.datasets.shifts_ms import find_shifts_ms
 from tversky_seg.data.datasets.simvent_ms import LABELS, find_simvent_ms
+from tversky_seg.data.datasets.wmh2017 import find_wmh2017
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import write_manifest
+from tversky_seg.data.split import without_absent_baselines
 from tversky_seg.runtime.cli import OneLineParser
 
 DESCRIPTION = """Write the manifest (CSV) of a public data set from its download.
@@ -75,15 +83,36 @@ IMPORTERS = {
             Option("derivative", "folder below derivatives/ (the one that holds lesion masks)"),
         ),
     ),
+    "brats_mets": Importer(
+        find_brats_mets,
+        summary="BraTS-METS 2023 to 2025, brain metastases, nested regions",
+        root="folder with BraTS-MET-00001-000/, … at most three folders deep",
+    ),
     "decathlon": Importer(
         find_decathlon,
         summary="one task of the Medical Segmentation Decathlon",
         root="folder of the task: dataset.json, imagesTr/, labelsTr/",
     ),
+    "followup": Importer(
+        find_followup,
+        summary="follow-ups in folders: <subject>/<session>/flair.nii.gz",
+        root="folder of the subjects",
+        options=(Option("rows", f"a line for each of: {', '.join(ROWS)} (sessions)", "sessions"),),
+    ),
     "isbi2015": Importer(
         find_isbi2015,
         summary="ISBI 2015, longitudinal multiple sclerosis",
         root="folder with training/ and, if wanted, testdata_website/",
+    ),
+    "isles2022": Importer(
+        find_isles2022,
+        summary="ISLES 2022, ischaemic stroke: DWI, ADC and FLAIR",
+        root="folder with sub-strokecase0001/ or rawdata/, and derivatives/",
+    ),
+    "lesjak2016": Importer(
+        find_lesjak2016,
+        summary="open_ms_data of Ljubljana, two time points of multiple sclerosis",
+        root="the clone of open_ms_data",
     ),
     "lesjak2017": Importer(
         find_lesjak2017,
@@ -114,6 +143,11 @@ IMPORTERS = {
         summary="MSLesSeg, multiple sclerosis, up to four examinations of a patient",
         root="folder with train/ and test/",
     ),
+    "msseg2": Importer(
+        find_msseg2,
+        summary="MSSEG-2 (2021), new lesions between two time points, four raters",
+        root="folder with training/ and, if wanted, testing/",
+    ),
     "msseg2016": Importer(
         find_msseg2016,
         summary="MSSEG 2016, multiple sclerosis, seven raters",
@@ -124,11 +158,21 @@ IMPORTERS = {
         summary="raw data set of nnU-Net",
         root="folder DatasetXXX_Name: dataset.json, imagesTr/, labelsTr/",
     ),
+    "shifts_ms": Importer(
+        find_shifts_ms,
+        summary="Shifts 2.0, multiple sclerosis of several sites",
+        root="folder with msseg/, best/, ljubljana/, or some of them",
+    ),
     "simvent_ms": Importer(
         find_simvent_ms,
         summary="Sim-Vent-WMH-Seg, multiple sclerosis in thick slices",
         root="the clone of Sim-Vent-WMH-Seg",
         options=(Option("label", f"one of {', '.join(LABELS)} (abWMHmask)", "abWMHmask"),),
+    ),
+    "wmh2017": Importer(
+        find_wmh2017,
+        summary="WMH 2017, hyperintensities of vascular origin, three hospitals",
+        root="folder with training/, test/ and additional_annotations/, or some of them",
     ),
 }
 
@@ -153,7 +197,8 @@ def main(words: Sequence[str] | None = None) -> None:
                 modalities=tuple(arguments.modalities),
             )
         )
-        cases = find_cases(dataset)
+        # One whose earlier examination is left out has no baseline.
+        cases = without_absent_baselines(find_cases(dataset))
         write_manifest(cases, arguments.manifest, modalities=dataset.modalities)
     except (DataError, OSError) as fault:
         print(f"error: {fault}", file=sys.stderr)

@@ -13,7 +13,9 @@ from tversky_seg.data.datasets._common import (
     find_images,
     find_nifti_each,
     folders_below,
+    log_left_out,
     unlike,
+    with_baselines,
 )
 from tversky_seg.data.image_files import is_nifti
 
@@ -21,14 +23,22 @@ FILE_NAMES = {"FLAIR": "flair", "T1": "mprage", "T2": "t2", "PD": "pd"}
 MASKS = ("mask1", "mask2")
 SUBJECT_FOLDERS = ("training[0-9][0-9]", "test[0-9][0-9]")
 MAX_DEPTH = 3  # folders between the root and that of a subject
+LEFT_OUT = {
+    "*orig/*": "images as scanned, on grids of their own",
+    "*_pp.nii*": "copies of images",
+    "*masks/*": "masks of scans that are not here, or copies",
+}
 _SCAN = re.compile(r"((?:training|test)\d\d_\d\d)_[a-z0-9]+_pp")
 
 
 def find_isbi2015(root: Path) -> list[Case]:
     """List the preprocessed scans of an official download.
 
-    Time points are sessions. There is no consensus: the label is the first rater's, followed by
-    the second's. The scans of the 14 test subjects have no labels: they are predicted only.
+    Time points are sessions, and each names the one before it as its baseline. There is no
+    consensus: the label is the first rater's, followed by the second's. The scans of the 14 test
+    subjects have no labels: they are predicted only.
+
+    Left out: the images as scanned (`orig`).
 
     Args:
         root: Folder with `training/training01/{preprocessed,masks}`, or
@@ -50,7 +60,8 @@ def find_isbi2015(root: Path) -> list[Case]:
             "training/training01/preprocessed/training01_01_flair_pp.nii "
             "or testdata_website/test01/preprocessed/test01_01_flair_pp.nii",
         )
-    return list(cases.values())
+    log_left_out(Path(root), list(cases.values()), LEFT_OUT)
+    return with_baselines(list(cases.values()))
 
 
 def _case(folder: Path, case_id: str) -> Case:

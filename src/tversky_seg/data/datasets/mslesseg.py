@@ -16,6 +16,7 @@ from tversky_seg.data.datasets._common import (
     folders_below,
     log_left_out,
     unlike,
+    with_baselines,
 )
 
 MODALITIES = ("FLAIR", "T1", "T2")
@@ -30,9 +31,10 @@ def find_mslesseg(root: Path) -> list[Case]:
     """List the scans of an official download.
 
     A patient of the training set has one to four examinations, called T1 to T4: they are sessions
-    of one subject. `P14_T2_T1.nii.gz` is the T1-weighted image of the second. A patient of the
-    test set has one, whose files lie in the patient's folder. The label is the consensus that the
-    data set publishes; those of single raters are not published.
+    of one subject, and each names the one before it as its baseline. `P14_T2_T1.nii.gz` is the
+    T1-weighted image of the second. A patient of the test set has one, whose files lie in the
+    patient's folder. The label is the consensus that the data set publishes; those of single
+    raters are not published.
 
     Left out: the raw scans (`MSLesSeg_RAW`), which have no masks, and `clinical_data.csv`.
 
@@ -56,7 +58,7 @@ def find_mslesseg(root: Path) -> list[Case]:
     if not cases:
         raise unlike(root, "MSLesSeg", "train/P1/T1/P1_T1_FLAIR.nii.gz")
     log_left_out(root, cases, LEFT_OUT)
-    return cases
+    return with_baselines(cases)
 
 
 def _patients(root: Path, split: str) -> list[Path]:
