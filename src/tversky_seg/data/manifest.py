@@ -25,6 +25,7 @@ from tversky_seg.data.manifest_columns import (
     LABELS_AT,
     check_header,
     image_columns,
+    is_file_column,
     is_label,
     is_reserved,
     number_of_label,
@@ -272,7 +273,8 @@ def _case_of(row: _Row, modalities: Sequence[str], needed: Sequence[str], *, pat
     for column, cell in row.cells.items():
         if "\0" in cell:
             raise DataError(source, f"a zero byte in column {column}", "save the file as text")
-        if cell:
+        # Other cells, such as a subject, are not looked for on the disk.
+        if cell and (column in modalities or is_file_column(column)):
             # Unlike Path.expanduser, this keeps ~nobody, which is then a file that is missing.
             file = folder / os.path.expanduser(cell)  # noqa: PTH111
             files[column] = _in_existing_form(file)

@@ -50,6 +50,11 @@ def is_reserved(column: str) -> bool:
     return is_other or _LABEL_COLUMN.fullmatch(column) is not None
 
 
+def is_file_column(column: str) -> bool:
+    """Tell whether a column that is no image names files."""
+    return column == "brain_mask" or column in LABELS_AT or is_label(column)
+
+
 def is_label(column: str) -> bool:
     """Tell whether a column holds labels: label, label_2, label_3, …."""
     return _LABEL_COLUMN.fullmatch(column) is not None

@@ -29,6 +29,9 @@ from tversky_seg.metrics.lesions import LesionCounts
 
 MetricRow = dict[str, float]
 
+MOST_DRAWN = 2**22
+"""Numbers of drawn subjects in memory at a time."""
+
 
 def summarize(
     cohort: EvaluatedCohort,
@@ -143,11 +146,16 @@ def _intervals(
     counts = np.zeros_like(sums)
     np.add.at(sums, subject_of_row, np.nan_to_num(values))
     np.add.at(counts, subject_of_row, ~np.isnan(values))
-    n_drawn = rng.multinomial(
-        n_subjects, np.full(n_subjects, 1 / n_subjects), size=n_bootstrap
-    )  # (n_bootstrap, n_subjects)
-    with np.errstate(invalid="ignore"):
-        means = (n_drawn @ sums) / (n_drawn @ counts)
+    means = np.empty((n_bootstrap, values.shape[1]))
+    # In blocks: 2,000 draws of 10,000 subjects at once would take 320 MB.
+    block = max(1, MOST_DRAWN // n_subjects)
+    for first in range(0, n_bootstrap, block):
+        size = min(block, n_bootstrap - first)
+        n_drawn = rng.multinomial(
+            n_subjects, np.full(n_subjects, 1 / n_subjects), size=size
+        )  # (size, n_subjects)
+        with np.errstate(invalid="ignore"):
+            means[first : first + size] = (n_drawn @ sums) / (n_drawn @ counts)
     n_defining = (counts > 0).sum(axis=0)
     intervals: dict[str, list[float]] = {}
     for column, metric in enumerate(rows[0]):

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import Shape, crop_or_pad
+from tversky_seg.data.patches.case_list import as_case_list
 from tversky_seg.data.patches.change import Change
 from tversky_seg.data.patches.sampling import Aim, Sampler, draw_patch, patch_sides
 from tversky_seg.data.patches.spatial import as_shape
@@ -196,6 +197,7 @@ class PatchBatches(Dataset[Batch]):
 
     def __post_init__(self) -> None:
         """Check that a batch can be drawn."""
+        object.__setattr__(self, "cases", as_case_list(self.cases))
         if not self.cases:
             raise ValueError("batches are drawn from at least one case, got none")
         if self.batch_size < self.world_size or not 0 <= self.rank < self.world_size:

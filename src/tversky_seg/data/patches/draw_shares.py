@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tversky_seg.data.patches.case_list import as_case_list
 from tversky_seg.data.patches.sampling import Sampler, draw_patch, patch_sides
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 
@@ -47,6 +48,7 @@ def draw_shares(
         n_draws: Number of patches to draw.
         seed: Seed of the draws.
     """
+    cases = as_case_list(cases)
     sizes = [np.diff(case.lesion_offsets) for case in cases]
     pooled_sizes = np.concatenate(sizes)
     quartiles = _quartiles(sizes)

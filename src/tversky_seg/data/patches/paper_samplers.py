@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tversky_seg.data.grids import Shape
+from tversky_seg.data.patches.case_list import as_case_list
 from tversky_seg.data.patches.sampling import (
     Aim,
     PatchSize,
@@ -66,14 +67,13 @@ class Hashemi2018Sampler:
         """Draw a lesion voxel, and place the patch so that its middle holds enough of them."""
         min_case_voxels = _limit(self.min_case_voxels, patch_number, n_first=100)
         min_voxels = _limit(self.min_voxels, patch_number, n_first=1000)
-        indices = []
-        for index, case in enumerate(cases):
-            if any(case.n_lesions) and len(case.lesion_voxels) >= min_case_voxels:
-                indices.append(index)
-        if not indices:
+        n_voxels_by_case = as_case_list(cases).n_lesion_voxels
+        is_eligible = n_voxels_by_case >= max(min_case_voxels, 1)
+        indices = np.flatnonzero(is_eligible)
+        if not len(indices):
             return aim_at_brain(cases, rng)
 
-        index = indices[rng.integers(len(indices))]
+        index = int(indices[rng.integers(len(indices))])
         case = cases[index]
         coordinates = np.unravel_index(case.lesion_voxels, case.geometry.shape)
         lesion_coordinates = np.stack(coordinates, axis=1)
@@ -135,7 +135,7 @@ class Shirokikh2020Sampler:
         self, cases: Sequence[PreparedCase], rng: np.random.Generator, *, patch_number: int = 0
     ) -> Aim:
         """Draw a case by its number of lesions, then a lesion or a place where the patch fits."""
-        n_lesions = np.array([sum(case.n_lesions) for case in cases], dtype=float)
+        n_lesions = as_case_list(cases).n_lesions
         if not n_lesions.any():
             return aim_at_brain(cases, rng)
         probability = n_lesions / n_lesions.sum()

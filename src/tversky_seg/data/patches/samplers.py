@@ -3,8 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tversky_seg.data.grids import Shape
 from tversky_seg.data.patches.sampling import (
@@ -206,22 +208,21 @@ class GridSampler:
         self, cases: Sequence[PreparedCase], rng: np.random.Generator, *, patch_number: int = 0
     ) -> Aim:
         """Take the patch at place `patch_number` of the drawn order; rng is not used."""
-        grids = [self._starts(case.geometry.shape) for case in cases]
         n_patches: list[int] = []
-        for along_x, along_y, along_z in grids:
+        for case in cases:
+            along_x, along_y, along_z = self._starts(case.geometry.shape)
             n_patches.append(len(along_x) * len(along_y) * len(along_z))
         ends = np.cumsum(n_patches)
         n_in_round = int(ends[-1])
-        # The order is keyed by the round: a resumed run draws it again, without a state.
         number_of_round, place = divmod(patch_number, n_in_round)
-        order = np.random.default_rng(number_of_round).permutation(n_in_round)
+        order = _order_of_round(number_of_round, n_in_round)
 
         # Patches are numbered case by case: with 6 and 4 patches, ends = [6, 10], and number 7 is
         # patch 1 of case 1.
         number = int(order[place])
         index = int(np.searchsorted(ends, number, side="right"))
         number_in_case = number - int(ends[index] - n_patches[index])
-        along_x, along_y, along_z = grids[index]
+        along_x, along_y, along_z = self._starts(cases[index].geometry.shape)
         grid_shape = (len(along_x), len(along_y), len(along_z))
         i, j, k = np.unravel_index(number_in_case, grid_shape)
         start = (along_x[i], along_y[j], along_z[k])
@@ -230,15 +231,27 @@ class GridSampler:
 
     def _starts(self, shape: Shape) -> list[list[int]]:
         """Compute the first voxels of the patches along each axis."""
-        starts = []
-        for side, n_voxels in zip(patch_sides(self.patch_size), shape, strict=True):
-            room = n_voxels - side
-            if room <= 0:  # one patch, with the volume in its middle
-                starts.append([room // 2])
-                continue
-            # As few patches as overlap enough, then spread evenly from border to border: sides of
-            # 10 voxels without overlap start at 0, 7 and 15 on an axis of 25.
-            step = max(1, int(side * (1 - self.overlap)))
-            n_patches = 1 + math.ceil(room / step)
-            starts.append(np.linspace(0, room, n_patches).astype(int).tolist())
-        return starts
+        sides = patch_sides(self.patch_size)
+        return [
+            _starts_along(side, n_voxels, self.overlap)
+            for side, n_voxels in zip(sides, shape, strict=True)
+        ]
+
+
+@lru_cache(maxsize=1024)  # of a large cohort many cases have one shape
+def _starts_along(side: int, n_voxels: int, overlap: float) -> list[int]:
+    room = n_voxels - side
+    if room <= 0:  # one patch, with the volume in its middle
+        return [room // 2]
+    # As few patches as overlap enough, then spread evenly from border to border: sides of 10
+    # voxels without overlap start at 0, 7 and 15 on an axis of 25.
+    step = max(1, int(side * (1 - overlap)))
+    n_patches = 1 + math.ceil(room / step)
+    starts: list[int] = np.linspace(0, room, n_patches).astype(int).tolist()
+    return starts
+
+
+@lru_cache(maxsize=2)  # a batch may end a round and begin the next
+def _order_of_round(number_of_round: int, n_in_round: int) -> NDArray[np.int64]:
+    """Draw the order of a round, keyed by its number: a resumed run draws the same one."""
+    return np.random.default_rng(number_of_round).permutation(n_in_round)

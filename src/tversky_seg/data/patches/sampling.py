@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from tversky_seg.data.grids import Shape
+from tversky_seg.data.patches.case_list import as_case_list
 from tversky_seg.data.patches.spatial import as_shape
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 
@@ -157,7 +158,7 @@ def draw_case_with_lesions(
     """
     if rng.random() >= probability:
         return None
-    with_lesions = [index for index, case in enumerate(cases) if any(case.n_lesions)]
+    with_lesions = as_case_list(cases).with_lesions
     if not with_lesions:
         return None
     return with_lesions[rng.integers(len(with_lesions))]
