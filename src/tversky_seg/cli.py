@@ -53,6 +53,11 @@ COMMANDS = {
         "tversky_seg.commands.check_data:check_data",
         config="check_data",
     ),
+    "prepare": Word(
+        "fill the cache of prepared cases, a share for each job of an array",
+        "tversky_seg.commands.prepare:prepare",
+        config="prepare",
+    ),
     "manifest": Word(
         "write the manifest of your own files: a CSV of cases, images and labels",
         "tversky_seg.commands.manifest:main",

@@ -29,7 +29,7 @@ def lesion_loads(
 ) -> dict[str, float]:
     """Measure the volume in mm3 of the class that is smallest in the cohort, per labelled case.
 
-    The volumes are kept in `cache_dir/label_volumes.json`, by path, size and time of the label
+    The volumes are kept in `cache_dir/label_volumes*.json`, by path, size and time of the label
     file. A file that cannot be read counts as 0 here: preprocessing names its fault.
 
     Args:
@@ -40,8 +40,25 @@ def lesion_loads(
     Returns:
         Case id -> volume in mm3.
     """
-    store = Path(cache_dir) / "label_volumes.json"
-    volumes_by_file = _read_store(store)
+    volumes_by_case = count_volumes(cases, cache_dir=cache_dir)
+    # Of nested classes, as liver and tumour, the smallest is the target.
+    loads = [_loads_of_class(values, volumes_by_case) for values in classes.values()]
+    return min(loads, key=_total_or_infinity)
+
+
+def count_volumes(
+    cases: Sequence[Case], *, cache_dir: Path, part: str = ""
+) -> dict[str, VolumesByValue]:
+    """Count or look up the volume of each label value, per labelled case.
+
+    Args:
+        cases: Cases; those without label are skipped.
+        cache_dir: Folder of the stores.
+        part: Name of the part of the cohort, for a store of its own, so that jobs which count at
+            the same time keep what each other counted.
+    """
+    store = Path(cache_dir) / f"label_volumes{part and '-'}{part}.json"
+    volumes_by_file = _read_stores(store.parent)
     n_stored = len(volumes_by_file)
     volumes_by_case: dict[str, VolumesByValue] = {}
     label_of: dict[str, Path] = {}
@@ -55,9 +72,7 @@ def lesion_loads(
     # A cache on a read-only disk serves as long as it is complete.
     if len(volumes_by_file) > n_stored:
         _write_store(store, volumes_by_file)
-    # Of nested classes, as liver and tumour, the smallest is the target.
-    loads = [_loads_of_class(values, volumes_by_case) for values in classes.values()]
-    return min(loads, key=_total_or_infinity)
+    return volumes_by_case
 
 
 def _loads_of_class(
@@ -94,6 +109,14 @@ def _count(label: Path) -> VolumesByValue:
     for value, count in zip(values.tolist(), counts.tolist(), strict=True):
         volumes[str(value)] = round(count * voxel_mm3, 3)
     return volumes
+
+
+def _read_stores(folder: Path) -> dict[str, VolumesByValue]:
+    """Join what all jobs have counted."""
+    volumes_by_file: dict[str, VolumesByValue] = {}
+    for store in sorted(folder.glob("label_volumes*.json")):
+        volumes_by_file |= _read_store(store)
+    return volumes_by_file
 
 
 def _read_store(store: Path) -> dict[str, VolumesByValue]:
