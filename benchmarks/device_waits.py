@@ -1,7 +1,7 @@
 """Where a training step on a GPU makes the host wait, found out on a machine without one.
 
-    python benchmarks/device_waits.py [--loss tversky] [--weighting none] [--augmentation default]
-        [--model unet3d] [--ema 0.999] [--precision fp32] [--predict]
+    python benchmarks/device_waits.py [--loss tversky] [--lesion_term none] [--weighting none]
+        [--augmentation default] [--model unet3d] [--ema 0.999] [--precision fp32] [--predict]
     python benchmarks/device_waits.py --every OUTPUT.json
 
 `Trainer.fit` trains for a few steps on synthetic cases, on a device that does not exist
@@ -45,6 +45,9 @@ TRAININGS = {
     "turns alone": ("augmentation=hashemi2018",),
     "weights": ("weighting=inverse", "trainer.ema_decay=0.99", "trainer.accumulate=2"),
     "blob loss": ("loss=blob",),
+    "cells": ("lesion_term=cc",),
+    "largest probability": ("lesion_term=mil",),
+    "blob term": ("lesion_term=blob",),
 }
 WINDOW = 16
 # With half overlap: 2 windows and 3 windows along each axis.
@@ -72,6 +75,7 @@ def events_of_training(settings: Sequence[str]) -> list[Event]:
     """
     from tversky_seg import config
     from tversky_seg.data.patches.batches import PatchBatches
+    from tversky_seg.data.preprocessing.lesion_cells import with_cells
     from tversky_seg.training.trainer import Trainer
 
     cfg = compose(settings)
@@ -81,12 +85,15 @@ def events_of_training(settings: Sequence[str]) -> list[Event]:
         if key.endswith("_probability") and value and not key.startswith("dropout"):
             changes[key] = 1.0
     weighting = config.build(cfg, "weighting")
+    lesion_term = config.build(cfg, "lesion_term")
+    cases = [synthetic_case(seed) for seed in range(2)]
     batches = PatchBatches(
-        [synthetic_case(seed) for seed in range(2)],
+        with_cells(cases, max_distance_mm=5.0),
         config.build(cfg, "sampler"),
         config.build(cfg, "augmentation"),
         batch_size=2,
-        with_components=weighting is not None,
+        with_components=weighting is not None or lesion_term is not None,
+        with_cells=getattr(lesion_term, "max_distance_mm", None) is not None,
     )
     train_step = Trainer.train_step
 
@@ -100,6 +107,7 @@ def events_of_training(settings: Sequence[str]) -> list[Event]:
             "trainer",
             model=config.build(cfg, "model", in_channels=3, out_channels=1),
             loss=config.build(cfg, "loss"),
+            lesion_term=lesion_term,
             weighting=weighting,
             optimizer=config.build(cfg, "optimizer"),
             schedule=config.build(cfg, "schedule"),
@@ -214,7 +222,7 @@ def n_waits(events: Sequence[Event]) -> int:
 def settings_of(options: argparse.Namespace) -> list[str]:
     """Turn the options into words of `python train.py`."""
     settings = [f"sampler.patch_size={options.side}", f"trainer.precision={options.precision}"]
-    for group in ("loss", "weighting", "augmentation", "model"):
+    for group in ("loss", "lesion_term", "weighting", "augmentation", "model"):
         settings.append(f"{group}={getattr(options, group)}")
     if options.ema is not None:
         settings.append(f"trainer.ema_decay={options.ema}")
@@ -242,6 +250,7 @@ def read_options() -> argparse.Namespace:
     )
     for group, choice in (
         ("loss", "tversky"),
+        ("lesion_term", "none"),
         ("weighting", "none"),
         ("augmentation", "default"),
         ("model", "unet3d"),

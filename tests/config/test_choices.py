@@ -23,6 +23,7 @@ PLAIN_GROUPS = (
     "augmentation",
     "evaluation",
     "inference",
+    "lesion_term",
     "optimizer",
     "sampler",
     "schedule",
@@ -51,6 +52,7 @@ def build_trainer(cfg: DictConfig):  # type: ignore[no-untyped-def]
         "trainer",
         model=model,
         loss=build(cfg, "loss"),
+        lesion_term=build(cfg, "lesion_term"),
         weighting=build(cfg, "weighting"),
         optimizer=build(cfg, "optimizer"),
         schedule=build(cfg, "schedule"),
@@ -76,12 +78,13 @@ def test_every_data_set_builds_from_its_folder(choice: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "weighting"),
-    [(loss, "none") for loss in choices("loss")]
-    + [("tversky", weighting) for weighting in choices("weighting")],
+    "choice",
+    [f"loss={loss}" for loss in choices("loss")]
+    + [f"weighting={weighting}" for weighting in choices("weighting")]
+    + [f"lesion_term={term}" for term in choices("lesion_term")],
 )
-def test_every_loss_and_weighting_trains(loss: str, weighting: str) -> None:
-    words = [f"loss={loss}", f"weighting={weighting}", *SMALL_NETWORK, "trainer.device=cpu"]
+def test_every_loss_weighting_and_lesion_term_trains(choice: str) -> None:
+    words = [choice, *SMALL_NETWORK, "trainer.device=cpu"]
     cfg = on_a_manifest(*words, "trainer.max_steps=2")
     check_config(cfg, config_name="train")
     trainer = build_trainer(cfg)

@@ -72,6 +72,7 @@ def test_every_row_is_valid_and_its_objects_build(name: str) -> None:
         "sampler",
         "augmentation",
         "loss",
+        "lesion_term",
         "weighting",
         "optimizer",
         "schedule",

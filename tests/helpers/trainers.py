@@ -26,6 +26,7 @@ class Blobs:
     spoiled: tuple[int, ...] = ()
     dies_at: int | None = None
     with_components: bool = True
+    with_cells: bool = False
 
     def __getitem__(self, step: int) -> Batch:
         if step == self.dies_at:

@@ -4,9 +4,28 @@ import pytest
 import torch
 
 from helpers.losses import LOSSES, random_case
-from tversky_seg.losses import BlobLoss
+from tversky_seg.losses import BlobLoss, BlobTerm, CellTerm, LargestProbabilityTerm
 
-SPLIT = {**LOSSES, "blob": BlobLoss()}
+
+class OfStripes(torch.nn.Module):
+    """A lesion term of cells that are stripes, as a loss without lesions among its arguments."""
+
+    def __init__(self, term):
+        super().__init__()
+        self.term = term
+
+    def forward(self, logits, target, weight):
+        stripes = torch.arange(logits[0, 0].numel()).view(logits.shape[2:]) % 5
+        return self.term(logits, target, stripes.expand(logits.shape), weight, n_labels=4)
+
+
+SPLIT = {
+    **LOSSES,
+    "blob": BlobLoss(),
+    "cells": OfStripes(CellTerm()),
+    "largest probability": OfStripes(LargestProbabilityTerm()),
+    "blob term": OfStripes(BlobTerm()),
+}
 
 
 def _loss_in_process(rank: int, store: str, results: dict) -> None:

@@ -45,6 +45,9 @@ def waits(events: list[dict[str, Any]]) -> list[str]:
         "growth augmentation",
         "turns alone",
         "weights",
+        "cells",
+        "largest probability",
+        "blob term",
     ],
 )
 def test_a_step_waits_for_nothing(seen: dict[str, list[dict[str, Any]]], training: str) -> None:

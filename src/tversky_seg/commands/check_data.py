@@ -86,6 +86,7 @@ def time_plan(cfg: DictConfig, dataset: Dataset, network: nn.Module, plan: Plan)
         "trainer",
         model=network,
         loss=config.build(cfg, "loss"),
+        lesion_term=config.build(cfg, "lesion_term"),
         weighting=config.build(cfg, "weighting"),
         optimizer=config.build(cfg, "optimizer"),
         schedule=config.build(cfg, "schedule"),

@@ -17,6 +17,7 @@ from tversky_seg.data.errors import DataError
 from tversky_seg.data.patches.batches import Augments, PatchBatches
 from tversky_seg.data.patches.draw_shares import log_draw_shares
 from tversky_seg.data.patches.sampling import Sampler, patch_sides
+from tversky_seg.data.preprocessing.lesion_cells import with_cells
 from tversky_seg.data.preprocessing.parallel import prepare_all
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocessing_of
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase, one_case_per_rater
@@ -48,7 +49,9 @@ def train(cfg: DictConfig) -> int:
         if finished is not None:
             title = f"{output_dir} is already complete; choose another output_dir to train again"
             return show(finished, title)
-        cohort = prepare_cohort(parts.data, output_dir)
+        cohort = prepare_cohort(
+            parts.data, output_dir, reach_of_cells_mm=parts.trainer.reach_of_cells_mm
+        )
     check_training(cohort.training_cases)
     log_draw_shares(parts.sampler, cohort.training_cases)
 
@@ -79,7 +82,7 @@ class Parts:
     sampler: Sampler
     augmentation: Augments | None
     trainer: Trainer
-    """With model, loss, weighting, optimizer and schedule."""
+    """With model, loss, lesion term, weighting, optimizer and schedule."""
 
     inference: Inference
     evaluate: Callable[..., dict[str, Any]]
@@ -105,6 +108,7 @@ def build_parts(cfg: DictConfig) -> Parts:
         "trainer",
         model=model,
         loss=config.build(cfg, "loss"),
+        lesion_term=config.build(cfg, "lesion_term"),
         weighting=config.build(cfg, "weighting"),
         optimizer=config.build(cfg, "optimizer"),
         schedule=config.build(cfg, "schedule"),
@@ -131,8 +135,16 @@ class Cohort:
     validation_cases: Sequence[PreparedCase]
 
 
-def prepare_cohort(data: Dataset, output_dir: Path) -> Cohort:
-    """Split the data set and prepare its cases."""
+def prepare_cohort(
+    data: Dataset, output_dir: Path, *, reach_of_cells_mm: float | None = None
+) -> Cohort:
+    """Split the data set and prepare its cases.
+
+    Args:
+        data: The data set.
+        output_dir: Run directory, which gets the list of cases.
+        reach_of_cells_mm: Reach of the cells that the training cases get; None: they get none.
+    """
     has_started = (output_dir / "checkpoints").exists()
     split = split_dataset(data, output_dir / "manifest.csv", is_started=has_started)
     # The test cases are prepared as well: their faults had better be known before training.
@@ -142,10 +154,13 @@ def prepare_cohort(data: Dataset, output_dir: Path) -> Cohort:
     prepared = prepare_all(cases, preprocessing, cache_dir=data.cache_dir)
     record_environment(output_dir / "environment.json", data=files_of(cases))
     n_training = len(split.train)
+    training_cases = prepared[:n_training]
+    if reach_of_cells_mm is not None:
+        training_cases = with_cells(training_cases, max_distance_mm=reach_of_cells_mm)
     return Cohort(
         split,
         preprocessing,
-        training_cases=prepared[:n_training],
+        training_cases=training_cases,
         validation_cases=prepared[n_training : n_training + len(split.val)],
     )
 
@@ -159,7 +174,8 @@ def train_network(cfg: DictConfig, parts: Parts, cohort: Cohort, output_dir: Pat
         parts.augmentation,
         batch_size=trainer.batch_size,
         seed=cfg.seed,
-        with_components=trainer.weighting is not None,
+        with_components=trainer.needs_components,
+        with_cells=trainer.reach_of_cells_mm is not None,
         rank=rank(),
         world_size=world_size(),
         accumulate=trainer.accumulate,

@@ -83,7 +83,7 @@ def time_steps(
         n_steps: Steps to time, 1 or more.
         seconds: Time after which no further step is begun.
     """
-    batch = _random_batch(shape, n_classes, with_components=trainer.weighting is not None)
+    batch = _random_batch(shape, n_classes, with_components=trainer.needs_components)
     times: list[float] = []
     start = time.perf_counter()
     for step in range(1, n_steps + 2):

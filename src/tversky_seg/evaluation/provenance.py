@@ -71,7 +71,7 @@ def _settings(path: Path) -> Mapping[str, Any]:
 def _network(settings: Mapping[str, Any]) -> str:
     """Name network and loss with the numbers that the user set."""
     parts: list[str] = []
-    for key in ("model", "loss", "weighting"):
+    for key in ("model", "loss", "lesion_term", "weighting"):
         part = settings.get(key)
         if isinstance(part, Mapping) and "_target_" in part:
             parts.append(_named(part))

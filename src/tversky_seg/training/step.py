@@ -45,13 +45,15 @@ def forward_backward(
     device: torch.device,
     precision: str,
     n_parts: int = 1,
+    lesion_term: nn.Module | None = None,
 ) -> Tensor:
     """Add the gradient of a batch's loss, scaled by `scaler`, to that of the parameters.
 
     Args:
         network: Network from images (B, C, X, Y, Z) to logits (B, K, X, Y, Z).
         loss: `(logits, target, weight) -> scalar`.
-        batch: Patches, with their components where there is a weighting.
+        batch: Patches, with their components where there is a weighting or a lesion term, and with
+            cells where that needs them.
         weighting: Function from components to voxel weights, both (B, K, X, Y, Z); also gets
             `n_labels=batch.n_labels` where that is known.
         scaler: Scaler of the loss, which keeps small gradients above the range of fp16.
@@ -60,6 +62,8 @@ def forward_backward(
         n_parts: Number of equal parts in which the batch goes through the network. The losses of
             the parts are averaged, so that a loss which is a ratio of counts (the Tversky family)
             becomes one ratio for each part, not one for the batch.
+        lesion_term: Term that counts each lesion (`losses.lesion_terms`), added to the loss; with
+            deep supervision at full resolution alone.
 
     Returns:
         The loss, a scalar on the device, which need not have computed it yet.
@@ -84,11 +88,28 @@ def forward_backward(
                 logits = network(image)
             # Losses stay outside autocast: sums of voxels overflow in fp16.
             loss_of_part = loss(logits, target, weight)
+            if lesion_term is not None:
+                finest = logits if isinstance(logits, Tensor) else logits[0]
+                lesions = lesions_of(batch).chunk(n_parts)[part].to(device, non_blocking=True)
+                of_lesions = lesion_term(finest, target, lesions, weight, n_labels=batch.n_labels)
+                loss_of_part = loss_of_part + of_lesions
             if n_parts > 1:
                 loss_of_part = loss_of_part / n_parts
             scaler.scale(loss_of_part).backward()
         losses.append(loss_of_part.detach())
     return torch.stack(losses).sum()
+
+
+def lesions_of(batch: Batch) -> Tensor:
+    """Look up the lesion of each voxel of a batch: its cell, or its component where there is none.
+
+    Raises:
+        ValueError: The batch has neither.
+    """
+    lesions = batch.components if batch.cells is None else batch.cells
+    if lesions is None:
+        raise ValueError("a lesion term needs batches with_components=True")
+    return lesions
 
 
 def patch_names(batch: Batch) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tversky_seg.data.patches.batches import Batch, PatchBatches
 from tversky_seg.data.patches.loader import load_batches, resolve_n_workers
 from tversky_seg.losses.deep_supervision import with_deep_supervision
+from tversky_seg.losses.lesion_terms import with_ratio_of
 from tversky_seg.models.recompute import recompute_blocks
 from tversky_seg.runtime.checkpoints import warm_start
 from tversky_seg.runtime.devices import (
@@ -78,6 +79,9 @@ class Trainer:
 
     weighting: Callable[..., Tensor] | None = None
     """`(components, n_labels=bound)` -> voxel weights, of lesion components (B, K, X, Y, Z)."""
+
+    lesion_term: nn.Module | None = None
+    """`(logits, target, lesions, weight, n_labels=bound) -> scalar`, added to the loss."""
 
     max_steps: int = 20_000
     """Optimiser updates in all."""
@@ -181,6 +185,8 @@ class Trainer:
         self.is_graphed = False
         self.average = WeightAverage(self.model, decay=self.ema_decay)
 
+        if self.lesion_term is not None:
+            self.lesion_term = with_ratio_of(self.lesion_term, self.loss).to(self.torch_device)
         self.loss = with_deep_supervision(self.loss).to(self.torch_device)
         self.weights = list(self.model.parameters())
         self.torch_optimizer = make_optimizer(self.optimizer, self.weights, self.torch_device)
@@ -268,7 +274,7 @@ class Trainer:
 
         Args:
             step: Number of the update, from 1.
-            batch: Patches, with their components where there is a weighting.
+            batch: Patches, with their components where there is a weighting or a lesion term.
 
         Returns:
             The result. A GPU may still compute the step then; reading the result waits for it.
@@ -296,6 +302,7 @@ class Trainer:
             device=self.torch_device,
             precision=self.precision,
             n_parts=self.accumulate,
+            lesion_term=self.lesion_term,
         )
         # The norm must be that of the true gradient, not of the scaled one.
         self.scaler.unscale_(self.torch_optimizer)
@@ -319,6 +326,16 @@ class Trainer:
         else:
             self.torch_optimizer.step()
             self.average.update(step)
+
+    @property
+    def needs_components(self) -> bool:
+        """Whether the batches must hold the components of the lesions."""
+        return self.weighting is not None or self.lesion_term is not None
+
+    @property
+    def reach_of_cells_mm(self) -> float | None:
+        """How far the cells of the lesions must reach; None: the batches need none."""
+        return getattr(self.lesion_term, "max_distance_mm", None)
 
     def entries_to_resume(self) -> dict[str, Any]:
         """Return optimizer, schedule and loss scale as entries of a checkpoint."""

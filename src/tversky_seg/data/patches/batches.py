@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from tversky_seg.data.patches.case_list import as_case_list
 from tversky_seg.data.patches.change import Change
 from tversky_seg.data.patches.sampling import Aim, Sampler, draw_patch, patch_sides
 from tversky_seg.data.patches.spatial import as_shape
+from tversky_seg.data.patches.surrounds import cells_of, with_surrounds
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 
 
@@ -45,7 +46,7 @@ class Sample:
             the change needs.
         scale: (C,) float32 factors from a stored image to intensities; None: the image holds these.
         labels: (K, x, y, z) of the same box: the target, or its components where they are asked
-            for.
+            for, with their surrounds where cells are.
         change: Drawn augmentation that is still to be applied; None: the patch is finished.
         has_lesion: Whether any label of the box is not 0.
         n_labels: Largest number that a component of the case has.
@@ -87,6 +88,8 @@ class Batch:
         starts: First voxel [x, y, z] of each of the B patches in its case.
         n_labels: Bound of the numbers in `components`, known without a look at them: a look would
             wait for a GPU. None: unknown.
+        cells: (B, K, X, Y, Z) int32 lesion that each voxel is nearest to, 0 far from all; None
+            where not asked for.
     """
 
     image: Tensor
@@ -95,6 +98,7 @@ class Batch:
     case_ids: list[str]
     starts: list[list[int]]
     n_labels: int | None = None
+    cells: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Move the tensors to a device."""
@@ -110,16 +114,20 @@ class Batch:
             image=function(self.image),
             target=function(self.target),
             components=components,
+            cells=None if self.cells is None else function(self.cells),
         )
 
 
-def stack_samples(samples: Sequence[Sample], *, with_components: bool) -> Batch:
+def stack_samples(
+    samples: Sequence[Sample], *, with_components: bool, with_cells: bool = False
+) -> Batch:
     """Make one batch of finished samples.
 
     Args:
         samples: Samples without pending augmentation, at least one.
         with_components: Whether their labels are components; the target is then where these are not
             0.
+        with_cells: Whether these components have surrounds (`surrounds`).
     """
     image = _stack([sample.image for sample in samples])
     labels = _stack([sample.labels for sample in samples])
@@ -129,7 +137,11 @@ def stack_samples(samples: Sequence[Sample], *, with_components: bool) -> Batch:
         target = (labels > 0).float()
         components = labels.int()  # they travel in a narrower type
         n_labels = max(sample.n_labels for sample in samples)
-        return Batch(image, target, components, case_ids, starts, n_labels)
+        cells = None
+        if with_cells:
+            cells = cells_of(components)
+            components = components.clamp(min=0)
+        return Batch(image, target, components, case_ids, starts, n_labels, cells)
     return Batch(image, labels.float(), None, case_ids, starts)
 
 
@@ -176,7 +188,8 @@ class PatchBatches(Dataset[Batch]):
         augmentation: Changes a patch as `Augmentation` does, or None.
         batch_size: Patches in the global batch, at least world_size.
         seed: Seed of the training, >= 0.
-        with_components: Add the labels of the connected components, for inverse weighting.
+        with_components: Add the labels of the connected components, for weights and lesion terms.
+        with_cells: Add their cells, too, which the cases then must have (`lesion_cells`).
         rank: Number of this process.
         world_size: Number of processes.
         accumulate: Equal parts in which the batch will go through the network.
@@ -191,6 +204,7 @@ class PatchBatches(Dataset[Batch]):
     batch_size: int = 2
     seed: int = 0
     with_components: bool = False
+    with_cells: bool = False
     rank: int = 0
     world_size: int = 1
     accumulate: int = 1
@@ -205,6 +219,8 @@ class PatchBatches(Dataset[Batch]):
                 f"batch_size must be at least the number of processes, and rank one of them; "
                 f"got batch_size={self.batch_size}, rank={self.rank}, world_size={self.world_size}"
             )
+        if self.with_cells and not self.with_components:
+            raise ValueError("cells come with components; got with_components=False")
         if self.seed < 0:
             raise ValueError(f"seed must be >= 0, got {self.seed}")
 
@@ -217,7 +233,9 @@ class PatchBatches(Dataset[Batch]):
         """
         # Each sample is augmented before the next is read, so that memory holds one large box.
         samples = [self._sample(step, number, is_deferred=False) for number in self._numbers]
-        return stack_samples(samples, with_components=self.with_components)
+        return stack_samples(
+            samples, with_components=self.with_components, with_cells=self.with_cells
+        )
 
     def samples(self, step: int) -> list[Sample]:
         """Draw and read the samples of `batches[step]`, and leave their augmentation to a GPU.
@@ -284,8 +302,12 @@ class PatchBatches(Dataset[Batch]):
             change = change.at(as_shape(np.subtract(first, start)))
         n_labels = max(case.n_lesions, default=0)
         of_box = case.labels(first, size, components=self.with_components)
+        if self.with_cells:
+            of_box = with_surrounds(of_box, crop_or_pad(np.asarray(case.cells), first, size))
         # A copy: it may be a view of a read-only file.
-        dtype = _narrowest(n_labels) if self.with_components else np.uint8
+        dtype: type[np.integer[Any]] = np.uint8
+        if self.with_components:
+            dtype = _narrowest(n_labels, is_signed=self.with_cells)
         labels = torch.from_numpy(of_box.astype(dtype))
         has_lesion = bool(of_box.any())
         scale = None
@@ -308,11 +330,13 @@ class PatchBatches(Dataset[Batch]):
         )
 
 
-def _narrowest(largest: int) -> type[np.uint8 | np.int16 | np.int32]:
-    """Choose the narrowest type that holds labels up to `largest`."""
-    if largest <= np.iinfo(np.uint8).max:
+def _narrowest(largest: int, *, is_signed: bool) -> type[np.integer[Any]]:
+    """Choose the narrowest type that holds labels up to `largest`, and down to their surrounds."""
+    if is_signed and largest < np.iinfo(np.int8).max:
+        return np.int8
+    if not is_signed and largest <= np.iinfo(np.uint8).max:
         return np.uint8
-    if largest <= np.iinfo(np.int16).max:
+    if largest < np.iinfo(np.int16).max:
         return np.int16
     return np.int32
 

@@ -89,7 +89,7 @@ def load_batches(
         batches, start=start, stop=stop, n_workers=n_workers, is_on_gpu=device.type == "cuda"
     )
     if device.type == "cuda":
-        yield from _augment_ahead(outcomes, device, with_components=batches.with_components)
+        yield from _augment_ahead(outcomes, device, batches)
         return
     for outcome in outcomes:
         assert outcome.batch is not None, "on a CPU the batches come finished"
@@ -131,7 +131,7 @@ def _load_outcomes(
 
 
 def _augment_ahead(
-    outcomes: Iterator[_Outcome], device: torch.device, *, with_components: bool
+    outcomes: Iterator[_Outcome], device: torch.device, batches: PatchBatches
 ) -> Iterator[Batch]:
     """Copy to a GPU and augment there, while the GPU trains on the batch before.
 
@@ -144,13 +144,15 @@ def _augment_ahead(
         assert outcome.samples is not None, "for a GPU the samples come packed"
         with torch.cuda.stream(side):
             samples = [sample.augment() for sample in outcome.samples.unpack(device)]
-            batch = stack_samples(samples, with_components=with_components)
+            batch = stack_samples(
+                samples, with_components=batches.with_components, with_cells=batches.with_cells
+            )
             return batch, side.record_event()
 
     for batch, is_ready in _one_ahead(map(start, outcomes)):
         training = torch.cuda.current_stream(device)
         training.wait_event(is_ready)
-        for tensor in (batch.image, batch.target, batch.components):
+        for tensor in (batch.image, batch.target, batch.components, batch.cells):
             if tensor is not None:
                 # Its memory came from the side stream, which must not reuse it too early.
                 tensor.record_stream(training)

@@ -15,7 +15,7 @@ from tversky_seg.data.grids import Bools, Floats, Geometry, Shape, crop_or_pad, 
 from tversky_seg.data.preprocessing.note import Note
 
 SLAB_VOXELS = 2**15  # 128 KiB of float32
-ARRAYS_OF_A_RATER = ("target", "components", "lesion_voxels", "lesion_offsets")
+ARRAYS_OF_A_RATER = ("target", "components", "cells", "lesion_voxels", "lesion_offsets")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,9 @@ class PreparedCase:
         rater: Rater whose lesions these are, from 1 on; 0: those of the label.
         folder: Cache entry; None for a case in memory.
         rebuild: Function that makes the cache entry again, should it be lost during a run.
+        cells_folder: Cache entry of the cells (`lesion_cells.with_cells`); None: without, or in
+            memory.
+        rebuild_cells: Function that makes that entry again.
         arrays: Arrays of a case in memory.
     """
 
@@ -49,6 +52,8 @@ class PreparedCase:
     rater: int = 0
     folder: Path | None = None
     rebuild: Callable[[], None] | None = field(default=None, repr=False)
+    cells_folder: Path | None = None
+    rebuild_cells: Callable[[], None] | None = field(default=None, repr=False)
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
 
     @property
@@ -68,6 +73,17 @@ class PreparedCase:
         Each class counts from 1 on; 0 is background.
         """
         return self._array("components") if self.n_lesions else None
+
+    @property
+    def cells(self) -> NDArray[Any]:
+        """Lesion (K, X, Y, Z) that each voxel is nearest to, by its number in `components`.
+
+        0 for voxels that are farther from all lesions than the cells reach.
+        """
+        name = rater_array("cells", self.rater)
+        if self.cells_folder is None:
+            return self.arrays[name]
+        return _open_or_rebuild(f"{self.cells_folder}/{name}.npy", self.rebuild_cells)
 
     @property
     def lesion_voxels(self) -> NDArray[np.int32]:
@@ -123,15 +139,7 @@ class PreparedCase:
         name = rater_array(name, self.rater)
         if self.folder is None:
             return self.arrays[name]
-        path = f"{self.folder}/{name}.npy"
-        try:
-            return _open_array(path)
-        except (OSError, ValueError, EOFError):
-            # The cache may be deleted at any time; a file may also have been cut short.
-            if self.rebuild is None:
-                raise
-        self.rebuild()
-        return _open_array(path)
+        return _open_or_rebuild(f"{self.folder}/{name}.npy", self.rebuild)
 
 
 def rater_array(name: str, rater: int) -> str:
@@ -153,6 +161,18 @@ def one_case_per_rater(cases: Sequence[PreparedCase]) -> list[PreparedCase]:
         for rater, n_lesions in enumerate(case.rater_lesions, start=1):
             views.append(replace(case, rater=rater, n_lesions=n_lesions))
     return views
+
+
+def _open_or_rebuild(path: str, rebuild: Callable[[], None] | None) -> NDArray[Any]:
+    """Open an array of the cache, and make its entry again if it is gone."""
+    try:
+        return _open_array(path)
+    except (OSError, ValueError, EOFError):
+        # The cache may be deleted at any time; a file may also have been cut short.
+        if rebuild is None:
+            raise
+    rebuild()
+    return _open_array(path)
 
 
 def _open_array(path: str) -> NDArray[Any]:
