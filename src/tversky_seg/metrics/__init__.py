@@ -1,5 +1,6 @@
 """Metrics of one case: `(prediction, reference)` arrays in, counts out, rates from the counts."""
 
+from tversky_seg.metrics.by_lesion import LESION_METRICS, LesionSettings
 from tversky_seg.metrics.case_metrics import METRICS, compute_metrics
 from tversky_seg.metrics.lesion_rule import LesionRule, lesion_counts
 from tversky_seg.metrics.lesions import LesionCounts
@@ -12,9 +13,11 @@ from tversky_seg.metrics.ranking import (
 from tversky_seg.metrics.surface import SurfaceDistances, surface_distances
 
 __all__ = [
+    "LESION_METRICS",
     "METRICS",
     "LesionCounts",
     "LesionRule",
+    "LesionSettings",
     "OverlapCounts",
     "PrecisionRecallCurve",
     "SurfaceDistances",

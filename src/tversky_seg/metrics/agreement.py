@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tversky_seg.metrics.masks import FloatArray
+from tversky_seg.metrics.masks import FloatArray, IntArray
 
 VOLUME_EDGES_MM3 = (0.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, math.inf)
 
@@ -125,14 +125,8 @@ def recall_by_volume(
     Raises:
         ValueError: Edges that do not rise.
     """
-    volumes = np.asarray(volume_mm3, np.float64)
     is_detected = np.asarray(detected, bool)
-    if not (np.diff(edges_mm3) > 0).all():
-        raise ValueError(f"edges_mm3 must rise, got {tuple(edges_mm3)}")
-    # Spacing comes from float32 affines: a lesion of 2.9999999 mm3 lies on the edge of 3 mm3.
-    # With edges 0, 3 and 10, volumes 1, 3 and 9.9 go into bins 0, 1 and 1.
-    lowered_edges = np.array(edges_mm3) * (1 - 1e-6)
-    bins = np.searchsorted(lowered_edges, volumes, side="right") - 1
+    bins = bin_volumes(volume_mm3, edges_mm3)
     counts: list[VolumeBin] = []
     for k, (low, high) in enumerate(itertools.pairwise(edges_mm3)):
         is_inside = bins == k
@@ -140,6 +134,27 @@ def recall_by_volume(
         n_lesions = int(is_inside.sum())
         counts.append(VolumeBin(low, high, n_lesions, n_detected))
     return counts
+
+
+def bin_volumes(volume_mm3: ArrayLike, edges_mm3: Sequence[float] = VOLUME_EDGES_MM3) -> IntArray:
+    """Find the bin of each lesion by its volume.
+
+    Args:
+        volume_mm3: (n,) volumes of lesions.
+        edges_mm3: (bins + 1,) rising volumes; a lesion on an edge belongs to the bin above.
+
+    Returns:
+        (n,) bin, 0..bins - 1; -1 below the first edge.
+
+    Raises:
+        ValueError: Edges that do not rise.
+    """
+    if not (np.diff(edges_mm3) > 0).all():
+        raise ValueError(f"edges_mm3 must rise, got {tuple(edges_mm3)}")
+    # Spacing comes from float32 affines: a lesion of 2.9999999 mm3 lies on the edge of 3 mm3.
+    # With edges 0, 3 and 10, volumes 1, 3 and 9.9 go into bins 0, 1 and 1.
+    lowered_edges = np.array(edges_mm3) * (1 - 1e-6)
+    return np.searchsorted(lowered_edges, np.asarray(volume_mm3, np.float64), side="right") - 1
 
 
 def quartile_edges(volume_mm3: ArrayLike) -> list[float]:

@@ -9,11 +9,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
+from tversky_seg.metrics.by_lesion import (
+    NOTHING_BY_LESION,
+    ByLesion,
+    LesionSettings,
+    measure_by_lesion,
+)
 from tversky_seg.metrics.calibration import calibrate
+from tversky_seg.metrics.detection_limit import recall80_volume
 from tversky_seg.metrics.lesion_rule import (
     ANY_OVERLAP,
     LesionRule,
     count_lesions,
+    detected_lesions,
     match_by_rule,
 )
 from tversky_seg.metrics.lesions import LesionCounts, LesionMatch, remove_small_lesions
@@ -91,6 +99,7 @@ class CaseMetrics:
     """Reference lesions that any predicted lesion overlaps."""
     object_dice_sum: float = 0.0
     """Sum of the highest Dice of each of them with a predicted lesion."""
+    by_lesion: ByLesion = NOTHING_BY_LESION
 
     def __add__(self, other: CaseMetrics) -> CaseMetrics:
         """Pool two cases; ranking and distances do not add up and are NaN."""
@@ -103,6 +112,7 @@ class CaseMetrics:
             n_merged=self.n_merged + other.n_merged,
             n_overlapped=self.n_overlapped + other.n_overlapped,
             object_dice_sum=self.object_dice_sum + other.object_dice_sum,
+            by_lesion=self.by_lesion + other.by_lesion,
         )
 
     def metrics(self) -> dict[str, float]:
@@ -145,6 +155,10 @@ class CaseMetrics:
             "n_merged_lesions": self.n_merged,
         }
 
+    def lesion_metrics(self) -> dict[str, float]:
+        """Compute the metrics of `LESION_METRICS`, by name and in its order."""
+        return self.by_lesion.metrics()
+
     @property
     def _difference_mm3(self) -> float:
         return self.predicted_volume_mm3 - self.reference_volume_mm3
@@ -172,6 +186,7 @@ def compute_metrics(
     rule: LesionRule = ANY_OVERLAP,
     tolerance_mm: float = TOLERANCE_MM,
     further: bool = False,
+    by_lesion: LesionSettings | None = None,
 ) -> dict[str, float]:
     """Compute the metrics of one class of one case; docs/metrics.md defines each.
 
@@ -185,6 +200,8 @@ def compute_metrics(
         rule: Rule of what a lesion is and when it counts as detected.
         tolerance_mm: Distance up to which surfaces agree, for the surface Dice.
         further: Whether to compute the metrics of `FURTHER_METRICS` too.
+        by_lesion: Settings of the metrics of `LESION_METRICS`, such as `LesionSettings()`; None: do
+            not compute them.
 
     Returns:
         Metric by name, NaN where undefined; `pr_auc` is NaN for a mask.
@@ -203,7 +220,14 @@ def compute_metrics(
     else:
         mask = as_mask(scores, name="prediction")
     mask = remove_small_lesions(mask, spacing_mm=spacing_mm, min_volume_mm3=min_volume_mm3)
-    case, _ = measure_case(mask, true, spacing_mm=spacing_mm, rule=rule, tolerance_mm=tolerance_mm)
+    case, _ = measure_case(
+        mask,
+        true,
+        spacing_mm=spacing_mm,
+        rule=rule,
+        tolerance_mm=tolerance_mm,
+        by_lesion=by_lesion,
+    )
     if is_probability:
         # Ranking is that of all voxels, whatever the threshold and the smallest lesion.
         pr_auc, roc_auc = ranking_areas(scores, true)
@@ -211,9 +235,12 @@ def compute_metrics(
         if further:
             calibration_error = calibrate(levels_histogram(levels, true)).error
         case = replace(case, ranking=Ranking(pr_auc, roc_auc, calibration_error))
+    metrics = case.metrics()
     if further:
-        return case.metrics() | case.further_metrics()
-    return case.metrics()
+        metrics |= case.further_metrics()
+    if by_lesion is not None:
+        metrics |= case.lesion_metrics()
+    return metrics
 
 
 def measure_case(
@@ -225,6 +252,7 @@ def measure_case(
     with_distances: bool = True,
     tolerance_mm: float = TOLERANCE_MM,
     scores: ArrayLike | None = None,
+    by_lesion: LesionSettings | None = None,
 ) -> tuple[CaseMetrics, LesionMatch]:
     """Count voxels and lesions of one class of one case, and measure its surface distances.
 
@@ -235,7 +263,8 @@ def measure_case(
         rule: Rule of what a lesion is and when it counts as detected.
         with_distances: Whether to measure the surface distances; they are NaN otherwise.
         tolerance_mm: Distance up to which surfaces agree, for the surface Dice.
-        scores: Scores of the same shape, of which each predicted lesion gets its highest.
+        scores: Scores of the same shape, of which each lesion gets its highest.
+        by_lesion: Settings of the metrics of `LESION_METRICS`; None: they are NaN.
 
     Returns:
         The counts, without a ranking; and the lesions with their overlaps.
@@ -252,6 +281,19 @@ def measure_case(
         distances = surface_distances(
             mask, reference, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm
         )
+    lesions = NOTHING_BY_LESION
+    if by_lesion is not None:
+        lesions = measure_by_lesion(
+            mask,
+            reference,
+            spacing_mm=spacing_mm,
+            tolerance_mm=tolerance_mm,
+            rule=rule,
+            settings=by_lesion,
+        )
+        is_detected = detected_lesions(match, rule)
+        limit_mm3 = recall80_volume(match.reference.volume_mm3, is_detected)
+        lesions = replace(lesions, recall80_mm3=limit_mm3)
     case = CaseMetrics(
         overlap=overlap,
         lesions=count_lesions(match, rule),
@@ -262,6 +304,7 @@ def measure_case(
         n_merged=match.n_merged,
         n_overlapped=int(np.count_nonzero(~np.isnan(object_dice))),
         object_dice_sum=float(np.nansum(object_dice)),
+        by_lesion=lesions,
     )
     return case, match
 

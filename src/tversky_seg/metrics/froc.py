@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.spatial import distance
 
 from tversky_seg.metrics.lesions import LesionMatch
-from tversky_seg.metrics.masks import FloatArray, IntArray
+from tversky_seg.metrics.masks import BoolArray, FloatArray, IntArray, check_spacing
 
 MOST_FALSE = 5.0
 """False lesions per case up to which recall is averaged (arXiv 2007.10033)."""
@@ -39,11 +40,32 @@ class LesionScores:
     false: FloatArray
     """(n_false,) score of each predicted lesion that overlaps no reference lesion."""
     dice: FloatArray
-    """(n_detected,) object Dice: highest Dice of each detected lesion with a predicted one."""
-    n_reference: int
+    """(n_detected,) object Dice: highest Dice of each detected lesion with a predicted one; NaN
+    where lesions are matched by their centres."""
+    is_detected: BoolArray
+    """(n_reference,) whether each reference lesion is among the detected ones."""
     n_cases: int
     n_cases_with_lesions: int
     """Cases with any lesion, in the reference or in the prediction."""
+
+    @property
+    def n_reference(self) -> int:
+        """Number of reference lesions."""
+        return len(self.is_detected)
+
+    def select(self, is_selected: BoolArray) -> LesionScores:
+        """Leave out reference lesions, such as those of another size; false lesions remain.
+
+        Args:
+            is_selected: (n_reference,) whether each reference lesion remains.
+        """
+        remains = is_selected[self.is_detected]
+        return replace(
+            self,
+            detected=self.detected[remains],
+            dice=self.dice[remains],
+            is_detected=self.is_detected[is_selected],
+        )
 
     def curve(self, *, only_cases_with_lesions: bool = False) -> FrocCurve:
         """Compute the FROC curve.
@@ -87,9 +109,39 @@ def lesion_scores(match: LesionMatch) -> LesionScores:
         detected=match.highest_score[best[is_detected]],
         false=match.highest_score[match.is_false_positive],
         dice=dice[is_detected],
-        n_reference=len(match.reference),
+        is_detected=is_detected,
         n_cases=1,
         n_cases_with_lesions=int(n_lesions > 0),
+    )
+
+
+def centre_scores(match: LesionMatch, *, spacing_mm: ArrayLike) -> LesionScores:
+    """Score the lesions of one case as LUNA16 does: by the distance of their centres.
+
+    A reference lesion is detected by the predicted lesions whose centre is nearer to its centre
+    than its radius, and has the highest score of them; a predicted lesion that detects none is
+    false (Setio et al. 2017, arXiv 1612.08012). The radius is that of a ball of the same volume,
+    where the challenge takes half the diameter that the radiologists gave.
+
+    Args:
+        match: Lesions that were matched with `scores` given.
+        spacing_mm: Size of a voxel per axis, in mm.
+    """
+    assert match.highest_score is not None
+    spacing = check_spacing(spacing_mm, ndim=match.reference.centre.shape[1])
+    radius_mm = np.cbrt(match.reference.volume_mm3 * 3 / (4 * math.pi))
+    # (n_reference, n_predicted)
+    distance_mm = distance.cdist(match.reference.centre * spacing, match.predicted.centre * spacing)
+    is_hit = distance_mm < radius_mm[:, None]
+    score = np.where(is_hit, match.highest_score, -np.inf).max(axis=1, initial=-np.inf)
+    is_detected = is_hit.any(axis=1)
+    return LesionScores(
+        detected=score[is_detected],
+        false=match.highest_score[~is_hit.any(axis=0)],
+        dice=np.full(np.count_nonzero(is_detected), math.nan),
+        is_detected=is_detected,
+        n_cases=1,
+        n_cases_with_lesions=int(sum(is_hit.shape) > 0),
     )
 
 
@@ -99,7 +151,7 @@ def pool_lesion_scores(cases: Sequence[LesionScores]) -> LesionScores:
         detected=_join(case.detected for case in cases),
         false=_join(case.false for case in cases),
         dice=_join(case.dice for case in cases),
-        n_reference=sum(case.n_reference for case in cases),
+        is_detected=np.concatenate([np.zeros(0, bool), *(case.is_detected for case in cases)]),
         n_cases=sum(case.n_cases for case in cases),
         n_cases_with_lesions=sum(case.n_cases_with_lesions for case in cases),
     )

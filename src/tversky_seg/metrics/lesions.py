@@ -115,6 +115,8 @@ class LesionMatch:
     """
     highest_score: FloatArray | None = None
     """(n_predicted,) highest score inside each predicted lesion; None without scores."""
+    highest_reference_score: FloatArray | None = None
+    """(n_reference,) highest score inside each reference lesion, whether predicted or not."""
 
     @property
     def n_split(self) -> int:
@@ -174,7 +176,7 @@ def match_lesions(
         connectivity: 6, 18 or 26 neighbours make one lesion.
         min_volume_mm3: Smaller lesions are dropped from both masks before anything is compared.
         strictly_larger: Whether lesions of exactly `min_volume_mm3` are dropped too.
-        scores: Scores of the same shape, of which each predicted lesion gets its highest.
+        scores: Scores of the same shape, of which each lesion gets its highest.
 
     Returns:
         The match. Empty masks have no lesions and no pairs.
@@ -186,7 +188,7 @@ def match_lesions(
     spacing = check_spacing(spacing_mm, ndim=predicted_mask.ndim)
     voxel_mm3 = float(spacing.prod())
     _check_volume(min_volume_mm3)
-    least_mm3 = _lowest_volume(min_volume_mm3, strictly_larger=strictly_larger)
+    least_mm3 = lowest_volume(min_volume_mm3, strictly_larger=strictly_larger)
     # Lesions fill little of a volume: all that follows happens inside the box that holds them.
     box = bounding_box(predicted_mask | reference_mask)
     corner = np.array([side.start for side in box])
@@ -197,19 +199,22 @@ def match_lesions(
     true = find_components(reference_mask[box], connectivity=connectivity, order=order)
     true = true.select(true.n_voxels * voxel_mm3 >= least_mm3)
 
-    pairs = _shared_voxels(predicted, true)
+    pairs = shared_voxels(predicted, true)
     # Voxels of each lesion that the other mask covers.
     i, j, n_shared = pairs.T
     predicted_covered = np.bincount(i, n_shared, len(predicted))
     true_covered = np.bincount(j, n_shared, len(true))
-    highest_score = None
+    highest_score = highest_reference_score = None
     if scores is not None:
-        highest_score = predicted.highest_scores(as_array(scores)[box])
+        scores_in_box = as_array(scores)[box]
+        highest_score = predicted.highest_scores(scores_in_box)
+        highest_reference_score = true.highest_scores(scores_in_box)
     return LesionMatch(
         predicted=_table(predicted, predicted_covered, voxel_mm3=voxel_mm3, corner=corner),
         reference=_table(true, true_covered, voxel_mm3=voxel_mm3, corner=corner),
         pairs=pairs,
         highest_score=highest_score,
+        highest_reference_score=highest_reference_score,
     )
 
 
@@ -237,13 +242,13 @@ def remove_small_lesions(
         return mask  # every lesion has a voxel, at least
     box = bounding_box(mask)
     components = find_components(mask[box], connectivity=connectivity, order=memory_order(mask))
-    large = components.select(components.n_voxels * voxel_mm3 >= _lowest_volume(min_volume_mm3))
+    large = components.select(components.n_voxels * voxel_mm3 >= lowest_volume(min_volume_mm3))
     remaining = np.zeros_like(mask)
     remaining[box] = large.to_mask()
     return remaining
 
 
-def _lowest_volume(min_volume_mm3: float, *, strictly_larger: bool = False) -> float:
+def lowest_volume(min_volume_mm3: float, *, strictly_larger: bool = False) -> float:
     """Compute the volume that a lesion must reach, with a margin for rounding."""
     # Spacing comes from float32 affines, so volumes that differ by less than 1e-6 are equal:
     # three voxels of 0.9 x 0.7 x 0.1 mm may read as 0.18900001 mm3.
@@ -251,7 +256,7 @@ def _lowest_volume(min_volume_mm3: float, *, strictly_larger: bool = False) -> f
     return min_volume_mm3 * margin
 
 
-def _shared_voxels(predicted: Components, true: Components) -> IntArray:
+def shared_voxels(predicted: Components, true: Components) -> IntArray:
     """Count the voxels that each predicted lesion shares with each reference lesion.
 
     Returns:

@@ -73,6 +73,19 @@ def surface_distances(
     order = memory_order(predicted)
     predicted_points = _surface_points(predicted[box], spacing, order=order)
     true_points = _surface_points(true[box], spacing, order=order)
+    return point_distances(predicted_points, true_points, tolerance_mm=tolerance_mm)
+
+
+def point_distances(
+    predicted_points: FloatArray, true_points: FloatArray, *, tolerance_mm: float
+) -> SurfaceDistances:
+    """Measure the distances between two surfaces that are lists of points.
+
+    Args:
+        predicted_points: (n, ndim) points in mm, at least one.
+        true_points: (m, ndim) points in mm, at least one.
+        tolerance_mm: Distance up to which surfaces agree, for the surface Dice.
+    """
     # Surfaces are sparse in their box: a tree of their voxels is faster than a distance transform.
     to_true, _ = KDTree(true_points).query(predicted_points)
     to_predicted, _ = KDTree(predicted_points).query(true_points)
