@@ -18,6 +18,7 @@ from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import read_manifest, write_manifest
 from tversky_seg.evaluation.evaluator import evaluate
 from tversky_seg.inference.prediction_folder import SETTINGS_FILE, prediction_files
+from tversky_seg.metrics.by_lesion import LesionSettings
 from tversky_seg.metrics.case_metrics import TOLERANCE_MM
 from tversky_seg.metrics.lesion_rule import LesionRule
 from tversky_seg.runtime.files import read_json, read_json_if_whole, write_json
@@ -51,6 +52,11 @@ class Fold:
         """Distance up to which surfaces agree."""
         tolerance_mm: float = self.evaluation.get("surface_tolerance_mm", TOLERANCE_MM)
         return tolerance_mm
+
+    @property
+    def by_lesion(self) -> LesionSettings:
+        """Settings of the metrics by lesion; the default for an evaluation without them."""
+        return LesionSettings(**self.evaluation.get("by_lesion_settings", {}))
 
 
 def evaluate_folds(runs: Sequence[Path], output_dir: Path) -> dict[str, Any]:
@@ -99,6 +105,7 @@ def evaluate_folds(runs: Sequence[Path], output_dir: Path) -> dict[str, Any]:
         output_dir=output_dir / "evaluation",
         rule=LesionRule(**lesion_rule(folds[0].evaluation)),
         tolerance_mm=folds[0].tolerance_mm,
+        by_lesion=folds[0].by_lesion,
         overwrite=True,  # the cohort follows its folds
     )
 
@@ -144,7 +151,11 @@ def _check_same_setting(folds: Sequence[Fold]) -> None:
     first_rule = lesion_rule(first.evaluation)
     for fold in folds[1:]:
         has_same_rule = lesion_rule(fold.evaluation) == first_rule
-        if not has_same_rule or fold.tolerance_mm != first.tolerance_mm:
+        has_same_settings = (fold.tolerance_mm, fold.by_lesion) == (
+            first.tolerance_mm,
+            first.by_lesion,
+        )
+        if not has_same_rule or not has_same_settings:
             raise DataError(
                 fold.folder,
                 f"was evaluated by another rule than {first.folder}",

@@ -20,6 +20,7 @@ OPERATING_POINT = "prediction_min_volume_mm3"
 RULE_NAME = "source"
 """Entry of a lesion rule that only tells which publication states it."""
 TOLERANCE = "surface_tolerance_mm"
+LESION_SETTINGS = "by_lesion_settings"
 ONLY_CLASS = "lesion"
 """Name of the class where metrics.json has a single one, which it does not name."""
 MetricRow = Mapping[str, float]
@@ -134,6 +135,7 @@ def check_alike(first: Run, second: Run) -> None:
         raise _difference(second, f"classes {', '.join(second.rows)}", first, ", ".join(first.rows))
     _check_cases(first, second)
     _check_rule(first, second)
+    _check_lesion_settings(first, second)
     _check_references(first, second)
 
 
@@ -321,6 +323,15 @@ def _whole_rule(run: Run) -> dict[str, Any]:
     if TOLERANCE in run.evaluation:
         rule[TOLERANCE] = run.evaluation[TOLERANCE]
     return rule
+
+
+def _check_lesion_settings(first: Run, second: Run) -> None:
+    """Refuse other settings of the metrics by lesion, which older evaluations do not have."""
+    expected = first.evaluation.get(LESION_SETTINGS, {})
+    settings = second.evaluation.get(LESION_SETTINGS, {})
+    for key in expected.keys() & settings.keys():
+        if settings[key] != expected[key]:
+            raise _difference(second, f"{key}={settings[key]}", first, str(expected[key]))
 
 
 def _check_references(first: Run, second: Run) -> None:

@@ -16,7 +16,9 @@ from tversky_seg.evaluation.saved_predictions import (
     check_grid,
     check_values,
 )
+from tversky_seg.metrics.by_lesion import LesionSettings
 from tversky_seg.metrics.case_metrics import CaseMetrics, measure_case, ranking_from_histogram
+from tversky_seg.metrics.froc import LesionScores, centre_scores, lesion_scores
 from tversky_seg.metrics.lesion_rule import LesionRule
 from tversky_seg.metrics.lesions import LesionMatch
 from tversky_seg.metrics.masks import Mask
@@ -34,6 +36,10 @@ class ClassResult:
     """Voxels by saved probability; None for a mask without probabilities."""
     shift_voxels: float
     """Distance between the grids of prediction and reference."""
+    scores: LesionScores | None = None
+    """Scores of the lesions, which detect each other by overlap; None without probabilities."""
+    scores_by_centre: LesionScores | None = None
+    """The same, where lesions detect each other by the distance of their centres (LUNA16)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +67,12 @@ class CaseResult:
 
 
 def evaluate_case(
-    source: Predictions, case: Case, *, rule: LesionRule, tolerance_mm: float
+    source: Predictions,
+    case: Case,
+    *,
+    rule: LesionRule,
+    tolerance_mm: float,
+    by_lesion: LesionSettings,
 ) -> CaseResult:
     """Evaluate the saved prediction of one case on the grid of its label.
 
@@ -70,6 +81,7 @@ def evaluate_case(
         case: Case with a label.
         rule: Rule of what a lesion is and when it counts as detected.
         tolerance_mm: Distance up to which surfaces agree, for the surface Dice.
+        by_lesion: Settings of the metrics by lesion, which raters do not get.
 
     Raises:
         DataError: The prediction or a label is missing, damaged or on another grid, or a label
@@ -94,6 +106,7 @@ def evaluate_case(
             spacing_mm=reference.spacing_mm,
             rule=rule,
             tolerance_mm=tolerance_mm,
+            by_lesion=by_lesion,
         )
         for number, label in other_labels.items():
             # The same mask is compared with each rater, as the challenges do.
@@ -137,6 +150,7 @@ def _evaluate_class(
     spacing_mm: tuple[float, float, float],
     rule: LesionRule,
     tolerance_mm: float,
+    by_lesion: LesionSettings | None = None,
 ) -> ClassResult:
     metrics, match = measure_case(
         prediction.mask,
@@ -145,11 +159,22 @@ def _evaluate_class(
         rule=rule,
         tolerance_mm=tolerance_mm,
         scores=prediction.probability,
+        by_lesion=by_lesion,
     )
-    histogram = None
+    histogram = scores = scores_by_centre = None
     if prediction.probability is not None:
         # Probabilities are saved in 16 bits, so 65,536 bins rank the voxels exactly, and the
         # histograms of a thousand cases add up to one of the same size.
         histogram = levels_histogram(to_levels(prediction.probability), target)
         metrics = replace(metrics, ranking=ranking_from_histogram(histogram))
-    return ClassResult(metrics, match, histogram, prediction.shift_voxels)
+        # FROC ranks lesions by their probabilities, which a bare mask does not have.
+        scores = lesion_scores(match)
+        scores_by_centre = centre_scores(match, spacing_mm=spacing_mm)
+    return ClassResult(
+        metrics,
+        match,
+        histogram,
+        prediction.shift_voxels,
+        scores=scores,
+        scores_by_centre=scores_by_centre,
+    )

@@ -18,7 +18,8 @@ from tversky_seg.metrics.case_metrics import (
     CaseMetrics,
     ranking_from_histogram,
 )
-from tversky_seg.metrics.froc import LesionScores, lesion_scores
+from tversky_seg.metrics.detection_limit import recall80_volume
+from tversky_seg.metrics.froc import LesionScores
 from tversky_seg.metrics.lesion_rule import LesionRule, detected_lesions
 from tversky_seg.metrics.lesions import LesionCounts
 from tversky_seg.metrics.score_histogram import ScoreHistogram, level_of
@@ -31,7 +32,7 @@ THRESHOLDS = np.arange(1, 200) / 200
 class ClassTotals:
     """Running totals of one class.
 
-    Memory is constant in the number of cases, except for one number per lesion in three lists.
+    Memory is constant in the number of cases, except for a few numbers per lesion in the lists.
     """
 
     histogram: ScoreHistogram | None = None
@@ -44,19 +45,29 @@ class ClassTotals:
     """Cases in these two sums: those with a reference lesion."""
     scores: list[LesionScores] = field(default_factory=list)
     """Scores of the lesions of each case."""
+    scores_by_centre: list[LesionScores] = field(default_factory=list)
+    """Scores of the lesions of each case, detected by their centres."""
     volume_mm3: list[NDArray[np.float64]] = field(default_factory=list)
     """Volumes of the reference lesions of each case."""
     is_detected: list[NDArray[np.bool_]] = field(default_factory=list)
     """Whether each of them was detected."""
+    highest_probability: list[NDArray[np.float64]] = field(default_factory=list)
+    """Highest probability inside each of them; NaN for a case without probabilities."""
 
     def add(self, result: ClassResult, *, rule: LesionRule, is_first: bool) -> None:
         """Add this class of a case."""
         self._add_histogram(result.histogram, is_first=is_first)
-        # FROC ranks lesions by their probabilities, which a bare mask does not have.
-        if result.histogram is not None:
-            self.scores.append(lesion_scores(result.match))
-        self.volume_mm3.append(result.match.reference.volume_mm3)
+        if result.scores is not None:
+            self.scores.append(result.scores)
+        if result.scores_by_centre is not None:
+            self.scores_by_centre.append(result.scores_by_centre)
+        reference = result.match.reference
+        highest_probability = result.match.highest_reference_score
+        if highest_probability is None:
+            highest_probability = np.full(len(reference), np.nan)
+        self.volume_mm3.append(reference.volume_mm3)
         self.is_detected.append(detected_lesions(result.match, rule))
+        self.highest_probability.append(highest_probability)
 
     def _add_histogram(self, histogram: ScoreHistogram | None, *, is_first: bool) -> None:
         if is_first:
@@ -129,4 +140,9 @@ class EvaluatedCohort:
             ranking = ranking_from_histogram(histogram)
         # Counts add up: 3 of 4 lesions detected and 1 of 2 make 4 of 6.
         counts = reduce(add, self.metrics_of_class(name))
-        return replace(counts, ranking=ranking, distances=NO_DISTANCES)
+        totals = self.totals[name]
+        limit_mm3 = recall80_volume(
+            np.concatenate(totals.volume_mm3), np.concatenate(totals.is_detected)
+        )
+        by_lesion = replace(counts.by_lesion, recall80_mm3=limit_mm3)
+        return replace(counts, ranking=ranking, distances=NO_DISTANCES, by_lesion=by_lesion)

@@ -41,6 +41,7 @@ from tversky_seg.evaluation.tables import (
     threshold_rows,
 )
 from tversky_seg.metrics.averages import unwrap_single
+from tversky_seg.metrics.by_lesion import DEFAULT_SETTINGS, LesionSettings
 from tversky_seg.metrics.case_metrics import TOLERANCE_MM
 from tversky_seg.metrics.lesion_rule import ANY_OVERLAP, LesionRule
 from tversky_seg.report.figures import Curve, as_png, curve_figure
@@ -66,6 +67,7 @@ def evaluate(
     background_values: Sequence[int] | None = None,
     rule: LesionRule = ANY_OVERLAP,
     tolerance_mm: float = TOLERANCE_MM,
+    by_lesion: LesionSettings = DEFAULT_SETTINGS,
     n_bootstrap: int = 2000,
     seed: int = 0,
     viewer: str = "worst",
@@ -95,6 +97,7 @@ def evaluate(
             only 0.
         rule: Rule of what a lesion is and when it counts as detected.
         tolerance_mm: Distance up to which surfaces agree, for the surface Dice.
+        by_lesion: Settings of the metrics by lesion, such as the penalties of missed lesions.
         n_bootstrap: Resamplings of the subjects for `ci95`.
         seed: Seed of the resamplings.
         viewer: Case that report.html first shows in three planes: "worst" (lowest Dice) or a
@@ -124,7 +127,7 @@ def evaluate(
     _check_cases(labelled, source, viewer=viewer)
     _check_settings(output_dir, source, n_bootstrap=n_bootstrap, tolerance_mm=tolerance_mm)
     if not overwrite:
-        _refuse_other_rule(output_dir, rule, tolerance_mm=tolerance_mm)
+        _refuse_other_rule(output_dir, rule, tolerance_mm=tolerance_mm, by_lesion=by_lesion)
 
     # All files appear together, so a stopped evaluation leaves the old one whole.
     with _new_evaluation(output_dir) as folder:
@@ -133,12 +136,18 @@ def evaluate(
             labelled,
             rule=rule,
             tolerance_mm=tolerance_mm,
+            by_lesion=by_lesion,
             lesion_file=folder / "lesions.csv",
         )
         # Sessions are read again in pairs, since one case is in memory at a time.
         cohort.session_pairs = compare_sessions(cohort.cases, source, rule=rule)
         metrics = _summarize_with_settings(
-            cohort, source, tolerance_mm=tolerance_mm, n_bootstrap=n_bootstrap, seed=seed
+            cohort,
+            source,
+            tolerance_mm=tolerance_mm,
+            by_lesion=by_lesion,
+            n_bootstrap=n_bootstrap,
+            seed=seed,
         )
         _write_tables(folder, cohort, metrics)
         origin = describe_origin(source, cohort.cases, command=command)
@@ -153,6 +162,7 @@ def evaluate_cohort(
     rule: LesionRule,
     tolerance_mm: float,
     lesion_file: Path,
+    by_lesion: LesionSettings = DEFAULT_SETTINGS,
 ) -> EvaluatedCohort:
     """Evaluate case after case, and write the rows of their lesions as they come.
 
@@ -172,7 +182,9 @@ def evaluate_cohort(
         writer.writerow(LESION_COLUMNS)
         for case in track(cases, "evaluating", total=len(cases)):
             try:
-                result = evaluate_case(source, case, rule=rule, tolerance_mm=tolerance_mm)
+                result = evaluate_case(
+                    source, case, rule=rule, tolerance_mm=tolerance_mm, by_lesion=by_lesion
+                )
             # One bad file must not cost the evaluation of a thousand others.
             except DataError as fault:
                 faults.extend(fault.faults)
@@ -233,6 +245,7 @@ def _summarize_with_settings(
     source: Predictions,
     *,
     tolerance_mm: float,
+    by_lesion: LesionSettings,
     n_bootstrap: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -248,16 +261,23 @@ def _summarize_with_settings(
         seed=seed,
     )
     metrics["surface_tolerance_mm"] = tolerance_mm
+    metrics["by_lesion_settings"] = asdict(by_lesion)
     return metrics
 
 
-def _refuse_other_rule(output_dir: Path, rule: LesionRule, *, tolerance_mm: float) -> None:
+def _refuse_other_rule(
+    output_dir: Path, rule: LesionRule, *, tolerance_mm: float, by_lesion: LesionSettings
+) -> None:
     """Refuse to replace an evaluation whose numbers mean something else."""
     saved = read_json_if_whole(output_dir / "metrics.json")
     if saved is None:
         return
     before = dict(flatten(saved))
-    settings = {"lesion_rule": asdict(rule), "surface_tolerance_mm": tolerance_mm}
+    settings = {
+        "lesion_rule": asdict(rule),
+        "surface_tolerance_mm": tolerance_mm,
+        "by_lesion_settings": asdict(by_lesion),
+    }
     for key, value in flatten(settings):
         # An evaluation of an older version knows fewer settings.
         if before.get(key, value) != value and key != "lesion_rule.source":

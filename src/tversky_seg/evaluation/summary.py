@@ -15,6 +15,7 @@ from tversky_seg.evaluation.cohort import EvaluatedCohort
 from tversky_seg.metrics.agreement import (
     VOLUME_EDGES_MM3,
     VolumeBin,
+    bin_volumes,
     bland_altman,
     isbi_score,
     quartile_edges,
@@ -24,10 +25,23 @@ from tversky_seg.metrics.agreement import (
 from tversky_seg.metrics.averages import unwrap_single
 from tversky_seg.metrics.calibration import calibrate
 from tversky_seg.metrics.case_metrics import CaseMetrics, mean_metrics
-from tversky_seg.metrics.froc import LUNA_POINTS, average_recall, pool_lesion_scores, recall_at
+from tversky_seg.metrics.detection_limit import bootstrap_recall80
+from tversky_seg.metrics.froc import (
+    LUNA_POINTS,
+    LesionScores,
+    average_recall,
+    pool_lesion_scores,
+    recall_at,
+)
 from tversky_seg.metrics.lesions import LesionCounts
 
 MetricRow = dict[str, float]
+FALSE_LESIONS_PER_CASE = (1.0, 2.0, 5.0)
+"""False lesions per case at which recall is given by size."""
+PROBABILITY_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+"""Quantiles of the highest probability inside reference lesions of one size."""
+OUT_OF_REACH = 0.1
+"""A reference lesion without a probability of this much is found at no usual threshold."""
 
 MOST_DRAWN = 2**22
 """Numbers of drawn subjects in memory at a time."""
@@ -64,6 +78,10 @@ def summarize(
         cohort, CaseMetrics.further_metrics, n_bootstrap=n_bootstrap, seed=seed
     )
 
+    summary["by_lesion"] = _statistics(
+        cohort, CaseMetrics.lesion_metrics, n_bootstrap=n_bootstrap, seed=seed
+    )
+
     # These sections of metrics.json have one summary for each class.
     sections = {
         "cohort": _agreement_with_all_raters,
@@ -76,6 +94,12 @@ def summarize(
     }
     for title, section in sections.items():
         summary[title] = unwrap_single({name: section(cohort, name) for name in cohort.totals})
+    by_size: dict[str, Any] = {}
+    for name in cohort.totals:
+        # Each class draws the same resamplings.
+        rng = np.random.default_rng(seed)
+        by_size[name] = _by_size(cohort, name, n_bootstrap=n_bootstrap, rng=rng)
+    summary["by_size"] = unwrap_single(by_size)
     if cohort.faults:
         summary["faults"] = cohort.faults
     plain: dict[str, Any] = _without_nan(summary)
@@ -83,8 +107,8 @@ def summarize(
 
 
 def all_metrics(metrics: CaseMetrics) -> MetricRow:
-    """Join the published metrics of a case and the further ones."""
-    return metrics.metrics() | metrics.further_metrics()
+    """Join all metrics of a case: the published ones, the further ones and those by lesion."""
+    return metrics.metrics() | metrics.further_metrics() | metrics.lesion_metrics()
 
 
 def _statistics(
@@ -262,12 +286,9 @@ def _froc(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
         object_dice = float(scores.dice.mean())
         object_dice_sd = float(scores.dice.std())
 
-    recall_by_rate: dict[str, float] = {}
-    for false_per_case, value in zip(LUNA_POINTS, recall.tolist(), strict=True):
-        recall_by_rate[f"{false_per_case:g}"] = value
     return {
         "average_recall": average,
-        "recall_at": recall_by_rate,
+        "recall_at": _by_rate(LUNA_POINTS, recall),
         "highest_recall": highest,
         "false_lesions_per_case": len(scores.false) / len(cohort.cases),
         "n_cases": len(cohort.cases),
@@ -277,7 +298,96 @@ def _froc(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
         },
         "object_dice": object_dice,
         "object_dice_sd": object_dice_sd,
+        "luna16": _luna16(pool_lesion_scores(totals.scores_by_centre)),
     }
+
+
+def _luna16(scores: LesionScores) -> dict[str, Any]:
+    """Summarize the FROC by the distance of centres; NaN without lesions."""
+    cpm = highest = math.nan
+    recall: NDArray[np.float64] = np.full(len(LUNA_POINTS), math.nan)
+    if scores.n_reference:
+        recall = recall_at(scores.curve(), LUNA_POINTS)
+        cpm = float(recall.mean())
+        highest = len(scores.detected) / scores.n_reference
+    return {
+        "cpm": cpm,
+        "recall_at": _by_rate(LUNA_POINTS, recall),
+        "highest_recall": highest,
+        "false_lesions_per_case": len(scores.false) / scores.n_cases,
+    }
+
+
+def _by_rate(
+    false_lesions_per_case: Sequence[float], recall: NDArray[np.float64]
+) -> dict[str, float]:
+    """Name each recall by its number of false lesions per case."""
+    named: dict[str, float] = {}
+    for rate, value in zip(false_lesions_per_case, recall.tolist(), strict=True):
+        named[f"{rate:g}"] = value
+    return named
+
+
+def _by_size(
+    cohort: EvaluatedCohort, name: str, *, n_bootstrap: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Summarize from which volume lesions are detected, and how each size fares."""
+    totals = cohort.totals[name]
+    limit = bootstrap_recall80(
+        totals.volume_mm3,
+        totals.is_detected,
+        [case.subject_id for case in cohort.cases],
+        n_bootstrap=n_bootstrap,
+        rng=rng,
+    )
+    volumes = np.concatenate([np.zeros(0), *totals.volume_mm3])
+    highest = np.concatenate([np.zeros(0), *totals.highest_probability])
+    scores = None
+    if totals.histogram is not None:
+        scores = pool_lesion_scores(totals.scores)
+    bins = bin_volumes(volumes, VOLUME_EDGES_MM3)
+    rows: list[dict[str, Any]] = []
+    for k in range(len(VOLUME_EDGES_MM3) - 1):
+        is_inside = bins == k
+        row: dict[str, Any] = {
+            "from_mm3": VOLUME_EDGES_MM3[k],
+            "to_mm3": VOLUME_EDGES_MM3[k + 1],
+            "n_lesions": int(is_inside.sum()),
+            "highest_probability": None,
+            "recall_at": None,
+        }
+        # Masks without probabilities have neither.
+        if scores is not None:
+            row["highest_probability"] = _quantiles(highest[is_inside])
+            row["recall_at"] = _recall_by_rate(scores.select(is_inside))
+        rows.append(row)
+    return {
+        "recall80_mm3": limit.volume_mm3,
+        "recall80_ci95_mm3": [limit.low_mm3, limit.high_mm3],
+        "recall80_share_reached": limit.share_reached,
+        "bins": rows,
+    }
+
+
+def _quantiles(highest_probability: NDArray[np.float64]) -> dict[str, Any]:
+    """Describe the highest probabilities inside some lesions; NaN without lesions."""
+    values: NDArray[np.float64] = np.full(len(PROBABILITY_QUANTILES), math.nan)
+    share_below = math.nan
+    if len(highest_probability):
+        values = np.quantile(highest_probability, PROBABILITY_QUANTILES)
+        share_below = float((highest_probability < OUT_OF_REACH).mean())
+    quantiles: dict[str, float] = {}
+    for share, value in zip(PROBABILITY_QUANTILES, values.tolist(), strict=True):
+        quantiles[f"{share:g}"] = value
+    return {"quantiles": quantiles, "share_below_0.1": share_below}
+
+
+def _recall_by_rate(scores: LesionScores) -> dict[str, float]:
+    """Compute the recall at 1, 2 and 5 false lesions per case; NaN without lesions."""
+    recall: NDArray[np.float64] = np.full(len(FALSE_LESIONS_PER_CASE), math.nan)
+    if scores.n_reference:
+        recall = recall_at(scores.curve(), FALSE_LESIONS_PER_CASE)
+    return _by_rate(FALSE_LESIONS_PER_CASE, recall)
 
 
 def _calibration(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import numpy as np
 from tversky_seg.evaluation.case_result import CaseResult, ClassResult
 from tversky_seg.evaluation.cohort import THRESHOLDS, ClassTotals, EvaluatedCohort
 from tversky_seg.evaluation.summary import all_metrics
+from tversky_seg.metrics.by_lesion import LESION_METRICS
 from tversky_seg.metrics.case_metrics import FURTHER_METRICS, METRICS
 from tversky_seg.metrics.froc import pool_lesion_scores
 from tversky_seg.metrics.lesion_rule import LesionRule, detected_lesions, matched_lesions
@@ -19,7 +20,7 @@ from tversky_seg.report.figures import Curve
 
 Row = Sequence[Any]
 
-CASE_COLUMNS = ("case_id", "subject_id", "class", *METRICS, *FURTHER_METRICS)
+CASE_COLUMNS = ("case_id", "subject_id", "class", *METRICS, *FURTHER_METRICS, *LESION_METRICS)
 LESION_COLUMNS = (
     "case_id",
     "class",
@@ -31,6 +32,7 @@ LESION_COLUMNS = (
     "z_mm",
     "overlap",
     "matched",
+    "highest_probability",
 )
 CURVE_COLUMNS = ("class", "threshold", "precision", "recall")
 FROC_COLUMNS = (
@@ -67,7 +69,8 @@ def lesion_rows(result: CaseResult, *, rule: LesionRule) -> Iterator[Row]:
     """Yield a row for each predicted and each reference lesion of a case.
 
     `overlap` is the share of the lesion that the other mask covers; `matched` is 1 for a detected
-    reference lesion and for a predicted lesion that is not false.
+    reference lesion and for a predicted lesion that is not false; `highest_probability` is empty
+    for masks without probabilities.
     """
     for name, of_class in result.classes.items():
         yield from _lesion_rows_of_class(result, name, of_class, rule=rule)
@@ -78,10 +81,15 @@ def _lesion_rows_of_class(
 ) -> Iterator[Row]:
     match = of_class.match
     sides = (
-        ("prediction", match.predicted, matched_lesions(match, rule)),
-        ("reference", match.reference, detected_lesions(match, rule)),
+        ("prediction", match.predicted, matched_lesions(match, rule), match.highest_score),
+        (
+            "reference",
+            match.reference,
+            detected_lesions(match, rule),
+            match.highest_reference_score,
+        ),
     )
-    for mask, lesions, is_matched in sides:
+    for mask, lesions, is_matched, highest in sides:
         # Centres are in voxels; the affine takes them to scanner coordinates in mm.
         rotation = result.affine[:3, :3]
         centres_mm = lesions.centre @ rotation.T + result.affine[:3, 3]
@@ -99,6 +107,7 @@ def _lesion_rows_of_class(
                 f"{z_mm:.2f}",
                 f"{lesions.overlap[k]:.4f}",
                 int(is_matched[k]),
+                "" if highest is None else f"{highest[k]:.5f}",
             )
 
 
