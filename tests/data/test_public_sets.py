@@ -1,6 +1,7 @@
 """Importers of public data sets on miniatures with the official names, and on real files."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
@@ -19,9 +20,11 @@ from tversky_seg.data.datasets.isles2022 import find_isles2022
 from tversky_seg.data.datasets.lesjak2016 import find_lesjak2016
 from tversky_seg.data.datasets.mslesseg import find_mslesseg
 from tversky_seg.data.datasets.msseg2 import find_msseg2
+from tversky_seg.data.datasets.recognition import data_sets_of
 from tversky_seg.data.datasets.shifts_ms import find_shifts_ms
 from tversky_seg.data.datasets.simvent_ms import find_simvent_ms
 from tversky_seg.data.datasets.wmh2017 import find_wmh2017
+from tversky_seg.data.discovery.make import make_manifest
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import read_manifest
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess
@@ -512,3 +515,40 @@ def test_a_manifest_names_only_baselines_that_it_holds(
     (root / "train/P2/T1/P2_T1_T2.nii.gz").unlink()
     main(["mslesseg", str(root), str(manifest)])
     assert [case.baseline for case in read_manifest(manifest)] == [None] * 3
+
+
+def test_a_pointer_of_git_lfs_is_named_before_a_manifest_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, manifest = simvent_ms(tmp_path / "clone"), tmp_path / "m.csv"
+    for file in root.rglob("*_FLAIR.nii.gz"):
+        file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(SystemExit):
+        main(["simvent_ms", str(root), str(manifest)])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert last.endswith(
+        "a Git LFS pointer, not the image; fetch it by `git lfs pull` (and 3 more)"
+    )
+    assert not manifest.exists()
+
+
+MINIATURES = (
+    ("brats_mets", brats_mets),
+    ("mslesseg", mslesseg),
+    ("msseg2", msseg2),
+    ("shifts_ms", shifts_ms),
+    ("simvent_ms", simvent_ms),
+    ("wmh2017", wmh2017),
+)
+
+
+@pytest.mark.parametrize(("name", "make"), MINIATURES)
+def test_a_folder_is_recognised_by_the_names_of_its_files(
+    name: str, make: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    root = make(tmp_path)
+    assert data_sets_of(root.rglob("*.nii.gz")) == [name]
+    assert f"tversky-seg import {name} {root} OUT.csv" in make_manifest(root).notes[0]
+    with pytest.raises(DataError, match=rf"like ISBI 2015 \(files named as in data={name}\); exp"):
+        find_isbi2015(root)

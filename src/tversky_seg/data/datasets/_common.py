@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from tversky_seg.data.case import Case, files_of
+from tversky_seg.data.datasets.recognition import data_sets_of
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.image_files import NIFTI_ENDINGS, is_nifti
 from tversky_seg.runtime.files import read_json
 
 logger = logging.getLogger("tversky_seg")
 
+MAX_FOLDERS = 2000  # searched for files of another data set
 ARCHIVE_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".7z")
 
 
@@ -74,10 +77,23 @@ def unlike(root: Path, data_set: str, expected: str) -> DataError:
         expected: Files by which it is known, relative to the root.
     """
     fault = f"does not look like {data_set}"
+    others = data_sets_of(_files_below(root))
+    if others:
+        # Perhaps another word was meant, or the folder above or below.
+        fault += f" (files named as in data={others[0]})"
     archives = [file.name for file in sorted(root.glob("*")) if _is_archive(file)]
     if archives:
         return DataError(root, f"{fault}, but holds {archives[0]}", f"unpack it, to {expected}")
     return DataError(root, fault, f"expected {expected}")
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    # A wrong root may be a whole disk.
+    for number, (folder, _, names) in enumerate(os.walk(root)):
+        if number == MAX_FOLDERS:
+            return
+        for name in names:
+            yield Path(folder, name)
 
 
 def _is_archive(file: Path) -> bool:

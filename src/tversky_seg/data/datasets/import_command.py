@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from tversky_seg.data.case import Case
+from tversky_seg.data.case import Case, files_of
 from tversky_seg.data.dataset import Dataset, find_cases, with_modalities
 from tversky_seg.data.datasets.bids import find_bids
 from tversky_seg.data.datasets.brats_mets import find_brats_mets
@@ -30,6 +30,7 @@ from tversky_seg.data.datasets.shifts_ms import find_shifts_ms
 from tversky_seg.data.datasets.simvent_ms import LABELS, find_simvent_ms
 from tversky_seg.data.datasets.wmh2017 import find_wmh2017
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.image_files import check_image_file
 from tversky_seg.data.manifest import write_manifest
 from tversky_seg.data.split import without_absent_baselines
 from tversky_seg.runtime.cli import OneLineParser
@@ -199,11 +200,24 @@ def main(words: Sequence[str] | None = None) -> None:
         )
         # One whose earlier examination is left out has no baseline.
         cases = without_absent_baselines(find_cases(dataset))
+        _check_files(cases)
         write_manifest(cases, arguments.manifest, modalities=dataset.modalities)
     except (DataError, OSError) as fault:
         print(f"error: {fault}", file=sys.stderr)
         sys.exit(2)
     _print_summary(arguments.manifest, cases, dataset.modalities)
+
+
+def _check_files(cases: Sequence[Case]) -> None:
+    """Refuse files that only have the name of an image: pointers of Git LFS, web pages."""
+    faults: list[DataError] = []
+    for file in files_of(cases):
+        try:
+            check_image_file(file)
+        except DataError as fault:
+            faults.append(fault)
+    if faults:
+        raise DataError.gather(faults, others="")
 
 
 def _print_summary(manifest: Path, cases: Sequence[Case], modalities: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tversky_seg.data.bids_inputs import is_bids
 from tversky_seg.data.case import normal_form
+from tversky_seg.data.datasets.recognition import data_sets_of
 from tversky_seg.data.discovery.patterns import FoundCase, Search
 from tversky_seg.data.discovery.vocabulary import (
     column_of_folder,
@@ -89,7 +90,7 @@ def search_folder(folder: Path, names: Mapping[str, Sequence[str]]) -> Search:
         unmatched=unmatched,
         skipped=listing.skipped,
         is_guess=True,
-        notes=tuple(_notes(folder, [parts["subject"] for parts in named.values()])),
+        notes=tuple(_notes(folder, listing.images, [part["subject"] for part in named.values()])),
     )
 
 
@@ -211,8 +212,13 @@ def _usual_first(n_files_of: Counter[str]) -> list[str]:
     return sorted(n_files_of, key=lambda kind: (-n_files_of[kind], len(kind), kind))
 
 
-def _notes(folder: Path, subjects: Sequence[str]) -> Iterator[str]:
+def _notes(folder: Path, images: Sequence[Path], subjects: Sequence[str]) -> Iterator[str]:
     """Say what a guess cannot know."""
+    for name in data_sets_of(images):
+        yield (
+            f"this looks like a public data set: tversky-seg import {name} {folder} OUT.csv knows "
+            "its splits, sites and raters, and which files are to be left out"
+        )
     if is_bids(folder):
         yield "this is a BIDS folder: the command import bids finds masks in its derivatives too"
     # LIDC-0003_1 and LIDC-0003_2 may be one patient, who must not be in two splits.
