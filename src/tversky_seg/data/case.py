@@ -38,6 +38,8 @@ class Case:
         labels_at: Masks of all lesions at the earlier and at the later time point, where the case
             is a pair of these; else empty.
         baseline: Id of the case of an earlier examination of the subject, or None.
+        space: Space of its affine, such as "MNI", or None.
+        repeat_of: Id of the case that this one repeats: the first of a scan-rescan pair, or None.
     """
 
     case_id: str
@@ -52,6 +54,8 @@ class Case:
     consensus: bool = False
     labels_at: tuple[Path, ...] = ()
     baseline: str | None = None
+    space: str | None = None
+    repeat_of: str | None = None
 
     @property
     def label(self) -> Path | None:

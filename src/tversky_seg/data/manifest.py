@@ -57,12 +57,14 @@ def read_manifest(
     """Read the cases that a CSV lists, in its order.
 
     Columns: `case_id, subject_id, <one per modality>, label[, label_2, …][, consensus]
-    [, brain_mask][, site][, session][, split | fold][, label@1, label@2][, baseline]`; others whose
-    cells name no files, such as age, are metadata and not read. File names are relative to the
+    [, brain_mask][, site][, session][, split | fold][, label@1, label@2][, baseline]
+    [, space][, repeat_of]`; others whose cells name no files, such as age, are metadata and not
+    read. File names are relative to the
     manifest's folder; `<file>@0` is the first frame of a 4D file. With an empty label cell a case
     is predicted, not evaluated. `FLAIR@1` and `FLAIR@2` are an earlier and a later image of the
     subject, `label@1` and `label@2` all lesions of both; `baseline` is the case_id of an earlier
-    examination, where each has a line of its own.
+    examination, where each has a line of its own. `space` is MNI where the affine places the case
+    in MNI space; `repeat_of` is the case_id of the first scan of a scan-rescan pair.
     `consensus` is yes if `label` is the consensus of the raters; the first rater's is then
     `label_2`.
 
@@ -127,6 +129,7 @@ def inspect_manifest(
             faults.append(fault)
     faults += case_faults(list(cases.values()), source=str(path))
     faults += _baseline_faults(list(cases.values()), path)
+    faults += _repeat_faults(list(cases.values()), path)
     complete = []
     for case in cases.values():
         missing = _missing_file_faults(case, path)
@@ -295,6 +298,8 @@ def _case_of(row: _Row, modalities: Sequence[str], needed: Sequence[str], *, pat
         consensus=_consensus_of(row, source=source),
         labels_at=_labels_at(files, source=source),
         baseline=_name_or_none(row.cell("baseline")),
+        space=row.cell("space"),
+        repeat_of=_name_or_none(row.cell("repeat_of")),
     )
 
 
@@ -371,6 +376,21 @@ def _baseline_faults(cases: Sequence[Case], manifest: Path) -> list[DataError]:
     return faults
 
 
+def _repeat_faults(cases: Sequence[Case], manifest: Path) -> list[DataError]:
+    """List repeats of what is no other case of the same subject."""
+    subject_of = {case.case_id: case.subject_id for case in cases}
+    faults = []
+    for case in cases:
+        if case.repeat_of is None:
+            continue
+        is_itself = case.repeat_of == case.case_id
+        if is_itself or subject_of.get(case.repeat_of) != case.subject_id:
+            found = f"case {case.case_id} has repeat_of {case.repeat_of!r}"
+            expected = f"expected the case_id of the first scan of {case.subject_id}"
+            faults.append(DataError(manifest, found, expected, case_id=case.case_id))
+    return faults
+
+
 def _missing_file_faults(case: Case, manifest: Path) -> list[DataError]:
     faults = []
     for path in case.paths:
@@ -414,6 +434,8 @@ def _cells_of(
     for column in LABELS_AT:
         cells[column] = _cell_of_file(masks.get(column), folder)
     cells["baseline"] = case.baseline or ""
+    cells["space"] = case.space or ""
+    cells["repeat_of"] = case.repeat_of or ""
     return cells
 
 

@@ -25,6 +25,8 @@ _COLUMNS = (
     "split",
     "fold",
     "baseline",
+    "space",
+    "repeat_of",
 )
 LABELS_AT = ("label@1", "label@2")
 """Columns of all lesions at the earlier and at the later time point of a pair."""

@@ -71,12 +71,13 @@ def split_dataset(dataset: Dataset, manifest: Path, *, is_started: bool) -> Spli
 
 
 def without_absent_baselines(cases: Sequence[Case]) -> list[Case]:
-    """Forget the baselines that are not among the cases, so that their manifest can be read."""
+    """Forget baselines and first scans that are absent, so that the manifest can be read."""
     ids = {case.case_id for case in cases}
     kept = []
     for case in cases:
         baseline = case.baseline if case.baseline in ids else None
-        kept.append(replace(case, baseline=baseline))
+        repeat_of = case.repeat_of if case.repeat_of in ids else None
+        kept.append(replace(case, baseline=baseline, repeat_of=repeat_of))
     return kept
 
 

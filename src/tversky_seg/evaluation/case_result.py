@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.nifti import Volume, read_label
+from tversky_seg.evaluation.brain_regions import MNI, regions_of_lesions
 from tversky_seg.evaluation.saved_predictions import (
     Prediction,
     Predictions,
@@ -23,6 +24,16 @@ from tversky_seg.metrics.lesion_rule import LesionRule
 from tversky_seg.metrics.lesions import LesionMatch
 from tversky_seg.metrics.masks import Mask
 from tversky_seg.metrics.score_histogram import ScoreHistogram, levels_histogram, to_levels
+
+
+@dataclass(frozen=True, eq=False)
+class LesionRegions:
+    """Where the lesions of one case lie, as names of `REGIONS`."""
+
+    predicted: list[str]
+    """One for each row of the match's predicted lesions."""
+    reference: list[str]
+    """One for each row of its reference lesions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +51,8 @@ class ClassResult:
     """Scores of the lesions, which detect each other by overlap; None without probabilities."""
     scores_by_centre: LesionScores | None = None
     """The same, where lesions detect each other by the distance of their centres (LUNA16)."""
+    regions: LesionRegions | None = None
+    """None where nothing says that the case lies in MNI space."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +121,10 @@ def evaluate_case(
             tolerance_mm=tolerance_mm,
             by_lesion=by_lesion,
         )
+        if case.space == MNI:
+            classes[name] = _with_regions(
+                classes[name], prediction.mask, target, reference.affine, rule=rule
+            )
         for number, label in other_labels.items():
             # The same mask is compared with each rater, as the challenges do.
             against_rater = _evaluate_class(
@@ -178,3 +195,18 @@ def _evaluate_class(
         scores=scores,
         scores_by_centre=scores_by_centre,
     )
+
+
+def _with_regions(
+    of_class: ClassResult,
+    mask: Mask,
+    target: Mask,
+    affine: NDArray[np.float64],
+    *,
+    rule: LesionRule,
+) -> ClassResult:
+    """Add where the lesions lie."""
+    match = of_class.match
+    predicted = regions_of_lesions(match.predicted, mask, affine, connectivity=rule.connectivity)
+    reference = regions_of_lesions(match.reference, target, affine, connectivity=rule.connectivity)
+    return replace(of_class, regions=LesionRegions(predicted, reference))

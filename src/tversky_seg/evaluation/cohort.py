@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tversky_seg.data.case import Case
 from tversky_seg.data.grids import FINE_SHIFT_VOXELS
 from tversky_seg.evaluation.case_result import CaseResult, ClassResult
+from tversky_seg.evaluation.region_counts import RegionCounts, count_by_region
 from tversky_seg.metrics.case_metrics import (
     NO_DISTANCES,
     NO_RANKING,
@@ -106,6 +107,8 @@ class EvaluatedCohort:
     """For each of `cases`, class name -> metrics."""
     totals: dict[str, ClassTotals] = field(default_factory=dict)
     """Class name -> totals, in the order of the classes."""
+    regions: dict[str, list[dict[str, RegionCounts] | None]] = field(default_factory=dict)
+    """Class name -> lesions by region for each of `cases`; None where not in MNI space."""
     raters: dict[int, list[dict[str, CaseMetrics]]] = field(default_factory=dict)
     """Number of a label column (1 for label, 2 for label_2, …) -> metrics against that rater."""
     session_pairs: list[SessionPair] = field(default_factory=list)
@@ -121,6 +124,8 @@ class EvaluatedCohort:
         for name, of_class in result.classes.items():
             totals = self.totals.setdefault(name, ClassTotals())
             totals.add(of_class, rule=self.rule, is_first=is_first)
+            by_region = count_by_region(of_class, rule=self.rule)
+            self.regions.setdefault(name, []).append(by_region)
         self.cases.append(result.case)
         self.metrics.append(result.metrics)
         for number, against_rater in result.raters.items():

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tversky_seg.evaluation.cohort import EvaluatedCohort
+from tversky_seg.evaluation.region_counts import summarize_regions
 from tversky_seg.metrics.agreement import (
     VOLUME_EDGES_MM3,
     VolumeBin,
@@ -91,6 +92,7 @@ def summarize(
         "lesion_free": _lesion_free,
         "raters": _raters,
         "new_lesions": _new_lesions,
+        "regions": _regions,
     }
     for title, section in sections.items():
         summary[title] = unwrap_single({name: section(cohort, name) for name in cohort.totals})
@@ -451,6 +453,12 @@ def _raters(cohort: EvaluatedCohort, name: str) -> list[dict[str, Any]]:
         }
         summaries.append(summary)
     return summaries
+
+
+def _regions(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
+    case_ids = [case.case_id for case in cohort.cases]
+    subject_ids = [case.subject_id for case in cohort.cases]
+    return summarize_regions(case_ids, subject_ids, cohort.regions[name])
 
 
 def _new_lesions(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:

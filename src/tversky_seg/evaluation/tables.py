@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tversky_seg.evaluation.case_result import CaseResult, ClassResult
+from tversky_seg.evaluation.case_result import CaseResult, ClassResult, LesionRegions
 from tversky_seg.evaluation.cohort import THRESHOLDS, ClassTotals, EvaluatedCohort
 from tversky_seg.evaluation.summary import all_metrics
 from tversky_seg.metrics.by_lesion import LESION_METRICS
@@ -33,6 +33,7 @@ LESION_COLUMNS = (
     "overlap",
     "matched",
     "highest_probability",
+    "region",
 )
 CURVE_COLUMNS = ("class", "threshold", "precision", "recall")
 FROC_COLUMNS = (
@@ -80,16 +81,27 @@ def _lesion_rows_of_class(
     result: CaseResult, name: str, of_class: ClassResult, *, rule: LesionRule
 ) -> Iterator[Row]:
     match = of_class.match
+    # Cells stay empty where a case is not in MNI space.
+    regions = of_class.regions or LesionRegions(
+        [""] * len(match.predicted), [""] * len(match.reference)
+    )
     sides = (
-        ("prediction", match.predicted, matched_lesions(match, rule), match.highest_score),
+        (
+            "prediction",
+            match.predicted,
+            matched_lesions(match, rule),
+            match.highest_score,
+            regions.predicted,
+        ),
         (
             "reference",
             match.reference,
             detected_lesions(match, rule),
             match.highest_reference_score,
+            regions.reference,
         ),
     )
-    for mask, lesions, is_matched, highest in sides:
+    for mask, lesions, is_matched, highest, region in sides:
         # Centres are in voxels; the affine takes them to scanner coordinates in mm.
         rotation = result.affine[:3, :3]
         centres_mm = lesions.centre @ rotation.T + result.affine[:3, 3]
@@ -108,6 +120,7 @@ def _lesion_rows_of_class(
                 f"{lesions.overlap[k]:.4f}",
                 int(is_matched[k]),
                 "" if highest is None else f"{highest[k]:.5f}",
+                region[k],
             )
 
 

@@ -70,6 +70,8 @@ class Section:
     lesion_free: Mapping[str, Any] | None
     raters: list[tuple[str, ...]]
     new_lesions: Mapping[str, Any] | None
+    regions: Mapping[str, Any] | None
+    """Lesions by region of the brain, for cases in MNI space."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ def _section(folder: Path, metrics: Mapping[str, Any], name: str) -> Section:
         lesion_free=of_class(metrics, "lesion_free", name),
         raters=list(_rater_rows(of_class(metrics, "raters", name))),
         new_lesions=_new_lesions(of_class(metrics, "new_lesions", name)),
+        regions=_regions(of_class(metrics, "regions", name)),
     )
 
 
@@ -246,6 +249,31 @@ def _new_lesions(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
         )
         rows.append(row)
     return {"rates": ", ".join(rates), "rows": rows}
+
+
+def _regions(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if summary is None:
+        return None
+    rows: list[tuple[str, ...]] = []
+    for region, counts in summary["by_region"].items():
+        row = (
+            region.replace("_", " "),
+            str(counts["n_reference"]),
+            format_value("lesion_tpr", counts["recall"]),
+            str(counts["n_predicted"]),
+            str(counts["n_false"]),
+            format_value("reference_volume_mm3", counts["reference_volume_mm3"]),
+            format_value("predicted_volume_mm3", counts["predicted_volume_mm3"]),
+        )
+        rows.append(row)
+    case_rows: list[tuple[str, ...]] = []
+    for case in summary["cases"]:
+        n_reference = [str(case[region]["n_reference"]) for region in summary["by_region"]]
+        n_predicted = [str(case[region]["n_predicted"]) for region in summary["by_region"]]
+        pairs = [f"{a} / {b}" for a, b in zip(n_reference, n_predicted, strict=True)]
+        mcdonald = f"{case['n_mcdonald_reference']} / {case['n_mcdonald_predicted']}"
+        case_rows.append((case["case_id"], *pairs, mcdonald))
+    return {**summary, "rows": rows, "case_rows": case_rows}
 
 
 def _slices(title: str, case: ShownCase) -> SlicesOfCase:
