@@ -238,17 +238,17 @@ def _change_intensities(
     if change.kind == "noise":
         low, high = np.percentile(values, (1, 99))
         noise = rng.standard_normal(image.shape, dtype=np.float32)
-        return image.data + np.float32(severity * (high - low)) * noise
+        return np.asarray(image.data + np.float32(severity * (high - low)) * noise)
     if change.kind == "bias_field":
         zero = np.float32(0 if inside.all() else background_of(image.data))
         field = smooth_field(image.shape, inside, rng=rng)
-        return (image.data - zero) * np.exp(severity * field) + zero
+        return np.asarray((image.data - zero) * np.exp(severity * field) + zero)
     if change.kind == "gamma":
         low, high = float(values.min()), float(values.max())
         if low == high:
             return image.data
         share = np.clip((image.data - low) / (high - low), 0, 1)
-        return low + (high - low) * share**severity
+        return np.asarray(low + (high - low) * share**severity)
     if change.kind == "blur_mm":
         sigma = severity / FWHM_PER_SIGMA / np.asarray(image.spacing_mm)
         return np.asarray(ndimage.gaussian_filter(image.data, sigma, mode="nearest"))

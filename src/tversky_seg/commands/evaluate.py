@@ -43,5 +43,6 @@ def cases_to_evaluate(manifest: Path) -> list[Case]:
     except DataError:
         # Images only serve the report's pictures, so their files may be missing.
         cases = read_manifest(manifest, modalities=())
-    tested = [case for case in cases if case.split == "test" and case.labels]
-    return tested or cases
+    tested = [case for case in cases if case.split == "test"]
+    # Those without a label may be repeats of other scans.
+    return tested if any(case.labels for case in tested) else cases

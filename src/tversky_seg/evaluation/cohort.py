@@ -13,6 +13,7 @@ from tversky_seg.data.case import Case
 from tversky_seg.data.grids import FINE_SHIFT_VOXELS
 from tversky_seg.evaluation.case_result import CaseResult, ClassResult
 from tversky_seg.evaluation.region_counts import RegionCounts, count_by_region
+from tversky_seg.evaluation.scan_rescan import RepeatPair
 from tversky_seg.metrics.case_metrics import (
     NO_DISTANCES,
     NO_RANKING,
@@ -112,6 +113,8 @@ class EvaluatedCohort:
     raters: dict[int, list[dict[str, CaseMetrics]]] = field(default_factory=dict)
     """Number of a label column (1 for label, 2 for label_2, …) -> metrics against that rater."""
     session_pairs: list[SessionPair] = field(default_factory=list)
+    repeats: dict[str, list[RepeatPair]] = field(default_factory=dict)
+    """Class name -> scans compared with their repeats."""
     faults: list[str] = field(default_factory=list)
     """One line for each fault of a case that could not be evaluated."""
     shifted: list[str] = field(default_factory=list)

@@ -25,6 +25,7 @@ from tversky_seg.evaluation.case_result import evaluate_case
 from tversky_seg.evaluation.cohort import EvaluatedCohort
 from tversky_seg.evaluation.provenance import describe_origin
 from tversky_seg.evaluation.saved_predictions import Predictions, open_predictions
+from tversky_seg.evaluation.scan_rescan import REPEAT_COLUMNS, compare_repeats, repeat_rows
 from tversky_seg.evaluation.sessions import compare_sessions
 from tversky_seg.evaluation.shown_case import show_case
 from tversky_seg.evaluation.summary import summarize
@@ -81,7 +82,8 @@ def evaluate(
     Args:
         predictions: Folder of `<case_id>_{probability,mask}.nii.gz`, or of another tool's masks
             named by `pattern`.
-        cases: Cases to evaluate; those without a label are left out.
+        cases: Cases to evaluate. Those without a label are left out, but a repeat of another scan
+            is compared with it.
         output_dir: Folder for {cases,lesions,pr_curve,froc,threshold_curve}.csv, pr_curve.png,
             report.html and, last, metrics.json.
         classes: Class name -> label values. None: as predictions.json says, else
@@ -141,6 +143,7 @@ def evaluate(
         )
         # Sessions are read again in pairs, since one case is in memory at a time.
         cohort.session_pairs = compare_sessions(cohort.cases, source, rule=rule)
+        cohort.repeats = compare_repeats(cases, source, rule=rule)
         metrics = _summarize_with_settings(
             cohort,
             source,
@@ -307,6 +310,9 @@ def _write_tables(folder: Path, cohort: EvaluatedCohort, metrics: Mapping[str, A
     # NaN is not JSON: `summarize` has replaced it by None, and a forgotten one is an error here.
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     write_csv(folder / "cases.csv", CASE_COLUMNS, case_rows(cohort))
+    repeats = repeat_rows(cohort.repeats)
+    if repeats:
+        write_csv(folder / "repeatability.csv", REPEAT_COLUMNS, repeats)
     write_csv(folder / "froc.csv", FROC_COLUMNS, froc_rows(cohort))
     write_csv(folder / "threshold_curve.csv", THRESHOLD_COLUMNS, threshold_rows(cohort))
     write_csv(folder / "pr_curve.csv", CURVE_COLUMNS, curve_rows(curves))

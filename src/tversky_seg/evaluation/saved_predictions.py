@@ -78,6 +78,13 @@ class Predictions:
         )
         return Prediction(mask, saved.probability, saved.shift_voxels)
 
+    def file_of(self, case: Case, name: str) -> Path:
+        """Return the file of one class of a case, whether it exists or not."""
+        if self.pattern is not None:
+            return self.folder / _file_name(self.pattern, case, name)
+        files = prediction_files(self.folder, case.case_id, tuple(self.classes))[name]
+        return files.probability if _is_listed(files.probability) else files.mask
+
     def _read_own(self, case: Case, name: str, reference: Volume) -> Prediction:
         """Read the probability if there is one, and the mask unless it follows from that."""
         files = prediction_files(self.folder, case.case_id, tuple(self.classes))[name]

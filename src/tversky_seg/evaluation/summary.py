@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tversky_seg.evaluation.cohort import EvaluatedCohort
 from tversky_seg.evaluation.region_counts import summarize_regions
+from tversky_seg.evaluation.scan_rescan import summarize_repeats
 from tversky_seg.metrics.agreement import (
     VOLUME_EDGES_MM3,
     VolumeBin,
@@ -93,6 +94,7 @@ def summarize(
         "raters": _raters,
         "new_lesions": _new_lesions,
         "regions": _regions,
+        "repeatability": _repeatability,
     }
     for title, section in sections.items():
         summary[title] = unwrap_single({name: section(cohort, name) for name in cohort.totals})
@@ -459,6 +461,10 @@ def _regions(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
     case_ids = [case.case_id for case in cohort.cases]
     subject_ids = [case.subject_id for case in cohort.cases]
     return summarize_regions(case_ids, subject_ids, cohort.regions[name])
+
+
+def _repeatability(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
+    return summarize_repeats(cohort.repeats.get(name, []))
 
 
 def _new_lesions(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:

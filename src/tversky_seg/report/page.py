@@ -72,6 +72,8 @@ class Section:
     new_lesions: Mapping[str, Any] | None
     regions: Mapping[str, Any] | None
     """Lesions by region of the brain, for cases in MNI space."""
+    repeatability: Mapping[str, Any] | None
+    """Scans compared with their repeats."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,7 @@ def _section(folder: Path, metrics: Mapping[str, Any], name: str) -> Section:
         raters=list(_rater_rows(of_class(metrics, "raters", name))),
         new_lesions=_new_lesions(of_class(metrics, "new_lesions", name)),
         regions=_regions(of_class(metrics, "regions", name)),
+        repeatability=_repeatability(of_class(metrics, "repeatability", name)),
     )
 
 
@@ -274,6 +277,40 @@ def _regions(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
         mcdonald = f"{case['n_mcdonald_reference']} / {case['n_mcdonald_predicted']}"
         case_rows.append((case["case_id"], *pairs, mcdonald))
     return {**summary, "rows": rows, "case_rows": case_rows}
+
+
+def _repeatability(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if summary is None:
+        return None
+    limits = summary["bland_altman"]
+    lowest = format_value("signed_volume_difference_mm3", limits["lowest_mm3"])
+    highest = format_value("signed_volume_difference_mm3", limits["highest_mm3"])
+    facts = [
+        ("Volume CV within a subject", format_value("cv", summary["volume_cv"])),
+        ("ICC(2,1), absolute agreement", format_value("icc", summary["icc_agreement"])),
+        ("ICC(3,1), consistency", format_value("icc", summary["icc_consistency"])),
+        (
+            "Repeat minus first (mm³): mean, 95 % limits",
+            format_value("signed_volume_difference_mm3", limits["bias_mm3"])
+            + f" ({lowest} to {highest})",
+        ),
+        ("Lesions seen in both scans", format_value("matched_share", summary["matched_share"])),
+        ("Dice of both masks", format_value("dice", summary["dice"])),
+    ]
+    rows: list[tuple[str, ...]] = []
+    for pair in summary["pairs"]:
+        row = (
+            f"{pair['subject_id']}: {pair['first_case']}, {pair['repeat_case']}",
+            format_value("volume_mm3", pair["first_volume_mm3"]),
+            format_value("volume_mm3", pair["repeat_volume_mm3"]),
+            format_value("cv", pair["cv"]),
+            format_value("n_lesions", pair["n_first_lesions"]),
+            format_value("n_lesions", pair["n_repeat_lesions"]),
+            format_value("matched_share", pair["matched_share"]),
+            format_value("dice", pair["dice"]),
+        )
+        rows.append(row)
+    return {**summary, "facts": facts, "rows": rows}
 
 
 def _slices(title: str, case: ShownCase) -> SlicesOfCase:
