@@ -205,7 +205,7 @@ def undo(
     x, y, z = original_shape
     source_affine = pose @ affine
     resampled = resample(probability, source_affine, original_affine, (x, y, z))
-    return np.clip(resampled, 0, 1).astype(np.float32, copy=False)
+    return np.asarray(np.clip(resampled, 0, 1), dtype=np.float32)
 
 
 def thicken_slices(image: Volume, slice_mm: float) -> Volume | None:
