@@ -15,7 +15,13 @@ MODEL = {"_target_": "tversky_seg.models.UNet3D", "width": 4, "n_levels": 2, "pr
 
 
 def a_checkpoint(
-    path: Path, seed: int = 0, *, threshold: float = 0.5, dropout: float = 0.0, **changed: Any
+    path: Path,
+    seed: int = 0,
+    *,
+    threshold: float = 0.5,
+    temperature: float | None = None,
+    dropout: float = 0.0,
+    **changed: Any,
 ) -> Path:
     """As train.py writes it, of a network that has learnt nothing."""
     torch.manual_seed(seed)
@@ -32,6 +38,8 @@ def a_checkpoint(
         "threshold": threshold,
         "min_volume_mm3": 9.0,
     }
+    if temperature is not None:
+        state["temperature"] = temperature
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, path)
     return path

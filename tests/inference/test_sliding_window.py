@@ -497,6 +497,7 @@ def test_a_folder_says_how_it_was_predicted_and_refuses_other_settings(tmp_path:
         "background_values": None,
         "threshold": 0.7,
         "min_volume_mm3": 0.0,
+        "temperature": None,
         "probability_scale": 1 / 65535,
         "window": "bspline",
         "spline_order": 2,

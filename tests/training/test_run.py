@@ -151,6 +151,7 @@ def test_the_state_keeps_the_entries_of_older_checkpoints() -> None:
         "best",
         "threshold",
         "min_volume_mm3",
+        "temperature",
         "judged",
         "n_without_gain",
         "n_skipped",
@@ -158,3 +159,5 @@ def test_the_state_keeps_the_entries_of_older_checkpoints() -> None:
         "losses",
     }
     assert training_run.TrainingState.from_checkpoint(entries) == state
+    del entries["temperature"]
+    assert training_run.TrainingState.from_checkpoint(entries) == state, "of an earlier version"

@@ -142,3 +142,28 @@ class FirstChannelOfWeight(FirstChannel):
 
     def forward(self, image: Tensor) -> Tensor:
         return super().forward(image) * self.weight
+
+
+def test_the_temperature_is_fitted_unless_threshold_or_temperature_is_set(tmp_path: Path) -> None:
+    case = a_case(tmp_path, 0)
+
+    class TooSure(FirstChannel):
+        def forward(self, image):  # type: ignore[no-untyped-def]
+            return 5 * super().forward(image)
+
+    def temperature(factor_of: nn.Module, **settings: float) -> float:
+        inference = Inference(patch_size="whole", **settings)  # type: ignore[arg-type]
+        fitted = validate(factor_of, cases=[case], classes=("lesion",), inference=inference)
+        assert isinstance(fitted.temperature, float)
+        return fitted.temperature
+
+    fitted = temperature(FirstChannel())
+    assert temperature(TooSure()) == pytest.approx(5 * fitted, rel=0.01)
+    assert temperature(TooSure(), threshold=0.3) == 1
+    assert temperature(TooSure(), temperature=3.0) == 3
+
+
+def test_without_any_lesion_the_temperature_is_1(tmp_path: Path) -> None:
+    empty = a_case(tmp_path, 0, is_empty=True)
+    result = validate(FirstChannel(), cases=[empty], classes=("lesion",), inference=WHOLE)
+    assert result.temperature == 1

@@ -107,6 +107,12 @@ def inference_steps(
         "crop",
     ]
     for name in classes:
+        temperature = inference.temperature_of(name)
+        if temperature != 1:
+            steps.append(
+                f"calibrated probability of {name}: sigmoid(logit(p) / {temperature:.6g}), where p "
+                "above 1 - 2^-25 counts as that, and 0 stays 0"
+            )
         steps.append(
             f"mask of {name}: probability >= {inference.threshold_of(name):.6g}, without "
             f"26-connected components smaller than {inference.min_volume_of(name):g} mm3"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tversky_seg.data.grids import Bools, Geometry, to_input_grid
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.inference.case_records import CaseRecords, FileState, input_states
-from tversky_seg.inference.ensemble import Ensemble
+from tversky_seg.inference.ensemble import Ensemble, spread
 from tversky_seg.inference.loaded_case import LoadedCase, load_case
 from tversky_seg.inference.prediction_folder import (
     label_map_file,
@@ -24,6 +24,7 @@ from tversky_seg.inference.prediction_folder import (
     write_prediction,
 )
 from tversky_seg.inference.settings import Inference
+from tversky_seg.metrics.temperature import calibrated
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,11 @@ class PredictedCase:
     foreground: Bools
     probability: Tensor
     uncertainty: Tensor | None
+    temperature: Sequence[float] = (1.0,)
+
+    def probability_maps(self) -> Iterator[NDArray[np.float32]]:
+        """Yield the calibrated probability of each class on the file's own grid, (X, Y, Z)."""
+        return on_input_grid(self.probability, self.geometry, temperature=self.temperature)
 
     @property
     def brain(self) -> Bools:
@@ -100,7 +106,12 @@ class CasePredictor:
             read.loaded, device=self.device, precision=self.precision
         )
         return PredictedCase(
-            read.inputs, read.geometry, read.loaded.foreground, probability, uncertainty
+            read.inputs,
+            read.geometry,
+            read.loaded.foreground,
+            probability,
+            uncertainty,
+            self.ensemble.temperature,
         )
 
     def write(self, case: Case, predicted: PredictedCase) -> None:
@@ -113,7 +124,7 @@ class CasePredictor:
         lesions = write_prediction(
             output_dir,
             case.case_id,
-            on_input_grid(predicted.probability, geometry),
+            predicted.probability_maps(),
             geometry.input_affine,
             classes=self.classes,
             threshold=self.inference.thresholds(self.classes),
@@ -168,8 +179,14 @@ def _image_of_the_grid(case: Case, preprocessing: Preprocessing) -> Path:
     return next(case.images[name] for name in preprocessing.modalities if name in case.images)
 
 
-def on_input_grid(volumes: Tensor, geometry: Geometry) -> Iterator[NDArray[np.float32]]:
-    """Resample to the file's own grid, class by class, (X, Y, Z) in [0, 1]."""
-    for volume in volumes.numpy():
+def on_input_grid(
+    volumes: Tensor, geometry: Geometry, *, temperature: Sequence[float] = (1.0,)
+) -> Iterator[NDArray[np.float32]]:
+    """Resample to the file's own grid, class by class, (X, Y, Z) in [0, 1].
+
+    The temperature comes last: so a threshold makes the same mask before it and after it.
+    """
+    temperatures = spread(temperature, n=len(volumes))
+    for volume, of_class in zip(volumes.numpy(), temperatures, strict=True):
         resampled = to_input_grid(volume, geometry)
-        yield np.clip(resampled, 0, 1, out=resampled)
+        yield calibrated(np.clip(resampled, 0, 1, out=resampled), of_class)

@@ -13,6 +13,7 @@ from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.inference.loaded_case import LoadedCase, load_case
 from tversky_seg.inference.sliding_window import SlidingWindow, predict_by_windows
 from tversky_seg.inference.tta import view_names
+from tversky_seg.metrics.temperature import calibrated
 
 COMBINATIONS = ("mean", "vote")
 UNCERTAINTIES = ("entropy", "disagreement")
@@ -28,17 +29,37 @@ class Member:
         windows: Its sliding window.
         checksum: SHA-256 of its checkpoint, kept in predictions.json.
         threshold: Probability from which it votes for a class, one for each of the K classes.
+        temperature: Number by which the logits of its probability are divided, one for each class.
     """
 
     network: nn.Module
     windows: SlidingWindow
     checksum: str = ""
     threshold: Sequence[float] = (0.5,)
+    temperature: Sequence[float] = (1.0,)
 
     @property
     def view_names(self) -> tuple[str, ...]:
         """The names of its views."""
         return view_names(self.windows.tta)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether its temperature changes any probability."""
+        return any(temperature != 1 for temperature in self.temperature)
+
+    def calibrate(self, probability: Tensor) -> Tensor:
+        """Bring a probability (K, X, Y, Z) to its temperature; at 1 it is the same volume."""
+        if not self.is_calibrated:
+            return probability
+        result = torch.empty_like(probability)
+        temperatures = spread(self.temperature, n=len(probability))
+        for k, temperature in enumerate(temperatures):
+            # Slab by slab, since the logits would be further volumes.
+            for start in range(0, probability.shape[1], SLAB):
+                planes = probability[k, start : start + SLAB].numpy()
+                result[k, start : start + SLAB] = torch.from_numpy(calibrated(planes, temperature))
+        return result
 
     def vote(self, probability: Tensor) -> Tensor:
         """Vote on each voxel and class, (K, X, Y, Z) bool."""
@@ -50,7 +71,8 @@ class Member:
 class Ensemble:
     """Networks that predict together; one network is an ensemble of one.
 
-    With members m = 1 … M, each the mean over its own V views v, the probability of a voxel is
+    With members m = 1 … M, each the mean over its own V views v, at its own temperature, the
+    probability of a voxel is
 
         mean: p = 1/M sum_m p_m,   p_m = 1/V sum_v p_mv
         vote: p = 1/M sum_m [p_m >= threshold_m]
@@ -65,6 +87,9 @@ class Ensemble:
     Both for deep ensembles in Lakshminarayanan et al. 2017 (arXiv:1612.01474); views as further
     members: Wang et al. 2019 (arXiv:1807.07356). With votes, p_m is a vote, 0 or 1, and both are
     the entropy of the votes.
+
+    The probability of one network alone is given at temperature 1: `temperature` says what is still
+    to do, after the resampling to another grid, so that the same mask comes out at any temperature.
 
     Args:
         members: One or more.
@@ -95,6 +120,12 @@ class Ensemble:
                 "several checkpoints or views, inference.tta), got disagreement"
             )
 
+    @property
+    def temperature(self) -> Sequence[float]:
+        """Temperature, one for each class or for all, that `predict` leaves to its caller."""
+        is_left = len(self.members) == 1 and self.combine == "mean"
+        return self.members[0].temperature if is_left else (1.0,)
+
     def predict(
         self,
         prepared: PreparedCase | LoadedCase,
@@ -123,6 +154,8 @@ class Ensemble:
         probability = self._votes(case) if self.combine == "vote" else self._mean(case)
         if self.uncertainty is None:
             return probability, None
+        if self.combine == "mean" and len(self.members) == 1:
+            return probability, entropy(self.members[0].calibrate(probability))
         return probability, entropy(probability)
 
     def _n_parts(self) -> int:
@@ -133,37 +166,50 @@ class Ensemble:
 
     def _mean(self, case: _CaseOnDevice) -> Tensor:
         share = 1 / len(self.members)
+        if len(self.members) == 1:
+            return case.predict(self.members[0])
         # The first network makes the volume, to which the others add window by window.
-        mean = case.predict(self.members[0]).mul_(share)
+        mean = self.members[0].calibrate(case.predict(self.members[0])).mul_(share)
         for member in self.members[1:]:
-            case.predict(member, into=mean, share=share)
+            if member.is_calibrated:
+                mean.add_(member.calibrate(case.predict(member)), alpha=share)
+            else:
+                case.predict(member, into=mean, share=share)
         return mean
 
     def _votes(self, case: _CaseOnDevice) -> Tensor:
         """Compute the share of members that vote for a class."""
-        probability = case.predict(self.members[0])
+        first = self.members[0]
+        probability = case.predict(first)
         # A byte for each voxel instead of a second volume of floats.
         count_type = torch.uint8 if len(self.members) < 256 else torch.int32
-        votes = self.members[0].vote(probability).to(count_type)
+        votes = first.vote(first.calibrate(probability)).to(count_type)
         for member in self.members[1:]:
             # The same volume again, emptied.
             case.predict(member, into=probability.zero_())
-            votes += member.vote(probability)
+            votes += member.vote(member.calibrate(probability))
         return probability.copy_(votes).div_(len(self.members))
 
     def _mean_and_disagreement(self, case: _CaseOnDevice) -> tuple[Tensor, Tensor]:
         mean = torch.zeros(())
+        written = torch.zeros(())
         mean_entropy = torch.zeros(())
+        # The probability of one network is calibrated at the end, that of its views only here.
+        is_left = len(self.members) == 1 and self.members[0].is_calibrated
         for share, one_view in self._shares_of_views():
-            probability = case.predict(one_view)
+            raw = case.predict(one_view)
+            probability = one_view.calibrate(raw)
             # Only the first prediction tells the number of classes.
             if mean.ndim == 0:
                 mean = torch.zeros_like(probability)
                 mean_entropy = torch.zeros_like(probability)
+                written = torch.zeros_like(raw) if is_left else mean
             mean_entropy.add_(entropy(probability), alpha=share)
             mean.add_(probability, alpha=share)
+            if is_left:
+                written.add_(raw, alpha=share)
         # Rounding may bring a difference of nearly 0 below it.
-        return mean, entropy(mean).sub_(mean_entropy).clamp_(0, 1)
+        return written, entropy(mean).sub_(mean_entropy).clamp_(0, 1)
 
     def _shares_of_views(self) -> Iterator[tuple[float, Member]]:
         """Yield each view of each member as a member of its own, with its share of the mean."""
@@ -194,6 +240,11 @@ class _CaseOnDevice:
             into=into,
             share=share,
         )
+
+
+def spread(values: Sequence[float], *, n: int) -> Sequence[float]:
+    """Repeat one value for n classes; of n values each stays."""
+    return [values[0]] * n if len(values) == 1 else values
 
 
 def entropy(probability: Tensor) -> Tensor:

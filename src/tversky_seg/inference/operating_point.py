@@ -21,6 +21,7 @@ from tversky_seg.metrics.score_histogram import (
     choose_threshold,
     levels_histogram,
 )
+from tversky_seg.metrics.temperature import LogitHistogram
 from tversky_seg.runtime.overlap import map_in_threads
 
 logger = logging.getLogger("tversky_seg")
@@ -53,11 +54,13 @@ class ScoredCase:
         levels: (X, Y, Z) probability as a level 0 ... 65535; see `score_histogram.to_levels`.
         reference: (X, Y, Z).
         spacing_mm: Three voxel sizes.
+        logits: Brain voxels by their logit, of which the temperature is fitted; None: not counted.
     """
 
     levels: NDArray[np.uint16]
     reference: Mask
     spacing_mm: Sequence[float]
+    logits: LogitHistogram | None = None
 
     @cached_property
     def histogram(self) -> ScoreHistogram:

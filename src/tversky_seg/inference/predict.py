@@ -26,7 +26,7 @@ from tversky_seg.inference.case_predictor import (
     on_input_grid,
 )
 from tversky_seg.inference.case_records import CaseRecords, input_states
-from tversky_seg.inference.ensemble import Ensemble, Member
+from tversky_seg.inference.ensemble import Ensemble, Member, spread
 from tversky_seg.inference.lesion_table import write_lesion_table
 from tversky_seg.inference.prediction_folder import (
     LESIONS_FILE,
@@ -74,7 +74,7 @@ def predict_case(
             raise ValueError("windows must be given for a single network, got None")
         network = Ensemble([Member(network, windows)])
     probability, _ = network.predict(prepared, device=device, precision=precision)
-    maps = list(on_input_grid(probability, prepared.geometry))
+    maps = list(on_input_grid(probability, prepared.geometry, temperature=network.temperature))
     if len(maps) == 1:
         return maps[0][None]  # without the copy that stacking makes
     return np.stack(maps)
@@ -105,8 +105,8 @@ def predict_cases(
         cases: Cases to predict.
         preprocessing: Preprocessing of the training.
         output_dir: Folder to write to, made if it is missing.
-        inference: Threshold and smallest lesion, and the windows of a single network; its
-            `patch_size` must be set.
+        inference: Threshold and smallest lesion, and the windows and the temperature of a single
+            network; its `patch_size` must be set.
         checksum: SHA-256 of a single network's checkpoint, kept in predictions.json.
         device: Device to compute on; None: the network's own.
         precision: "fp32", "tf32", "bf16" or "fp16" inside the network.
@@ -122,7 +122,8 @@ def predict_cases(
     """
     windows = inference.windows
     if not isinstance(network, Ensemble):
-        network = Ensemble([Member(network, windows, checksum)])
+        temperatures = tuple(inference.temperatures(preprocessing.classes).values())
+        network = Ensemble([Member(network, windows, checksum, temperature=temperatures)])
     records = CaseRecords(output_dir)
     if device is None:
         device = device_of(network.members[0].network)
@@ -303,6 +304,7 @@ def _folder_settings(
         "crop_labelled": inference.crop_labelled or None,  # as folders of before, that lack it
         "threshold": unwrap_single(inference.thresholds(classes)),
         "min_volume_mm3": unwrap_single(inference.min_volumes_mm3(classes)),
+        "temperature": _temperature_setting(ensemble, classes),
         "probability_scale": PROBABILITY_SCALE,
         "window": inference.window,
         "spline_order": inference.spline_order if inference.window == "bspline" else None,
@@ -312,6 +314,20 @@ def _folder_settings(
         "combine": ensemble.combine if len(ensemble.members) > 1 else None,
         "uncertainty": ensemble.uncertainty,
     }
+
+
+def _temperature_setting(ensemble: Ensemble, classes: Sequence[str]) -> Any:
+    """Return the temperature of a network, or a list with that of each.
+
+    None where no probability is changed, as folders of before, that lack it.
+    """
+    if not any(member.is_calibrated for member in ensemble.members):
+        return None
+    temperatures = []
+    for member in ensemble.members:
+        of_class = spread(member.temperature, n=len(classes))
+        temperatures.append(unwrap_single(dict(zip(classes, of_class, strict=True))))
+    return temperatures[0] if len(temperatures) == 1 else temperatures
 
 
 def _folder_notes(predictor: CasePredictor) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def segmentation_of(
     brain = predicted.brain
     thresholds = predictor.inference.thresholds(predictor.classes)
     sizes_mm3 = predictor.inference.min_volumes_mm3(predictor.classes)
-    volumes = on_input_grid(predicted.probability, geometry)
+    volumes = predicted.probability_maps()
     by_class = {}
     for name, volume in zip(predictor.classes, volumes, strict=True):
         by_class[name] = class_prediction(

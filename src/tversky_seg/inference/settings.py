@@ -9,6 +9,7 @@ from typing import Any
 
 from tversky_seg.inference.operating_point import check_goal
 from tversky_seg.inference.sliding_window import SlidingWindow
+from tversky_seg.metrics.temperature import calibrated_threshold
 
 MAX_BATCH_VOXELS = 2**27  # two windows of 512 x 512 x 256, or sixteen of 203 a side
 
@@ -33,6 +34,9 @@ class Inference:
             class; None: as chosen on validation, otherwise 0.5.
         min_volume_mm3: Size below which a lesion is removed from the mask, or one for each class;
             None: as chosen on validation, otherwise 0.
+        temperature: Number by which the logits of the probability are divided, or one for each
+            class; 1: the probability as the network gives it; None: as fitted on validation,
+            otherwise 1. A threshold that is set is one of the probability after that.
         crop_labelled: Whether a case that has a label is predicted as it would be trained on: its
             label is read, and only the box around `data.crop_values` is predicted. The rest of the
             mask is empty. For tables of papers that test so; masks of new cases do not need it.
@@ -50,6 +54,7 @@ class Inference:
     goal: str = "dice"
     threshold: float | Mapping[str, float] | None = None
     min_volume_mm3: float | Mapping[str, float] | None = None
+    temperature: float | Mapping[str, float] | None = None
     crop_labelled: bool = False
 
     def __post_init__(self) -> None:
@@ -71,6 +76,9 @@ class Inference:
         for volume in _values(self.min_volume_mm3):
             if not volume >= 0:
                 raise ValueError(f"min_volume_mm3 must be >= 0, got {volume}")
+        for temperature in _values(self.temperature):
+            if not 0 < temperature < math.inf:
+                raise ValueError(f"temperature must be above 0, got {temperature}")
 
     @property
     def windows(self) -> SlidingWindow:
@@ -91,6 +99,10 @@ class Inference:
         """Return the smallest lesion of a class in mm3; 0 if none was chosen."""
         return _value_of(class_name, self.min_volume_mm3, default=0.0)
 
+    def temperature_of(self, class_name: str) -> float:
+        """Return the temperature of a class; 1 if none was fitted."""
+        return _value_of(class_name, self.temperature, default=1.0)
+
     def thresholds(self, class_names: Iterable[str]) -> dict[str, float]:
         """Return the threshold of each class."""
         return {name: self.threshold_of(name) for name in class_names}
@@ -99,19 +111,29 @@ class Inference:
         """Return the smallest lesion of each class in mm3."""
         return {name: self.min_volume_of(name) for name in class_names}
 
+    def temperatures(self, class_names: Iterable[str]) -> dict[str, float]:
+        """Return the temperature of each class."""
+        return {name: self.temperature_of(name) for name in class_names}
+
     def with_operating_point(self, chosen: Mapping[str, Any]) -> Inference:
-        """Fill in threshold and smallest lesion as validation chose them, if they are not set.
+        """Fill in what validation chose, if it is not set: threshold, smallest lesion, temperature.
 
         Args:
-            chosen: A checkpoint, or any mapping with "threshold" and "min_volume_mm3".
+            chosen: A checkpoint, or any mapping with "threshold", "min_volume_mm3" and
+                "temperature". Its threshold is one of the network's probability, at temperature 1.
         """
+        temperature = self.temperature
+        if temperature is None:
+            temperature = chosen.get("temperature")
         threshold = self.threshold
         if threshold is None:
-            threshold = chosen.get("threshold")
+            threshold = _at_temperature(chosen.get("threshold"), temperature)
         min_volume_mm3 = self.min_volume_mm3
         if min_volume_mm3 is None:
             min_volume_mm3 = chosen.get("min_volume_mm3")
-        return replace(self, threshold=threshold, min_volume_mm3=min_volume_mm3)
+        return replace(
+            self, threshold=threshold, min_volume_mm3=min_volume_mm3, temperature=temperature
+        )
 
     def _windows_of(self, patch_size: int | Sequence[int] | str) -> SlidingWindow:
         return SlidingWindow(
@@ -122,6 +144,23 @@ class Inference:
             batch_size=self.batch_size,
             tta=self.tta,
         )
+
+
+def _at_temperature(
+    threshold: float | Mapping[str, float] | None, temperature: float | Mapping[str, float] | None
+) -> float | dict[str, float] | None:
+    """Move a threshold, or that of each class, as the temperature moves the probability."""
+    if threshold is None:
+        return None
+    if not isinstance(threshold, Mapping):
+        if isinstance(temperature, Mapping):
+            threshold = dict.fromkeys(temperature, threshold)
+        else:
+            return calibrated_threshold(threshold, 1.0 if temperature is None else temperature)
+    moved = {}
+    for name, value in threshold.items():
+        moved[name] = calibrated_threshold(value, _value_of(name, temperature, default=1.0))
+    return moved
 
 
 def _values(setting: float | Mapping[str, float] | None) -> list[float]:

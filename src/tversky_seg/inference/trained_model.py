@@ -26,6 +26,7 @@ from tversky_seg.runtime.run_settings import flatten, is_free
 logger = logging.getLogger("tversky_seg")
 
 REQUIRED_ENTRIES = {"config", "preprocessing", "inference", "threshold"}
+CHOSEN_ENTRIES = ("threshold", "min_volume_mm3", "temperature")
 EXPECTED_TO_DIFFER = ("seed", "data.fold")
 # Room for what a network makes besides its weights, such as buffers that are not saved.
 MEMORY_FACTOR = 4
@@ -43,8 +44,10 @@ class TrainedModel:
         checksum: SHA-256 of the file.
         network: Network with its weights.
         preprocessing: Preprocessing of the training.
-        inference: Settings of the training, with threshold and smallest lesion as chosen on
-            validation.
+        inference: Settings of the training, with threshold, smallest lesion and temperature as
+            chosen on validation.
+        settings: The same without what validation chose.
+        chosen: What validation chose: "threshold", "min_volume_mm3", "temperature".
         config: All settings of the training.
         allows_missing_modalities: Whether it was trained with channel dropout.
     """
@@ -54,6 +57,8 @@ class TrainedModel:
     network: nn.Module
     preprocessing: Preprocessing
     inference: Inference
+    settings: Inference
+    chosen: Mapping[str, Any]
     config: Mapping[str, Any]
     allows_missing_modalities: bool
 
@@ -78,7 +83,9 @@ def load_trained(path: Path | str, *, trust: Sequence[str] = ()) -> TrainedModel
     config = state["config"]
     try:
         preprocessing = Preprocessing.from_dict(state["preprocessing"])
-        inference = Inference(**state["inference"]).with_operating_point(state)
+        settings = Inference(**state["inference"])
+        chosen = {name: state.get(name) for name in CHOSEN_ENTRIES}
+        inference = settings.with_operating_point(chosen)
         network = _build_network(
             config, preprocessing, weights=state["model"], n_bytes=path.stat().st_size, trust=trust
         )
@@ -104,6 +111,8 @@ def load_trained(path: Path | str, *, trust: Sequence[str] = ()) -> TrainedModel
         network=network,
         preprocessing=preprocessing,
         inference=inference,
+        settings=settings,
+        chosen=chosen,
         config=config,
         allows_missing_modalities=allows_missing_modalities,
     )
@@ -169,9 +178,9 @@ def build_ensemble(
 ) -> tuple[Ensemble, Inference]:
     """Make one ensemble of the models, with the settings that make masks of its probability.
 
-    Each member predicts by its own windows unless `overrides` replaces them. Threshold and smallest
-    lesion are those of `overrides`, otherwise the members' mean. Votes are cast at each member's
-    own threshold, and half of them are enough.
+    Each member predicts by its own windows and at its own temperature unless `overrides` replaces
+    them. Threshold and smallest lesion are those of `overrides`, otherwise the members' mean. Votes
+    are cast at each member's own threshold, and half of them are enough.
 
     Args:
         models: One or more.
@@ -180,16 +189,30 @@ def build_ensemble(
         uncertainty: "entropy", "disagreement" or None.
     """
     classes = tuple(models[0].preprocessing.classes)
+    # Of all, what makes masks of the common probability is no member's own.
+    of_members = dict(overrides)
+    of_members.pop("threshold", None)
+    of_members.pop("min_volume_mm3", None)
     members = []
+    thresholds = []
+    min_volumes_mm3 = []
     for model in models:
-        windows = replace(model.inference, **overrides).windows
-        own_thresholds = tuple(model.inference.thresholds(classes).values())
-        members.append(Member(model.network, windows, model.checksum, own_thresholds))
-    threshold = _mean_by_class([model.inference.thresholds(classes) for model in models])
+        own = replace(model.settings, **of_members).with_operating_point(model.chosen)
+        thresholds.append(own.thresholds(classes))
+        min_volumes_mm3.append(own.min_volumes_mm3(classes))
+        member = Member(
+            model.network,
+            own.windows,
+            model.checksum,
+            threshold=tuple(own.thresholds(classes).values()),
+            temperature=tuple(own.temperatures(classes).values()),
+        )
+        members.append(member)
+    threshold = _mean_by_class(thresholds)
     if combine == "vote":
         # The probability is now the share of votes: half of them are enough.
         threshold = dict.fromkeys(classes, 0.5)
-    min_volume_mm3 = _mean_by_class([model.inference.min_volumes_mm3(classes) for model in models])
+    min_volume_mm3 = _mean_by_class(min_volumes_mm3)
     inference = replace(
         models[0].inference,
         threshold=unwrap_single(threshold),

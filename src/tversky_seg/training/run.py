@@ -42,6 +42,9 @@ starts the job again at once, so it has to wait for longer than that.
 STORED_NAMES = {"last_validation": "judged"}
 """Fields of `TrainingState` whose entry in a checkpoint has an older name."""
 
+LATER_ENTRIES = ("temperature",)
+"""Entries that checkpoints of earlier versions lack."""
+
 
 @dataclass
 class TrainingState:
@@ -58,6 +61,9 @@ class TrainingState:
 
     min_volume_mm3: float | dict[str, float] = 0.0
     """Minimum lesion size chosen at the last validation."""
+
+    temperature: float | dict[str, float] = 1.0
+    """Temperature fitted at the last validation. The threshold is one of the probability before."""
 
     last_validation: int = 0
     """Step of the last validation."""
@@ -79,7 +85,9 @@ class TrainingState:
         """Return the state when a checkpoint was written."""
         values: dict[str, Any] = {}
         for entry in fields(cls):
-            values[entry.name] = checkpoint[STORED_NAMES.get(entry.name, entry.name)]
+            name = STORED_NAMES.get(entry.name, entry.name)
+            if name in checkpoint or name not in LATER_ENTRIES:
+                values[entry.name] = checkpoint[name]
         return cls(**values)
 
     def entries(self) -> dict[str, Any]:
@@ -182,7 +190,9 @@ class TrainingRun:
     def recording(self) -> Iterator[None]:
         """Open metrics.csv, timings.csv, TensorBoard and trackers, and show progress."""
         if self.validate is None:
-            logger.info("no validation cases: using the last checkpoint and threshold 0.5")
+            logger.info(
+                "no validation cases: using the last checkpoint, threshold 0.5 and temperature 1"
+            )
         recorder = open_recorder(
             self.output_dir, from_step=self.state.step, trackers=self.trainer.trackers or ()
         )
@@ -305,6 +315,7 @@ class TrainingRun:
         self.recorder.pictures(state.step, validation.pictures)
         state.threshold = validation.threshold
         state.min_volume_mm3 = validation.min_volume_mm3
+        state.temperature = validation.temperature
         state.last_validation = state.step
         logger.info(
             "step %d: validation %s %.3f (%s)",
@@ -378,9 +389,12 @@ def describe_operating_point(validation: Validation) -> str:
     """Describe what a validation chose: "threshold 0.869, no minimum size"."""
     threshold = _format_by_class(validation.threshold, "{:.3f}")
     size = _format_by_class(validation.min_volume_mm3, "{:g} mm³")
+    text = f"threshold {threshold}, minimum size {size}"
     if not _has_minimum_size(validation):
-        return f"threshold {threshold}, no minimum size"
-    return f"threshold {threshold}, minimum size {size}"
+        text = f"threshold {threshold}, no minimum size"
+    if validation.temperature != 1:
+        text += f", temperature {_format_by_class(validation.temperature, '{:.3g}')}"
+    return text
 
 
 def _has_minimum_size(validation: Validation) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,12 @@ from tversky_seg.metrics.lesion_rule import LesionRule
 from tversky_seg.metrics.lesions import remove_small_lesions
 from tversky_seg.metrics.masks import Mask
 from tversky_seg.metrics.score_histogram import N_LEVELS, to_levels
+from tversky_seg.metrics.temperature import (
+    fit_temperature,
+    limited_temperature,
+    logit_histogram,
+    uncalibrated_threshold,
+)
 from tversky_seg.report.slices import slice_pictures
 from tversky_seg.runtime.distributed import map_over_ranks, rank, world_size
 from tversky_seg.runtime.overlap import OneBehind, map_in_threads, read_ahead
@@ -53,6 +60,9 @@ class Validation:
 
     min_volume_mm3: float | dict[str, float] = 0.0
     """Chosen minimum lesion size, or one for each class."""
+
+    temperature: float | dict[str, float] = 1.0
+    """Fitted temperature, or one for each class; the threshold is one of the probability before."""
 
 
 def check_monitor(monitor: str, *, classes: Sequence[str]) -> None:
@@ -96,11 +106,14 @@ def validate(
     # One operating point for each class: a tumour's threshold is not that of the liver.
     thresholds: dict[str, float] = {}
     min_volumes_mm3: dict[str, float] = {}
+    temperatures: dict[str, float] = {}
     measures_of: dict[str, dict[str, float]] = {}
     masks_of_first_case = []
     for index, name in enumerate(classes):
         scored_class = [case[index] for case in scored]
-        point = _choose_point(scored_class, name, inference)
+        temperature = _fit_temperature(scored_class, name, inference)
+        point = _choose_point(scored_class, name, inference, temperature=temperature)
+        temperatures[name] = limited_temperature(temperature, point.threshold)
         thresholds[name] = point.threshold
         min_volumes_mm3[name] = point.min_volume_mm3
         measures = map_in_threads(partial(_measure, point=point), scored_class)
@@ -111,6 +124,7 @@ def validate(
         _with_class_names(measures_of),
         threshold=unwrap_single(thresholds),
         min_volume_mm3=unwrap_single(min_volumes_mm3),
+        temperature=unwrap_single(temperatures),
         pictures=_pictures(cases[0], np.stack(masks_of_first_case)),
     )
 
@@ -154,17 +168,32 @@ def _score(case: PreparedCase, probability: Tensor) -> list[ScoredCase]:
     assert case.target is not None
     scored = []
     for predicted, target in zip(probability.numpy(), case.target, strict=True):
-        of_class = ScoredCase(to_levels(predicted), np.asarray(target) > 0, case.spacing_mm)
+        reference = np.asarray(target) > 0
+        logits = logit_histogram(predicted, reference, case.foreground)
+        of_class = ScoredCase(to_levels(predicted), reference, case.spacing_mm, logits)
         _ = of_class.histogram  # counted here, while a GPU predicts the next case
         scored.append(of_class)
     return scored
 
 
-def _choose_point(cases: Sequence[ScoredCase], name: str, inference: Inference) -> OperatingPoint:
-    """Choose for the goal what `inference` leaves open."""
+def _fit_temperature(cases: Sequence[ScoredCase], name: str, inference: Inference) -> float:
+    """Fit the temperature of a class to all brain voxels, unless it is set."""
+    if inference.temperature is not None:
+        return inference.temperature_of(name)
+    # A threshold that is set keeps its meaning: that of the network's own probability.
+    if inference.threshold is not None:
+        return 1.0
+    histograms = [case.logits for case in cases if case.logits is not None]
+    return fit_temperature(reduce(add, histograms))
+
+
+def _choose_point(
+    cases: Sequence[ScoredCase], name: str, inference: Inference, *, temperature: float
+) -> OperatingPoint:
+    """Choose for the goal what `inference` leaves open; levels are those before the temperature."""
     threshold = None
     if inference.threshold is not None:
-        threshold = inference.threshold_of(name)
+        threshold = uncalibrated_threshold(inference.threshold_of(name), temperature)
     min_volume_mm3 = None
     if inference.min_volume_mm3 is not None:
         min_volume_mm3 = inference.min_volume_of(name)
