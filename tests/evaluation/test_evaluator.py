@@ -33,6 +33,7 @@ from tversky_seg.metrics.froc import average_recall
 from tversky_seg.metrics.new_lesions import new_lesion_counts
 from tversky_seg.metrics.overlap import overlap_counts
 from tversky_seg.metrics.surface import surface_distances
+from tversky_seg.metrics.temperature import near_lesions
 from tversky_seg.report.slices import outline, slice_pictures
 from tversky_seg.report.terminal import metrics_table
 
@@ -786,6 +787,30 @@ def test_recall_by_volume_counts_every_reference_lesion_once(cohort):
         == metrics["further"]["pooled"]["calibration_error"]
     )
     assert sum(one["n_voxels"] for one in metrics["calibration"]["bins"]) == 3 * np.prod(SHAPE)
+
+
+def test_reliability_near_lesions_before_and_after_the_temperature(cohort):
+    pairs = [cohort.add(seed) for seed in range(2)]
+    assert cohort.evaluate()["calibration"]["before"] is None
+    (cohort.predictions / "predictions.json").write_text('{"temperature": 2.0}')
+    calibration = cohort.evaluate(overwrite=True)["calibration"]
+    inside = [near_lesions(reference, SPACING) for reference, _ in pairs]
+    reference = np.concatenate([pair[0][near] for pair, near in zip(pairs, inside, strict=True)])
+    saved = np.concatenate([pair[1][near] for pair, near in zip(pairs, inside, strict=True)])
+    near = calibration["near_lesions"]
+    assert near["n_voxels"] == len(reference)
+    assert near["expected_calibration_error"] == pytest.approx(
+        expected_calibration_error(saved, reference)
+    )
+    assert sum(one["n_voxels"] for one in near["bins"]) == len(reference)
+    # logit(p) = 2 logit(p'), as p' was made by halving it.
+    odds = saved.clip(0, 1 - 1e-9) / (1 - saved.clip(0, 1 - 1e-9))
+    raw = odds**2 / (1 + odds**2)
+    before = calibration["before"]["near_lesions"]
+    assert before["expected_calibration_error"] == pytest.approx(
+        expected_calibration_error(raw, reference), abs=1e-3
+    )
+    assert calibration["temperature"] == 2.0
 
 
 def test_cases_without_lesion_are_reported_apart(cohort):

@@ -7,8 +7,9 @@ import pytest
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from tversky_seg.metrics.score_histogram import to_levels
+from tversky_seg.metrics.score_histogram import score_histogram, to_levels
 from tversky_seg.metrics.temperature import (
+    at_temperature,
     calibrated,
     calibrated_threshold,
     fit_temperature,
@@ -136,6 +137,17 @@ def test_a_temperature_below_1_keeps_the_threshold_where_16_bits_resolve() -> No
     assert limited_temperature(0.25, 0.4) == 0.25
     assert limited_temperature(3.0, 0.9999) == 3.0
     assert limited_temperature(0.5, 0.99999) == 1.0
+
+
+def test_a_saved_histogram_goes_back_to_the_probability_before() -> None:
+    probability, reference = too_sure(temperature=1.5)
+    saved = score_histogram(calibrated(probability, 2.5), reference)
+    back = at_temperature(saved, 1 / 2.5)
+    expected = score_histogram(probability, reference)
+    assert back.n_voxels.sum() == expected.n_voxels.sum()
+    assert back.average_precision() == pytest.approx(expected.average_precision(), abs=1e-3)
+    shares = [each.n_voxels.cumsum() / len(reference) for each in (back, expected)]
+    np.testing.assert_allclose(*shares, atol=1e-3)
 
 
 def test_near_lesions_by_distances_along_the_axes() -> None:

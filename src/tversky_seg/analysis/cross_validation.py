@@ -243,11 +243,13 @@ def _common_settings(folds: Sequence[Fold]) -> dict[str, Any]:
     checkpoints: list[Any] = []
     thresholds: list[Any] = []
     sizes: list[Any] = []
+    temperatures: list[Any] = []
     for fold in folds:
         checkpoints.append(fold.prediction.get("checkpoint"))
         thresholds.append(fold.prediction["threshold"])
         sizes.append(fold.prediction["min_volume_mm3"])
-    settings = {**folds[0].prediction, "checkpoint": checkpoints}
+        temperatures.append(fold.prediction.get("temperature"))
+    settings = {**folds[0].prediction, "checkpoint": checkpoints, "temperature": temperatures}
     if not isinstance(thresholds[0], Mapping):
         settings["threshold"] = fmean(thresholds)
         settings["min_volume_mm3"] = min(sizes)

@@ -24,6 +24,7 @@ from tversky_seg.metrics.lesion_rule import LesionRule
 from tversky_seg.metrics.lesions import LesionMatch
 from tversky_seg.metrics.masks import Mask
 from tversky_seg.metrics.score_histogram import ScoreHistogram, levels_histogram, to_levels
+from tversky_seg.metrics.temperature import near_lesions
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,8 @@ class ClassResult:
     """Lesions of both masks, and which of them overlap."""
     histogram: ScoreHistogram | None
     """Voxels by saved probability; None for a mask without probabilities."""
+    near_histogram: ScoreHistogram | None
+    """Those of reference lesions and around them; see `near_lesions`."""
     shift_voxels: float
     """Distance between the grids of prediction and reference."""
     scores: LesionScores | None = None
@@ -178,11 +181,14 @@ def _evaluate_class(
         scores=prediction.probability,
         by_lesion=by_lesion,
     )
-    histogram = scores = scores_by_centre = None
+    histogram = near_histogram = scores = scores_by_centre = None
     if prediction.probability is not None:
         # Probabilities are saved in 16 bits, so 65,536 bins rank the voxels exactly, and the
         # histograms of a thousand cases add up to one of the same size.
-        histogram = levels_histogram(to_levels(prediction.probability), target)
+        levels = to_levels(prediction.probability)
+        histogram = levels_histogram(levels, target)
+        near = near_lesions(target, spacing_mm)
+        near_histogram = levels_histogram(levels[near], target[near])
         metrics = replace(metrics, ranking=ranking_from_histogram(histogram))
         # FROC ranks lesions by their probabilities, which a bare mask does not have.
         scores = lesion_scores(match)
@@ -191,6 +197,7 @@ def _evaluate_class(
         metrics,
         match,
         histogram,
+        near_histogram,
         prediction.shift_voxels,
         scores=scores,
         scores_by_centre=scores_by_centre,

@@ -39,6 +39,8 @@ class ClassTotals:
 
     histogram: ScoreHistogram | None = None
     """Voxels of all cases by saved probability; None once a case has no probabilities."""
+    near_histogram: ScoreHistogram | None = None
+    """Those of reference lesions and around them."""
     dice_sum: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(THRESHOLDS)))
     """Sum over cases of the Dice at each of `THRESHOLDS`."""
     f2_sum: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(THRESHOLDS)))
@@ -59,6 +61,7 @@ class ClassTotals:
     def add(self, result: ClassResult, *, rule: LesionRule, is_first: bool) -> None:
         """Add this class of a case."""
         self._add_histogram(result.histogram, is_first=is_first)
+        self.near_histogram = _sum(self.near_histogram, result.near_histogram, is_first=is_first)
         if result.scores is not None:
             self.scores.append(result.scores)
         if result.scores_by_centre is not None:
@@ -72,13 +75,7 @@ class ClassTotals:
         self.highest_probability.append(highest_probability)
 
     def _add_histogram(self, histogram: ScoreHistogram | None, *, is_first: bool) -> None:
-        if is_first:
-            self.histogram = histogram
-        elif self.histogram is None or histogram is None:
-            # One case without probabilities leaves the cohort without a ranking.
-            self.histogram = None
-        else:
-            self.histogram = self.histogram + histogram
+        self.histogram = _sum(self.histogram, histogram, is_first=is_first)
         if histogram is not None and histogram.n_positive.any():
             # Cases without a reference lesion have no recall, hence no F score to average.
             # Only the sums are kept: their size does not depend on the number of cases.
@@ -86,6 +83,17 @@ class ClassTotals:
             self.dice_sum += histogram.f(1)[levels]
             self.f2_sum += histogram.f(2)[levels]
             self.n_curves += 1
+
+
+def _sum(
+    total: ScoreHistogram | None, histogram: ScoreHistogram | None, *, is_first: bool
+) -> ScoreHistogram | None:
+    """Add a case's histogram; one case without probabilities leaves the cohort without."""
+    if is_first:
+        return histogram
+    if total is None or histogram is None:
+        return None
+    return total + histogram
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,8 @@ class EvaluatedCohort:
     """Class name -> lesions by region for each of `cases`; None where not in MNI space."""
     raters: dict[int, list[dict[str, CaseMetrics]]] = field(default_factory=dict)
     """Number of a label column (1 for label, 2 for label_2, …) -> metrics against that rater."""
+    temperature: dict[str, float | None] = field(default_factory=dict)
+    """Class name -> temperature of the saved probabilities, where one number says it."""
     session_pairs: list[SessionPair] = field(default_factory=list)
     repeats: dict[str, list[RepeatPair]] = field(default_factory=dict)
     """Class name -> scans compared with their repeats."""

@@ -141,6 +141,7 @@ def evaluate(
             by_lesion=by_lesion,
             lesion_file=folder / "lesions.csv",
         )
+        cohort.temperature = dict(source.temperature)
         # Sessions are read again in pairs, since one case is in memory at a time.
         cohort.session_pairs = compare_sessions(cohort.cases, source, rule=rule)
         cohort.repeats = compare_repeats(cases, source, rule=rule)

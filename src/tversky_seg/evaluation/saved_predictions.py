@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class Predictions:
     """Whether saved masks are read, rather than made again from the probabilities."""
     background_values: tuple[int, ...] = ()
     """Label values of the reference that belong to no class and count as background."""
+    temperature: Mapping[str, float | None] = field(default_factory=dict)
+    """By class; None where nothing says it, or several networks have each their own."""
 
     def read(self, case: Case, name: str, *, reference: Volume) -> Prediction:
         """Read the prediction of one class of a case.
@@ -205,6 +207,7 @@ def open_predictions(
         pattern=pattern,
         uses_masks=is_as_saved and saved.get("threshold") is not None,
         background_values=background,
+        temperature=_temperatures(saved.get("temperature"), tuple(checked_classes)),
     )
 
 
@@ -374,6 +377,17 @@ def _by_class(key: str, value: Any, *, names: Mapping[str, Any], highest: float)
                 key, f"{number} for class {name}", f"expected a number from 0 to {highest:g}"
             )
     return {name: value[name] for name in names}
+
+
+def _temperatures(value: Any, names: Sequence[str]) -> dict[str, float | None]:
+    """Read the temperature of each class; None where there is none, or one for each network."""
+    temperatures: dict[str, float | None] = {}
+    for name in names:
+        number = value.get(name) if isinstance(value, Mapping) else value
+        temperatures[name] = None
+        if isinstance(number, int | float) and 0 < number < math.inf:
+            temperatures[name] = float(number)
+    return temperatures
 
 
 def _label_values(values: Any) -> tuple[int, ...]:

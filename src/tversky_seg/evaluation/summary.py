@@ -25,7 +25,7 @@ from tversky_seg.metrics.agreement import (
     volume_correlation,
 )
 from tversky_seg.metrics.averages import unwrap_single
-from tversky_seg.metrics.calibration import calibrate
+from tversky_seg.metrics.calibration import Calibration, calibrate, calibrate_adaptively
 from tversky_seg.metrics.case_metrics import CaseMetrics, mean_metrics
 from tversky_seg.metrics.detection_limit import bootstrap_recall80
 from tversky_seg.metrics.froc import (
@@ -36,6 +36,8 @@ from tversky_seg.metrics.froc import (
     recall_at,
 )
 from tversky_seg.metrics.lesions import LesionCounts
+from tversky_seg.metrics.score_histogram import ScoreHistogram
+from tversky_seg.metrics.temperature import at_temperature
 
 MetricRow = dict[str, float]
 FALSE_LESIONS_PER_CASE = (1.0, 2.0, 5.0)
@@ -395,10 +397,40 @@ def _recall_by_rate(scores: LesionScores) -> dict[str, float]:
 
 
 def _calibration(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
-    histogram = cohort.totals[name].histogram
-    if histogram is None:
+    totals = cohort.totals[name]
+    if totals.histogram is None or totals.near_histogram is None:
         return None
-    calibration = calibrate(histogram)
+    calibration = calibrate(totals.histogram)
+    temperature = cohort.temperature.get(name)
+    before = None
+    if temperature not in (None, 1):
+        # The saved probabilities, brought back to those that the network gave.
+        raw = at_temperature(totals.histogram, 1 / temperature)
+        raw_near = at_temperature(totals.near_histogram, 1 / temperature)
+        before = {
+            "expected_calibration_error": calibrate(raw).error,
+            "near_lesions": _calibration_near_lesions(raw_near),
+        }
+    return {
+        "expected_calibration_error": calibration.error,
+        "bins": _calibration_bins(calibration),
+        "near_lesions": _calibration_near_lesions(totals.near_histogram),
+        "temperature": temperature,
+        "before": before,
+    }
+
+
+def _calibration_near_lesions(histogram: ScoreHistogram) -> dict[str, Any]:
+    adaptive = calibrate_adaptively(histogram)
+    return {
+        "n_voxels": int(histogram.n_voxels.sum()),
+        "expected_calibration_error": calibrate(histogram).error,
+        "adaptive_calibration_error": adaptive.error,
+        "bins": _calibration_bins(adaptive),
+    }
+
+
+def _calibration_bins(calibration: Calibration) -> list[dict[str, Any]]:
     edges = calibration.edges.tolist()
     bins: list[dict[str, Any]] = []
     for k, n_voxels in enumerate(calibration.n_voxels.tolist()):
@@ -410,7 +442,7 @@ def _calibration(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
             "lesion_share": float(calibration.lesion_share[k]),
         }
         bins.append(one)
-    return {"expected_calibration_error": calibration.error, "bins": bins}
+    return bins
 
 
 def _lesion_free(cohort: EvaluatedCohort, name: str) -> dict[str, Any]:

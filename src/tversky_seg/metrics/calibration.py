@@ -14,7 +14,7 @@ from tversky_seg.metrics.score_histogram import N_LEVELS, ScoreHistogram, score_
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Voxels in bins of equal width by their probability.
+    """Voxels in bins by their probability.
 
     Bin k holds edges[k] < probability <= edges[k + 1]; probability 0 lies in the first bin.
     """
@@ -72,6 +72,44 @@ def calibrate(histogram: ScoreHistogram, *, n_bins: int = 10) -> Calibration:
         n_voxels=n_voxels.astype(np.int64),
         mean_probability=mean_probability,
         lesion_share=lesion_share,
+    )
+
+
+def calibrate_adaptively(histogram: ScoreHistogram, *, n_bins: int = 15) -> Calibration:
+    """Bin the voxels of a histogram in bins of equal numbers of voxels (arXiv 1904.01685).
+
+    The bins follow the voxels: where most have one of few probabilities, bins of equal width would
+    be empty but for two. Voxels of equal probability share a bin, that of the middle one of them by
+    rank, so that there may be fewer bins.
+
+    Args:
+        histogram: Histogram of the probabilities.
+        n_bins: Largest number of bins.
+
+    Returns:
+        Bins that hold a voxel each at least; none without voxels.
+
+    Raises:
+        ValueError: Fewer than one bin.
+    """
+    if n_bins < 1:
+        raise ValueError(f"n_bins must be >= 1, got {n_bins}")
+    levels = np.flatnonzero(histogram.n_voxels)
+    n_voxels = histogram.n_voxels[levels]
+    probability = levels / (N_LEVELS - 1)
+    # Twice the rank of the middle voxel of each level, to stay with integers.
+    middle = 2 * n_voxels.cumsum() - n_voxels
+    wanted = middle * n_bins // max(2 * int(n_voxels.sum()), 1)
+    # Numbered anew without the empty ones: bins 0, 0, 3, 7 become 0, 0, 1, 2.
+    numbers, bins = np.unique(wanted, return_inverse=True)
+    n_in_bin = np.bincount(bins, n_voxels, len(numbers))
+    ends = np.zeros(len(numbers))
+    np.maximum.at(ends, bins, probability)
+    return Calibration(
+        edges=np.append(0.0, ends),
+        n_voxels=n_in_bin.astype(np.int64),
+        mean_probability=np.bincount(bins, n_voxels * probability, len(numbers)) / n_in_bin,
+        lesion_share=np.bincount(bins, histogram.n_positive[levels], len(numbers)) / n_in_bin,
     )
 
 

@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from tversky_seg.metrics.masks import FloatArray, IntArray, Mask
-from tversky_seg.metrics.score_histogram import N_LEVELS
+from tversky_seg.metrics.score_histogram import N_LEVELS, ScoreHistogram, to_levels
 
 LOWEST_LOGIT = -104.0
 HIGHEST_LOGIT = 18.0
@@ -132,6 +132,19 @@ def calibrated(probability: NDArray[np.float32], temperature: float) -> NDArray[
     return result
 
 
+def at_temperature(histogram: ScoreHistogram, temperature: float) -> ScoreHistogram:
+    """Bring a histogram of saved probabilities to a temperature; 1 / T takes a calibrated one back.
+
+    What 16 bits have rounded to 0 or 1 stays there.
+    """
+    probabilities = (np.arange(N_LEVELS) / (N_LEVELS - 1)).astype(np.float32)
+    levels = to_levels(calibrated(probabilities, temperature))
+    levels[-1] = N_LEVELS - 1
+    n_voxels = np.bincount(levels, histogram.n_voxels, N_LEVELS)
+    n_positive = np.bincount(levels, histogram.n_positive, N_LEVELS)
+    return ScoreHistogram(n_voxels.astype(np.int64), n_positive.astype(np.int64))
+
+
 def calibrated_threshold(threshold: float, temperature: float) -> float:
     """Return the threshold that makes the same mask of a calibrated probability.
 
@@ -166,8 +179,8 @@ def limited_temperature(temperature: float, threshold: float) -> float:
 def _logits() -> FloatArray:
     """Return the logit in the middle of each bin."""
     width = (HIGHEST_LOGIT - LOWEST_LOGIT) / N_BINS
-    middles: FloatArray = LOWEST_LOGIT + (np.arange(N_BINS) + 0.5) * width
-    return middles
+    first = LOWEST_LOGIT + width / 2
+    return np.linspace(first, first + (N_BINS - 1) * width, N_BINS, dtype=np.float64)
 
 
 def _logit(probability: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -195,12 +208,27 @@ def near_lesions(reference: Mask, spacing_mm: ArrayLike, *, margin_mm: float = 3
         spacing_mm: Three voxel sizes.
         margin_mm: Half the side of the box around each lesion voxel.
     """
-    near: Mask = np.array(reference, dtype=bool)
-    for axis, size_mm in enumerate(np.asarray(spacing_mm, dtype=np.float64)):
-        # The voxel size has the error of float32.
-        n_voxels = int(margin_mm / size_mm + 1e-6)
-        near = _widened(near, axis, n_voxels)
+    near: Mask = np.zeros(reference.shape, dtype=bool)
+    # The voxel size has the error of float32.
+    margin = (margin_mm / np.asarray(spacing_mm, dtype=np.float64) + 1e-6).astype(int)
+    box = _box_around(reference, margin)
+    wide = np.asarray(reference, dtype=bool)[box]
+    for axis, n_voxels in enumerate(margin.tolist()):
+        wide = _widened(wide, axis, n_voxels)
+    near[box] = wide
     return near
+
+
+def _box_around(mask: Mask, margin: IntArray) -> tuple[slice, ...]:
+    """Cut out the voxels of a mask with a margin; an empty box where it has none."""
+    box = []
+    for axis, n_voxels in enumerate(margin.tolist()):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        planes = np.flatnonzero(np.any(mask, axis=others))
+        if not len(planes):
+            return (slice(0, 0),) * mask.ndim
+        box.append(slice(max(int(planes[0]) - n_voxels, 0), int(planes[-1]) + n_voxels + 1))
+    return tuple(box)
 
 
 def _widened(mask: Mask, axis: int, n_voxels: int) -> Mask:

@@ -48,6 +48,7 @@ def draw_charts(folder: Path, metrics: Mapping[str, Any], name: str) -> Iterator
         _froc_chart,
         _size_chart,
         _bland_altman_chart,
+        _near_calibration_chart,
         _calibration_chart,
     )
     for draw in drawings:
@@ -148,7 +149,35 @@ def _calibration_chart(folder: Path, metrics: Mapping[str, Any], name: str) -> C
         return None
     error = format_value("calibration_error", calibration["expected_calibration_error"])
     note = f"Expected calibration error {error}, dominated by the background voxels."
-    return Chart("Calibration", as_svg(calibration_figure(bins)), note)
+    figure = calibration_figure({"all voxels": bins})
+    return Chart("Calibration of all voxels", as_svg(figure), note)
+
+
+def _near_calibration_chart(folder: Path, metrics: Mapping[str, Any], name: str) -> Chart | None:
+    """Draw reliability at the lesions and around them, before and after the temperature."""
+    calibration = of_class(metrics, "calibration", name)
+    # An evaluation of an earlier version lacks these keys.
+    near = (calibration or {}).get("near_lesions")
+    if not near or not near["bins"]:
+        return None
+    error = format_value("calibration_error", near["adaptive_calibration_error"])
+    before = calibration["before"]
+    if before is None:
+        lines = {"probability": near["bins"]}
+        note = f"Calibration error {error}."
+    else:
+        error_before = format_value(
+            "calibration_error", before["near_lesions"]["adaptive_calibration_error"]
+        )
+        temperature = f"{calibration['temperature']:.3g}"
+        lines = {"as the network gives it": before["near_lesions"]["bins"]}
+        lines[f"at temperature {temperature}"] = near["bins"]
+        note = (
+            f"Calibration error {error_before} as the network gives it, {error} at the temperature "
+            f"of {temperature} that validation chose."
+        )
+    note += " Voxels of reference lesions and within 3 mm; each dot has as many, if it can."
+    return Chart("Calibration near lesions", as_svg(calibration_figure(lines)), note)
 
 
 def of_class(metrics: Mapping[str, Any], key: str, class_name: str) -> Any:

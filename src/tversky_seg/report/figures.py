@@ -205,23 +205,24 @@ def bland_altman_figure(
     return figure
 
 
-def calibration_figure(bins: Sequence[Mapping[str, Any]]) -> Figure:
+def calibration_figure(lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Draw the share of lesion voxels against their mean predicted probability.
 
     Args:
-        bins: Bins with at least one voxel, as in metrics.json.
+        lines: Name of a line -> its bins with at least one voxel, as in metrics.json.
     """
     figure, axes = new_axes(xlabel="Mean predicted probability", ylabel="Share of lesion voxels")
     axes.set(xlim=(0, 1), ylim=(0, 1))
     # On the diagonal, 30 % of the voxels of probability 0.3 are lesion.
     diagonal = [0, 1]
     axes.plot(diagonal, diagonal, "--", color=GREY, linewidth=1, label="perfect calibration")
-    probability: list[float] = []
-    share: list[float] = []
-    for part in bins:
-        probability.append(part["mean_probability"])
-        share.append(part["lesion_share"])
-    axes.plot(probability, share, "o-", color=COLOURS[0], label="all voxels")
+    for colour, (name, bins) in zip(COLOURS, lines.items(), strict=False):
+        probability: list[float] = []
+        share: list[float] = []
+        for part in bins:
+            probability.append(part["mean_probability"])
+            share.append(part["lesion_share"])
+        axes.plot(probability, share, "o-", color=colour, label=name)
     _add_legend(axes, loc="upper left")
     return figure
 
