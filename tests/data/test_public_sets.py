@@ -14,7 +14,7 @@ from helpers.command_line import composed
 from tversky_seg.data.dataset import find_cases
 from tversky_seg.data.datasets.brats_mets import find_brats_mets
 from tversky_seg.data.datasets.followup import find_followup
-from tversky_seg.data.datasets.import_command import main
+from tversky_seg.data.datasets.import_command import IMPORTERS, main
 from tversky_seg.data.datasets.isbi2015 import find_isbi2015
 from tversky_seg.data.datasets.isles2022 import find_isles2022
 from tversky_seg.data.datasets.lesjak2016 import find_lesjak2016
@@ -127,9 +127,9 @@ def test_what_is_left_out_is_one_line_for_each_reason(
     with caplog.at_level(logging.INFO, logger="tversky_seg"):
         find_mslesseg(root)
     (raw, unknown) = caplog.records
-    assert "left out 2 images, as MSLesSeg_RAW/P2/T1/P2_T1_FLAIR.nii.gz: raw" in raw.getMessage()
+    assert "left out (2), as MSLesSeg_RAW/P2/T1/P2_T1_FLAIR.nii.gz: raw" in raw.getMessage()
     assert (raw.levelname, unknown.levelname) == ("INFO", "WARNING")
-    assert "P2_T1_FLAIR_copy.nii.gz: a name that" in unknown.getMessage()
+    assert "P2_T1_FLAIR_copy.nii.gz: neither name nor folder is known" in unknown.getMessage()
 
 
 def test_an_archive_that_is_not_unpacked_is_named(tmp_path: Path) -> None:
@@ -216,10 +216,8 @@ def test_simvent_real_subjects_have_the_published_lesion_loads(real_data: Path) 
 def test_an_empty_folder_is_one_line_that_names_a_file_of_the_data_set(
     name: str, tmp_path: Path
 ) -> None:
-    cfg = composed(f"data={name}", f"data.root={tmp_path}")
-    dataset = hydra.utils.instantiate(cfg.data, _convert_="all")
     with pytest.raises(DataError, match=rf"{tmp_path}: does not look like .*; expected .*\.nii"):
-        find_cases(dataset)
+        IMPORTERS[name].find(tmp_path)
 
 
 def msseg2(root: Path) -> Path:
@@ -297,9 +295,17 @@ def test_wmh2017_sites_are_scanners_and_the_official_split_is_kept(
     ]
     assert {file.parent.name for file in cases[0].images.values()} == {"pre"}
     assert [file.name for file in cases[0].labels] == ["wmh.nii.gz"] + ["result.nii.gz"] * 2
-    assert sorted(line.split(" images, as ")[0][-3:] for line in caplog.messages) == [" 15", "t 5"]
-    training = find_wmh2017(tmp_path / "training")
-    assert [(case.site, case.split) for case in training][2] == ("Amsterdam_GE3T", None)
+    assert sorted(line.split(", as ")[0][-4:] for line in caplog.messages) == [" (5)", "(15)"]
+
+
+def test_wmh2017_parts_are_known_from_the_nearest_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = wmh2017(tmp_path / "test")
+    assert {case.split for case in find_wmh2017(root)} == {"train", "test"}
+    assert {case.split for case in find_wmh2017(root / "training")} == {None}
+    monkeypatch.chdir(root / "training/Utrecht")
+    assert [case.case_id for case in find_wmh2017(Path())] == ["Utrecht_0"]
 
 
 def shifts_ms(root: Path) -> Path:
@@ -429,7 +435,7 @@ def test_lesjak2016_is_a_pair_with_changes(
     assert case.images["FLAIR@1"].parent.parent.name == "coregistered"
     assert (len(case.labels), case.brain_mask is not None) == (1, True)
     (line,) = caplog.messages
-    assert "left out 1 images, as longitudinal/raw/" in line
+    assert "left out (1), as longitudinal/raw/" in line
 
 
 def test_lesjak2016_real_pair_has_46_changes(real_data: Path) -> None:
@@ -503,7 +509,7 @@ def test_isbi2015_time_points_name_the_one_before(
         cases = find_isbi2015(tmp_path)
     assert [case.baseline for case in cases] == [None, "training01_01"]
     (line,) = caplog.messages
-    assert "left out 2 images, as training/training01/orig/" in line
+    assert "left out (2), as training/training01/orig/" in line
 
 
 def test_a_manifest_names_only_baselines_that_it_holds(

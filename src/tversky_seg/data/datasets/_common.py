@@ -20,7 +20,7 @@ from tversky_seg.runtime.files import read_json
 logger = logging.getLogger("tversky_seg")
 
 MAX_FOLDERS = 2000  # searched for files of another data set
-ARCHIVE_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".7z")
+ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".7z")
 
 
 def find_nifti(folder: Path, *stems: str) -> Path | None:
@@ -81,9 +81,9 @@ def unlike(root: Path, data_set: str, expected: str) -> DataError:
     if others:
         # Perhaps another word was meant, or the folder above or below.
         fault += f" (files named as in data={others[0]})"
-    archives = [file.name for file in sorted(root.glob("*")) if _is_archive(file)]
-    if archives:
-        return DataError(root, f"{fault}, but holds {archives[0]}", f"unpack it, to {expected}")
+    for file in sorted(root.glob("*")):
+        if file.name.lower().endswith(ARCHIVE_ENDINGS):
+            return DataError(root, f"{fault}, but holds {file.name}", f"unpack it, to {expected}")
     return DataError(root, fault, f"expected {expected}")
 
 
@@ -94,10 +94,6 @@ def _files_below(root: Path) -> Iterator[Path]:
             return
         for name in names:
             yield Path(folder, name)
-
-
-def _is_archive(file: Path) -> bool:
-    return file.name.lower().endswith(ARCHIVE_ENDINGS) and not is_nifti(file)
 
 
 def with_baselines(cases: Sequence[Case]) -> list[Case]:
@@ -117,6 +113,8 @@ def with_baselines(cases: Sequence[Case]) -> list[Case]:
 def log_left_out(root: Path, cases: Sequence[Case], reasons: Mapping[str, str]) -> None:
     """Log which images of a download no case uses, and why: a line for each reason.
 
+    As "/data/MSLesSeg: left out (118), as MSLesSeg_RAW/P1/T1/P1_T1_FLAIR.nii.gz: raw scans".
+
     Args:
         root: Folder of the download.
         cases: All its cases.
@@ -132,14 +130,14 @@ def log_left_out(root: Path, cases: Sequence[Case], reasons: Mapping[str, str]) 
             left_out.setdefault(_reason_for(name, reasons), []).append(name)
     for reason, names in left_out.items():
         level = logging.INFO if reason in reasons.values() else logging.WARNING
-        logger.log(level, "%s: left out %d images, as %s: %s", root, len(names), names[0], reason)
+        logger.log(level, "%s: left out (%d), as %s: %s", root, len(names), names[0], reason)
 
 
 def _reason_for(name: str, reasons: Mapping[str, str]) -> str:
     for pattern, reason in reasons.items():
         if fnmatch(name, pattern):
             return reason
-    return "a name that this data set is not known to have"
+    return "neither name nor folder is known of this data set"
 
 
 def check_split(split: str | None, splits: Iterable[str]) -> None:

@@ -24,6 +24,7 @@ SAME_IMAGES = {"BraTS-MET-00507": "BraTS-MET-00418", "BraTS-MET-00019": "BraTS-M
 """Numbers under which an audit of the 2025 release found the same images: one subject here."""
 
 LEFT_OUT = {"*-seg.*": "labels of cases without any image"}
+_UNLABELLED = re.compile(r"(?<![a-z])(valid|test)", re.IGNORECASE)
 _CASE = re.compile(r"(BraTS-MET-\d+)-(\d+)")
 
 
@@ -64,7 +65,7 @@ def find_brats_mets(root: Path) -> list[Case]:
 def _case(folder: Path, subject: str, session: str) -> Case:
     stems = {name: [f"{folder.name}-{word}"] for name, word in MODALITIES.items()}
     labels = find_nifti_each(folder, [f"{folder.name}-seg"])
-    is_unlabelled = re.search("valid|test", folder.parent.name, re.IGNORECASE) and not labels
+    is_unlabelled = _UNLABELLED.search(folder.absolute().parent.name) and not labels
     return Case(
         case_id=folder.name,
         subject_id=SAME_IMAGES.get(subject, subject),

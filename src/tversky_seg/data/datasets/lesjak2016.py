@@ -48,7 +48,7 @@ def find_lesjak2016(root: Path) -> list[Case]:
     cases = []
     for patient in folders_below(root, "patient[0-9]*", max_depth=MAX_DEPTH):
         images = find_images(patient, _stems(patient.name))
-        if images and patient.parent.name != "raw":
+        if images and patient.absolute().parent.name != "raw":
             cases.append(_case(patient, images))
     if not cases:
         expected = "longitudinal/coregistered/patient01/study1_FLAIR.nii.gz"

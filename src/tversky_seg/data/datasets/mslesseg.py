@@ -21,7 +21,7 @@ from tversky_seg.data.datasets._common import (
 
 MODALITIES = ("FLAIR", "T1", "T2")
 SPLITS = ("train", "test")
-MAX_DEPTH = 2  # folders from the root to `train`
+MAX_DEPTH = 2  # folders between the root and `train`
 LEFT_OUT = {
     "*MSLesSeg_RAW/*": "raw scans, each on its own grid and without a mask",
 }

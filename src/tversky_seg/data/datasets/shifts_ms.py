@@ -27,7 +27,6 @@ MODALITIES = {"FLAIR": "flair", "T1": "t1", "T2": "t2", "PD": "pd", "T1CE": "t1c
 """Modality, which stands in the names of the files -> folder."""
 
 MAX_DEPTH = 3  # folders between the root and that of a part
-LEFT_OUT = {"*_isovox.*": "images of subjects without FLAIR"}
 _FLAIR = re.compile(r"(\d+)_FLAIR_isovox")
 
 
@@ -35,8 +34,8 @@ def find_shifts_ms(root: Path) -> list[Case]:
     """List the scans of an official download, of either archive or of both.
 
     Images are skull-stripped, with isotropic voxels of 1 mm. The site is the cohort: `msseg`
-    (patients of MSSEG 2016), `best` and `ljubljana` (those of `lesjak2017`), so do not
-    train on one and test on the other. Each part of a cohort numbers its scans anew.
+    (patients of MSSEG 2016), `best` or `ljubljana` (those of `lesjak2017`): do not test on one what
+    was trained on the other. Each part of a cohort numbers its scans anew.
 
     `train` is the training, `dev_in` the validation set, `eval_in` and `dev_out` (Ljubljana, the
     shifted site) are the test set. The second shifted site, Lausanne, is not published.
@@ -57,14 +56,14 @@ def find_shifts_ms(root: Path) -> list[Case]:
             cases += _cases(folder)
     if not cases:
         raise unlike(root, "Shifts 2.0 MS", "best/train/flair/1_FLAIR_isovox.nii.gz")
-    log_left_out(root, cases, LEFT_OUT)
+    log_left_out(root, cases, {})
     if any(case.split == "train" for case in cases):
         return cases
     return [replace(case, split=None) for case in cases]
 
 
 def _cases(folder: Path) -> Iterator[Case]:
-    cohort, part = folder.parent.name, folder.name
+    cohort, part = folder.absolute().parent.name, folder.name
     numbers = []
     for file in (folder / "flair").glob("*"):
         match = _FLAIR.fullmatch(image_stem(file))

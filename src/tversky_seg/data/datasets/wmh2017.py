@@ -56,7 +56,8 @@ def find_wmh2017(root: Path) -> list[Case]:
     root = Path(root)
     subjects: dict[str, Path] = {}
     for folder in folders_below(root, "[0-9]*", max_depth=MAX_DEPTH):
-        if find_nifti(folder / "pre", "FLAIR") or find_nifti(folder, "wmh"):
+        has_files = find_nifti(folder / "pre", "FLAIR") or find_nifti(folder, "wmh")
+        if has_files and folder.name.isdecimal():
             # Numbers are unique across hospitals.
             subjects.setdefault(folder.name, folder)
     if not subjects:
@@ -69,7 +70,7 @@ def find_wmh2017(root: Path) -> list[Case]:
         folder = subjects[number]
         case = _case(
             folder,
-            site=_site(folder.parent.name),
+            site=_site(folder.absolute().parent.name),
             split=SPLITS[parts[number]] if is_whole else None,
             annotations=annotations.get(number, ()),
         )
@@ -102,9 +103,12 @@ def _annotations(root: Path) -> dict[str, list[Path]]:
 
 
 def _part(folder: Path, root: Path) -> str:
-    """Return "test" or "training", which is also that of a folder without either."""
-    names = (root.absolute().name, *folder.relative_to(root).parts)
-    return "test" if "test" in names else "training"
+    """Return "test" or "training", which is also that of a folder below neither."""
+    # The nearest to the root counts; the root itself may have either name.
+    for name in (*folder.relative_to(root).parts, root.absolute().name):
+        if name in SPLITS:
+            return name
+    return "training"
 
 
 def _site(folder: str) -> str:
