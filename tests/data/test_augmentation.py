@@ -402,3 +402,56 @@ def test_cuda_computes_what_the_cpu_does() -> None:
         on_cuda = moved.apply(torch.tensor(volume).cuda(), torch.tensor(labels).cuda())
         torch.testing.assert_close(on_cuda[0].cpu(), on_cpu[0], atol=1e-4, rtol=0)
         assert (on_cuda[1].cpu() == on_cpu[1]).float().mean() > 0.9999
+
+
+THICK_SLICES = (1.0, 1.0, 5.0)
+DEFORMING = NOTHING | {
+    f"{name}_probability": 1.0 for name in ("tilt", "zoom", "stretch", "shear", "elastic")
+}
+
+
+def test_thick_slices_are_deformed_within_the_slice_alone() -> None:
+    settings = Augmentation(**DEFORMING, within_slices_above=3)
+    image = np.zeros((1, 24, 24, 8), np.float32)
+    image[:, :, :, 3] = 1.0  # one bright slice
+    labels = (image > 0).astype(np.uint8)
+    for rng in rngs(10):
+        moved, moved_labels, _ = augmented(
+            settings, image, labels, None, rng, spacing_mm=THICK_SLICES
+        )
+        others = np.delete(moved, 3, axis=3)
+        assert abs(others).max() < 1e-5
+        assert not np.delete(moved_labels, 3, axis=3).any()
+        assert moved[0, 8:16, 8:16, 3].min() > 0.99  # the middle of the slice stays lit
+
+
+def test_slices_are_turned_by_the_angle_that_was_drawn() -> None:
+    only_tilt = NOTHING | {"tilt_probability": 1.0}
+    change = Augmentation(**only_tilt, within_slices_above=3).draw(
+        np.random.default_rng(0), n_channels=1, size=(8, 8, 4), spacing_mm=THICK_SLICES
+    )
+    matrix = change.deformation.matrix
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(3), atol=1e-12)
+    assert matrix[2, 2] == 1.0
+    assert matrix[0, 1] != 0.0
+
+
+def test_voxels_below_the_ratio_change_as_without_the_rule() -> None:
+    image, target, _ = a_patch()
+    for spacing_mm in [(1.0, 1.0, 1.0), (1.0, 1.0, 2.9)]:
+        drawn = []
+        for limit in (None, 3):
+            settings = Augmentation(**DEFORMING, within_slices_above=limit)
+            rng = np.random.default_rng(3)
+            drawn.append(augmented(settings, image, target, None, rng, spacing_mm=spacing_mm)[0])
+        assert np.array_equal(*drawn)
+
+
+def test_the_resolution_across_thick_slices_is_kept() -> None:
+    settings = Augmentation(**NOTHING | {"low_resolution_probability": 1.0}, within_slices_above=3)
+    change = settings.draw(
+        np.random.default_rng(1), n_channels=1, size=(12, 12, 6), spacing_mm=THICK_SLICES
+    )
+    along_x, _, along_z = change.channels[0].low_resolution
+    assert torch.equal(along_z, torch.eye(6))
+    assert not torch.equal(along_x, torch.eye(12))

@@ -32,6 +32,7 @@ OWN_SETTINGS = ("output_dir", "n_workers", "memory_gib", "timed_steps")
 def check_data(cfg: DictConfig) -> int:
     """Examine every case, write the page and print the table; 1 where training would refuse."""
     dataset, cases, list_findings = survey_dataset(config.build(cfg, "data"))
+    config.resolve_voxel_settings(cfg, dataset)
     network = config.build(
         cfg, "model", in_channels=len(dataset.modalities), out_channels=len(dataset.classes)
     )

@@ -97,6 +97,7 @@ def build_parts(cfg: DictConfig) -> Parts:
     """Build every part before any data are read, and check that they fit together."""
     config.recall_precision(cfg)
     data = with_modalities(config.build(cfg, "data"))
+    config.resolve_voxel_settings(cfg, data)
     sampler = config.build(cfg, "sampler")
     augmentation = config.build(cfg, "augmentation")
     n_channels = len(data.modalities)

@@ -6,6 +6,7 @@ from tversky_seg.config.entry_point import Command
 from tversky_seg.config.instantiate import build, build_network, check_network
 from tversky_seg.config.log import logger
 from tversky_seg.config.run_directory import open_run, recall_precision
+from tversky_seg.config.voxel_settings import resolve_voxel_settings
 
 __all__ = [
     "Command",
@@ -19,5 +20,6 @@ __all__ = [
     "open_run",
     "plain",
     "recall_precision",
+    "resolve_voxel_settings",
     "user_overrides",
 ]

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 class DeepSupervision(nn.Module):
     """The weighted sum of a loss over a network's outputs at full, half, quarter ... resolution.
 
-    Labels and voxel weights are reduced by the maximum of each 2^3 block: a block is lesion if any
-    of its voxels is. Taking the nearest voxel would drop seven in eight lesions of one voxel at
-    each level.
+    Labels and voxel weights are reduced by the maximum of each 2^3 block (fewer axes where the
+    network halves fewer): a block is lesion if any of its voxels is. Taking the nearest voxel would
+    drop seven in eight lesions of one voxel at each level.
 
     Args:
         loss: Loss `(logits, target, weight) -> scalar`.
@@ -40,8 +40,8 @@ class DeepSupervision(nn.Module):
         """Compute the loss, a scalar.
 
         Args:
-            logits: (B, K, X, Y, Z), (B, K, X/2, Y/2, Z/2) ..., rounded up. One tensor, not in a
-                sequence, gives the loss itself.
+            logits: (B, K, X, Y, Z), (B, K, X/2, Y/2, Z/2) ..., rounded up; an axis that is not
+                halved keeps its side. One tensor, not in a sequence, gives the loss itself.
             target: (B, K, X, Y, Z).
             weight: Weight of each voxel; broadcasts to the target.
         """
@@ -57,9 +57,9 @@ class DeepSupervision(nn.Module):
         parts = [weights[0] * self.loss(logits[0], target, weight)]
         for scale_weight, scale_logits in zip(weights[1:], logits[1:], strict=True):
             # From level to level: the maximum of maxima is that of the larger block.
-            target = _halve(target)
+            target = _reduce(target, to=scale_logits)
             if weight is not None:
-                weight = _halve(weight)
+                weight = _reduce(weight, to=scale_logits)
             parts.append(scale_weight * self.loss(scale_logits, target, weight))
         return torch.stack(parts).sum()
 
@@ -81,6 +81,12 @@ def _halving_weights(n: int) -> list[float]:
     return [2.0 ** (n - 1 - scale) / total for scale in range(n)]
 
 
-def _halve(values: Tensor) -> Tensor:
-    """Take the maximum of each 2^3 block of (B, K, X, Y, Z); those over the border have fewer."""
-    return F.max_pool3d(values, 2, ceil_mode=True)
+def _reduce(values: Tensor, *, to: Tensor) -> Tensor:
+    """Take the maximum of each block of (B, K, X, Y, Z); those over the border have fewer voxels.
+
+    Args:
+        values: Values at one resolution.
+        to: Logits of the next: blocks have 2 voxels along the axes that are shorter there.
+    """
+    block = [2 if n > m else 1 for n, m in zip(values.shape[2:], to.shape[2:], strict=True)]
+    return F.max_pool3d(values, block, ceil_mode=True)

@@ -19,6 +19,7 @@ from tversky_seg.models.layers import (
 from tversky_seg.models.narrow_conv import ImageConv, LogitConv
 from tversky_seg.models.pooling import MaxPool
 from tversky_seg.models.recompute import recomputed
+from tversky_seg.models.strides import total_stride
 
 EPS = 1.1e-5  # of the normalisations in the released code
 
@@ -147,7 +148,7 @@ class FCDenseNet3D(nn.Module):
             got = f"{growth_rate}, {n_layers}, {n_blocks} and {width}"
             raise ValueError(f"growth_rate, n_layers, n_blocks and width must be >= 1, got {got}")
         self.norm = norm
-        self.multiple = 2 ** (n_blocks + compact)
+        self.multiple = total_stride([(2, 2, 2)] * (n_blocks + compact))
         dense_block = partial(
             DenseBlock,
             n_layers=n_layers,

@@ -1,7 +1,7 @@
 """Parts that the networks share: layers by name, padding to a multiple, initial weights."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tversky_seg.models.batch_norm import Layers
 from tversky_seg.models.group_norm import GroupNorm
+from tversky_seg.models.strides import Triple
 
 Norm = Literal["instance", "batch", "group"]
 NORMS: tuple[Norm, ...] = ("instance", "batch", "group")
@@ -65,7 +66,7 @@ def _n_groups(n_channels: int) -> int:
 def preactivation(
     in_channels: int,
     out_channels: int,
-    kernel_size: int = 3,
+    kernel_size: int | Triple = 3,
     *,
     norm: Norm | None,
     bias: bool = False,
@@ -76,14 +77,14 @@ def preactivation(
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        kernel_size: Side of the kernel, odd.
+        kernel_size: Sides of the kernel, odd, one number or three.
         norm: See `normalization`.
         bias: Give the convolution a bias even if `norm` is given; without `norm` it always has one.
         eps: See `normalization`.
     """
     has_bias = bias or norm is None
     conv = nn.Conv3d(
-        in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=has_bias
+        in_channels, out_channels, kernel_size, padding=same_padding(kernel_size), bias=has_bias
     )
     normalise, relu = norm_and_relu(norm, in_channels, eps=eps)
     if norm is None:
@@ -91,29 +92,41 @@ def preactivation(
     return Layers(normalise, relu, conv)
 
 
-def pad_and_crop(network: Callable[[Tensor], Logits], image: Tensor, *, multiple: int) -> Logits:
+def same_padding(kernel_size: int | Triple) -> Triple:
+    """Return the padding with which a convolution keeps the size of its input."""
+    if isinstance(kernel_size, int):
+        kernel_size = (kernel_size, kernel_size, kernel_size)
+    x, y, z = (side // 2 for side in kernel_size)
+    return x, y, z
+
+
+def pad_and_crop(
+    network: Callable[[Tensor], Logits],
+    image: Tensor,
+    *,
+    multiple: Triple,
+    scales: Sequence[Triple] = ((1, 1, 1),),
+) -> Logits:
     """Run a network that needs sides divisible by `multiple` on an image of any size.
 
     The image is padded with zeros (the background of a normalised image) at the far end of each
     axis, and the result is cropped to the image's size.
 
     Args:
-        network: (B, C, X', Y', Z') -> (B, K, X', Y', Z'), or a tuple of this and of half, quarter
-            ... its sides.
+        network: (B, C, X', Y', Z') -> (B, K, X', Y', Z'), or a tuple of this and of coarser logits.
         image: (B, C, X, Y, Z).
-        multiple: Divisor of X', Y' and Z'.
+        multiple: Divisors of X', Y' and Z'.
+        scales: Voxels of the image, along each axis, that a voxel of each member of the tuple
+            covers.
     """
     x, y, z = image.shape[2:]
-    image = F.pad(image, (0, -z % multiple, 0, -y % multiple, 0, -x % multiple))
+    image = F.pad(image, (0, -z % multiple[2], 0, -y % multiple[1], 0, -x % multiple[0]))
     logits = network(image)
     if not isinstance(logits, tuple):
         return logits[..., :x, :y, :z]  # type: ignore[return-value]
     cropped = []
-    for level, level_logits in enumerate(logits):
-        side = 2**level
-        cropped.append(
-            level_logits[..., : _ceil_div(x, side), : _ceil_div(y, side), : _ceil_div(z, side)]
-        )
+    for level_logits, (a, b, c) in zip(logits, scales, strict=False):
+        cropped.append(level_logits[..., : _ceil_div(x, a), : _ceil_div(y, b), : _ceil_div(z, c)])
     return tuple(cropped)  # type: ignore[return-value]
 
 
@@ -122,25 +135,32 @@ def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def require_statistics(image: Tensor, *, norm: Norm | None, multiple: int, training: bool) -> None:
+def require_statistics(
+    image: Tensor, *, norm: Norm | None, multiple: Triple, training: bool
+) -> None:
     """Refuse an image that leaves the lowest level one value a channel: normalising would erase it.
 
     Args:
         image: (B, C, X, Y, Z).
         norm: Normalisation of the network. "instance" needs more than one voxel; "batch", in
             training, more than one voxel or sample.
-        multiple: Voxels of the image along an axis that become one voxel at the lowest level.
+        multiple: Voxels of the image along each axis that become one voxel at the lowest level.
         training: Whether the network is in training mode.
 
     Raises:
         ValueError: Names the multiple, and what to do.
     """
-    if norm not in ("instance", "batch") or max(image.shape[2:]) > multiple:
+    if norm not in ("instance", "batch"):
+        return
+    if any(side > step for side, step in zip(image.shape[2:], multiple, strict=True)):
         return
     if norm == "batch" and (not training or image.shape[0] > 1):
         return
     sides = "x".join(str(int(side)) for side in image.shape[2:])
-    remedies = f"a side of more than {multiple} (sides are padded to multiples of {multiple}), "
+    steps = "x".join(str(step) for step in multiple)
+    if len(set(multiple)) == 1:
+        steps = str(multiple[0])
+    remedies = f"a side of more than {steps} (sides are padded to multiples of {steps}), "
     if norm == "batch":
         remedies += "a batch of more than 1, "
     raise ValueError(

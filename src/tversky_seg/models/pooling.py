@@ -1,4 +1,4 @@
-"""Max-pooling by 2^3: torch's own on the CPU, without atomic additions on a GPU."""
+"""Max-pooling by 2 along some axes: torch's own on the CPU, without atomics on a GPU."""
 
 from __future__ import annotations
 
@@ -26,11 +26,21 @@ TILE = 1024
 
 
 class MaxPool(nn.Module):
-    """See `max_pool`."""
+    """See `max_pool`; with a stride of 1 the windows have one voxel along that axis.
+
+    Args:
+        stride: 1 or 2 along each axis.
+    """
+
+    def __init__(self, stride: tuple[int, int, int] = (2, 2, 2)) -> None:
+        super().__init__()
+        self.stride = stride
 
     def forward(self, features: Tensor) -> Tensor:
-        """Halve the sides of features (B, C, X, Y, Z)."""
-        return max_pool(features)
+        """Halve the sides of features (B, C, X, Y, Z) that have a stride of 2."""
+        if self.stride == (2, 2, 2):
+            return max_pool(features)
+        return _pool_some_axes(features, self.stride)
 
 
 def max_pool(features: Tensor) -> Tensor:
@@ -55,6 +65,20 @@ def max_pool(features: Tensor) -> Tensor:
     else:
         pooled, _ = _MaxPoolFunction.apply(features)  # type: ignore[no-untyped-call]
     return pooled  # type: ignore[no-any-return]
+
+
+def _pool_some_axes(features: Tensor, stride: tuple[int, int, int]) -> Tensor:
+    """Pool along the axes of stride 2; a last voxel of an odd side is left out."""
+    if not features.is_cuda:
+        return F.max_pool3d(features, stride)
+    pooled = features
+    # Axis by axis, since torch's pooling adds its gradient by atomics, in any order.
+    for axis, step in enumerate(stride, start=2):
+        if step > 1:
+            n_windows = pooled.shape[axis] // step
+            windows = pooled.narrow(axis, 0, n_windows * step)
+            pooled = windows.unflatten(axis, (n_windows, step)).amax(axis + 1)
+    return pooled
 
 
 def _has_odd_side(features: Tensor) -> bool:

@@ -16,6 +16,7 @@ from tversky_seg.models.layers import (
 )
 from tversky_seg.models.narrow_conv import ImageConv
 from tversky_seg.models.pooling import MaxPool
+from tversky_seg.models.strides import total_stride
 from tversky_seg.models.upsampling import upsample
 
 
@@ -81,7 +82,7 @@ class ResidualUNet3D(nn.Module):
         first = levels[0]
         input_widths = [first, *levels[:-1]]  # features that each level gets from the one above
         self.norm = norm
-        self.multiple = 2 ** (len(widths) - 1)
+        self.multiple = total_stride([(2, 2, 2)] * (len(widths) - 1))
         self.stem = nn.Sequential(
             ImageConv(in_channels, first, 3, padding=1, bias=norm is None),
             preactivation(first, first, norm=norm, bias=True),

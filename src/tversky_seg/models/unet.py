@@ -1,5 +1,7 @@
 """The 3D U-Net of Salehi et al. 2017 (arXiv 1706.05721, section 2.1)."""
 
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -13,16 +15,18 @@ from tversky_seg.models.layers import (
     normalization,
     pad_and_crop,
     require_statistics,
+    same_padding,
     set_prior,
 )
 from tversky_seg.models.narrow_conv import ImageConv, LogitConv
 from tversky_seg.models.pooling import MaxPool
+from tversky_seg.models.strides import Triple, kernels_for, resolve_strides, total_stride
 
 MAX_LEVELS = 16
 
 
 class ConvBlock(nn.Module):
-    """Two 3^3 convolutions, each normalised and followed by ReLU.
+    """Two convolutions, by 3^3 or as `kernel` says, each normalised and followed by ReLU.
 
     With `residual`, a 1^3 convolution of the input is added before the last ReLU.
     """
@@ -35,12 +39,14 @@ class ConvBlock(nn.Module):
         norm: Norm | None,
         dropout: float,
         residual: bool,
+        kernel: Triple = (3, 3, 3),
     ):
         super().__init__()
         bias = norm is None
-        self.conv1 = ImageConv(in_channels, out_channels, 3, padding=1, bias=bias)
+        padding = same_padding(kernel)
+        self.conv1 = ImageConv(in_channels, out_channels, kernel, padding=padding, bias=bias)
         self.norm1, self.relu1 = norm_and_relu(norm, out_channels)
-        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=bias)
+        self.conv2 = nn.Conv3d(out_channels, out_channels, kernel, padding=padding, bias=bias)
         self.norm2, self.relu2 = norm_and_relu(norm, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.shortcut = None
@@ -82,10 +88,17 @@ class UNet3D(nn.Module):
             which the Tversky loss of a rare class starts slowly.
         deep_supervision: Number of coarser levels, below n_levels, that have a 1^3 convolution of
             their own in training.
+        strides: For voxels that are not cubes: 1 or 2 along each axis between two levels, a list
+            of n_levels - 1 triples; "auto": those of `strides.strides_for`; None: 2 along every
+            axis. Kernels have one voxel along an axis until it is first halved.
+        spacing_mm: Voxel size of the image, for "auto".
+
+    Attributes:
+        strides: The strides in use.
 
     Raises:
         ValueError: n_levels is not 1 to 16, width is below 1, the norm is unknown, the prior is
-            outside (0, 1), or there are too many heads.
+            outside (0, 1), there are too many heads, or the strides do not fit.
     """
 
     def __init__(
@@ -100,6 +113,8 @@ class UNet3D(nn.Module):
         residual: bool = False,
         prior: float | None = 0.01,
         deep_supervision: int = 0,
+        strides: Sequence[Sequence[int]] | str | None = None,
+        spacing_mm: Sequence[float] | None = None,
     ):
         super().__init__()
         if n_levels < 1 or width < 1:
@@ -116,20 +131,22 @@ class UNet3D(nn.Module):
         widths = [width * 2**level for level in range(n_levels)]
         widths_upward = widths[-2::-1]  # without the lowest level's
         self.norm = norm
-        self.multiple = 2 ** (n_levels - 1)
+        self.strides = resolve_strides(strides, n_steps=n_levels - 1, spacing_mm=spacing_mm)
+        self.multiple = total_stride(self.strides)
+        self.scales = [total_stride(self.strides[:level]) for level in range(deep_supervision + 1)]
+        kernels = kernels_for(self.strides)
+        conv_block = partial(ConvBlock, norm=norm, dropout=dropout, residual=residual)
         self.encoder = nn.ModuleList()
-        for before, after in pairwise([in_channels, *widths]):
-            self.encoder.append(
-                ConvBlock(before, after, norm=norm, dropout=dropout, residual=residual)
-            )
-        self.upsample = nn.ModuleList(
-            [nn.ConvTranspose3d(2 * w, w, 2, stride=2) for w in widths_upward]
-        )
+        for (before, after), kernel in zip(pairwise([in_channels, *widths]), kernels, strict=True):
+            self.encoder.append(conv_block(before, after, kernel=kernel))
+        self.upsample = nn.ModuleList()
+        for w, stride in zip(widths_upward, reversed(self.strides), strict=True):
+            self.upsample.append(nn.ConvTranspose3d(2 * w, w, stride, stride=stride))
         self.decoder = nn.ModuleList()
-        for w in widths_upward:
+        for w, kernel in zip(widths_upward, kernels[-2::-1], strict=True):
             # Twice the features: those of the level below and those handed across.
-            self.decoder.append(ConvBlock(2 * w, w, norm=norm, dropout=dropout, residual=residual))
-        self.pool = MaxPool()
+            self.decoder.append(conv_block(2 * w, w, kernel=kernel))
+        self.pools = nn.ModuleList([MaxPool(stride) for stride in self.strides])
         self.head = LogitConv(width, out_channels)
         initialize(self)  # before further heads are made, so that these change no other weight
         coarse_widths = widths[1 : deep_supervision + 1]
@@ -142,10 +159,10 @@ class UNet3D(nn.Module):
         """Compute logits (B, K, X, Y, Z) of an image (B, C, X, Y, Z) of any size.
 
         In training with deep supervision, a tuple of these and of (B, K, X/2, Y/2, Z/2) ...,
-        rounded up.
+        rounded up; an axis that is not halved keeps its side.
         """
         require_statistics(image, norm=self.norm, multiple=self.multiple, training=self.training)
-        return pad_and_crop(self._logits, image, multiple=self.multiple)
+        return pad_and_crop(self._logits, image, multiple=self.multiple, scales=self.scales)
 
     def _logits(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Compute logits of an image whose sides are multiples of `self.multiple`."""
@@ -153,7 +170,7 @@ class UNet3D(nn.Module):
         skips = []
         for level, block in enumerate(self.encoder):
             if level > 0:
-                features = self.pool(features)
+                features = self.pools[level - 1](features)
             features = block(features)
             skips.append(features)
         skips.pop()  # the lowest level's own output

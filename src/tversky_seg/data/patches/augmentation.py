@@ -95,6 +95,10 @@ class Augmentation:
             be, none is.
         growth_mm: Largest growth of lesions; the distance is uniform in [0, growth_mm].
         growth_probability: Probability of growth, for all lesions of a patch together.
+        within_slices_above: Ratio of a voxel's longest to its shortest side from which the patch is
+            deformed within slices alone: no tilt out of the slice, no zoom, stretch, shear, elastic
+            displacement or loss of resolution along the longest side. Between thick slices there is
+            nothing to interpolate from. None: never.
 
     Raises:
         ValueError: A probability outside [0, 1], a strength out of its range, an axis not in 0, 1,
@@ -137,6 +141,7 @@ class Augmentation:
     dropout_probability: float = 0.0
     growth_mm: float = 8.0
     growth_probability: float = 0.0
+    within_slices_above: float | None = None
 
     def __post_init__(self) -> None:
         """Check the settings before any data are read."""
@@ -145,6 +150,9 @@ class Augmentation:
             if field.name.endswith("_axes"):
                 if not set(value) <= {0, 1, 2}:
                     raise ValueError(f"{field.name} must be axes out of 0, 1, 2, got {value}")
+            elif field.name == "within_slices_above":
+                if value is not None and value <= 1:
+                    raise ValueError(f"within_slices_above must be above 1 or null, got {value}")
             elif field.name != "zoom":
                 _check_range(field.name, value)
         if len(self.zoom) != 2 or not 0 < self.zoom[0] <= self.zoom[1]:
@@ -229,9 +237,12 @@ class Augmentation:
         self, rng: np.random.Generator, size: Sequence[int], spacing_mm: NDArray[np.float64]
     ) -> Deformation | None:
         """Draw the smooth map from patch to volume, without the turn; None: nothing was drawn."""
+        is_free = self._free_axes(spacing_mm)
         forward = np.eye(3)  # from the volume to the patch, in mm
         if _is_drawn(self.tilt_probability, rng):
             degrees = rng.uniform(-self.tilt_degrees, self.tilt_degrees, 3)
+            if not is_free.all():
+                degrees *= ~is_free  # about the axis through the slices alone
             forward = _rotation(np.radians(degrees))
         # Each further change is applied before those drawn so far.
         if _is_drawn(self.shear_probability, rng):
@@ -245,6 +256,8 @@ class Augmentation:
             forward = forward * np.exp(rng.uniform(low, high))
         if _is_drawn(self.stretch_probability, rng):
             forward = forward * (1 + self.stretch) ** rng.uniform(-1, 1, 3)
+        if not is_free.all():
+            forward = np.where(is_free & is_free[:, None], forward, np.eye(3))
         knot_distance = self.elastic_spacing_mm / spacing_mm
         displacement = None
         if _is_drawn(self.elastic_probability, rng):
@@ -252,6 +265,7 @@ class Augmentation:
             # As `spline_basis` has them: a spline reaches two knots to either side
             n_knots = ((np.array(size) - 1) / knot_distance).astype(int) + 4
             displacement_mm = rng.uniform(-strength_mm, strength_mm, (3, *n_knots))
+            displacement_mm *= is_free[:, None, None, None]
             displacement = displacement_mm / spacing_mm[:, None, None, None]
         if displacement is None and (forward == np.eye(3)).all():
             return None
@@ -276,7 +290,8 @@ class Augmentation:
             change = replace(change, blur=gaussian_matrices(sigma.tolist(), size))
         if _is_drawn(self.low_resolution_probability, rng):
             factor = rng.uniform(1, self.low_resolution)
-            change = replace(change, low_resolution=low_resolution_matrices(factor, size))
+            factors = np.where(self._free_axes(spacing_mm), factor, 1.0).tolist()
+            change = replace(change, low_resolution=low_resolution_matrices(factors, size))
         # The five below draw their probability even where it is 0, as they always did.
         if rng.random() < self.gamma_probability:
             exponent = float(np.exp(rng.uniform(-self.gamma, self.gamma)))
@@ -291,6 +306,17 @@ class Augmentation:
             ranks = torch.from_numpy(rng.integers(0, N_RANKS, size, dtype=np.uint16))
             change = replace(change, noise_ranks=ranks, noise_sd=rng.uniform(0, self.noise_sd))
         return change
+
+    def _free_axes(self, spacing_mm: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Tell along which axes patches may be deformed: all but the longest side of thick slices.
+
+        With `within_slices_above` 3, voxels of 1 x 1 x 5 mm give True, True, False.
+        """
+        is_free = np.ones(3, dtype=bool)
+        limit = self.within_slices_above
+        if limit is not None and spacing_mm.max() >= limit * spacing_mm.min():
+            is_free[np.argmax(spacing_mm)] = False
+        return is_free
 
     def _draw_dropped(self, rng: np.random.Generator, n_channels: int) -> tuple[int, ...]:
         """Draw the channels that are blanked; none where it would be all."""

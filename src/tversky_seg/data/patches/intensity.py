@@ -153,12 +153,13 @@ def _gaussian(n: int, sigma: float) -> Matrix:
     return np.asarray(weights, dtype=np.float32)
 
 
-def low_resolution_matrices(factor: float, size: Sequence[int]) -> Matrices:
+def low_resolution_matrices(factor: float | Sequence[float], size: Sequence[int]) -> Matrices:
     """Compute the matrices that average over voxels `factor` times as long along each axis.
 
-    Then they interpolate linearly.
+    Then they interpolate linearly. The factor is one number, or one for each axis.
     """
-    return as_matrices(_coarse_and_back(n, factor) for n in size)
+    factors = [factor] * 3 if isinstance(factor, int | float) else factor
+    return as_matrices(map(_coarse_and_back, size, factors))
 
 
 def _coarse_and_back(n: int, factor: float) -> Matrix:

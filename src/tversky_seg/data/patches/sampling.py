@@ -119,6 +119,24 @@ def place_patch(
     return as_shape(np.clip(start, lowest, highest))
 
 
+def patch_sides_of_mm(side_mm: float, spacing_mm: Sequence[float]) -> Shape:
+    """Choose sides in voxels that are about equally long in mm.
+
+    Multiples of 16; along thick slices, where 16 voxels would be too long, of 4, at least 4. 64 mm
+    are 64 x 64 x 64 voxels of 1 mm, 64 x 64 x 8 of 0.9 x 0.9 x 7 mm, 32 x 32 x 32 of 2 mm.
+
+    Args:
+        side_mm: Length of a side.
+        spacing_mm: Voxel size.
+    """
+    sides = []
+    for size_mm in spacing_mm:
+        wanted = side_mm / size_mm
+        multiple = 16 if wanted >= 16 else 4
+        sides.append(max(round(wanted / multiple), 1) * multiple)
+    return sides[0], sides[1], sides[2]
+
+
 def patch_sides(patch_size: PatchSize) -> Shape:
     """Expand a patch size, one number or three, to its three sides in voxels."""
     if isinstance(patch_size, int):
@@ -131,10 +149,11 @@ def check_patch_size(patch_size: PatchSize) -> None:
     """Check that a patch size is one or three numbers of at least 1.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It is not. Lengths in mm are for the command line, where the voxel is known.
     """
     sides = [patch_size] if isinstance(patch_size, int) else list(patch_size)
-    if len(sides) not in (1, 3) or min(sides) < 1:
+    is_text = isinstance(patch_size, str)
+    if is_text or len(sides) not in (1, 3) or min(sides) < 1:
         raise ValueError(f"patch_size must be one or three numbers >= 1, got {patch_size}")
 
 

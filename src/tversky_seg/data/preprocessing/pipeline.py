@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tversky_seg.data.case import Case
-from tversky_seg.data.dataset import Dataset
+from tversky_seg.data.dataset import Dataset, survey_cases
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import Bools, Box, Geometry, Shape, network_grid
 from tversky_seg.data.nifti import read_grid
@@ -135,6 +135,21 @@ def preprocessing_of(dataset: Dataset, cases: Sequence[Case]) -> Preprocessing:
         crop_margin=dataset.crop_margin,
         rater=dataset.rater,
     )
+
+
+def network_spacing(dataset: Dataset) -> tuple[float, float, float]:
+    """Return the voxel size that the network will see, from the headers of the files.
+
+    Where cases keep their own, along one axis or along all, it is the median of the labelled ones.
+
+    Raises:
+        DataError: There is no case, or a header cannot be read.
+    """
+    cases, _, _ = survey_cases(dataset)
+    settled = preprocessing_of(dataset, cases).spacing_mm or (None, None, None)
+    median = median_spacing([case for case in cases if case.labels] or cases)
+    x, y, z = (own or typical for own, typical in zip(settled, median, strict=True))
+    return x, y, z
 
 
 def preprocess(case: Case, settings: Preprocessing) -> PreparedCase:
