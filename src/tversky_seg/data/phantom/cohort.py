@@ -40,9 +40,10 @@ class CohortSettings:
         spacing_mm: Voxel size, 1 to 6 mm.
         seed: Seed of all draws.
         version: Version of the images.
+        contrast: "measured" or "any"; see `subject.draw_subject`.
 
     Raises:
-        DataError: A number is out of range.
+        DataError: A number is out of range, or the contrast is another word.
     """
 
     n_train: int
@@ -50,19 +51,23 @@ class CohortSettings:
     spacing_mm: float
     seed: int
     version: int = VERSION
+    contrast: str = "measured"
 
     def __post_init__(self) -> None:
         _check_number("n_train", self.n_train, low=1)
         _check_number("n_test", self.n_test, low=0)
         _check_number("spacing_mm", self.spacing_mm, low=1, high=6, kind=(int, float))
         _check_number("seed", self.seed, low=0)
+        if self.contrast not in ("measured", "any"):
+            raise DataError("data.importer.contrast", self.contrast, "expected measured or any")
         object.__setattr__(self, "spacing_mm", float(self.spacing_mm))
 
     @property
     def folder_name(self) -> str:
         """Name of the cohort's folder."""
         size = f"{self.n_train}+{self.n_test}_{self.spacing_mm:g}mm"
-        return f"ms_{size}_seed{self.seed}_v{self.version}"
+        kind = "_any" if self.contrast == "any" else ""
+        return f"ms_{size}_seed{self.seed}_v{self.version}{kind}"
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,14 @@ class SubjectPlan:
         load_rank: Rank of its lesion load among real patients, in [0, 1].
         spacing_mm: Voxel size.
         key: Key of its random generator: seed and number of the subject.
+        contrast: "measured" or "any".
     """
 
     folder: Path
     load_rank: float
     spacing_mm: float
     key: tuple[int, int]
+    contrast: str = "measured"
 
 
 def make_phantom(
@@ -89,6 +96,7 @@ def make_phantom(
     n_test: int = 4,
     spacing_mm: float = 2.0,
     seed: int = 0,
+    contrast: str = "measured",
     n_workers: int | None = None,
 ) -> list[Case]:
     """List the cases of the synthetic cohort with these settings; make it first where it is absent.
@@ -102,13 +110,15 @@ def make_phantom(
         n_test: Number of subjects in the official test set.
         spacing_mm: Voxel size, 1 to 6 mm.
         seed: Seed of all draws.
+        contrast: "measured": contrast and noise of real scans. "any": drawn from wide ranges for
+            each subject, as is the resolution, to train for unknown scanners.
         n_workers: Processes; 0 or 1 works in this one; None: one per core, at most 8, if the work
             takes longer than their start.
 
     Raises:
         DataError: A number is out of range, `root` holds other files, or cannot be written.
     """
-    settings = CohortSettings(n_train, n_test, spacing_mm, seed)
+    settings = CohortSettings(n_train, n_test, spacing_mm, seed, contrast=contrast)
     cohort = Path(root) / settings.folder_name
     if not cohort.is_dir():
         _refuse_other_files(Path(root))
@@ -188,6 +198,7 @@ def _plan_subjects(settings: CohortSettings) -> Iterator[SubjectPlan]:
                 spacing_mm=settings.spacing_mm,
                 # By number, so that a subject depends neither on the others nor on the process.
                 key=(settings.seed, number),
+                contrast=settings.contrast,
             )
             number += 1
 
@@ -204,7 +215,11 @@ def write_subject(folder: Path, plan: SubjectPlan) -> None:
     """Draw one subject and write its files into the folder of the cohort."""
     rng = np.random.default_rng(plan.key)
     subject = draw_subject(
-        load_anatomy(), load_rank=plan.load_rank, spacing_mm=plan.spacing_mm, rng=rng
+        load_anatomy(),
+        load_rank=plan.load_rank,
+        spacing_mm=plan.spacing_mm,
+        rng=rng,
+        contrast=plan.contrast,
     )
     images = folder / plan.folder / "Preprocessed_Data"
     masks = folder / plan.folder / "Masks"

@@ -68,6 +68,35 @@ CONTRASTS = {
     ),
 }
 
+ANY_CONTRASTS = {
+    "FLAIR": Contrast(
+        grey_matter=(0.95, 1.35),
+        csf=(0.05, 0.60),
+        lesion=(0.15, 0.80),
+        noise=(0.010, 0.080),
+        texture=(0.03, 0.12),
+    ),
+    "T1": Contrast(
+        grey_matter=(0.50, 0.90),
+        csf=(0.05, 0.35),
+        lesion=(-0.50, -0.08),
+        noise=(0.005, 0.060),
+        texture=(0.02, 0.10),
+    ),
+    "T2": Contrast(
+        grey_matter=(1.10, 1.80),
+        csf=(1.80, 4.00),
+        lesion=(0.30, 1.60),
+        noise=(0.010, 0.080),
+        texture=(0.05, 0.14),
+    ),
+}
+"""Wider ranges than any one scanner has, chosen and not measured: to train for unknown scanners."""
+
+THICKEST_MM = 5.0
+BLURRIEST_MM = 0.8
+"""Largest slice, and largest standard deviation of a blur, of a subject of any contrast."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -87,7 +116,12 @@ class Subject:
 
 
 def draw_subject(
-    anatomy: Anatomy, *, load_rank: float, spacing_mm: float, rng: np.random.Generator
+    anatomy: Anatomy,
+    *,
+    load_rank: float,
+    spacing_mm: float,
+    rng: np.random.Generator,
+    contrast: str = "measured",
 ) -> Subject:
     """Draw one subject.
 
@@ -96,6 +130,8 @@ def draw_subject(
         load_rank: Rank of the lesion load among real patients, in [0, 1], 0 the least.
         spacing_mm: Voxel size.
         rng: Generator of all draws.
+        contrast: "measured": as on real scans. "any": contrast from wide ranges, and for each
+            modality a resolution, from isotropic to slices of 5 mm along any axis.
     """
     head = draw_head(anatomy, spacing_mm=spacing_mm, rng=rng)
     sizes = draw_lesion_sizes(load_rank, spacing_mm=spacing_mm, rng=rng)
@@ -105,7 +141,10 @@ def draw_subject(
     for lesion in lesions:
         marked[tuple(lesion.marked.T)] = True
     images = {}
-    for name, image in _draw_images(head, lesions, rng=rng).items():
+    contrasts = ANY_CONTRASTS if contrast == "any" else CONTRASTS
+    for name, image in _draw_images(head, lesions, contrasts, rng=rng).items():
+        if contrast == "any":
+            image = _at_any_resolution(image, spacing_mm=spacing_mm, rng=rng)
         images[name] = _as_int16(image * brain)
     affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
     affine[:3, 3] = anatomy.centre_mm - spacing_mm * (np.array(brain.shape) - 1) / 2
@@ -113,7 +152,11 @@ def draw_subject(
 
 
 def _draw_images(
-    head: Head, lesions: Sequence[Lesion], *, rng: np.random.Generator
+    head: Head,
+    lesions: Sequence[Lesion],
+    contrasts: Mapping[str, Contrast],
+    *,
+    rng: np.random.Generator,
 ) -> dict[str, Array]:
     """Draw the intensities of all modalities: white matter is about 1 times a gain."""
     # The order of the draws is part of the seed's meaning.
@@ -128,7 +171,7 @@ def _draw_images(
     rim = rng.uniform(0.03, 0.15) * np.exp(-head.ventricle_mm / 2.5)
     images = {}
     for name in MODALITIES:
-        contrast = CONTRASTS[name]
+        contrast = contrasts[name]
         lesion_contrast = rng.uniform(*contrast.lesion)
         grey_matter = grey * rng.uniform(*contrast.grey_matter)
         if name == "FLAIR":
@@ -205,6 +248,30 @@ def _add_scanner(
     real, imaginary = rng.standard_normal((2, *shape), dtype=np.float32) * np.float32(noise)
     gain = rng.uniform(0.6, 1.6)
     return np.asarray(gain * WHITE_MATTER_LEVEL * np.hypot(clean + real, imaginary))
+
+
+def _at_any_resolution(image: Array, *, spacing_mm: float, rng: np.random.Generator) -> Array:
+    """Draw a blur, and for half of the images thick slices; return to the grid by interpolation."""
+    image = ndimage.gaussian_filter(image, rng.uniform(0, BLURRIEST_MM) / spacing_mm)
+    is_thick = rng.random() < 0.5
+    axis = int(rng.integers(3))
+    thickness_mm = rng.uniform(2, THICKEST_MM)
+    n_voxels = max(round(thickness_mm / spacing_mm), 1)
+    if not is_thick or n_voxels == 1:
+        return image
+    # A slice is the mean of the voxels that it covers, and lies at their centre.
+    averaged = ndimage.uniform_filter1d(image, n_voxels, axis=axis, mode="nearest")
+    n = image.shape[axis]
+    centres = np.arange(0, n - 1 + n_voxels, n_voxels).clip(max=n - 1)
+    slices = np.take(averaged, centres, axis=axis)
+    position = np.arange(n) / n_voxels
+    below = np.minimum(position.astype(int), len(centres) - 2)
+    share = (
+        (position - below).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(3)])
+    )
+    lower = np.take(slices, below, axis=axis)
+    upper = np.take(slices, below + 1, axis=axis)
+    return np.asarray(lower * (1 - share) + upper * share)
 
 
 def _as_int16(image: Array) -> NDArray[np.int16]:
