@@ -2,6 +2,7 @@
 
 from tversky_seg.data.patches.augmentation import Augmentation
 from tversky_seg.data.patches.batches import Batch, PatchBatches, Sample
+from tversky_seg.data.patches.implant import Implant
 from tversky_seg.data.patches.loader import load_batches
 from tversky_seg.data.patches.paper_samplers import Hashemi2018Sampler, Shirokikh2020Sampler
 from tversky_seg.data.patches.samplers import (
@@ -20,6 +21,7 @@ __all__ = [
     "ForegroundSampler",
     "GridSampler",
     "Hashemi2018Sampler",
+    "Implant",
     "LesionSampler",
     "PatchBatches",
     "Sample",

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from tversky_seg.data.patches.change import Change
+from tversky_seg.data.patches.implant import Implant
 from tversky_seg.data.patches.intensity import (
     N_RANKS,
     IntensityChange,
@@ -99,6 +100,8 @@ class Augmentation:
             deformed within slices alone: no tilt out of the slice, no zoom, stretch, shear, elastic
             displacement or loss of resolution along the longest side. Between thick slices there is
             nothing to interpolate from. None: never.
+        implant: Carries lesions of other cases into the patch, before all other changes; None: none
+            are. `PatchBatches` applies it, which knows the other cases.
 
     Raises:
         ValueError: A probability outside [0, 1], a strength out of its range, an axis not in 0, 1,
@@ -142,11 +145,14 @@ class Augmentation:
     growth_mm: float = 8.0
     growth_probability: float = 0.0
     within_slices_above: float | None = None
+    implant: Implant | None = None
 
     def __post_init__(self) -> None:
         """Check the settings before any data are read."""
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name == "implant":
+                continue  # it has checked itself
             if field.name.endswith("_axes"):
                 if not set(value) <= {0, 1, 2}:
                     raise ValueError(f"{field.name} must be axes out of 0, 1, 2, got {value}")

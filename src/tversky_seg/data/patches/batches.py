@@ -9,11 +9,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.grids import Shape, crop_or_pad
+from tversky_seg.data.grids import Floats, Shape, crop_or_pad
 from tversky_seg.data.patches.case_list import as_case_list
 from tversky_seg.data.patches.change import Change
 from tversky_seg.data.patches.sampling import Aim, Sampler, draw_patch, patch_sides
@@ -275,8 +276,12 @@ class PatchBatches(Dataset[Batch]):
             aim, start = self._draw(step, number, rng)
             case = self.cases[aim.case_index]
             case_id = case.case_id
+            # A generator of its own: all other draws are those without implanted lesions.
+            implant_rng = np.random.default_rng([self.seed, step, number, 1])
             with _one_thread():  # in the training process as in a worker
-                sample = self._read(case, start, rng, is_deferred=is_deferred)
+                sample = self._read(
+                    case, start, rng, implant_rng=implant_rng, is_deferred=is_deferred
+                )
                 return sample if is_deferred else sample.augment()
         except Exception as error:
             fault = f"{type(error).__name__} at step {step}, sample {number}: {error}"
@@ -285,11 +290,18 @@ class PatchBatches(Dataset[Batch]):
             raise RuntimeError(f"{case_id}: {fault}") from error
 
     def _read(
-        self, case: PreparedCase, start: Shape, rng: np.random.Generator, *, is_deferred: bool
+        self,
+        case: PreparedCase,
+        start: Shape,
+        rng: np.random.Generator,
+        *,
+        implant_rng: np.random.Generator,
+        is_deferred: bool,
     ) -> Sample:
         """Draw the augmentation of the patch at `start`, and read the box that it needs.
 
-        Where the augmentation is deferred, the image comes as it is stored, with its scale.
+        Lesions are implanted here, on the CPU. Where the augmentation is deferred, the image comes
+        as it is stored, with its scale.
         """
         size = patch_sides(self.sampler.patch_size)
         first = start
@@ -302,6 +314,19 @@ class PatchBatches(Dataset[Batch]):
             change = change.at(as_shape(np.subtract(first, start)))
         n_labels = max(case.n_lesions, default=0)
         of_box = case.labels(first, size, components=self.with_components)
+        image_with_implants = None
+        implant = getattr(self.augmentation, "implant", None)
+        if implant is not None:
+            of_box = of_box.astype(np.int32)
+            image_with_implants = case.intensities(first, size)
+            n_labels += implant.apply(
+                image_with_implants,
+                of_box,
+                cases=self.cases,
+                case=case,
+                rng=implant_rng,
+                as_components=self.with_components,
+            )
         if self.with_cells:
             of_box = with_surrounds(of_box, crop_or_pad(np.asarray(case.cells), first, size))
         # A copy: it may be a view of a read-only file.
@@ -312,12 +337,18 @@ class PatchBatches(Dataset[Batch]):
         has_lesion = bool(of_box.any())
         scale = None
         if is_deferred:
-            image = torch.from_numpy(crop_or_pad(np.asarray(case.image), first, size).copy())
+            if image_with_implants is None:
+                stored = crop_or_pad(np.asarray(case.image), first, size).copy()
+            else:
+                stored = _as_stored(image_with_implants, case.image_scale)
+            image = torch.from_numpy(stored)
             scale = torch.from_numpy(np.asarray(case.image_scale, dtype=np.float32))
             if change is not None and change.growth_mm and has_lesion:
                 change, labels = change.move_labels(labels)
-        else:
+        elif image_with_implants is None:
             image = torch.from_numpy(case.intensities(first, size))
+        else:
+            image = torch.from_numpy(image_with_implants)
         return Sample(
             image=image,
             scale=scale,
@@ -328,6 +359,13 @@ class PatchBatches(Dataset[Batch]):
             case_id=case.case_id,
             start=start,
         )
+
+
+def _as_stored(image: Floats, scale: Floats) -> NDArray[np.int16]:
+    """Convert intensities (C, x, y, z) back to the integers of the cache, cut at their limits."""
+    largest = np.iinfo(np.int16).max
+    values = np.rint(image / np.asarray(scale, dtype=np.float32)[:, None, None, None])
+    return values.clip(-largest, largest).astype(np.int16)
 
 
 def _narrowest(largest: int, *, is_signed: bool) -> type[np.integer[Any]]:

@@ -1,0 +1,398 @@
+"""Implanted lesions: lesions of other cases, and made-up ones, in the healthy tissue of a patch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from tversky_seg.data.grids import Bools, Floats
+from tversky_seg.data.patches.spatial import as_shape
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
+
+Array = NDArray[np.float32]
+
+SURROUND_MM = (1.5, 4.0)
+"""Nearest and farthest tissue that a lesion is compared with; nearer, voxels are partly lesion."""
+DEPTH_MM = 5.0
+"""Depth below the surface of the brain from which tissue counts as inside."""
+EDGE = 0.6
+"""Standard deviation of the blended border, in voxels."""
+GAP_MM = 2.0
+"""Smallest distance to another lesion."""
+HEALTHY_SHARE = 0.75
+"""Share of the voxels of an implanted lesion that must fall on healthy tissue."""
+N_TRIES = 10
+"""Donors, and places, that are tried before a patch stays as it is."""
+THICK_MM = 3.0
+"""Distance of slices from which neighbours are not averaged across them."""
+SAME_VOXEL = 0.05
+"""Largest relative difference of a donor's voxel size."""
+N_SAMPLED = 20_000
+"""Voxels of a brain of which its commonest intensities are taken."""
+
+
+@dataclass(frozen=True)
+class Implant:
+    """Carry lesions into healthy tissue of training patches, in the image and in the labels.
+
+    A donor is a lesion of another subject of the training, or a blob with the contrast of one. Its
+    contrast to its own surround is added, in each modality, to the mean of the tissue around its
+    new place, so that scanners need not agree; at the border it fades into the tissue. The cache of
+    preprocessing, which lists the voxels of all lesions, is the bank that donors are cut from.
+
+    Healthy tissue is: 5 mm below the surface of the brain (as far as the patch shows it); in every
+    modality, averaged over 3^3 voxels, within half the interquartile range of the brain's commonest
+    intensity, which is that of white matter; and 2 mm away from any lesion. Three quarters of an implanted lesion lie on
+    such voxels, all of it lies in the brain, and none within 2 mm of another lesion. Where no place
+    is found in a few tries, the patch stays as it is. Carrying lesions from patient to patient is
+    the idea of CarveMix (arXiv 2108.06883) and LesionMix (arXiv 2308.09026); the rules are our own.
+
+    Args:
+        probability: Share of the patches that get lesions, in [0, 1].
+        max_lesions: Most lesions of one patch; their number is uniform in 1 to max_lesions.
+        size_mm3: Smallest and largest volume.
+        small_power: Of one case's lesions, one is drawn in proportion to its volume to the power
+            of -small_power: 0 draws them uniformly, and more prefers the small ones.
+        synthetic_share: Share of blobs, in [0, 1]: ellipsoids with uneven borders, whose volumes
+            are uniform on a log scale.
+        contrast: Smallest and largest factor on the contrast, uniform.
+
+    Raises:
+        ValueError: A setting out of its range.
+    """
+
+    probability: float = 0.5
+    max_lesions: int = 3
+    size_mm3: Sequence[float] = (3.0, 500.0)
+    small_power: float = 0.5
+    synthetic_share: float = 0.3
+    contrast: Sequence[float] = (0.7, 1.2)
+
+    def __post_init__(self) -> None:
+        """Check the settings before any data are read."""
+        for name in ("probability", "synthetic_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {name}={getattr(self, name)}")
+        if self.max_lesions < 1 or self.small_power < 0:
+            raise ValueError(
+                f"max_lesions must be >= 1 and small_power >= 0, "
+                f"got max_lesions={self.max_lesions}, small_power={self.small_power}"
+            )
+        for name in ("size_mm3", "contrast"):
+            limits = getattr(self, name)
+            if len(limits) != 2 or not 0 < limits[0] <= limits[1]:
+                raise ValueError(
+                    f"{name} must be two numbers above 0, the smaller first, got {name}={limits}"
+                )
+
+    def apply(
+        self,
+        image: Array,
+        labels: NDArray[np.int32],
+        *,
+        cases: Sequence[PreparedCase],
+        case: PreparedCase,
+        rng: np.random.Generator,
+        as_components: bool,
+    ) -> int:
+        """Implant lesions into the box of a patch, in place.
+
+        Args:
+            image: (C, x, y, z) normalised intensities, 0 outside the brain.
+            labels: (K, x, y, z) of the same box: target of 0 and 1, or numbers of components.
+            cases: All training cases.
+            case: The case of the box.
+            rng: Source of all randomness.
+            as_components: Whether the labels are numbers of components: an implanted lesion gets
+                the next number.
+
+        Returns:
+            The number of implanted lesions.
+        """
+        if rng.random() >= self.probability:
+            return 0
+        n_wanted = int(rng.integers(1, self.max_lesions + 1))
+        n_before = max(case.n_lesions, default=0)
+        n_implanted = 0
+        for _ in range(n_wanted):
+            donor = self._draw_donor(cases, case, rng)
+            if donor is None:
+                continue
+            place = _find_place(donor, image, labels, case, rng)
+            if place is None:
+                continue
+            n_implanted += 1
+            number = n_before + n_implanted if as_components else 1
+            factor = rng.uniform(*self.contrast)
+            _paint(donor, place, image, labels, number=number, factor=factor)
+        return n_implanted
+
+    def _draw_donor(
+        self, cases: Sequence[PreparedCase], case: PreparedCase, rng: np.random.Generator
+    ) -> Donor | None:
+        """Draw a lesion of another subject; of the same one only if no other has any."""
+        fallback = None
+        for _ in range(N_TRIES):
+            candidate = cases[int(rng.integers(len(cases)))]
+            lesion = self._draw_lesion(candidate, case, rng)
+            if lesion is None:
+                continue
+            if candidate.subject_id != case.subject_id:
+                return self._cut(candidate, lesion, rng)
+            fallback = candidate, lesion
+        if fallback is None:
+            return None
+        return self._cut(*fallback, rng)
+
+    def _draw_lesion(
+        self, candidate: PreparedCase, case: PreparedCase, rng: np.random.Generator
+    ) -> int | None:
+        """Draw a lesion of the right size, small ones first; None where the case has none."""
+        if not np.allclose(candidate.spacing_mm, case.spacing_mm, rtol=SAME_VOXEL):
+            return None
+        volumes = np.diff(candidate.lesion_offsets) * math.prod(candidate.spacing_mm)
+        smallest, largest = self.size_mm3
+        fitting = np.flatnonzero((volumes >= smallest) & (volumes <= largest))
+        if not len(fitting):
+            return None
+        weights = volumes[fitting] ** -self.small_power
+        return int(rng.choice(fitting, p=weights / weights.sum()))
+
+    def _cut(self, candidate: PreparedCase, lesion: int, rng: np.random.Generator) -> Donor | None:
+        """Cut a lesion out of its case, mirrored at random, or make a blob of its contrast."""
+        donor = cut_donor(candidate, lesion)
+        if donor is None:
+            return None
+        if rng.random() < self.synthetic_share:
+            volume_mm3 = float(np.exp(rng.uniform(*np.log(self.size_mm3))))
+            donor = make_blob(donor, volume_mm3, spacing_mm=candidate.spacing_mm, rng=rng)
+        axes = [axis for axis in (1, 2, 3) if rng.random() < 0.5]
+        return donor.mirrored(axes)
+
+
+@dataclass(frozen=True, eq=False)
+class Donor:
+    """A lesion apart from its case, in a box with a margin.
+
+    Attributes:
+        mask: (1, x, y, z) bool: the lesion.
+        classes: (K, x, y, z) bool: the classes that its voxels belong to.
+        contrast: (C, x, y, z) float32: intensity minus the mean of the lesion's surround.
+        share: (1, x, y, z) float32: 1 inside the lesion, falling to 0 beyond its border.
+        surround: (1, x, y, z) bool: tissue around it, without its partly lesional border.
+    """
+
+    mask: Bools
+    classes: Bools
+    contrast: Array
+    share: Array
+    surround: Bools
+
+    def mirrored(self, axes: Sequence[int]) -> Donor:
+        """Mirror all arrays along some of the axes 1, 2, 3."""
+        return Donor(
+            mask=np.flip(self.mask, axes),
+            classes=np.flip(self.classes, axes),
+            contrast=np.flip(self.contrast, axes),
+            share=np.flip(self.share, axes),
+            surround=np.flip(self.surround, axes),
+        )
+
+
+def cut_donor(case: PreparedCase, lesion: int) -> Donor | None:
+    """Cut a lesion out of a case; None where no healthy tissue surrounds it to compare it with.
+
+    Args:
+        case: Case with labels.
+        lesion: Index of the lesion, over all classes.
+    """
+    first, end = case.lesion_offsets[lesion : lesion + 2]
+    voxels = np.stack(np.unravel_index(case.lesion_voxels[first:end], case.geometry.shape))
+    margin = _margin(case.spacing_mm)
+    start = voxels.min(axis=1) - margin
+    size = as_shape(voxels.max(axis=1) + margin + 1 - start)
+    image = case.intensities(as_shape(start), size)
+    target = case.labels(as_shape(start), size) > 0
+    mask = np.zeros(size, dtype=bool)
+    mask[tuple(voxels - start[:, None])] = True
+    surround = _surround(mask, case.spacing_mm)
+    brain = image.any(axis=0)
+    healthy = surround & brain & ~target.any(axis=0)
+    if not healthy.any():
+        return None
+    mean = image[:, healthy].mean(axis=1)[:, None, None, None]
+    return Donor(
+        mask=mask[None],
+        classes=target & mask,
+        contrast=(image - mean) * brain,
+        share=_share(mask)[None],
+        surround=surround[None],
+    )
+
+
+def make_blob(
+    donor: Donor, volume_mm3: float, *, spacing_mm: Sequence[float], rng: np.random.Generator
+) -> Donor:
+    """Make an ellipsoid with an uneven border and the mean contrast of a lesion.
+
+    Args:
+        donor: Lesion whose contrast and classes the blob takes.
+        volume_mm3: Volume, reached to a voxel; at least one voxel.
+        spacing_mm: Voxel size.
+        rng: Source of all randomness.
+    """
+    n_voxels = max(round(volume_mm3 / math.prod(spacing_mm)), 1)
+    radius_mm = (3 * volume_mm3 / (4 * math.pi)) ** (1 / 3)
+    stretch = np.exp(rng.uniform(-0.4, 0.4, 3))
+    margin = _margin(spacing_mm)
+    half = np.ceil(2 * radius_mm / np.array(spacing_mm)).astype(int) + margin
+    size = tuple((2 * half + 1).tolist())
+    grid_mm = [(np.arange(n) - h) * mm for n, h, mm in zip(size, half, spacing_mm, strict=True)]
+    x, y, z = np.meshgrid(*grid_mm, indexing="ij")
+    radius = np.sqrt((x / stretch[0]) ** 2 + (y / stretch[1]) ** 2 + (z / stretch[2]) ** 2)
+    noise = ndimage.gaussian_filter(rng.standard_normal(size), 1.5)
+    # Uneven by a quarter of the radius; the centre always comes first.
+    uneven = radius * np.exp(0.25 * noise / noise.std())
+    nearest = np.argsort(uneven, axis=None, kind="stable")[:n_voxels]
+    mask = np.zeros(size, dtype=bool)
+    mask.reshape(-1)[nearest] = True
+    mean = donor.contrast[:, donor.mask[0]].mean(axis=1)
+    is_member = donor.classes.any(axis=(1, 2, 3))
+    return Donor(
+        mask=mask[None],
+        classes=mask[None] & is_member[:, None, None, None],
+        contrast=np.broadcast_to(mean[:, None, None, None], (len(mean), *size)),
+        share=_share(mask)[None],
+        surround=_surround(mask, spacing_mm)[None],
+    )
+
+
+@lru_cache(maxsize=64)
+def commonest_intensities(case: PreparedCase) -> tuple[Floats, Floats]:
+    """Find each modality's commonest intensity in the brain, and how far healthy tissue strays.
+
+    Returns:
+        (C,) mode of a smoothed histogram, and (C,) half the interquartile range.
+    """
+    voxels = case.foreground_voxels
+    step = max(len(voxels) // N_SAMPLED, 1)
+    x, y, z = np.unravel_index(voxels[::step], case.geometry.shape)
+    values = np.asarray(case.image)[:, x, y, z] * np.asarray(case.image_scale)[:, None]
+    modes, widths = [], []
+    for channel in values:
+        low, first, third, high = np.percentile(channel, (1, 25, 75, 99))
+        counts, edges = np.histogram(channel, bins=64, range=(low, max(high, low + 1e-6)))
+        peak = int(np.argmax(ndimage.gaussian_filter1d(counts.astype(float), 2)))
+        modes.append((edges[peak] + edges[peak + 1]) / 2)
+        widths.append((third - first) / 2)
+    return np.array(modes, dtype=np.float32), np.array(widths, dtype=np.float32)
+
+
+def healthy_tissue(image: Array, lesions: Bools, case: PreparedCase) -> Bools:
+    """Mark the tissue into which lesions may be carried; see `Implant`.
+
+    Args:
+        image: (C, x, y, z) normalised intensities of a box, 0 outside the brain.
+        lesions: (x, y, z) mask of all lesions in it.
+        case: The case of the box.
+    """
+    modes, widths = commonest_intensities(case)
+    # Means over neighbours, so that noise does not decide; not across thick slices.
+    width = [1, *(3 if size_mm < THICK_MM else 1 for size_mm in case.spacing_mm)]
+    smooth = ndimage.uniform_filter(image, width, mode="nearest")
+    strays = np.abs(smooth - modes[:, None, None, None]) > widths[:, None, None, None]
+    inside = _min_filter(image.any(axis=0), DEPTH_MM, case.spacing_mm)
+    return inside & ~strays.any(axis=0) & ~_near(lesions, case.spacing_mm)
+
+
+def _find_place(
+    donor: Donor,
+    image: Array,
+    labels: NDArray[np.int32],
+    case: PreparedCase,
+    rng: np.random.Generator,
+) -> tuple[slice, ...] | None:
+    """Draw where in the box the donor's box may lie; None where no place was found."""
+    size = donor.mask.shape[1:]
+    room = np.subtract(image.shape[1:], size)
+    if (room < 0).any() or not case.n_lesions:
+        return None
+    lesions = labels.any(axis=0)
+    healthy = healthy_tissue(image, lesions, case)
+    allowed = image.any(axis=0) & ~_near(lesions, case.spacing_mm)
+    # Only where the donor's box fits.
+    centre = np.array(size) // 2
+    fits = tuple(slice(c, c + r + 1) for c, r in zip(centre, room, strict=True))
+    candidates = np.argwhere(healthy[fits])
+    if not len(candidates):
+        return None
+    mask = donor.mask[0]
+    for _ in range(N_TRIES):
+        start = candidates[int(rng.integers(len(candidates)))]
+        place = tuple(slice(s, s + n) for s, n in zip(start.tolist(), size, strict=True))
+        is_allowed = allowed[place][mask].all()
+        if is_allowed and healthy[place][mask].mean() >= HEALTHY_SHARE:
+            return place
+    return None
+
+
+def _paint(
+    donor: Donor,
+    place: tuple[slice, ...],
+    image: Array,
+    labels: NDArray[np.int32],
+    *,
+    number: int,
+    factor: float,
+) -> None:
+    """Write a donor into image and labels at a place, in place."""
+    box = image[:, *place]  # a view
+    brain = box.any(axis=0)
+    tissue = donor.surround[0] & brain & ~labels[:, *place].any(axis=0)
+    if not tissue.any():
+        tissue = brain
+    mean = box[:, tissue].mean(axis=1)[:, None, None, None]
+    share = donor.share * brain
+    box += share * (mean + factor * donor.contrast - box)
+    of_box = labels[:, *place]
+    of_box[donor.classes] = number
+
+
+def _margin(spacing_mm: Sequence[float]) -> NDArray[np.int64]:
+    """Count the voxels, along each axis, that the surround of a lesion may take."""
+    farthest_mm = max(SURROUND_MM[1], 2.1 * min(spacing_mm))
+    return np.ceil(farthest_mm / np.array(spacing_mm)).astype(int)
+
+
+def _surround(mask: Bools, spacing_mm: Sequence[float]) -> Bools:
+    """Mark what surrounds a lesion, without the voxels at its border."""
+    distance_mm = ndimage.distance_transform_edt(~mask, sampling=spacing_mm)
+    nearest_mm = max(SURROUND_MM[0], 1.1 * min(spacing_mm))
+    farthest_mm = max(SURROUND_MM[1], 2.1 * min(spacing_mm))
+    return np.asarray((distance_mm > nearest_mm) & (distance_mm <= farthest_mm))
+
+
+def _share(mask: Bools) -> Array:
+    """Blend a mask: 1 inside, a fraction in the voxels next to it."""
+    blurred = ndimage.gaussian_filter(mask.astype(np.float32), EDGE, truncate=3)
+    return np.where(mask, np.float32(1), blurred)
+
+
+def _near(lesions: Bools, spacing_mm: Sequence[float]) -> Bools:
+    """Mark lesions and what is too near to them."""
+    return ~_min_filter(~lesions, GAP_MM, spacing_mm)
+
+
+def _min_filter(mask: Bools, distance_mm: float, spacing_mm: Sequence[float]) -> Bools:
+    """Erode a mask by a box of `distance_mm` to each side; beyond the border it goes on."""
+    eroded = mask.view(np.uint8)
+    for axis, size_mm in enumerate(spacing_mm):
+        width = 2 * math.ceil(distance_mm / size_mm) + 1
+        eroded = ndimage.minimum_filter1d(eroded, width, axis=axis, mode="nearest")
+    return eroded.view(bool)
