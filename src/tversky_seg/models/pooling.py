@@ -77,7 +77,8 @@ def _pool_some_axes(features: Tensor, stride: tuple[int, int, int]) -> Tensor:
         if step > 1:
             n_windows = pooled.shape[axis] // step
             windows = pooled.narrow(axis, 0, n_windows * step)
-            pooled = windows.unflatten(axis, (n_windows, step)).amax(axis + 1)
+            sides = (*windows.shape[:axis], n_windows, step, *windows.shape[axis + 1 :])
+            pooled = windows.reshape(sides).amax(axis + 1)
     return pooled
 
 
