@@ -1,4 +1,4 @@
-"""The picture of implanted lesions in docs/augmentation.md: a slice before, after, and the new lesions.
+"""The picture of implanted lesions in docs/augmentation.md: a slice before and after.
 
     python scripts/dev/implant_figure.py my.csv docs/figures/implant.png --case=patient07
 
@@ -54,17 +54,17 @@ def implanted(
 
 
 def save(path: Path, before: np.ndarray, after: np.ndarray, new: np.ndarray) -> None:
-    """Save the slice with most new lesions: modalities in rows; before, after, outlines."""
+    """Save the slice that changes most: modalities in rows; before, after, outlines."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    n_new = [len(np.unique(new[:, :, z].clip(0))) for z in range(new.shape[2])]
-    z = int(np.argmax(n_new))
-    figure, axes = plt.subplots(2, 3, figsize=(6, 4.7), layout="constrained")
-    for row, name in enumerate(MODALITIES):
-        low, high = np.percentile(before[row], (1, 99.7))
+    changes = ((after - before) * (new > 0))[0]
+    z = int(np.argmax(np.sqrt(abs(changes)).sum(axis=(0, 1))))
+    figure, axes = plt.subplots(2, 3, figsize=(5, 4.0), layout="constrained")
+    for row in range(len(MODALITIES)):
+        low, high = np.percentile(before[row], (3, 99.9))
         for axis, image in zip(axes[row], (before, after, after), strict=True):
             axis.imshow(image[row, :, :, z].T, cmap="gray", origin="lower", vmin=low, vmax=high)
             axis.set_axis_off()

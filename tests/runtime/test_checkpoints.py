@@ -14,8 +14,8 @@ from tversky_seg.runtime.checkpoints import (
     load_checkpoint,
     load_newest,
     save_checkpoint,
-    warm_start,
 )
+from tversky_seg.runtime.warm_start import warm_start
 
 STATE = {
     "model": {"weight": torch.arange(6.0).reshape(2, 3)},

@@ -92,6 +92,7 @@ def time_plan(cfg: DictConfig, dataset: Dataset, network: nn.Module, plan: Plan)
         optimizer=config.build(cfg, "optimizer"),
         schedule=config.build(cfg, "schedule"),
         seed=cfg.seed,
+        modalities=dataset.modalities,
     )
     shape = (plan.batch_size, len(dataset.modalities), *plan.patch_size)
     return time_steps(trainer, shape, n_classes=len(dataset.classes), n_steps=cfg.timed_steps)

@@ -114,6 +114,7 @@ def build_parts(cfg: DictConfig) -> Parts:
         optimizer=config.build(cfg, "optimizer"),
         schedule=config.build(cfg, "schedule"),
         seed=cfg.seed,
+        modalities=data.modalities,
     )
     cfg.trainer.precision = trainer.precision  # the run keeps this word, not "auto"
     inference = config.build(cfg, "inference")

@@ -22,6 +22,7 @@ from tversky_seg.runtime.allocation_limit import AllocationLimit, TooLarge
 from tversky_seg.runtime.checkpoints import CheckpointError, checksum, load_checkpoint
 from tversky_seg.runtime.devices import PRECISIONS, computes_fast
 from tversky_seg.runtime.run_settings import flatten, is_free
+from tversky_seg.runtime.warm_start import checkpoint_file
 
 logger = logging.getLogger("tversky_seg")
 
@@ -297,7 +298,7 @@ def _mean_by_class(settings: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _checkpoints_named(name: str) -> list[Path]:
     """List the files that one name stands for."""
-    path = Path(name).expanduser()
+    path = checkpoint_file(name)
     if path.is_dir() and not _is_run(path):
         return _checkpoints_of_sweep(path)
     is_glob = "*" in name or "?" in name

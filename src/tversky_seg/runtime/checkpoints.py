@@ -7,12 +7,10 @@ import logging
 import pickle
 import sys
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from tversky_seg.runtime.files import replacing, sync
 from tversky_seg.runtime.one_line import printable_line
@@ -120,48 +118,6 @@ def load_newest(*paths: Path) -> dict[str, Any] | None:
     return None
 
 
-def warm_start(network: nn.Module, path: str | Path | None, *, is_strict: bool = True) -> None:
-    """Set the weights of a network to those of a checkpoint.
-
-    Args:
-        network: Network to change in place.
-        path: Checkpoint of this framework. None: the network stays as it is.
-        is_strict: Whether all weights must have the same names and shapes. If not, the others are
-            left out and listed.
-
-    Raises:
-        CheckpointError: The file cannot be used, some weights do not fit although all must, or
-            none fits.
-    """
-    if path is None:
-        return
-    loaded = load_checkpoint(Path(path).expanduser())["model"]
-    own = network.state_dict()
-    fitting = {}
-    for name, tensor in loaded.items():
-        if name in own and own[name].shape == tensor.shape:
-            fitting[name] = tensor
-    names = dict.fromkeys((*own, *loaded))  # a set that keeps the order of the layers
-    misfits = [_describe_misfit(name, loaded, own) for name in names if name not in fitting]
-    if misfits and (is_strict or not fitting):
-        remedy = "expected weights of this network"
-        if fitting:
-            remedy = "expected the same network, or trainer.init_strict=false"
-        raise CheckpointError(
-            f"{path}: {len(misfits)} of its weights do not fit, {misfits[0]}; {remedy}"
-        )
-    if misfits:
-        logger.warning(
-            "%s: %d weights loaded, %d left out: %s",
-            path,
-            len(fitting),
-            len(misfits),
-            ", ".join(misfits),
-        )
-    # Not strict, because the misfits have been dealt with above.
-    network.load_state_dict(fitting, strict=False)
-
-
 def checksum(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with path.open("rb") as file:
@@ -205,12 +161,3 @@ def _is_whole(path: Path) -> bool:
     # Of a damaged directory zipfile raises more than it documents, as RuntimeError.
     except Exception:
         return False
-
-
-def _describe_misfit(name: str, loaded: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    shape_in_file = _shape_of(name, loaded)
-    return f"{name} ({shape_in_file} in the file, {_shape_of(name, own)} in the network)"
-
-
-def _shape_of(name: str, weights: Mapping[str, Any]) -> str:
-    return str(tuple(weights[name].shape)) if name in weights else "none"

@@ -16,7 +16,6 @@ from tversky_seg.data.patches.loader import load_batches, resolve_n_workers
 from tversky_seg.losses.deep_supervision import with_deep_supervision
 from tversky_seg.losses.lesion_terms import with_ratio_of
 from tversky_seg.models.recompute import recompute_blocks
-from tversky_seg.runtime.checkpoints import warm_start
 from tversky_seg.runtime.devices import (
     log_precision,
     pick_device,
@@ -30,6 +29,7 @@ from tversky_seg.runtime.devices import (
 from tversky_seg.runtime.distributed import any_process, rank, wrap_ddp
 from tversky_seg.runtime.preemption import Preempted, defer_signals
 from tversky_seg.runtime.trackers import check_trackers
+from tversky_seg.runtime.warm_start import warm_start
 from tversky_seg.training.compiling import is_compilable, should_compile
 from tversky_seg.training.cuda_graph import graphed
 from tversky_seg.training.ema import WeightAverage
@@ -110,8 +110,9 @@ class Trainer:
     max_hours: float | None = None
     """Hours since the command began after which the run stops, to be resumed. None: no limit."""
 
-    init_from: Path | None = None
-    """Checkpoint whose weights to start from."""
+    init_from: Path | str | None = None
+    """Checkpoint whose weights to start from; `synthetic`: the network of the package. The first
+    layer is adapted to other modalities, kernels to thick slices, and the log says so."""
 
     init_strict: bool = True
     """Whether all of these weights must fit. If not, the others are left out and listed."""
@@ -161,6 +162,9 @@ class Trainer:
     seed: int = 0
     """Seed of everything random in a step."""
 
+    modalities: Sequence[str] = ()
+    """Names of the channels of the images, by which `init_from` is adapted."""
+
     def __post_init__(self) -> None:
         """Check the settings and build everything that can refuse one."""
         check_ranges(self)
@@ -171,7 +175,9 @@ class Trainer:
         resolve_n_workers(self.n_workers, self.torch_device)
         self.precision = resolve_precision(self.precision, self.torch_device)
         self.schedule(0, self.max_steps)
-        warm_start(self.model, self.init_from, is_strict=self.init_strict)
+        warm_start(
+            self.model, self.init_from, is_strict=self.init_strict, modalities=self.modalities
+        )
 
         # The network has three names:
         #   model            the bare network, whose state dict checkpoints hold;

@@ -48,10 +48,11 @@ class Implant:
 
     Healthy tissue is: 5 mm below the surface of the brain (as far as the patch shows it); in every
     modality, averaged over 3^3 voxels, within half the interquartile range of the brain's commonest
-    intensity, which is that of white matter; and 2 mm away from any lesion. Three quarters of an implanted lesion lie on
-    such voxels, all of it lies in the brain, and none within 2 mm of another lesion. Where no place
-    is found in a few tries, the patch stays as it is. Carrying lesions from patient to patient is
-    the idea of CarveMix (arXiv 2108.06883) and LesionMix (arXiv 2308.09026); the rules are our own.
+    intensity, which is that of white matter; and 2 mm away from any lesion. Three quarters of an
+    implanted lesion lie on such voxels, all of it lies in the brain, and none within 2 mm of
+    another lesion. Where no place is found in a few tries, the patch stays as it is. Carrying
+    lesions from patient to patient is the idea of CarveMix (Zhang et al. 2021) and LesionMix
+    (Basaran et al. 2023); the rules are our own.
 
     Args:
         probability: Share of the patches that get lesions, in [0, 1].
