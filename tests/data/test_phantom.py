@@ -15,7 +15,7 @@ from tversky_seg.data.phantom import cohort
 from tversky_seg.data.phantom.anatomy import Anatomy, draw_head, load_anatomy
 from tversky_seg.data.phantom.cohort import SubjectPlan, make_phantom, write_subject
 from tversky_seg.data.phantom.lesions import LESION_SIZES, draw_lesion_sizes, grow_lesions
-from tversky_seg.data.phantom.subject import Subject, draw_subject
+from tversky_seg.data.phantom.subject import Subject, _at_any_resolution, draw_subject
 from tversky_seg.data.split import split_cases
 
 
@@ -275,3 +275,52 @@ def test_a_folder_of_cohorts_gets_another(root: Path, tmp_path: Path) -> None:
     (tmp_path / "cohorts" / ".DS_Store").touch()
     make_phantom(tmp_path / "cohorts", n_train=1, n_test=0, spacing_mm=6.0, n_workers=1)
     assert len(list((tmp_path / "cohorts").glob("ms_*"))) == 2
+
+
+@pytest.fixture(scope="module")
+def any_subjects(anatomy: Anatomy) -> list[Subject]:
+    """Two subjects of any contrast, of one anatomy each."""
+    subjects = []
+    for seed in (0, 1):
+        rng = np.random.default_rng(seed)
+        subjects.append(
+            draw_subject(anatomy, load_rank=0.5, spacing_mm=4.0, rng=rng, contrast="any")
+        )
+    return subjects
+
+
+def test_any_contrast_leaves_anatomy_and_lesions_as_they_are(
+    anatomy: Anatomy, any_subjects: list[Subject]
+) -> None:
+    rng = np.random.default_rng(0)
+    measured = draw_subject(anatomy, load_rank=0.5, spacing_mm=4.0, rng=rng)
+    assert np.array_equal(any_subjects[0].lesions, measured.lesions)
+    assert np.array_equal(any_subjects[0].brain, measured.brain)
+    for name, image in measured.images.items():
+        assert not np.array_equal(any_subjects[0].images[name], image)
+
+
+def test_thick_slices_keep_the_shape_and_an_even_image_even() -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        image = np.full((13, 10, 7), 3.0, np.float32)
+        coarse = _at_any_resolution(image, spacing_mm=1.0, rng=rng)
+        np.testing.assert_allclose(coarse, image, rtol=1e-5)
+
+
+def test_thick_slices_take_detail_along_one_axis() -> None:
+    image = np.random.default_rng(0).standard_normal((24, 24, 24)).astype(np.float32)
+    roughness = []
+    for seed in range(20):
+        coarse = _at_any_resolution(image, spacing_mm=1.0, rng=np.random.default_rng(seed))
+        along = [np.diff(coarse, axis=axis).std() for axis in range(3)]
+        roughness.append(min(along) / max(along))
+    is_thick = np.array(roughness) < 0.7
+    assert 4 <= is_thick.sum() <= 16  # half of them
+
+
+def test_a_cohort_of_any_contrast_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    settings = cohort.CohortSettings(1, 0, 4.0, 0, contrast="any")
+    assert settings.folder_name == "ms_1+0_4mm_seed0_v2_any"
+    with pytest.raises(DataError, match=r"data\.importer\.contrast: all; expected measured or any"):
+        cohort.CohortSettings(1, 0, 4.0, 0, contrast="all")

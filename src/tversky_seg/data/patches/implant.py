@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -60,8 +60,8 @@ class Implant:
         size_mm3: Smallest and largest volume.
         small_power: Of one case's lesions, one is drawn in proportion to its volume to the power
             of -small_power: 0 draws them uniformly, and more prefers the small ones.
-        synthetic_share: Share of blobs, in [0, 1]: ellipsoids with uneven borders, whose volumes
-            are uniform on a log scale.
+        synthetic_share: Share of blobs, in [0, 1]: ellipsoids with uneven borders, with half to
+            twice the volume and the mean contrast of a lesion.
         contrast: Smallest and largest factor on the contrast, uniform.
 
     Raises:
@@ -171,7 +171,11 @@ class Implant:
         if donor is None:
             return None
         if rng.random() < self.synthetic_share:
-            volume_mm3 = float(np.exp(rng.uniform(*np.log(self.size_mm3))))
+            # Of a like volume, because the contrast of lesions depends on their size.
+            volume_mm3 = (
+                donor.mask.sum() * math.prod(candidate.spacing_mm) * 2 ** rng.uniform(-1, 1)
+            )
+            volume_mm3 = float(np.clip(volume_mm3, *self.size_mm3))
             donor = make_blob(donor, volume_mm3, spacing_mm=candidate.spacing_mm, rng=rng)
         axes = [axis for axis in (1, 2, 3) if rng.random() < 0.5]
         return donor.mirrored(axes)
@@ -187,6 +191,7 @@ class Donor:
         contrast: (C, x, y, z) float32: intensity minus the mean of the lesion's surround.
         share: (1, x, y, z) float32: 1 inside the lesion, falling to 0 beyond its border.
         surround: (1, x, y, z) bool: tissue around it, without its partly lesional border.
+        is_blob: Whether it is made up, and takes the texture of the tissue at its new place.
     """
 
     mask: Bools
@@ -194,10 +199,12 @@ class Donor:
     contrast: Array
     share: Array
     surround: Bools
+    is_blob: bool = False
 
     def mirrored(self, axes: Sequence[int]) -> Donor:
         """Mirror all arrays along some of the axes 1, 2, 3."""
-        return Donor(
+        return replace(
+            self,
             mask=np.flip(self.mask, axes),
             classes=np.flip(self.classes, axes),
             contrast=np.flip(self.contrast, axes),
@@ -269,8 +276,9 @@ def make_blob(
         mask=mask[None],
         classes=mask[None] & is_member[:, None, None, None],
         contrast=np.broadcast_to(mean[:, None, None, None], (len(mean), *size)),
-        share=_share(mask)[None],
+        share=_soft(mask)[None],
         surround=_surround(mask, spacing_mm)[None],
+        is_blob=True,
     )
 
 
@@ -360,7 +368,8 @@ def _paint(
         tissue = brain
     mean = box[:, tissue].mean(axis=1)[:, None, None, None]
     share = donor.share * brain
-    box += share * (mean + factor * donor.contrast - box)
+    tissue_here = box if donor.is_blob else mean
+    box += share * (tissue_here + factor * donor.contrast - box)
     of_box = labels[:, *place]
     of_box[donor.classes] = number
 
@@ -383,6 +392,12 @@ def _share(mask: Bools) -> Array:
     """Blend a mask: 1 inside, a fraction in the voxels next to it."""
     blurred = ndimage.gaussian_filter(mask.astype(np.float32), EDGE, truncate=3)
     return np.where(mask, np.float32(1), blurred)
+
+
+def _soft(mask: Bools) -> Array:
+    """Blend a mask from its middle outward: voxels at the border of a lesion hold tissue, too."""
+    blurred: Array = ndimage.gaussian_filter(mask.astype(np.float32), EDGE, truncate=3)
+    return blurred / blurred.max()
 
 
 def _near(lesions: Bools, spacing_mm: Sequence[float]) -> Bools:

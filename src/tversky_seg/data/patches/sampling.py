@@ -16,7 +16,8 @@ from tversky_seg.data.patches.case_list import as_case_list
 from tversky_seg.data.patches.spatial import as_shape
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 
-PatchSize = int | tuple[int, int, int]
+# A length such as "48mm" is for configs, which replace it by voxels before a sampler is made.
+PatchSize = int | tuple[int, int, int] | str
 Voxel = tuple[int, int, int]
 
 
@@ -141,7 +142,7 @@ def patch_sides(patch_size: PatchSize) -> Shape:
     """Expand a patch size, one number or three, to its three sides in voxels."""
     if isinstance(patch_size, int):
         return patch_size, patch_size, patch_size
-    x, y, z = patch_size
+    x, y, z = map(int, patch_size)
     return x, y, z
 
 
@@ -149,11 +150,11 @@ def check_patch_size(patch_size: PatchSize) -> None:
     """Check that a patch size is one or three numbers of at least 1.
 
     Raises:
-        ValueError: It is not. Lengths in mm are for the command line, where the voxel is known.
+        ValueError: It is not.
     """
     sides = [patch_size] if isinstance(patch_size, int) else list(patch_size)
-    is_text = isinstance(patch_size, str)
-    if is_text or len(sides) not in (1, 3) or min(sides) < 1:
+    # Texts are sequences, too.
+    if isinstance(patch_size, str) or len(sides) not in (1, 3) or min(map(int, sides)) < 1:
         raise ValueError(f"patch_size must be one or three numbers >= 1, got {patch_size}")
 
 
