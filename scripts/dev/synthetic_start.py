@@ -2,7 +2,7 @@
 
     python scripts/dev/synthetic_start.py [key=value ...]
 
-The words are settings of train.py beside experiment=synthetic/start. Run it again to resume.
+The words are settings of train.py beside experiment=synthetic_start. Run it again to resume.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--only-write", action="store_true", help="write what the run has so far")
     words, overrides = parser.parse_known_args()
     if not words.only_write:
-        command = [sys.executable, str(ROOT / "train.py"), "experiment=synthetic/start"]
+        command = [sys.executable, str(ROOT / "train.py"), "experiment=synthetic_start"]
         command += [f"output_dir={words.run}", *overrides]
         subprocess.run(command, check=True)
     best = words.run / "checkpoints" / "best.pt"
