@@ -48,6 +48,11 @@ COMMANDS = {
         "tversky_seg.commands.evaluate:evaluate",
         config="evaluate",
     ),
+    "follow-up": Word(
+        "compare the lesions of two examinations: new, grown, shrunk, vanished",
+        "tversky_seg.commands.follow_up:follow_up",
+        config="follow_up",
+    ),
     "check": Word(
         "check every file of a dataset, and plan a training",
         "tversky_seg.commands.check_data:check_data",

@@ -10,6 +10,7 @@ from tversky_seg import config
 from tversky_seg.data.bids_inputs import is_bids
 from tversky_seg.data.case import Case
 from tversky_seg.data.unused_images import unused_images
+from tversky_seg.inference.follow_up import compare_predictions
 from tversky_seg.inference.predict import first_names
 from tversky_seg.inference.segmenter import Segmenter
 from tversky_seg.inference.settings import Inference
@@ -50,6 +51,11 @@ def predict(cfg: DictConfig) -> int:
 
     # Predict them into one folder; the cases that fail do not stop the others.
     faults = segmenter.predict_cases(cases, str(settings["output_dir"]))
+
+    # Where a subject has an earlier examination among them: what has changed since.
+    predicted = [case for case in cases if case.case_id not in faults]
+    folder = Path(str(settings["output_dir"])).expanduser()
+    compare_predictions(predicted, folder, classes=segmenter.classes)
     return 1 if faults else 0
 
 

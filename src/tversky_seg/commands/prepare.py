@@ -34,8 +34,8 @@ def prepare(cfg: DictConfig) -> int:
             raise
     if data.stratify:
         count_volumes(share, cache_dir=data.cache_dir, part=f"{number}-of-{n_shares}")
-    for fault in failed:
-        config.logger.error("%s", fault)
+    for one_fault in failed:
+        config.logger.error("%s", one_fault)
     n_new = len(share) - n_before - len(failed)
     print(
         f"share {number} of {n_shares}: {count(len(share), 'case')}, {n_new} prepared, "

@@ -140,6 +140,7 @@ def _cases_in_manifest(path: Path, modalities: Sequence[str], *, may_lack: bool)
             labels=case.labels,
             brain_mask=case.brain_mask,
             session=case.session,
+            baseline=case.baseline,
         )
         inputs.append(case_to_predict)
     return inputs

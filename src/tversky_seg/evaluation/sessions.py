@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.time_points import pairs_of
 from tversky_seg.evaluation.case_result import read_reference
 from tversky_seg.evaluation.cohort import SessionPair
 from tversky_seg.evaluation.saved_predictions import Predictions, check_grid
@@ -37,14 +36,12 @@ def compare_sessions(
     """
     pairs: list[SessionPair] = []
     faults: list[DataError] = []
-    for sessions in _sessions_by_subject(cases):
-        # Sessions 1, 2, 3 make the pairs (1, 2) and (2, 3).
-        for before, after in pairwise(sessions):
-            try:
-                pairs.append(_compare(before, after, source, rule=rule))
-            # Both sessions have their own metrics already; only their comparison is missing.
-            except DataError as fault:
-                faults.append(fault)
+    for before, after in pairs_of(cases):
+        try:
+            pairs.append(_compare(before, after, source, rule=rule))
+        # Both sessions have their own metrics already; only their comparison is missing.
+        except DataError as fault:
+            faults.append(fault)
     if faults:
         logger.warning(
             "%d pairs of sessions not compared for new lesions; the first: %s",
@@ -52,32 +49,6 @@ def compare_sessions(
             faults[0],
         )
     return pairs
-
-
-def _sessions_by_subject(cases: Sequence[Case]) -> list[list[Case]]:
-    """List the cases of each subject in the order of its sessions."""
-    by_subject: dict[str, list[Case]] = {}
-    for case in cases:
-        if case.session is not None:
-            by_subject.setdefault(case.subject_id, []).append(case)
-    for sessions in by_subject.values():
-        sessions.sort(key=_session_order)
-    return list(by_subject.values())
-
-
-def _session_order(case: Case) -> list[tuple[int, str]]:
-    """Give a sort key that puts session 2 before session 10.
-
-    "month10" -> [(0, "month"), (10, "")]
-    """
-    key: list[tuple[int, str]] = []
-    # Digits are compared as numbers, the rest as text.
-    for part in re.split(r"(\d+)", str(case.session)):
-        if part.isdigit():
-            key.append((int(part), ""))
-        elif part:
-            key.append((0, part))
-    return key
 
 
 def _compare(before: Case, after: Case, source: Predictions, *, rule: LesionRule) -> SessionPair:
