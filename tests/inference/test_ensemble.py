@@ -100,6 +100,20 @@ def test_votes_are_unsure_where_they_are_split(prepared: PreparedCase) -> None:
         assert not agreed.any()
 
 
+def test_lesions_are_voted_on_by_all_views_of_all_members(prepared: PreparedCase) -> None:
+    # Three of four say lesion everywhere: one candidate, which is the volume.
+    probability, unsure = sure_of(
+        0.9, 0.8, 0.2, 0.7, combine="lesions", uncertainty="entropy"
+    ).predict(prepared)
+    torch.testing.assert_close(probability, torch.full_like(probability, 0.75))
+    torch.testing.assert_close(unsure, entropy(probability))
+    views = Member(Lopsided(), replace(WINDOWS, tta="rotations180"))
+    predicted = Ensemble([views], combine="lesions").predict_parts(prepared)
+    assert len(predicted.parts) == 4
+    with pytest.raises(ValueError, match=r"combine.*got lesions"):
+        sure_of(0.1, combine="lesions")
+
+
 def test_wrong_words_and_lonely_disagreement_are_refused() -> None:
     with pytest.raises(ValueError, match=r"combine.*got median"):
         sure_of(0.1, combine="median")

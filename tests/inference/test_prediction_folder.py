@@ -49,6 +49,10 @@ def test_the_lesion_table_by_hand(tmp_path: Path) -> None:
     affine[:3, 3] = 100, -50, 7
     rows = write_prediction(tmp_path, "a", probability, affine, threshold=0.5, min_volume_mm3=12.0)
     assert [row.pop("edge_distance_mm") for row in rows] == [None, None], "the brain is unknown"
+    assert [row.pop("structural_uncertainty") for row in rows] == [None, None], "one network"
+    # Two voxels of 0.6 and one of 0.9 are less sure than 0.8.
+    assert [row.pop("doubt_rank") for row in rows] == [1, 2]
+    assert [row.pop("mean_entropy") for row in rows] == pytest.approx([0.80363, 0.72193], abs=1e-4)
     assert rows == [
         {
             "case_id": "a",

@@ -61,11 +61,11 @@ def predict(cfg: DictConfig) -> int:
 
 def log_ensemble(models: Sequence[TrainedModel], inference: Inference, *, combine: str) -> None:
     """Log how many networks predict, how they differ, and what makes masks of their probability."""
+    ways = {"mean": "mean probability", "vote": "votes", "lesions": "votes on whole lesions"}
     if len(models) == 1:
         config.logger.info("predicting with one network, %s", models[0].path)
     else:
-        way = "votes" if combine == "vote" else "mean probability"
-        config.logger.info("predicting with %d networks: their %s", len(models), way)
+        config.logger.info("predicting with %d networks: their %s", len(models), ways[combine])
     for key, values in differing_settings(models).items():
         config.logger.warning(
             "the networks differ in %s: %s", key, ", ".join(str(value) for value in values)

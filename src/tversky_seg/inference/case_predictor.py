@@ -16,7 +16,7 @@ from tversky_seg.data.grids import Bools, Geometry, to_input_grid
 from tversky_seg.data.preprocessing.pipeline import Preprocessing, preprocess
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.inference.case_records import CaseRecords, FileState, input_states
-from tversky_seg.inference.ensemble import Ensemble, spread
+from tversky_seg.inference.ensemble import Ensemble, PartMasks, spread
 from tversky_seg.inference.loaded_case import LoadedCase, load_case
 from tversky_seg.inference.prediction_folder import (
     label_map_file,
@@ -49,6 +49,18 @@ class PredictedCase:
     probability: Tensor
     uncertainty: Tensor | None
     temperature: Sequence[float] = (1.0,)
+    parts: Sequence[PartMasks] = ()
+
+    def masks_of_parts(self) -> list[Iterator[Bools]]:
+        """Make the masks of the networks or views on the file's own grid, an iterator a class."""
+        return [self._masks_of_class(k) for k in range(len(self.probability))]
+
+    def _masks_of_class(self, k: int) -> Iterator[Bools]:
+        shape = tuple(self.probability.shape[1:])
+        for part in self.parts:
+            mask = np.zeros(shape, dtype=np.float32)
+            mask.reshape(-1)[part[k]] = 1
+            yield np.asarray(to_input_grid(mask, self.geometry) > 0.5)
 
     def probability_maps(self) -> Iterator[NDArray[np.float32]]:
         """Yield the calibrated probability of each class on the file's own grid, (X, Y, Z)."""
@@ -102,16 +114,17 @@ class CasePredictor:
 
     def predict(self, read: ReadCase) -> PredictedCase:
         """Predict a case on the network's grid."""
-        probability, uncertainty = self.ensemble.predict(
+        predicted = self.ensemble.predict_parts(
             read.loaded, device=self.device, precision=self.precision
         )
         return PredictedCase(
             read.inputs,
             read.geometry,
             read.loaded.foreground,
-            probability,
-            uncertainty,
+            predicted.probability,
+            predicted.uncertainty,
             self.ensemble.temperature,
+            predicted.parts,
         )
 
     def write(self, case: Case, predicted: PredictedCase) -> None:
@@ -130,6 +143,7 @@ class CasePredictor:
             threshold=self.inference.thresholds(self.classes),
             min_volume_mm3=self.inference.min_volumes_mm3(self.classes),
             uncertainty=uncertainty_maps,
+            parts=predicted.masks_of_parts(),
             brain=predicted.brain,
             like=_image_of_the_grid(case, self.preprocessing),
         )

@@ -6,16 +6,19 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
+from tversky_seg.inference.lesion_fusion import fuse_lesions
 from tversky_seg.inference.loaded_case import LoadedCase, load_case
 from tversky_seg.inference.sliding_window import SlidingWindow, predict_by_windows
 from tversky_seg.inference.tta import view_names
 from tversky_seg.metrics.temperature import calibrated
 
-COMBINATIONS = ("mean", "vote")
+COMBINATIONS = ("mean", "vote", "lesions")
 UNCERTAINTIES = ("entropy", "disagreement")
 SLAB = 16  # planes whose entropies are computed at once
 
@@ -67,6 +70,25 @@ class Member:
         return probability >= torch.tensor(self.threshold).view(-1, 1, 1, 1)
 
 
+PartMasks = list[NDArray[np.int64]]
+"""Voxels that one network or view calls lesion, as sorted flat indices, by class."""
+
+
+@dataclass(frozen=True, eq=False)
+class EnsemblePrediction:
+    """What an ensemble says of a case, on the network's grid.
+
+    Attributes:
+        probability: (K, X, Y, Z) float32.
+        uncertainty: The same; None if it was not asked for.
+        parts: Masks of the members or views; empty where they were not told apart.
+    """
+
+    probability: Tensor
+    uncertainty: Tensor | None = None
+    parts: Sequence[PartMasks] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Ensemble:
     """Networks that predict together; one network is an ensemble of one.
@@ -76,6 +98,7 @@ class Ensemble:
 
         mean: p = 1/M sum_m p_m,   p_m = 1/V sum_v p_mv
         vote: p = 1/M sum_m [p_m >= threshold_m]
+        lesions: the votes of all views on whole lesions, p_mv >= threshold_m; see `fuse_lesions`
 
     and its uncertainty, in bits, with H(p) = -p log2 p - (1 - p) log2(1 - p), in [0, 1]:
 
@@ -86,18 +109,18 @@ class Ensemble:
 
     Both for deep ensembles in Lakshminarayanan et al. 2017 (arXiv:1612.01474); views as further
     members: Wang et al. 2019 (arXiv:1807.07356). With votes, p_m is a vote, 0 or 1, and both are
-    the entropy of the votes.
+    the entropy of the votes; so it is with lesions, of the p that is made of them.
 
     The probability of one network alone is given at temperature 1: `temperature` says what is still
     to do, after the resampling to another grid, so that the same mask comes out at any temperature.
 
     Args:
         members: One or more.
-        combine: "mean" or "vote".
+        combine: "mean", "vote" or "lesions".
         uncertainty: "entropy", "disagreement" or None.
 
     Raises:
-        ValueError: Another name, or disagreement without two members or views.
+        ValueError: Another name, or disagreement or lesions without two members or views.
     """
 
     members: Sequence[Member]
@@ -113,6 +136,11 @@ class Ensemble:
             raise ValueError(
                 f"uncertainty must be one of {', '.join(UNCERTAINTIES)} or null, "
                 f"got {self.uncertainty}"
+            )
+        if self.combine == "lesions" and self._n_parts() < 2:
+            raise ValueError(
+                "combine must be mean for one network without views (lesions are those of several "
+                "checkpoints or views, inference.tta), got lesions"
             )
         if self.uncertainty == "disagreement" and self._n_parts() < 2:
             raise ValueError(
@@ -146,23 +174,46 @@ class Ensemble:
         Returns:
             Two volumes (K, X, Y, Z) float32; None if `uncertainty` is None.
         """
+        predicted = self.predict_parts(prepared, device=device, precision=precision)
+        return predicted.probability, predicted.uncertainty
+
+    def predict_parts(
+        self,
+        prepared: PreparedCase | LoadedCase,
+        *,
+        device: torch.device | str | None = None,
+        precision: str = "fp32",
+    ) -> EnsemblePrediction:
+        """Predict a case as `predict` does, with the masks of the parts where these are made.
+
+        They are for votes, for lesions, and for the disagreement of a mean. A mask takes 8 bytes a
+        lesion voxel.
+        """
         if isinstance(prepared, PreparedCase):
             prepared = load_case(prepared, torch.device("cpu"))
         case = _CaseOnDevice(prepared, device, precision)
         if self.combine == "mean" and self.uncertainty == "disagreement":
             return self._mean_and_disagreement(case)
-        probability = self._votes(case) if self.combine == "vote" else self._mean(case)
+        predicted = self._combined(case)
         if self.uncertainty is None:
-            return probability, None
+            return predicted
+        probability = predicted.probability
         if self.combine == "mean" and len(self.members) == 1:
-            return probability, entropy(self.members[0].calibrate(probability))
-        return probability, entropy(probability)
+            probability = self.members[0].calibrate(probability)
+        return replace(predicted, uncertainty=entropy(probability))
 
     def _n_parts(self) -> int:
         """Count what can disagree: votes of members, or views of members."""
         if self.combine == "vote":
             return len(self.members)
         return sum(len(member.view_names) for member in self.members)
+
+    def _combined(self, case: _CaseOnDevice) -> EnsemblePrediction:
+        if self.combine == "vote":
+            return self._votes(case)
+        if self.combine == "lesions":
+            return self._lesions(case)
+        return EnsemblePrediction(self._mean(case))
 
     def _mean(self, case: _CaseOnDevice) -> Tensor:
         share = 1 / len(self.members)
@@ -177,28 +228,48 @@ class Ensemble:
                 case.predict(member, into=mean, share=share)
         return mean
 
-    def _votes(self, case: _CaseOnDevice) -> Tensor:
+    def _votes(self, case: _CaseOnDevice) -> EnsemblePrediction:
         """Compute the share of members that vote for a class."""
         first = self.members[0]
         probability = case.predict(first)
         # A byte for each voxel instead of a second volume of floats.
         count_type = torch.uint8 if len(self.members) < 256 else torch.int32
-        votes = first.vote(first.calibrate(probability)).to(count_type)
+        mask = first.vote(first.calibrate(probability))
+        parts = [_voxels_of(mask)]
+        votes = mask.to(count_type)
         for member in self.members[1:]:
             # The same volume again, emptied.
             case.predict(member, into=probability.zero_())
-            votes += member.vote(member.calibrate(probability))
-        return probability.copy_(votes).div_(len(self.members))
+            mask = member.vote(member.calibrate(probability))
+            parts.append(_voxels_of(mask))
+            votes += mask
+        return EnsemblePrediction(probability.copy_(votes).div_(len(self.members)), parts=parts)
 
-    def _mean_and_disagreement(self, case: _CaseOnDevice) -> tuple[Tensor, Tensor]:
+    def _lesions(self, case: _CaseOnDevice) -> EnsemblePrediction:
+        """Fuse the lesions of all views of all members."""
+        parts = []
+        probability = torch.zeros(())
+        for _, one_view in self._shares_of_views():
+            probability = case.predict(one_view)
+            parts.append(_voxels_of(one_view.vote(one_view.calibrate(probability))))
+        # The last volume is filled anew: its shape is that of the result.
+        for k, volume in enumerate(probability):
+            of_class = [voxels[k] for voxels in parts]
+            x, y, z = volume.shape
+            volume.copy_(torch.from_numpy(fuse_lesions(of_class, (x, y, z))))
+        return EnsemblePrediction(probability, parts=parts)
+
+    def _mean_and_disagreement(self, case: _CaseOnDevice) -> EnsemblePrediction:
         mean = torch.zeros(())
         written = torch.zeros(())
         mean_entropy = torch.zeros(())
         # The probability of one network is calibrated at the end, that of its views only here.
         is_left = len(self.members) == 1 and self.members[0].is_calibrated
+        parts = []
         for share, one_view in self._shares_of_views():
             raw = case.predict(one_view)
             probability = one_view.calibrate(raw)
+            parts.append(_voxels_of(one_view.vote(probability)))
             # Only the first prediction tells the number of classes.
             if mean.ndim == 0:
                 mean = torch.zeros_like(probability)
@@ -209,7 +280,8 @@ class Ensemble:
             if is_left:
                 written.add_(raw, alpha=share)
         # Rounding may bring a difference of nearly 0 below it.
-        return written, entropy(mean).sub_(mean_entropy).clamp_(0, 1)
+        disagreement = entropy(mean).sub_(mean_entropy).clamp_(0, 1)
+        return EnsemblePrediction(written, disagreement, parts)
 
     def _shares_of_views(self) -> Iterator[tuple[float, Member]]:
         """Yield each view of each member as a member of its own, with its share of the mean."""
@@ -240,6 +312,11 @@ class _CaseOnDevice:
             into=into,
             share=share,
         )
+
+
+def _voxels_of(mask: Tensor) -> PartMasks:
+    """List the voxels of a mask (K, X, Y, Z) by class: few, where a volume would be many."""
+    return [np.flatnonzero(of_class.numpy()) for of_class in mask]
 
 
 def spread(values: Sequence[float], *, n: int) -> Sequence[float]:

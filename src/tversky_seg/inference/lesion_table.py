@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from scipy.spatial import KDTree
 
 from tversky_seg.data.affines import metric_spacing
 from tversky_seg.inference.output_errors import writing
+from tversky_seg.metrics.lesion_doubt import doubt_ranks, mean_entropy, structural_uncertainty
 from tversky_seg.runtime.files import write_csv
 
 # With more voxels, one transform of the whole brain (1 s) is faster than a search for each voxel.
@@ -59,6 +60,7 @@ def lesion_rows(
     case_id: str,
     class_name: str | None = None,
     brain: NDArray[np.bool_] | None = None,
+    parts: Iterable[NDArray[np.bool_]] = (),
 ) -> list[Row]:
     """Describe each numbered lesion in a row of lesions.csv.
 
@@ -69,11 +71,14 @@ def lesion_rows(
         case_id: Name of the case.
         class_name: Name of the class; None if there is one class.
         brain: (X, Y, Z) mask of the brain; None if it is unknown.
+        parts: Masks (X, Y, Z) of networks or views; none if they are not told apart.
 
     Returns:
         A row for each lesion: case_id, class (if given), lesion, volume_mm3, x_mm, y_mm, z_mm
         (centre, the mean of its voxels in the file's world space, RAS+), mean_probability,
-        edge_distance_mm (see `distance_to_edge`; None if the brain is unknown).
+        edge_distance_mm (see `distance_to_edge`; None if the brain is unknown), mean_entropy in
+        bits, structural_uncertainty (None without `parts`), and doubt_rank: 1 for the lesion of the
+        case, or of its class, with the highest structural uncertainty, or entropy without that.
     """
     voxels = np.argwhere(lesions)
     if not len(voxels):
@@ -90,6 +95,11 @@ def lesion_rows(
     if brain is not None:
         np.minimum.at(nearest_mm, number, distance_to_edge(voxels, brain, spacing_mm=spacing_mm))
 
+    entropy = mean_entropy(lesions, probability)
+    disagreement = structural_uncertainty(lesions, parts)
+    is_told = not np.isnan(disagreement).any()
+    ranks = doubt_ranks(disagreement if is_told else entropy)
+
     rows = []
     for index, n in enumerate(n_voxels):
         row: Row = {"case_id": case_id}
@@ -103,6 +113,11 @@ def lesion_rows(
         row["edge_distance_mm"] = None
         if brain is not None:
             row["edge_distance_mm"] = round(float(nearest_mm[index + 1]), 3)
+        row["mean_entropy"] = round(float(entropy[index]), 5)
+        row["structural_uncertainty"] = None
+        if is_told:
+            row["structural_uncertainty"] = round(float(disagreement[index]), 5)
+        row["doubt_rank"] = ranks[index]
         rows.append(row)
     return rows
 
@@ -179,6 +194,7 @@ def _columns(n_classes: int) -> list[str]:
         columns.append("class")
     columns += ["lesion", "volume_mm3", "x_mm", "y_mm", "z_mm"]
     columns += ["mean_probability", "edge_distance_mm"]
+    columns += ["mean_entropy", "structural_uncertainty", "doubt_rank"]
     return columns
 
 

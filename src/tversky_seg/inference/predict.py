@@ -311,9 +311,15 @@ def _folder_settings(
         "overlap": inference.overlap,
         "patch_size": _plain(inference.patch_size),
         "tta": _plain(inference.tta),
-        "combine": ensemble.combine if len(ensemble.members) > 1 else None,
+        "combine": _combine_setting(ensemble),
         "uncertainty": ensemble.uncertainty,
     }
+
+
+def _combine_setting(ensemble: Ensemble) -> str | None:
+    """Return how networks or views are combined; None for one network whose views are averaged."""
+    is_plain = len(ensemble.members) == 1 and ensemble.combine != "lesions"
+    return None if is_plain else ensemble.combine
 
 
 def _temperature_setting(ensemble: Ensemble, classes: Sequence[str]) -> Any:

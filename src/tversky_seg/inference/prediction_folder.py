@@ -127,6 +127,7 @@ def write_prediction(
     threshold: float | Mapping[str, float] = 0.5,
     min_volume_mm3: float | Mapping[str, float] = 0.0,
     uncertainty: Iterable[NDArray[np.float32]] | None = None,
+    parts: Sequence[Iterable[NDArray[np.bool_]]] | None = None,
     brain: NDArray[np.bool_] | None = None,
     like: Path | None = None,
 ) -> list[Row]:
@@ -145,6 +146,8 @@ def write_prediction(
         threshold: Lowest probability of the mask; one for all classes, or one for each.
         min_volume_mm3: Size below which a lesion is removed from the mask; as `threshold`.
         uncertainty: (K, X, Y, Z) in [0, 1], stored as the probability is; None: not asked for.
+        parts: For each class the masks (X, Y, Z) of networks or views, whose disagreement the rows
+            tell; None: not told apart.
         brain: (X, Y, Z) mask of the brain; None if it is unknown.
         like: Image on the same grid, whose sform and qform the files get; see `write_volume`.
 
@@ -166,7 +169,8 @@ def write_prediction(
             )
     rows = []
     masks = []
-    for name, of_class in zip(classes, probability, strict=True):
+    parts = parts or [()] * len(classes)
+    for name, of_class, masks_of_parts in zip(classes, probability, parts, strict=True):
         write_volume(files[name].probability, of_class, affine, scale=PROBABILITY_SCALE, like=like)
         predicted = class_prediction(
             of_class,
@@ -176,6 +180,7 @@ def write_prediction(
             case_id=case_id,
             class_name=name if len(classes) > 1 else None,
             brain=brain,
+            parts=masks_of_parts,
         )
         write_volume(files[name].mask, predicted.mask, affine, like=like)
         masks.append(predicted.mask)
@@ -195,6 +200,7 @@ def class_prediction(
     case_id: str,
     class_name: str | None = None,
     brain: NDArray[np.bool_] | None = None,
+    parts: Iterable[NDArray[np.bool_]] = (),
 ) -> ClassPrediction:
     """Make mask and lesions of a probability (X, Y, Z), as `write_prediction` writes them.
 
@@ -206,12 +212,21 @@ def class_prediction(
         case_id: Name of the case, for the rows.
         class_name: Name of the class, for the rows; None if there is one class.
         brain: (X, Y, Z) mask of the brain; None if it is unknown.
+        parts: Masks (X, Y, Z) of networks or views, whose disagreement the rows tell.
     """
     affine = np.asarray(affine, dtype=np.float32)  # as it will be read
     stored = as_stored(probability)
     mask = stored >= np.float32(threshold)
     lesions = number_lesions(mask, affine, min_volume_mm3=min_volume_mm3)
-    rows = lesion_rows(lesions, stored, affine, case_id=case_id, class_name=class_name, brain=brain)
+    rows = lesion_rows(
+        lesions,
+        stored,
+        affine,
+        case_id=case_id,
+        class_name=class_name,
+        brain=brain,
+        parts=parts,
+    )
     return ClassPrediction(stored, lesions > 0, rows)
 
 

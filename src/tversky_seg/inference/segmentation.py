@@ -117,7 +117,8 @@ def segmentation_of(
     sizes_mm3 = predictor.inference.min_volumes_mm3(predictor.classes)
     volumes = predicted.probability_maps()
     by_class = {}
-    for name, volume in zip(predictor.classes, volumes, strict=True):
+    parts = predicted.masks_of_parts()
+    for name, volume, masks in zip(predictor.classes, volumes, parts, strict=True):
         by_class[name] = class_prediction(
             volume,
             geometry.input_affine,
@@ -126,6 +127,7 @@ def segmentation_of(
             case_id=case.case_id,
             class_name=name if len(predictor.classes) > 1 else None,
             brain=brain,
+            parts=masks,
         )
     return Segmentation(
         case_id=case.case_id,

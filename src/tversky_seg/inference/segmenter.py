@@ -83,7 +83,8 @@ class Segmenter:
             device: "auto", "cpu", "cuda" or "cuda:1".
             precision: "auto" (that of the training, where the device has it), "fp32", "tf32",
                 "bf16" or "fp16".
-            combine: "mean" of several networks' probabilities, or their "vote".
+            combine: "mean" of several networks' probabilities, their "vote", or "lesions": the vote
+                of networks and views on whole lesions.
             uncertainty: "entropy", "disagreement" or None.
             trust: Packages of your own whose networks a checkpoint may name.
             **inference: Settings that replace the checkpoint's, as `tta="flips8"`, `threshold=0.4`,

@@ -186,7 +186,7 @@ def build_ensemble(
     Args:
         models: One or more.
         overrides: Settings of `Inference` that replace the checkpoints'.
-        combine: "mean" or "vote".
+        combine: "mean", "vote" or "lesions".
         uncertainty: "entropy", "disagreement" or None.
     """
     classes = tuple(models[0].preprocessing.classes)
@@ -210,8 +210,8 @@ def build_ensemble(
         )
         members.append(member)
     threshold = _mean_by_class(thresholds)
-    if combine == "vote":
-        # The probability is now the share of votes: half of them are enough.
+    if combine in ("vote", "lesions"):
+        # The probability is now a share of votes: half of them are enough.
         threshold = dict.fromkeys(classes, 0.5)
     min_volume_mm3 = _mean_by_class(min_volumes_mm3)
     inference = replace(
