@@ -32,6 +32,8 @@ from tversky_seg.metrics.case_metrics import FURTHER_METRICS
 from tversky_seg.metrics.froc import average_recall
 from tversky_seg.metrics.new_lesions import new_lesion_counts
 from tversky_seg.metrics.overlap import overlap_counts
+from tversky_seg.metrics.retention import voxel_retention
+from tversky_seg.metrics.score_histogram import to_levels
 from tversky_seg.metrics.surface import surface_distances
 from tversky_seg.metrics.temperature import near_lesions
 from tversky_seg.report.slices import outline, slice_pictures
@@ -811,6 +813,23 @@ def test_reliability_near_lesions_before_and_after_the_temperature(cohort):
         expected_calibration_error(raw, reference), abs=1e-3
     )
     assert calibration["temperature"] == 2.0
+
+
+def test_error_retention_and_the_most_doubtful_lesions(cohort):
+    pairs = [cohort.add(seed) for seed in range(3)]
+    metrics = cohort.evaluate()
+    retention = metrics["retention"]
+    areas = []
+    for reference, probability in pairs:
+        mask = probability >= 0.5
+        areas.append(voxel_retention(to_levels(probability), mask, reference).area)
+    assert retention["voxel_dice_area"] == pytest.approx(np.mean(areas))
+    assert retention["n_lesions"] == 3 * metrics["mean"]["n_predicted_lesions"]
+    assert retention["n_false_lesions"] == 3 * metrics["further"]["mean"]["n_false_lesions"]
+    listed = [row["mean_entropy"] for row in retention["doubtful_lesions"]]
+    assert listed == sorted(listed, reverse=True)
+    assert 0.5 < retention["lesion_precision_area"] <= 1
+    assert metrics["mean"]["dice"] < retention["case_dice_area"] <= 1
 
 
 def test_cases_without_lesion_are_reported_apart(cohort):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tversky_seg.metrics.froc import LesionScores, centre_scores, lesion_scores
 from tversky_seg.metrics.lesion_rule import LesionRule
 from tversky_seg.metrics.lesions import LesionMatch
 from tversky_seg.metrics.masks import Mask
+from tversky_seg.metrics.retention import LesionDoubts, lesion_doubts, voxel_retention
 from tversky_seg.metrics.score_histogram import ScoreHistogram, levels_histogram, to_levels
 from tversky_seg.metrics.temperature import near_lesions
 
@@ -56,6 +58,10 @@ class ClassResult:
     """The same, where lesions detect each other by the distance of their centres (LUNA16)."""
     regions: LesionRegions | None = None
     """None where nothing says that the case lies in MNI space."""
+    doubts: LesionDoubts | None = None
+    """Predicted lesions and how doubtful they are; None without probabilities."""
+    voxel_retention_area: float = math.nan
+    """Area under the error-retention curve of the voxels; NaN without probabilities or lesion."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +187,8 @@ def _evaluate_class(
         scores=prediction.probability,
         by_lesion=by_lesion,
     )
-    histogram = near_histogram = scores = scores_by_centre = None
+    histogram = near_histogram = scores = scores_by_centre = doubts = None
+    voxel_retention_area = math.nan
     if prediction.probability is not None:
         # Probabilities are saved in 16 bits, so 65,536 bins rank the voxels exactly, and the
         # histograms of a thousand cases add up to one of the same size.
@@ -193,6 +200,8 @@ def _evaluate_class(
         # FROC ranks lesions by their probabilities, which a bare mask does not have.
         scores = lesion_scores(match)
         scores_by_centre = centre_scores(match, spacing_mm=spacing_mm)
+        doubts = lesion_doubts(levels, prediction.mask, target, connectivity=rule.connectivity)
+        voxel_retention_area = voxel_retention(levels, prediction.mask, target).area
     return ClassResult(
         metrics,
         match,
@@ -201,6 +210,8 @@ def _evaluate_class(
         prediction.shift_voxels,
         scores=scores,
         scores_by_centre=scores_by_centre,
+        doubts=doubts,
+        voxel_retention_area=voxel_retention_area,
     )
 
 

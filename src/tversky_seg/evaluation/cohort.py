@@ -24,6 +24,7 @@ from tversky_seg.metrics.detection_limit import recall80_volume
 from tversky_seg.metrics.froc import LesionScores
 from tversky_seg.metrics.lesion_rule import LesionRule, detected_lesions
 from tversky_seg.metrics.lesions import LesionCounts
+from tversky_seg.metrics.retention import LesionDoubts
 from tversky_seg.metrics.score_histogram import ScoreHistogram, level_of
 
 THRESHOLDS = np.arange(1, 200) / 200
@@ -58,8 +59,15 @@ class ClassTotals:
     highest_probability: list[NDArray[np.float64]] = field(default_factory=list)
     """Highest probability inside each of them; NaN for a case without probabilities."""
 
+    doubts: list[LesionDoubts | None] = field(default_factory=list)
+    """Predicted lesions of each case and how doubtful they are; None without probabilities."""
+    voxel_retention_areas: list[float] = field(default_factory=list)
+    """Area under the error-retention curve of the voxels of each case."""
+
     def add(self, result: ClassResult, *, rule: LesionRule, is_first: bool) -> None:
         """Add this class of a case."""
+        self.doubts.append(result.doubts)
+        self.voxel_retention_areas.append(result.voxel_retention_area)
         self._add_histogram(result.histogram, is_first=is_first)
         self.near_histogram = _sum(self.near_histogram, result.near_histogram, is_first=is_first)
         if result.scores is not None:
@@ -120,6 +128,8 @@ class EvaluatedCohort:
     """Class name -> lesions by region for each of `cases`; None where not in MNI space."""
     raters: dict[int, list[dict[str, CaseMetrics]]] = field(default_factory=dict)
     """Number of a label column (1 for label, 2 for label_2, …) -> metrics against that rater."""
+    affines: list[NDArray[np.float64]] = field(default_factory=list)
+    """(4, 4) of the reference of each case."""
     temperature: dict[str, float | None] = field(default_factory=dict)
     """Class name -> temperature of the saved probabilities, where one number says it."""
     session_pairs: list[SessionPair] = field(default_factory=list)
@@ -140,6 +150,7 @@ class EvaluatedCohort:
             by_region = count_by_region(of_class, rule=self.rule)
             self.regions.setdefault(name, []).append(by_region)
         self.cases.append(result.case)
+        self.affines.append(result.affine)
         self.metrics.append(result.metrics)
         for number, against_rater in result.raters.items():
             self.raters.setdefault(number, []).append(against_rater)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tversky_seg.evaluation.cohort import EvaluatedCohort
+from tversky_seg.evaluation.doubt import doubt_summary
 from tversky_seg.evaluation.region_counts import summarize_regions
 from tversky_seg.evaluation.scan_rescan import summarize_repeats
 from tversky_seg.metrics.agreement import (
@@ -92,6 +93,7 @@ def summarize(
         "recall_by_volume": _recall_by_volume,
         "froc": _froc,
         "calibration": _calibration,
+        "retention": doubt_summary,
         "lesion_free": _lesion_free,
         "raters": _raters,
         "new_lesions": _new_lesions,

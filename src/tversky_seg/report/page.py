@@ -74,6 +74,8 @@ class Section:
     """Lesions by region of the brain, for cases in MNI space."""
     repeatability: Mapping[str, Any] | None
     """Scans compared with their repeats."""
+    retention: Mapping[str, Any] | None
+    doubtful_rows: list[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,8 @@ def _section(folder: Path, metrics: Mapping[str, Any], name: str) -> Section:
         new_lesions=_new_lesions(of_class(metrics, "new_lesions", name)),
         regions=_regions(of_class(metrics, "regions", name)),
         repeatability=_repeatability(of_class(metrics, "repeatability", name)),
+        retention=of_class(metrics, "retention", name),
+        doubtful_rows=list(_doubtful_rows(of_class(metrics, "retention", name))),
     )
 
 
@@ -232,6 +236,19 @@ def _rater_rows(raters: Sequence[Mapping[str, Any]] | None) -> Iterator[tuple[st
             *(format_value(name, rater["mean"][name]) for name in RATER_METRICS),
             format_value("volume_correlation", rater["volume_correlation"]),
             format_value("isbi_score", rater["isbi_score"]),
+        )
+
+
+def _doubtful_rows(retention: Mapping[str, Any] | None) -> Iterator[tuple[str, ...]]:
+    if retention is None:
+        return
+    for lesion in retention["doubtful_lesions"]:
+        yield (
+            lesion["case_id"],
+            f"{lesion['mean_entropy']:.3f}",
+            format_value("mm3", lesion["volume_mm3"]),
+            f"{lesion['x_mm']:.0f}, {lesion['y_mm']:.0f}, {lesion['z_mm']:.0f}",
+            "false" if lesion["is_false"] else "touches a reference lesion",
         )
 
 
