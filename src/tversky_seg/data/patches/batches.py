@@ -314,13 +314,13 @@ class PatchBatches(Dataset[Batch]):
             change = change.at(as_shape(np.subtract(first, start)))
         n_labels = max(case.n_lesions, default=0)
         of_box = case.labels(first, size, components=self.with_components)
-        image_with_implants = None
+        implanted = None
         implant = getattr(self.augmentation, "implant", None)
         if implant is not None:
-            of_box = of_box.astype(np.int32)
-            image_with_implants = case.intensities(first, size)
+            implanted = case.intensities(first, size)
+            of_box = of_box.astype(np.int32)  # a copy
             n_labels += implant.apply(
-                image_with_implants,
+                implanted,
                 of_box,
                 cases=self.cases,
                 case=case,
@@ -337,18 +337,17 @@ class PatchBatches(Dataset[Batch]):
         has_lesion = bool(of_box.any())
         scale = None
         if is_deferred:
-            if image_with_implants is None:
-                stored = crop_or_pad(np.asarray(case.image), first, size).copy()
-            else:
-                stored = _as_stored(image_with_implants, case.image_scale)
+            stored = crop_or_pad(np.asarray(case.image), first, size).copy()
+            if implanted is not None:
+                stored = _as_stored(implanted, case.image_scale)
             image = torch.from_numpy(stored)
             scale = torch.from_numpy(np.asarray(case.image_scale, dtype=np.float32))
             if change is not None and change.growth_mm and has_lesion:
                 change, labels = change.move_labels(labels)
-        elif image_with_implants is None:
-            image = torch.from_numpy(case.intensities(first, size))
+        elif implanted is not None:
+            image = torch.from_numpy(implanted)
         else:
-            image = torch.from_numpy(image_with_implants)
+            image = torch.from_numpy(case.intensities(first, size))
         return Sample(
             image=image,
             scale=scale,
