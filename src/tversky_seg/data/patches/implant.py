@@ -120,12 +120,15 @@ class Implant:
             return 0
         n_wanted = int(rng.integers(1, self.max_lesions + 1))
         n_before = max(case.n_lesions, default=0)
+        brain = image.any(axis=0)
+        healthy = healthy_tissue(image, case)
         n_implanted = 0
         for _ in range(n_wanted):
             donor = self._draw_donor(cases, case, rng)
             if donor is None:
                 continue
-            place = _find_place(donor, image, labels, case, rng)
+            near = _near(labels.any(axis=0), case.spacing_mm)
+            place = _find_place(donor, allowed=brain & ~near, healthy=healthy & ~near, rng=rng)
             if place is None:
                 continue
             n_implanted += 1
@@ -303,13 +306,15 @@ def commonest_intensities(case: PreparedCase) -> tuple[Floats, Floats]:
     return np.array(modes, dtype=np.float32), np.array(widths, dtype=np.float32)
 
 
-def healthy_tissue(image: Array, lesions: Bools, case: PreparedCase) -> Bools:
-    """Mark the tissue into which lesions may be carried; see `Implant`.
+def healthy_tissue(image: Array, case: PreparedCase) -> Bools:
+    """Mark tissue as bright as most of the brain, below its surface; see `Implant`.
 
     Args:
         image: (C, x, y, z) normalised intensities of a box, 0 outside the brain.
-        lesions: (x, y, z) mask of all lesions in it.
         case: The case of the box.
+
+    Returns:
+        (x, y, z) mask. Faint lesions may be in it.
     """
     modes, widths = commonest_intensities(case)
     # Means over neighbours, so that noise does not decide; not across thick slices.
@@ -317,24 +322,24 @@ def healthy_tissue(image: Array, lesions: Bools, case: PreparedCase) -> Bools:
     smooth = ndimage.uniform_filter(image, width, mode="nearest")
     strays = np.abs(smooth - modes[:, None, None, None]) > widths[:, None, None, None]
     inside = _min_filter(image.any(axis=0), DEPTH_MM, case.spacing_mm)
-    return inside & ~strays.any(axis=0) & ~_near(lesions, case.spacing_mm)
+    return inside & ~strays.any(axis=0)
 
 
 def _find_place(
-    donor: Donor,
-    image: Array,
-    labels: NDArray[np.int32],
-    case: PreparedCase,
-    rng: np.random.Generator,
+    donor: Donor, *, allowed: Bools, healthy: Bools, rng: np.random.Generator
 ) -> tuple[slice, ...] | None:
-    """Draw where in the box the donor's box may lie; None where no place was found."""
+    """Draw where in a box the donor's box may lie; None where no place was found.
+
+    Args:
+        donor: The lesion.
+        allowed: (x, y, z) voxels that it may cover.
+        healthy: (x, y, z) voxels that most of it must cover, among those allowed.
+        rng: Source of all randomness.
+    """
     size = donor.mask.shape[1:]
-    room = np.subtract(image.shape[1:], size)
-    if (room < 0).any() or not case.n_lesions:
+    room = np.subtract(allowed.shape, size)
+    if (room < 0).any():
         return None
-    lesions = labels.any(axis=0)
-    healthy = healthy_tissue(image, lesions, case)
-    allowed = image.any(axis=0) & ~_near(lesions, case.spacing_mm)
     # Only where the donor's box fits.
     centre = np.array(size) // 2
     fits = tuple(slice(c, c + r + 1) for c, r in zip(centre, room, strict=True))
