@@ -23,8 +23,8 @@ from tversky_seg.data.datasets._common import (
 from tversky_seg.data.image_files import image_stem
 
 SPLITS = {"train": "train", "dev_in": "val", "eval_in": "test", "dev_out": "test"}
-MODALITIES = {"FLAIR": "flair", "T1": "t1", "T2": "t2", "PD": "pd", "T1CE": "t1ce"}
-"""Modality, which stands in the names of the files -> folder."""
+WORDS = {"FLAIR": ["FLAIR"], "T1": ["T1"], "T2": ["T2"], "PD": ["PD"], "T1CE": ["T1CE", "T1Post"]}
+"""Modality, in small letters the name of a folder -> words in the names of its files."""
 
 MAX_DEPTH = 3  # folders between the root and that of a part
 _FLAIR = re.compile(r"(\d+)_FLAIR_isovox")
@@ -71,8 +71,8 @@ def _cases(folder: Path) -> Iterator[Case]:
             numbers.append(int(match[1]))
     for number in sorted(numbers):
         stems = {}
-        for modality, name in MODALITIES.items():
-            stems[modality] = [f"{name}/{number}_{modality}_isovox"]
+        for modality, words in WORDS.items():
+            stems[modality] = [f"{modality.lower()}/{number}_{word}_isovox" for word in words]
         case_id = f"{cohort}_{part}_{number}"
         yield Case(
             case_id=case_id,
