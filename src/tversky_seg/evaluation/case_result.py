@@ -122,7 +122,7 @@ def evaluate_case(
         # Each class is a mask of its own, so that nested classes need no special case.
         prediction = source.read(case, name, reference=reference)
         target = np.isin(reference.data, values)
-        classes[name] = _evaluate_class(
+        classes[name] = evaluate_class(
             prediction,
             target,
             spacing_mm=reference.spacing_mm,
@@ -136,7 +136,7 @@ def evaluate_case(
             )
         for number, label in other_labels.items():
             # The same mask is compared with each rater, as the challenges do.
-            against_rater = _evaluate_class(
+            against_rater = evaluate_class(
                 prediction,
                 np.isin(label.data, values),
                 spacing_mm=reference.spacing_mm,
@@ -169,7 +169,7 @@ def _read_other_label(path: Path, reference: Volume, source: Predictions) -> Vol
     return label
 
 
-def _evaluate_class(
+def evaluate_class(
     prediction: Prediction,
     target: Mask,
     *,
@@ -178,6 +178,16 @@ def _evaluate_class(
     tolerance_mm: float,
     by_lesion: LesionSettings | None = None,
 ) -> ClassResult:
+    """Evaluate the prediction of one class.
+
+    Args:
+        prediction: Mask of the class, with its probability where there is one.
+        target: Mask of the reference, of the same shape.
+        spacing_mm: Size of a voxel per axis, in mm.
+        rule: Rule of what a lesion is and when it counts as detected.
+        tolerance_mm: Distance up to which surfaces agree, for the surface Dice.
+        by_lesion: Settings of the metrics by lesion; None: they are NaN.
+    """
     metrics, match = measure_case(
         prediction.mask,
         target,

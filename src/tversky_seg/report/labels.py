@@ -37,6 +37,15 @@ LABELS = {
     "n_false_lesions": "False lesions",
     "n_split_lesions": "Split lesions",
     "n_merged_lesions": "Merged lesions",
+    "cc_dice": "CC-Dice",
+    "cc_nsd": "CC-NSD",
+    "cc_hd95_mm": "CC-HD95 (mm)",
+    "lesion_dice_brats": "Lesion-wise Dice (BraTS)",
+    "lesion_hd95_brats_mm": "Lesion-wise HD95 (BraTS, mm)",
+    "pq": "Panoptic quality",
+    "rq": "Recognition quality",
+    "sq": "Segmentation quality",
+    "recall80_mm3": "Recall reaches 0.8 from (mm³)",
 }
 FOUR_DIGITS = {"specificity", "roc_auc", "calibration_error"}
 UNDEFINED = "–"

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from tversky_seg.metrics.lesion_rule import ANY_OVERLAP, LesionRule
+from tversky_seg.report.by_lesion import ByLesionSection, by_lesion_section
 from tversky_seg.report.charts import Chart, draw_charts, of_class
 from tversky_seg.report.labels import (
     FEWEST_FOR_INTERVAL,
@@ -66,6 +67,7 @@ class Section:
     tiles: list[Tile]
     rows: list[tuple[str, ...]]
     further_rows: list[tuple[str, ...]]
+    by_lesion: ByLesionSection | None
     charts: list[Chart]
     lesion_free: Mapping[str, Any] | None
     raters: list[tuple[str, ...]]
@@ -201,6 +203,7 @@ def _section(folder: Path, metrics: Mapping[str, Any], name: str) -> Section:
         tiles=list(_tiles(parts, n_subjects=n_subjects)),
         rows=list(summary_rows(parts, n_subjects=n_subjects)),
         further_rows=further_rows,
+        by_lesion=by_lesion_section(metrics, name),
         charts=list(draw_charts(folder, metrics, name)),
         lesion_free=of_class(metrics, "lesion_free", name),
         raters=list(_rater_rows(of_class(metrics, "raters", name))),
