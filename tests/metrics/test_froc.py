@@ -5,9 +5,18 @@ import math
 import numpy as np
 import pytest
 from scipy import ndimage
+from sklearn.metrics import roc_curve
 
 from helpers.lesions import score_lesions
-from tversky_seg.metrics.froc import FrocCurve, average_recall, pool_lesion_scores, recall_at
+from tversky_seg.metrics.froc import (
+    LUNA_POINTS,
+    FrocCurve,
+    average_recall,
+    centre_scores,
+    pool_lesion_scores,
+    recall_at,
+)
+from tversky_seg.metrics.lesions import match_lesions
 
 
 def case(seed, shape=(24, 20, 10)):
@@ -99,3 +108,72 @@ def test_nothing_predicted_has_a_recall_of_zero_and_no_lesion_has_none():
 
 def test_no_case_at_all_is_no_curve():
     assert len(pool_lesion_scores([]).curve().thresholds) == 0
+
+
+def score_by_centre(probability, reference, *, spacing_mm):
+    match = match_lesions(probability >= 0.5, reference, spacing_mm=spacing_mm, scores=probability)
+    return centre_scores(match, spacing_mm=spacing_mm)
+
+
+def luna16(cases, spacing_mm):
+    """Hits and false candidates as the challenge's script lists them, and its mean recall."""
+    hits, false, n_nodules = [], [], 0
+    for probability, reference in cases:
+        predicted, n_predicted = ndimage.label(probability >= 0.5, np.ones((3, 3, 3)))
+        true, n_true = ndimage.label(reference, np.ones((3, 3, 3)))
+        candidates = dict.fromkeys(range(1, n_predicted + 1))
+        for i in candidates:
+            centre = np.array(ndimage.center_of_mass(predicted == i)) * spacing_mm
+            candidates[i] = (centre, probability[predicted == i].max())
+        remaining = dict(candidates)
+        for j in range(1, n_true + 1):
+            n_nodules += 1
+            centre = np.array(ndimage.center_of_mass(true == j)) * spacing_mm
+            volume = (true == j).sum() * np.prod(spacing_mm)
+            radius = (3 * volume / (4 * math.pi)) ** (1 / 3)
+            near = [
+                i for i, (at, _) in candidates.items() if ((at - centre) ** 2).sum() < radius**2
+            ]
+            if near:
+                hits.append(max(candidates[i][1] for i in near))
+            for i in near:
+                remaining.pop(i, None)
+        false += [score for _, score in remaining.values()]
+    false_rate, recall, _ = roc_curve([1] * len(hits) + [0] * len(false), hits + false)
+    return np.interp(
+        LUNA_POINTS,
+        false_rate * len(false) / len(cases),
+        recall * len(hits) / n_nodules,
+    ).mean()
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (0.7, 0.7, 2.5)])
+def test_recall_by_centres_is_that_of_luna16(spacing_mm):
+    cases = [case(seed) for seed in range(4)]
+    scores = pool_lesion_scores([score_by_centre(*one, spacing_mm=spacing_mm) for one in cases])
+    assert len(scores.detected) > 5
+    cpm = recall_at(scores.curve(), LUNA_POINTS).mean()
+    assert cpm == pytest.approx(luna16(cases, spacing_mm))
+
+
+def test_a_lesion_that_overlaps_with_a_far_centre_is_no_hit():
+    probability, reference = np.zeros((2, 20, 8, 8))
+    reference[2:5, 2:5, 2:5] = 1  # centre 3, radius 1.86
+    probability[4:14, 3, 3] = 0.9  # overlaps, centre 8.5
+    scores = score_by_centre(probability, reference > 0, spacing_mm=(1, 1, 1))
+    assert (len(scores.detected), len(scores.false), scores.n_reference) == (0, 1, 1)
+    probability[:] = 0
+    probability[3, 3, 3], probability[2, 3, 3] = 0.6, 0.7
+    scores = score_by_centre(probability, reference > 0, spacing_mm=(1, 1, 1))
+    assert scores.detected == pytest.approx([0.7])
+
+
+def test_selected_lesions_keep_their_scores_and_all_false_ones():
+    probability, reference = case(0)
+    scores = score_lesions(probability, reference)
+    is_even = np.arange(scores.n_reference) % 2 == 0
+    even, odd = scores.select(is_even), scores.select(~is_even)
+    assert even.n_reference + odd.n_reference == scores.n_reference
+    assert len(even.false) == len(scores.false)
+    both = np.concatenate([even.detected, odd.detected])
+    assert sorted(both) == sorted(scores.detected)
