@@ -1,13 +1,17 @@
 """Time and memory of all metrics of one case, next to MONAI, scikit-learn and scipy.
 
-    python benchmarks/evaluation.py --data <open_ms_data> [--repeats 5] [--output <page.md>]
+    python benchmarks/evaluation.py --data <open_ms_data> [--repeats 5] [--cases 10 1000]
+        [--output <page.md>]
 
 Reference: the lesions of patient19 of the Ljubljana MS data (182 x 218 x 182 voxels, 98 lesions,
 49,769 mm3). Prediction: a probability map made of it by blurring, noise and a shift, saved at
 65,536 levels, zero outside the brain. Without `--data` both are drawn, with about as many lesions.
 Times are medians of the CPU time of one thread; ours and the peer take turns, so that a busy
 machine slows each alike. "Peak" is the largest amount of memory that a run allocates in addition to
-its input.
+its input. "All metrics by lesion" are CC-Dice, CC-NSD, CC-HD95, lesion-wise Dice and HD95 of BraTS,
+PQ, RQ, SQ, the highest probability inside each lesion and the volume from which recall reaches 0.8;
+its peer computes CC-Dice alone. `--cases` evaluates small cases by the number, to show that memory
+does not grow with them.
 """
 
 import argparse
@@ -25,6 +29,7 @@ from statistics import median
 import numpy as np
 import torch
 from monai.metrics import (
+    DiceMetric,
     compute_average_surface_distance,
     compute_hausdorff_distance,
     compute_surface_dice,
@@ -34,7 +39,20 @@ from scipy import ndimage
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from tversky_seg.metrics import average_precision, compute_metrics, surface_distances
+from tversky_seg.data.case import Case
+from tversky_seg.evaluation.case_result import CaseResult, evaluate_class
+from tversky_seg.evaluation.cohort import EvaluatedCohort
+from tversky_seg.evaluation.saved_predictions import Prediction
+from tversky_seg.evaluation.summary import summarize
+from tversky_seg.metrics import (
+    LesionRule,
+    LesionSettings,
+    average_precision,
+    compute_metrics,
+    surface_distances,
+)
+from tversky_seg.metrics.by_lesion import ByLesion, measure_by_lesion
+from tversky_seg.metrics.detection_limit import recall80_volume
 from tversky_seg.metrics.lesions import match_lesions
 
 SHAPE = (182, 218, 182)
@@ -186,6 +204,23 @@ def peer_lesions(mask: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     }
 
 
+def peer_cc_dice(mask: np.ndarray, reference: np.ndarray) -> float:
+    """Compute CC-Dice with MONAI, whose background comes as a channel of its own."""
+    prediction = torch.from_numpy(np.stack([~mask, mask]))[None].to(torch.uint8)
+    target = torch.from_numpy(np.stack([~reference, reference]))[None].to(torch.uint8)
+    metric = DiceMetric(include_background=False, per_component=True)
+    metric(prediction, target)
+    return float(metric.aggregate())
+
+
+def our_metrics_by_lesion(probability: np.ndarray, reference: np.ndarray) -> ByLesion:
+    """Compute all metrics by lesion, from a probability."""
+    mask = probability >= 0.5
+    match = match_lesions(mask, reference, spacing_mm=SPACING_MM, scores=probability)
+    recall80_volume(match.reference.volume_mm3, match.reference.overlap > 0)
+    return measure_by_lesion(mask, reference, spacing_mm=SPACING_MM)
+
+
 # Measurement
 
 
@@ -231,6 +266,12 @@ def comparisons(probability: np.ndarray, reference: np.ndarray) -> list[Comparis
             peer=lambda: peer_surfaces(mask, reference),
             peer_name="MONAI",
         ),
+        Comparison(
+            "all metrics by lesion",
+            ours=lambda: our_metrics_by_lesion(probability, reference),
+            peer=lambda: peer_cc_dice(mask, reference),
+            peer_name="MONAI, CC-Dice alone",
+        ),
     ]
 
 
@@ -269,6 +310,45 @@ def table_row(comparison: Comparison, *, repeats: int) -> str:
         comparison.peer_name,
     )
     return f"| {' | '.join(cells)} |"
+
+
+def memory_rows(numbers_of_cases: list[int]) -> list[str]:
+    """Evaluate small cases by the number, and list the largest memory allocated for each."""
+    rows = ["", "| cases of 48 x 48 x 48 voxels | peak MiB |", "|---|---|"]
+    for n_cases in numbers_of_cases:
+        rows.append(f"| {n_cases:,} | {peak_mib(lambda n=n_cases: evaluate_small_cases(n)):.0f} |")
+    return rows
+
+
+def evaluate_small_cases(n_cases: int) -> None:
+    """Evaluate cases in memory, each with its own lesions, as the evaluation does with files."""
+    rng = np.random.default_rng(0)
+    cohort = EvaluatedCohort(LesionRule())
+    for number in range(n_cases):
+        shared, own = ndimage.gaussian_filter(rng.normal(size=(2, 48, 48, 48)), (0, 1.5, 1.5, 1.5))
+        probability = (1 / (1 + np.exp(2 - 40 * (shared + own)))).astype(np.float32)
+        of_class = evaluate_class(
+            Prediction(probability >= 0.5, probability, 0.0),
+            shared > 0.12,
+            spacing_mm=SPACING_MM,
+            rule=cohort.rule,
+            tolerance_mm=1.0,
+            by_lesion=LesionSettings(),
+        )
+        case = Case(f"case{number}", f"subject{number}", images={})
+        cohort.add(CaseResult(case, np.eye(4), {"lesion": of_class}, raters={}))
+    summarize(cohort, threshold=0.5, lesion_rule={}, n_bootstrap=100, seed=0)
+
+
+def describe_cc_dice(probability: np.ndarray, reference: np.ndarray) -> str:
+    """Compare CC-Dice with the peer's, which gives voxels between lesions to either of them."""
+    mask = probability >= 0.5
+    ours = measure_by_lesion(mask, reference, spacing_mm=SPACING_MM).cells.dice
+    peer = peer_cc_dice(mask, reference)
+    return (
+        f"CC-Dice is {ours:.6f}, MONAI's {peer:.6f}: voxels at the same distance from two lesions "
+        "go to the first lesion here, to either there."
+    )
 
 
 def describe_differences(probability: np.ndarray, reference: np.ndarray) -> str:
@@ -316,7 +396,11 @@ def page(arguments: argparse.Namespace) -> list[str]:
     ]
     for comparison in comparisons(probability, reference):
         lines.append(table_row(comparison, repeats=arguments.repeats))
-    return [*lines, "", describe_differences(probability, reference), ""]
+    lines += ["", describe_differences(probability, reference)]
+    lines += [describe_cc_dice(probability, reference)]
+    if arguments.cases:
+        lines += memory_rows(arguments.cases)
+    return [*lines, ""]
 
 
 def main() -> None:
@@ -326,6 +410,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, help="the folder open_ms_data")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cases", type=int, nargs="*", default=[], help="as 10 1000, for memory")
     parser.add_argument("--output", type=Path, help="file to write the page to as well")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
