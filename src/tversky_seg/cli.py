@@ -85,6 +85,10 @@ COMMANDS = {
         "summarize a sweep or a cross-validation, and recommend a setting",
         "tversky_seg.commands.summarize:main",
     ),
+    "operating-point": Word(
+        "choose threshold and smallest lesion on the held-out predictions of all folds",
+        "tversky_seg.commands.operating_point:main",
+    ),
     "compare": Word(
         "compare runs, with intervals and tests",
         "tversky_seg.commands.compare:main",

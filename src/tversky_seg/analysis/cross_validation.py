@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -78,12 +78,42 @@ def evaluate_folds(runs: Sequence[Path], output_dir: Path) -> dict[str, Any]:
         DataError: A run is not finished or lacks a prediction, two hold out the same case or
             subject, or they differ in classes or lesion rule.
     """
+    return evaluate_cohort_of(read_folds(runs), output_dir, add_predictions=_link_predictions)
+
+
+def read_folds(runs: Sequence[Path]) -> list[Fold]:
+    """Read finished runs that are the folds of one setting; warn of cases that none held out.
+
+    Raises:
+        DataError: As `evaluate_folds`.
+    """
     folds = [_read_fold(run) for run in runs]
     _check_same_setting(folds)
     _refuse_shared_cases(folds)
     _warn_of_remaining_cases(folds)
+    return folds
+
+
+def evaluate_cohort_of(
+    folds: Sequence[Fold],
+    output_dir: Path,
+    *,
+    add_predictions: Callable[[Fold, Path], None],
+    made_with: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Evaluate the held-out cases of folds as one cohort, unless that was done before.
+
+    Args:
+        folds: Folds of one setting; their `prediction` describes the masks of the cohort.
+        output_dir: As in `evaluate_folds`.
+        add_predictions: Function that puts the predictions of a fold into the cohort's folder.
+        made_with: Settings of that function: with others, the cohort is evaluated again.
+
+    Returns:
+        Content of metrics.json.
+    """
     metrics_file = output_dir / "evaluation" / "metrics.json"
-    sources = {"files": [_hash_sources(run) for run in runs]}
+    sources = {"files": [_hash_sources(fold.folder) for fold in folds], **(made_with or {})}
     if _is_complete(output_dir, sources):
         return dict(read_json(metrics_file))
     cases: list[Case] = []
@@ -97,7 +127,7 @@ def evaluate_folds(runs: Sequence[Path], output_dir: Path) -> dict[str, Any]:
     write_json(output_dir / SOURCES_FILE, sources)
     write_manifest(cases, output_dir / "manifest.csv")
     for fold in folds:
-        _link_predictions(fold, predictions)
+        add_predictions(fold, predictions)
     write_json(predictions / SETTINGS_FILE, _common_settings(folds))
     return evaluate(
         predictions,
@@ -226,13 +256,17 @@ def _link_predictions(fold: Fold, target: Path) -> None:
                     raise DataError(
                         file, "no such file", "expected all predictions of a finished run"
                     )
-                link = target / file.name
-                # An earlier cohort may have linked a file that the run has replaced since.
-                link.unlink(missing_ok=True)
-                try:
-                    os.link(file, link)
-                except OSError:  # another disk, or a file system without links
-                    shutil.copy2(file, link)
+                link_file(file, target / file.name)
+
+
+def link_file(file: Path, link: Path) -> None:
+    """Give a file a second name; copy it where the file system cannot."""
+    # An earlier cohort may have linked a file that the run has replaced since.
+    link.unlink(missing_ok=True)
+    try:
+        os.link(file, link)
+    except OSError:  # another disk, or a file system without links
+        shutil.copy2(file, link)
 
 
 def _common_settings(folds: Sequence[Fold]) -> dict[str, Any]:

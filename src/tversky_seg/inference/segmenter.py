@@ -20,6 +20,7 @@ from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.inference.case_predictor import CasePredictor
 from tversky_seg.inference.case_records import CaseRecords
 from tversky_seg.inference.ensemble import Ensemble
+from tversky_seg.inference.held_out_point import with_held_out_point
 from tversky_seg.inference.predict import predict_cases
 from tversky_seg.inference.segmentation import Segmentation, segmentation_of
 from tversky_seg.inference.settings import Inference
@@ -102,6 +103,7 @@ class Segmenter:
         names = [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint
         paths = find_checkpoints([os.fspath(name) for name in names])
         models = [load_trained(path, trust=trust) for path in paths]
+        models = with_held_out_point(models, names)
         preprocessing = common_preprocessing(models)
         ensemble, settings = build_ensemble(
             models, overrides=inference, combine=combine, uncertainty=uncertainty

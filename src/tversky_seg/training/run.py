@@ -191,7 +191,9 @@ class TrainingRun:
         """Open metrics.csv, timings.csv, TensorBoard and trackers, and show progress."""
         if self.validate is None:
             logger.info(
-                "no validation cases: using the last checkpoint, threshold 0.5 and temperature 1"
+                "no validation cases: using the last checkpoint, threshold 0.5 and temperature 1 "
+                "(with all folds trained, `tversky-seg operating-point` chooses a threshold on "
+                "their held-out predictions)"
             )
         recorder = open_recorder(
             self.output_dir, from_step=self.state.step, trackers=self.trainer.trackers or ()
