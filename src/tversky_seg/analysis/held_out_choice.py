@@ -8,7 +8,6 @@ that serves best on all held-out cases.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,7 +38,6 @@ Points = Mapping[str, OperatingPoint]
 """Class -> operating point."""
 Scored = Mapping[str, Sequence[ScoredCase]]
 """Class -> its held-out cases."""
-logger = logging.getLogger("tversky_seg")
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ def _choose(scored: Sequence[Scored], goal: str) -> Points:
 
 def _at_point(fold: Fold, points: Points) -> Fold:
     """Describe the predictions of a fold as made at other points."""
-    return replace(fold, prediction={**fold.prediction, **_as_settings(points)})
+    return replace(fold, prediction={**fold.prediction, **as_settings(points)})
 
 
 def _write_predictions(fold: Fold, target: Path, *, points_of_folds: Mapping[str, Points]) -> None:
@@ -161,7 +159,7 @@ def _write_predictions(fold: Fold, target: Path, *, points_of_folds: Mapping[str
             write_volume(targets[name].mask, mask, volume.affine, like=files.probability)
 
 
-def _as_settings(points: Points) -> dict[str, Any]:
+def as_settings(points: Points) -> dict[str, Any]:
     """Write points as the settings of an inference: a number, or one for each class."""
     return {
         "threshold": unwrap_single({name: point.threshold for name, point in points.items()}),
@@ -175,9 +173,9 @@ def _as_json(choice: HeldOutChoice, folds: Sequence[Fold]) -> dict[str, Any]:
     checkpoints = []
     for fold in folds:
         checkpoints.append(fold.prediction.get("checkpoint"))
-    of_folds = {name: _as_settings(points) for name, points in choice.points_of_folds.items()}
+    of_folds = {name: as_settings(points) for name, points in choice.points_of_folds.items()}
     return {
-        **_as_settings(choice.points),
+        **as_settings(choice.points),
         "goal": choice.goal,
         "n_cases": choice.metrics["n_cases"],
         "folds": of_folds,

@@ -28,7 +28,11 @@ def main() -> None:
     # These import torch, which takes seconds; the help above needs none of it.
     from rich.console import Console
 
-    from tversky_seg.analysis.held_out_choice import HELD_OUT_FOLDER, choose_on_held_out
+    from tversky_seg.analysis.held_out_choice import (
+        HELD_OUT_FOLDER,
+        as_settings,
+        choose_on_held_out,
+    )
     from tversky_seg.analysis.sweep import read_sweep
     from tversky_seg.commands.predict import describe_by_class
     from tversky_seg.inference.held_out_point import POINT_FILE
@@ -43,12 +47,11 @@ def main() -> None:
         choice = choose_on_held_out(runs, folder, goal=arguments.goal)
     except (DataError, ValueError) as error:
         parser.error(str(error))
-    thresholds = {name: point.threshold for name, point in choice.points.items()}
-    sizes_mm3 = {name: point.min_volume_mm3 for name, point in choice.points.items()}
+    point = as_settings(choice.points)
     Console().print(metrics_table(choice.metrics))
     sys.stdout.write(
-        f"goal {choice.goal}: threshold {describe_by_class(thresholds)}, minimum lesion size "
-        f"{describe_by_class(sizes_mm3)} mm³\n"
+        f"goal {choice.goal}: threshold {describe_by_class(point['threshold'])}, minimum lesion "
+        f"size {describe_by_class(point['min_volume_mm3'])} mm³\n"
         f"{folder / POINT_FILE}\n{folder / HELD_OUT_FOLDER / 'evaluation' / 'report.html'}\n"
     )
 
