@@ -44,3 +44,19 @@ def test_nothing_is_recommended_where_the_goal_is_undefined_on_validation(tmp_pa
 def test_an_unknown_goal_is_refused(tmp_path):
     outcome = run_script("summarize.py", write_beta_sweep(tmp_path), "--goal", "luck")
     assert "luck" in outcome.error
+
+
+@pytest.mark.parametrize(("spread", "warns"), [(0.2, True), (0.01, False)])
+def test_a_lead_below_the_spread_of_seeds_is_said(tmp_path, spread, warns):
+    for beta, f2 in ((0.5, 0.60), (0.7, 0.65)):
+        for seed in (0, 1):
+            write_sweep_run(
+                tmp_path / f"loss.beta={beta},seed={seed}",
+                {"a": 0.5},
+                seed=seed,
+                loss={"beta": beta},
+                validation={10: {"dice": 0.5, "f2": f2 + spread * (seed - 0.5)}},
+            )
+    text = recommend(group_runs(read_sweep([tmp_path])), "f2").text
+    assert "loss.beta=0.7" in text
+    assert ("smaller than the spread of seeds" in text) == warns

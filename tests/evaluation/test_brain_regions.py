@@ -17,6 +17,7 @@ from tversky_seg.evaluation.brain_regions import (
     JUXTACORTICAL,
     PERIVENTRICULAR,
     RegionAtlas,
+    is_mni,
     mni_atlas,
     regions_of_lesions,
 )
@@ -63,6 +64,11 @@ def test_regions_follow_distance_in_mm_and_precedence() -> None:
         PERIVENTRICULAR,
     ]
     assert regions() == []
+
+
+def test_names_of_mni_space() -> None:
+    assert all(map(is_mni, ("MNI", "mni152", "MNI152NLin6Asym")))
+    assert not any(map(is_mni, (None, "native", "Talairach")))
 
 
 def test_beyond_the_atlas_all_is_far_away() -> None:

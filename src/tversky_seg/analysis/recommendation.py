@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import variance
 
 from tversky_seg.analysis.sweep import Setting, SweepRun
 from tversky_seg.inference.operating_point import check_goal
@@ -101,7 +102,41 @@ def recommend(settings: Sequence[Setting], goal: str) -> Recommendation:
     )
     if not eligible:
         text += f" No setting reaches {goal}; this one has the highest recall."
+    else:
+        text += _compare_with_next(best, eligible, objective.metric)
     return Recommendation(best.setting, text)
+
+
+def _compare_with_next(best: _Candidate, eligible: Sequence[_Candidate], metric: str) -> str:
+    """Warn where the lead over the next setting is smaller than the spread of the seeds."""
+    others = [candidate for candidate in eligible if candidate is not best]
+    if not others:
+        return ""
+    following = max(others, key=lambda candidate: candidate.value(metric))
+    lead = best.value(metric) - following.value(metric)
+    spread = _seed_spread([best.setting, following.setting], metric)
+    if math.isnan(spread) or lead >= spread:
+        return ""
+    return (
+        f" Its lead over {following.setting.name} ({lead:.3f}) is smaller than the spread of seeds "
+        f"({spread:.3f}): another seed may turn them around."
+    )
+
+
+def _seed_spread(settings: Sequence[Setting], metric: str) -> float:
+    """Pool the standard deviation between seeds of a metric on validation; NaN of one seed each."""
+    squares = 0.0
+    n_free = 0
+    for setting in settings:
+        means: list[float] = []
+        for seed in setting.cohorts:
+            runs = setting.runs_of_seed(seed)
+            means.append(mean_of_defined(run.validation.get(metric, math.nan) for run in runs))
+        defined = [mean for mean in means if not math.isnan(mean)]
+        if len(defined) > 1:
+            squares += variance(defined) * (len(defined) - 1)
+            n_free += len(defined) - 1
+    return math.sqrt(squares / n_free) if n_free else math.nan
 
 
 def _objective_of(goal: str) -> _Objective:

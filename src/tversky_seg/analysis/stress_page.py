@@ -118,8 +118,8 @@ def _sentence(summaries: Sequence[StressSummary], rows: Sequence[StressRow], cv:
     if defined:
         worst = max(defined, key=lambda summary: summary.absolute_volume_change)
         text += (
-            f" Most by {describe_change(worst.change)}: {worst.absolute_volume_change:.0%} of the "
-            "volume on average."
+            f" Largest change of it: {describe_change(worst.change)}, by "
+            f"{worst.absolute_volume_change:.0%} on average."
         )
     return text
 

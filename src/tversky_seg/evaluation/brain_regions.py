@@ -19,8 +19,6 @@ from tversky_seg.metrics.components import find_components
 from tversky_seg.metrics.lesions import Lesions
 from tversky_seg.metrics.masks import Mask, bounding_box, memory_order
 
-MNI = "MNI"
-"""Word of a manifest's column `space` for cases in MNI space."""
 PERIVENTRICULAR = "periventricular"
 JUXTACORTICAL = "juxtacortical"
 INFRATENTORIAL = "infratentorial"
@@ -33,6 +31,11 @@ PERIVENTRICULAR_MM = 3.0
 """Distance up to which a lesion touches the ventricles of the template."""
 JUXTACORTICAL_MM = 1.0
 """Distance up to which it touches the cortex of the template."""
+
+
+def is_mni(space: str | None) -> bool:
+    """Tell whether a manifest's `space` is MNI space: MNI, MNI152, MNI152NLin6Asym, …."""
+    return space is not None and space.upper().startswith("MNI")
 
 
 @dataclass(frozen=True, eq=False)

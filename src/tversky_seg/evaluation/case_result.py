@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.nifti import Volume, read_label
-from tversky_seg.evaluation.brain_regions import MNI, regions_of_lesions
+from tversky_seg.evaluation.brain_regions import is_mni, regions_of_lesions
 from tversky_seg.evaluation.saved_predictions import (
     Prediction,
     Predictions,
@@ -130,7 +130,7 @@ def evaluate_case(
             tolerance_mm=tolerance_mm,
             by_lesion=by_lesion,
         )
-        if case.space == MNI:
+        if is_mni(case.space):
             classes[name] = _with_regions(
                 classes[name], prediction.mask, target, reference.affine, rule=rule
             )

@@ -303,17 +303,16 @@ def _repeatability(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if summary is None:
         return None
     limits = summary["bland_altman"]
-    lowest = format_value("signed_volume_difference_mm3", limits["lowest_mm3"])
-    highest = format_value("signed_volume_difference_mm3", limits["highest_mm3"])
+    bias = format_value("signed_volume_difference_mm3", limits["bias_mm3"])
+    if limits["sd_mm3"] is not None:
+        lowest = format_value("signed_volume_difference_mm3", limits["lowest_mm3"])
+        highest = format_value("signed_volume_difference_mm3", limits["highest_mm3"])
+        bias += f" ({lowest} to {highest})"
     facts = [
         ("Volume CV within a subject", format_value("cv", summary["volume_cv"])),
         ("ICC(2,1), absolute agreement", format_value("icc", summary["icc_agreement"])),
         ("ICC(3,1), consistency", format_value("icc", summary["icc_consistency"])),
-        (
-            "Repeat minus first (mm³): mean, 95 % limits",
-            format_value("signed_volume_difference_mm3", limits["bias_mm3"])
-            + f" ({lowest} to {highest})",
-        ),
+        ("Repeat minus first (mm³): mean, 95 % limits", bias),
         ("Lesions seen in both scans", format_value("matched_share", summary["matched_share"])),
         ("Dice of both masks", format_value("dice", summary["dice"])),
     ]
