@@ -283,7 +283,9 @@ def _common_settings(folds: Sequence[Fold]) -> dict[str, Any]:
         thresholds.append(fold.prediction["threshold"])
         sizes.append(fold.prediction["min_volume_mm3"])
         temperatures.append(fold.prediction.get("temperature"))
-    settings = {**folds[0].prediction, "checkpoint": checkpoints, "temperature": temperatures}
+    settings = {**folds[0].prediction, "checkpoint": checkpoints, "temperature": None}
+    if any(temperature is not None for temperature in temperatures):
+        settings["temperature"] = temperatures
     if not isinstance(thresholds[0], Mapping):
         settings["threshold"] = fmean(thresholds)
         settings["min_volume_mm3"] = min(sizes)
