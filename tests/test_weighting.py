@@ -204,3 +204,21 @@ def test_a_gpu_gives_the_same_weights_and_with_a_bound_does_not_wait(components,
         again = size_tempered_weights(on_card, t=t, n_labels=45)
     assert torch.equal(weights.cpu(), expected)
     assert torch.equal(weights, again)
+
+
+@pytest.mark.parametrize("t", [0.5, 1])
+def test_ignored_voxels_are_no_background_and_weigh_nothing(t):
+    components = torch.zeros(2, 1, 2, 2, 5, dtype=torch.int32)
+    components[0, 0, 0, 0, 0] = 7
+    ignored = torch.zeros(2, 1, 2, 2, 5, dtype=torch.bool)
+    ignored[:, :, 1] = True  # half of each patch
+    ignored[1] = True
+    settings = {"t": t, "w_min": 0.0, "w_max": math.inf}
+    weights = size_tempered_weights(components, ignored=ignored, **settings)
+    assert not weights[ignored].any()
+    # The other half weighs as if it were the whole patch.
+    expected = size_tempered_weights(components[:1, :, :1], **settings)
+    assert torch.equal(weights[:1, :, :1], expected)
+    n_ignored = ignored.flatten(1).sum(1)
+    by_bound = weights_by_bound(components, n_ignored=n_ignored, **settings)
+    assert torch.equal(by_bound.masked_fill(ignored, 0), weights)

@@ -20,7 +20,12 @@ N_BACKGROUND_SLOTS = 4096
 
 
 def inverse_weights(
-    components: Tensor, *, w_min: float = 1.0, w_max: float = 2e5, n_labels: int | None = None
+    components: Tensor,
+    *,
+    w_min: float = 1.0,
+    w_max: float = 2e5,
+    n_labels: int | None = None,
+    ignored: Tensor | None = None,
 ) -> Tensor:
     """Weigh each voxel by the inverse size of its lesion (arXiv 2007.10033).
 
@@ -35,6 +40,8 @@ def inverse_weights(
         w_max: Largest weight, may be infinite.
         n_labels: Bound of the components' numbers, so that a GPU need not be waited for; None: look
             for the largest.
+        ignored: Voxels that do not count, bool; broadcasts to the components, which are 0 there.
+            They are neither background nor among the N voxels, and weigh 0. None: all count.
 
     Returns:
         float32 weights of the same shape; all 1 (clipped) in a patch without lesions.
@@ -44,7 +51,9 @@ def inverse_weights(
             0 <= w_min <= w_max, or a component is above `n_labels` (with `n_labels` on a GPU, where
             nobody looks, the weights of such voxels are NaN instead).
     """
-    return size_tempered_weights(components, t=1.0, w_min=w_min, w_max=w_max, n_labels=n_labels)
+    return size_tempered_weights(
+        components, t=1.0, w_min=w_min, w_max=w_max, n_labels=n_labels, ignored=ignored
+    )
 
 
 def size_tempered_weights(
@@ -54,6 +63,7 @@ def size_tempered_weights(
     w_min: float = 1.0,
     w_max: float = 2e5,
     n_labels: int | None = None,
+    ignored: Tensor | None = None,
 ) -> Tensor:
     """Weigh each voxel by its lesion's size to the power -t.
 
@@ -66,6 +76,7 @@ def size_tempered_weights(
         w_min: Smallest weight, >= 0.
         w_max: Largest weight, may be infinite.
         n_labels: As in `inverse_weights`.
+        ignored: As in `inverse_weights`.
 
     Returns:
         float32 weights of the same shape; all 1 (clipped) in a patch without lesions.
@@ -84,17 +95,31 @@ def size_tempered_weights(
             f"got {components.dtype} {tuple(components.shape)}"
         )
     patches = components.reshape(-1, math.prod(components.shape[-3:]))
+    n_ignored = None
+    if ignored is not None:
+        n_ignored = ignored.expand(components.shape).reshape(patches.shape).sum(1)
     if n_labels is not None and components.device.type != "cpu":
-        weights = _weigh_by_bound(patches, n_labels, t=t, w_min=w_min, w_max=w_max)
-        return weights.view(components.shape)
-    weights = torch.empty(patches.shape, dtype=torch.float32, device=components.device)
-    for patch, patch_weights in zip(patches, weights, strict=True):
-        _weigh(patch, patch_weights, n_labels, t=t, w_min=w_min, w_max=w_max)
-    return weights.view(components.shape)
+        weights = _weigh_by_bound(
+            patches, n_labels, n_ignored=n_ignored, t=t, w_min=w_min, w_max=w_max
+        )
+    else:
+        weights = torch.empty(patches.shape, dtype=torch.float32, device=components.device)
+        counts = [0] * len(patches) if n_ignored is None else n_ignored.tolist()
+        for patch, patch_weights, n in zip(patches, weights, counts, strict=True):
+            _weigh(patch, patch_weights, n_labels, n_ignored=n, t=t, w_min=w_min, w_max=w_max)
+    weights = weights.view(components.shape)
+    return weights if ignored is None else weights.masked_fill_(ignored, 0)
 
 
 def _weigh(
-    patch: Tensor, weights: Tensor, n_labels: int | None, *, t: float, w_min: float, w_max: float
+    patch: Tensor,
+    weights: Tensor,
+    n_labels: int | None,
+    *,
+    n_ignored: int,
+    t: float,
+    w_min: float,
+    w_max: float,
 ) -> None:
     """Write the weights of one patch, (N,), in place."""
     # Lesions are few voxels: only theirs are counted and looked up.
@@ -105,16 +130,23 @@ def _weigh(
     sizes = torch.bincount(labels, minlength=1).double()
     if n_labels is not None and len(sizes) > n_labels + 1:
         raise ValueError(f"components must be <= n_labels={n_labels}, got {len(sizes) - 1}")
-    sizes[0] = len(patch) - len(lesion_voxels)
+    n_counted = len(patch) - n_ignored
+    sizes[0] = n_counted - len(lesion_voxels)
     # Numbers may be missing in a patch, those of lesions elsewhere: their size is 0.
     total = sizes[sizes > 0].pow(1 - t).sum()
-    by_component = (len(patch) / total * sizes.pow(-t)).clamp(w_min, w_max).float()
+    by_component = (n_counted / total * sizes.pow(-t)).clamp(w_min, w_max).float()
     weights.fill_(by_component[0])
     weights[lesion_voxels] = by_component[labels]
 
 
 def _weigh_by_bound(
-    patches: Tensor, n_labels: int, *, t: float, w_min: float, w_max: float
+    patches: Tensor,
+    n_labels: int,
+    *,
+    t: float,
+    w_min: float,
+    w_max: float,
+    n_ignored: Tensor | None = None,
 ) -> Tensor:
     """Compute the weights of patches (P, N) in tables whose size does not depend on them."""
     n_patches, n_voxels = patches.shape
@@ -124,10 +156,15 @@ def _weigh_by_bound(
     n_in_slot.index_add_(0, slot, torch.ones_like(slot[:1]).expand(slot.shape))
     n_in_slot = n_in_slot.view(n_patches, -1)
     n_background = n_in_slot[:, :N_BACKGROUND_SLOTS].sum(1, keepdim=True)
+    n_counted: Tensor | int = n_voxels
+    if n_ignored is not None:
+        # They lie in the slots of the background.
+        n_background = n_background - n_ignored[:, None]
+        n_counted = n_voxels - n_ignored[:, None]
     n_lesion = n_in_slot[:, N_BACKGROUND_SLOTS:-1]
     sizes = torch.cat([n_background, n_lesion], 1).double()  # (P, 1 + n_labels)
     total = (sizes.pow(1 - t) * (sizes > 0)).sum(1, keepdim=True)
-    by_component = (n_voxels / total * sizes.pow(-t)).clamp(w_min, w_max).float()
+    by_component = (n_counted / total * sizes.pow(-t)).clamp(w_min, w_max).float()
     by_slot = torch.cat(
         [
             by_component[:, :1].expand(-1, N_BACKGROUND_SLOTS),

@@ -352,12 +352,17 @@ def test_nnunet_version_1_is_read_too(tmp_path: Path, caplog: pytest.LogCaptureF
     [
         ({"file_ending": ".nrrd"}, r"file_ending.*\.nrrd"),
         ({"channel_names": "CT"}, "channel_names"),
-        ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "ignore.*2"),
     ],
 )
 def test_nnunet_refuses_what_it_cannot_read(tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         find_nnunet(nnunet(tmp_path, **changes))
+
+
+def test_nnunet_tells_the_value_to_ignore(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="tversky_seg"):
+        find_nnunet(nnunet(tmp_path, labels={"background": 0, "a": 1, "ignore": 2}))
+    assert "data.classes='{a: [1]}' data.ignore=[2]" in caplog.text
 
 
 def bids(root: Path) -> Path:

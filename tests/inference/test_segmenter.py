@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from helpers.checkpoints import a_checkpoint
 from helpers.cohorts import add_case
@@ -172,3 +173,49 @@ def test_voxels_and_grids_that_are_none_are_refused(folder: Path) -> None:
         with pytest.raises(ValueError, match="affine must span a grid of voxels") as refusal:
             segmenter(data, T1=data, affine=affine)
         assert "\n" not in str(refusal.value)
+
+
+def ragged_run(folder: Path) -> Path:
+    """A run on cases of which some had no T1."""
+    path = folder / "ragged" / "checkpoints" / "best.pt"
+    a_checkpoint(path)
+    state = torch.load(path, weights_only=True)
+    state["preprocessing"]["require"] = ["FLAIR"]
+    state["modality_sets"] = [["FLAIR"], ["FLAIR", "T1"]]
+    torch.save(state, path)
+    return path
+
+
+def test_a_network_of_ragged_cases_takes_the_sets_that_it_has_seen(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    segmenter = Segmenter.load(ragged_run(tmp_path))
+    assert segmenter.required_modalities == ("FLAIR",)
+    assert segmenter.modality_sets == (("FLAIR",), ("FLAIR", "T1"))
+    flair, t1 = scan(folder, "FLAIR"), scan(folder, "T1")
+    # One file alone is the required modality.
+    assert [case.images for case in segmenter.cases(flair)] == [{"FLAIR": flair}]
+    alone = segmenter(flair)
+    assert alone.probability.shape == segmenter(flair, T1=t1).probability.shape
+    assert "no training case" not in caplog.text
+    with pytest.raises(DataError, match="no FLAIR; expected FLAIR, which this network cannot do"):
+        segmenter(T1=t1)
+
+
+def test_an_unseen_set_of_modalities_is_a_warning(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = ragged_run(tmp_path)
+    state = torch.load(path, weights_only=True)
+    state["modality_sets"] = [["FLAIR", "T1"]]
+    torch.save(state, path)
+    segmenter = Segmenter.load(path)
+    segmenter.cases({"FLAIR": scan(folder, "FLAIR")}, case_id="a")
+    expected = r"no training case had FLAIR alone \(a\); the training cases had FLAIR \+ T1"
+    assert re.search(expected, caplog.text)
+    # Channel dropout makes any part of a seen set a seen one.
+    state["config"]["augmentation"]["dropout_probability"] = 0.3
+    torch.save(state, path)
+    caplog.clear()
+    Segmenter.load(path).cases({"FLAIR": scan(folder, "FLAIR")}, case_id="a")
+    assert "no training case" not in caplog.text

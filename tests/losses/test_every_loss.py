@@ -20,6 +20,7 @@ from tversky_seg.losses import (
     TverskyLoss,
     WeightedBCELoss,
 )
+from tversky_seg.losses.deep_supervision import DeepSupervision
 from tversky_seg.weighting import inverse_weights
 
 
@@ -281,3 +282,23 @@ def test_inverse_weights_raise_the_small_lesions_share_of_the_gradient(loss):
         0.5, rel=1e-3
     )
     assert small_share(inverse_weights(components)) > 0.4
+
+
+@each_loss
+@pytest.mark.parametrize("is_deep", [False, True])
+def test_a_voxel_of_weight_0_does_not_count(loss, is_deep):
+    logits, target, weight = random_case((2, 2, 6, 4, 4))
+    ignored = torch.zeros(2, 1, 6, 4, 4, dtype=torch.bool)
+    ignored[:, :, :4, :2] = True  # whole blocks of 2^3, so that no lower level shows them
+    weight = weight.masked_fill(ignored, 0)
+    target = target.masked_fill(ignored, 0)
+
+    def of(x: Tensor) -> Tensor:
+        levels = [x, torch.nn.functional.avg_pool3d(x, 2)] if is_deep else x
+        return DeepSupervision(loss)(levels, target, weight)
+
+    value = of(logits)
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert not gradient.masked_select(ignored).any()
+    assert gradient.masked_select(~ignored).any()
+    torch.testing.assert_close(of(logits.detach() + 3 * ignored), value.detach())

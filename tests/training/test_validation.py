@@ -167,3 +167,34 @@ def test_without_any_lesion_the_temperature_is_1(tmp_path: Path) -> None:
     empty = a_case(tmp_path, 0, is_empty=True)
     result = validate(FirstChannel(), cases=[empty], classes=("lesion",), inference=WHOLE)
     assert result.temperature == 1
+
+
+def test_ignored_voxels_do_not_move_a_validation(tmp_path: Path) -> None:
+    image, label = scan(1)
+    region = (slice(4, 12), slice(4, 22), slice(4, 18))
+    measured = []
+    # What the network sees as lesion in the region: nothing, or all of it.
+    for brightness in (0, 60):
+        shown, drawn = image.copy(), label.copy()
+        shown[region] += brightness
+        drawn[region] = 2
+        files = [
+            save(tmp_path / f"{brightness}.nii", shown),
+            save(tmp_path / f"{brightness}_label.nii", drawn),
+        ]
+        settings = Preprocessing(("FLAIR",), normalization="window", limits=(0, 300), ignore=(2,))
+        case = Case("c", "c", {"FLAIR": files[0]}, (files[1],))
+        prepared = preprocess(case, settings)
+        results = []
+        for goal in ("dice", "lesion_f1", "recall=0.9"):
+            inference = Inference(patch_size="whole", goal=goal)
+            result = validate(
+                FirstChannel(), cases=[prepared], classes=("lesion",), inference=inference
+            )
+            results.append(
+                (result.measures, result.threshold, result.min_volume_mm3, result.temperature)
+            )
+        measured.append(results)
+    for one, other in zip(*measured, strict=True):
+        assert one[1:] == pytest.approx(other[1:])
+        assert one[0] == pytest.approx(other[0], nan_ok=True)

@@ -145,7 +145,7 @@ def _read_fold(run: Path) -> Fold:
         folder=run,
         evaluation=_read_json(run / "evaluation" / "metrics.json"),
         prediction=_read_json(run / "predictions" / SETTINGS_FILE),
-        cases=read_manifest(run / "manifest.csv"),
+        cases=read_manifest(run / "manifest.csv", may_lack_modalities=True),
     )
 
 

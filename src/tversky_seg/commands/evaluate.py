@@ -39,7 +39,7 @@ def evaluate(cfg: DictConfig) -> int:
 def cases_to_evaluate(manifest: Path) -> list[Case]:
     """List the test cases of a manifest if any of them has a label, otherwise all cases."""
     try:
-        cases = read_manifest(manifest)
+        cases = read_manifest(manifest, may_lack_modalities=True)
     except DataError:
         # Images only serve the report's pictures, so their files may be missing.
         cases = read_manifest(manifest, modalities=())

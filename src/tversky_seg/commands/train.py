@@ -1,5 +1,6 @@
 """Train a network, predict the test cases and evaluate the predictions, from top to bottom."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -181,6 +182,7 @@ def train_network(cfg: DictConfig, parts: Parts, cohort: Cohort, output_dir: Pat
         rank=rank(),
         world_size=world_size(),
         accumulate=trainer.accumulate,
+        required_channels=required_channels(cohort.preprocessing),
     )
     validate_network = partial(
         validate,
@@ -197,8 +199,27 @@ def train_network(cfg: DictConfig, parts: Parts, cohort: Cohort, output_dir: Pat
             "config": config.plain(cfg),
             "preprocessing": cohort.preprocessing.as_dict(),
             "inference": asdict(parts.inference),
+            "modality_sets": modality_sets(cohort.training_cases, cohort.preprocessing),
         },
     )
+
+
+def required_channels(preprocessing: Preprocessing) -> tuple[int, ...]:
+    """Number the channels that every case has, where others may be missing."""
+    require = preprocessing.require or ()
+    return tuple(preprocessing.modalities.index(name) for name in require)
+
+
+def modality_sets(cases: Sequence[PreparedCase], preprocessing: Preprocessing) -> list[list[str]]:
+    """List the sets of modalities that cases have, the most frequent first."""
+    n_cases: Counter[tuple[str, ...]] = Counter()
+    for case in cases:
+        present = []
+        for number, name in enumerate(preprocessing.modalities):
+            if number not in case.missing:
+                present.append(name)
+        n_cases[tuple(present)] += 1
+    return [list(names) for names, _ in n_cases.most_common()]
 
 
 def predict_test_cases(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,9 @@ class Case:
         baseline: Id of the case of an earlier examination of the subject, or None.
         space: Space of its affine, such as "MNI", or None.
         repeat_of: Id of the case that this one repeats: the first of a scan-rescan pair, or None.
+        ignore_mask: Mask of voxels, on the grid of the label, that neither training nor evaluation
+            counts; None: no file names any.
+        metadata: Column -> value of the manifest's other columns, such as scanner or age.
     """
 
     case_id: str
@@ -56,6 +59,8 @@ class Case:
     baseline: str | None = None
     space: str | None = None
     repeat_of: str | None = None
+    ignore_mask: Path | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> Path | None:
@@ -69,15 +74,38 @@ class Case:
 
     @property
     def paths(self) -> list[Path]:
-        """Images, labels and brain mask, each as the manifest names it: perhaps with a frame."""
+        """Images, labels and masks, each as the manifest names it: perhaps with a frame."""
         paths = [*self.images.values(), *self.labels, *self.labels_at]
-        if self.brain_mask is not None:
-            paths.append(self.brain_mask)
+        for mask in (self.brain_mask, self.ignore_mask):
+            if mask is not None:
+                paths.append(mask)
         return paths
 
 
+def missing_modalities(
+    case: Case, modalities: Sequence[str], require: Sequence[str] | None
+) -> list[str]:
+    """List the modalities that a case would need but has no image of.
+
+    Args:
+        case: The case.
+        modalities: Channels of the network.
+        require: Those that every case has; None: all. Without a single image, all of them are
+            missing.
+    """
+    if modalities and not any(name in case.images for name in modalities):
+        return list(modalities)
+    needed = modalities if require is None else require
+    return [name for name in needed if name not in case.images]
+
+
+def modalities_of(case: Case, modalities: Sequence[str]) -> tuple[str, ...]:
+    """List the modalities that a case has an image of, in the order of the channels."""
+    return tuple(name for name in modalities if name in case.images)
+
+
 def files_of(cases: Sequence[Case]) -> list[Path]:
-    """List the files of some cases, each once: images, labels and brain masks."""
+    """List the files of some cases, each once: images, labels and masks."""
     files: dict[Path, None] = {}  # as an ordered set
     for case in cases:
         for path in case.paths:

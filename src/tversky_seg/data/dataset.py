@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tversky_seg.data.case import Case, case_faults, check_cases
+from tversky_seg.data.case import Case, case_faults, check_cases, missing_modalities
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import inspect_manifest, read_manifest
 from tversky_seg.data.settings import Spacing, check_spacing, set_checked
@@ -47,8 +47,11 @@ class Dataset:
             `preprocessing.Preprocessing`.
         crop_values: Label values to crop around; empty: the brain (`preprocessing.Preprocessing`).
         crop_margin: Voxels around that box.
-        rater: Rater whose label to train on: None the first, "consensus", 1, 2, …, "majority" or
-            "random" (another for each patch).
+        require: Modalities that every case has; others may be missing from a case, if not all are.
+            None: all of `modalities`.
+        ignore: Label values whose voxels count neither in training nor in evaluation.
+        rater: Rater whose label to train on: None the first, "consensus", 1, 2, …, "majority",
+            "staple", "mean" (soft labels) or "random" (another for each patch).
         stratify: Whether each fold gets its share of small and large lesion loads, and of each
             site.
 
@@ -72,6 +75,8 @@ class Dataset:
     limits: tuple[float, float] | None = None
     crop_values: tuple[int, ...] = ()
     crop_margin: int = 5
+    require: tuple[str, ...] | None = None
+    ignore: tuple[int, ...] = ()
     rater: int | str | None = None
     stratify: bool = True
 
@@ -116,6 +121,12 @@ def with_modalities(dataset: Dataset) -> Dataset:
     """
     if dataset.modalities:
         return dataset
+    # With `require` a case may have fewer than the cohort, and no case all of them.
+    if dataset.require is not None:
+        names: dict[str, None] = {}  # as an ordered set
+        for case in _list_cases(dataset):
+            names.update(dict.fromkeys(case.images))
+        return replace(dataset, modalities=tuple(names))
     # A case of fewer modalities is then incomplete, rather than the others cut down to its own.
     richest = max(_list_cases(dataset), key=lambda case: len(case.images))
     return replace(dataset, modalities=tuple(richest.images))
@@ -124,8 +135,8 @@ def with_modalities(dataset: Dataset) -> Dataset:
 def find_cases(dataset: Dataset) -> list[Case]:
     """List the cases of a data set; of a downloaded one, log which are incomplete and left out.
 
-    A case is incomplete without one of `dataset.modalities`, or without a label outside the
-    official test set.
+    A case is incomplete without one of the required modalities, without any image, or without a
+    label outside the official test set.
 
     Raises:
         DataError: The manifest is at fault, or no case is complete.
@@ -134,7 +145,7 @@ def find_cases(dataset: Dataset) -> list[Case]:
     if dataset.importer is None:
         return cases
     check_cases(cases, source=str(dataset.root))
-    complete, missing = _part_incomplete(cases, dataset.modalities)
+    complete, missing = _part_incomplete(cases, dataset)
     if missing:
         _warn_of_incomplete(missing, n_cases=len(cases))
     if not complete:
@@ -159,17 +170,21 @@ def survey_cases(dataset: Dataset) -> tuple[list[Case], dict[str, str], list[Dat
     """
     if dataset.importer is None:
         assert dataset.manifest is not None
-        cases, faults = inspect_manifest(dataset.manifest, modalities=dataset.modalities or None)
+        cases, faults = inspect_manifest(
+            dataset.manifest, modalities=dataset.modalities or None, require=dataset.require
+        )
         return cases, {}, faults
     cases = _list_cases(dataset)
-    complete, missing = _part_incomplete(cases, dataset.modalities)
+    complete, missing = _part_incomplete(cases, dataset)
     return complete, missing, case_faults(cases, source=str(dataset.root))
 
 
 def _list_cases(dataset: Dataset) -> list[Case]:
     if dataset.importer is None:
         assert dataset.manifest is not None
-        return read_manifest(dataset.manifest, modalities=dataset.modalities or None)
+        return read_manifest(
+            dataset.manifest, modalities=dataset.modalities or None, require=dataset.require
+        )
     # `Dataset` refuses an importer without a root, and a cohort without a manifest or importer.
     assert dataset.root is not None
     expected = "expected the folder of the data set as downloaded"
@@ -185,24 +200,25 @@ def _list_cases(dataset: Dataset) -> list[Case]:
     return cases
 
 
-def _part_incomplete(
-    cases: Sequence[Case], modalities: Sequence[str]
-) -> tuple[list[Case], dict[str, str]]:
-    """Return the complete cases with these modalities alone, and case id -> what others lack."""
+def _part_incomplete(cases: Sequence[Case], dataset: Dataset) -> tuple[list[Case], dict[str, str]]:
+    """Return the complete cases with its modalities alone, and case id -> what others lack."""
     complete = []
     missing = {}
     for case in cases:
-        files = _missing_files(case, modalities)
+        files = _missing_files(case, dataset)
         if files:
             missing[case.case_id] = ", ".join(files)
         else:
-            images = {name: case.images[name] for name in modalities or case.images}
+            images: dict[str, Path] = {}
+            for name in dataset.modalities or case.images:
+                if name in case.images:
+                    images[name] = case.images[name]
             complete.append(replace(case, images=images))
     return complete, missing
 
 
-def _missing_files(case: Case, modalities: Sequence[str]) -> list[str]:
-    missing = [name for name in modalities if name not in case.images]
+def _missing_files(case: Case, dataset: Dataset) -> list[str]:
+    missing = missing_modalities(case, dataset.modalities, dataset.require)
     # Labels of official test sets are not published.
     if not case.labels and case.split != "test":
         missing.append("label")

@@ -31,6 +31,7 @@ def find_inputs(
     modalities: Sequence[str],
     case_id: str | None = None,
     may_lack: bool = False,
+    required: Sequence[str] = (),
 ) -> list[Case]:
     """List the cases that a user wants predicted.
 
@@ -46,12 +47,15 @@ def find_inputs(
             of several.
         may_lack: Whether a case may lack some of the modalities, but not all; they are named in
             one warning.
+        required: Modalities that a case needs even then.
 
     Raises:
         DataError: A file or modality is missing, or there is no case.
     """
     if isinstance(input, Mapping):
-        return [_case_of_files(input, modalities, case_id=case_id, may_lack=may_lack)]
+        case = _case_of_files(input, modalities, case_id=case_id, may_lack=may_lack)
+        _check_modalities([case], modalities, may_lack=may_lack, required=required, source="input")
+        return [case]
     path = Path(input).expanduser()
     if not path.exists():
         expected = "expected images, a manifest CSV or a folder of images"
@@ -63,12 +67,17 @@ def find_inputs(
     elif is_other_image(path):
         raise other_format(path)
     elif is_nifti(path):
-        return [_case_of_one_file(path, modalities, case_id=case_id, may_lack=may_lack)]
+        cases = [
+            _case_of_one_file(
+                path, modalities, case_id=case_id, may_lack=may_lack, required=required
+            )
+        ]
+        case_id = None  # it is the case's name
     else:
         cases = _cases_in_manifest(path, modalities, may_lack=may_lack)
     # First the choice: what other cases lack does not matter.
     cases = _pick(cases, case_id, source=path)
-    _check_modalities(cases, modalities, may_lack=may_lack, source=path)
+    _check_modalities(cases, modalities, may_lack=may_lack, required=required, source=path)
     return cases
 
 
@@ -108,21 +117,26 @@ def _case_of_files(
     rule = broken_name_rule(case_id)
     if rule is not None:
         raise DataError("case_id", repr(case_id), f"{rule}; set case_id=")
-    case = Case(
+    return Case(
         case_id=case_id, subject_id=case_id, images=images, brain_mask=paths.get("brain_mask")
     )
-    _check_modalities([case], modalities, may_lack=may_lack, source="input")
-    return case
 
 
 def _case_of_one_file(
-    path: Path, modalities: Sequence[str], *, case_id: str | None, may_lack: bool
+    path: Path,
+    modalities: Sequence[str],
+    *,
+    case_id: str | None,
+    may_lack: bool,
+    required: Sequence[str],
 ) -> Case:
-    if len(modalities) > 1:
+    # One file alone is that of the one modality which a case must have.
+    needed = list(required) if may_lack and required else list(modalities)
+    if len(needed) > 1:
         example = ",".join(f"{name}: {name}.nii.gz" for name in modalities)
         expected = f"expected one for each of {', '.join(modalities)}, as in input={{{example}}}"
         raise DataError(path, "one image", expected)
-    files = {modalities[0]: path}
+    files = {needed[0]: path}
     return _case_of_files(files, modalities, case_id=case_id, may_lack=may_lack)
 
 
@@ -227,19 +241,28 @@ def _case_and_modality(
 
 
 def _check_modalities(
-    cases: Sequence[Case], modalities: Sequence[str], *, may_lack: bool, source: Path | str
+    cases: Sequence[Case],
+    modalities: Sequence[str],
+    *,
+    may_lack: bool,
+    required: Sequence[str],
+    source: Path | str,
 ) -> None:
     """Check that no modality is missing, or log which, if the network was trained for that."""
     ids_without: dict[str, list[str]] = defaultdict(list)
     for case in cases:
         missing = [name for name in modalities if name not in case.images]
         # Without any image there is nothing to predict, however the network was trained.
-        if missing and (not may_lack or not case.images):
+        needed = [name for name in missing if name in required]
+        if needed or (missing and (not may_lack or not case.images)):
+            expected = f"expected {', '.join(modalities)} (a network trained with data.require or "
+            expected += "augmentation.dropout_probability above 0 can do without some)"
+            if may_lack and required:
+                expected = f"expected {', '.join(required)}, which this network cannot do without"
             raise DataError(
                 source,
-                f"case {case.case_id} has no {', '.join(missing)}",
-                f"expected {', '.join(modalities)} (a network trained with "
-                "augmentation.dropout_probability above 0 can do without some)",
+                f"case {case.case_id} has no {', '.join(needed or missing)}",
+                expected,
                 case_id=case.case_id,
             )
         for name in missing:
@@ -247,14 +270,15 @@ def _check_modalities(
     if ids_without:
         lists: list[str] = []
         for name, ids in ids_without.items():
-            lists.append(f"no {name}: {_first_few(ids)}")
+            lists.append(f"no {name}: {first_few(ids)}")
         logger.warning(
-            "missing modalities are set to 0, like channels dropped in training (%s)",
+            "missing modalities are set to 0, as in training (%s)",
             "; ".join(lists),
         )
 
 
-def _first_few(ids: Sequence[str]) -> str:
+def first_few(ids: Sequence[str]) -> str:
+    """List the first of some case ids, and the number of the others."""
     text = ", ".join(ids[:MAX_NAMES])
     if len(ids) > MAX_NAMES:
         text += f" and {len(ids) - MAX_NAMES} more"

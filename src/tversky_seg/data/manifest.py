@@ -16,6 +16,7 @@ from tversky_seg.data.case import (
     Case,
     case_faults,
     check_cases,
+    missing_modalities,
     normal_form,
     same_file_name,
 )
@@ -28,11 +29,16 @@ from tversky_seg.data.manifest_columns import (
     is_file_column,
     is_label,
     is_reserved,
+    names_an_image,
     number_of_label,
 )
 from tversky_seg.runtime.files import write_csv
 
 logger = logging.getLogger("tversky_seg")
+
+N_CELLS = 8
+"""Cells by which a column counts as one of images or of metadata; each may cost a look at a disk.
+"""
 
 _DELIMITERS = ",;\t"  # spreadsheets write ; where the comma is the decimal sign
 
@@ -53,18 +59,19 @@ def read_manifest(
     *,
     modalities: Sequence[str] | None = None,
     may_lack_modalities: bool = False,
+    require: Sequence[str] | None = None,
 ) -> list[Case]:
     """Read the cases that a CSV lists, in its order.
 
     Columns: `case_id, subject_id, <one per modality>, label[, label_2, …][, consensus]
-    [, brain_mask][, site][, session][, split | fold][, label@1, label@2][, baseline]
-    [, space][, repeat_of]`; others whose cells name no files, such as age, are metadata and not
-    read. File names are relative to the
-    manifest's folder; `<file>@0` is the first frame of a 4D file. With an empty label cell a case
-    is predicted, not evaluated. `FLAIR@1` and `FLAIR@2` are an earlier and a later image of the
-    subject, `label@1` and `label@2` all lesions of both; `baseline` is the case_id of an earlier
-    examination, where each has a line of its own. `space` is MNI where the affine places the case
-    in MNI space; `repeat_of` is the case_id of the first scan of a scan-rescan pair.
+    [, brain_mask][, ignore_mask][, site][, session][, split | fold][, label@1, label@2]
+    [, baseline][, space][, repeat_of]`; others whose cells name no files, such as age, are
+    metadata. File names are relative to the manifest's folder; `<file>@0` is the first frame of a
+    4D file. With an empty label cell a case is predicted, not evaluated. `FLAIR@1` and `FLAIR@2`
+    are an earlier and a later image of the subject, `label@1` and `label@2` all lesions of both;
+    `baseline` is the case_id of an earlier examination, where each has a line of its own. `space`
+    is MNI where the affine places the case in MNI space; `repeat_of` is the case_id of the first
+    scan of a scan-rescan pair.
     `consensus` is yes if `label` is the consensus of the raters; the first rater's is then
     `label_2`.
 
@@ -73,13 +80,15 @@ def read_manifest(
         modalities: Columns to read as images, in this order; None: every other column that names
             files; () none.
         may_lack_modalities: Whether columns and cells of modalities may be missing.
+        require: Modalities whose cells must be filled; of the others a case needs one if it has
+            none of these. None: all.
 
     Raises:
         DataError: The file cannot be read, holds no case, lacks a column, a cell or a file, has a
             duplicate or unsafe case_id, or puts a subject in two splits or folds.
     """
     cases, faults = inspect_manifest(
-        path, modalities=modalities, may_lack_modalities=may_lack_modalities
+        path, modalities=modalities, may_lack_modalities=may_lack_modalities, require=require
     )
     if faults:
         raise DataError.gather(faults)
@@ -91,6 +100,7 @@ def inspect_manifest(
     *,
     modalities: Sequence[str] | None = None,
     may_lack_modalities: bool = False,
+    require: Sequence[str] | None = None,
 ) -> tuple[list[Case], list[DataError]]:
     """Read the sound cases of a CSV, and list every fault of the others, for the data check.
 
@@ -98,6 +108,7 @@ def inspect_manifest(
         path: As in `read_manifest`.
         modalities: As in `read_manifest`.
         may_lack_modalities: As in `read_manifest`.
+        require: As in `read_manifest`.
 
     Raises:
         DataError: As `read_manifest`, if no line can be understood.
@@ -107,19 +118,24 @@ def inspect_manifest(
     if modalities is None:
         check_header(header, (), path=path)
         names = _image_columns(header, rows, path)
-        others = [name for name in header if not is_reserved(name) and name not in names]
-        if others:
+        metadata = [name for name in header if not is_reserved(name) and name not in names]
+        if metadata:
             # Said, since a column of misspelt files would be one of these.
-            logger.info("%s: no files in %s: taken as metadata", path, ", ".join(others))
+            logger.info("%s: no files in %s: taken as metadata", path, ", ".join(metadata))
     else:
         names = tuple(modalities)
-    needed = () if may_lack_modalities else names
-    check_header(header, needed, path=path)
+        others = [name for name in header if not is_reserved(name) and name not in names]
+        metadata = [name for name in others if not _holds_images(name, rows, path)]
+    check_header(header, () if may_lack_modalities else names, path=path)
+    if may_lack_modalities:
+        require = ()
     faults: list[DataError] = []
     cases: dict[str, Case] = {}  # the first case of each name
     for row in rows:
         try:
-            case = _case_of(row, names, needed, path=path)
+            case = _case_of(row, names, metadata, path=path)
+            if not may_lack_modalities:
+                _check_modalities(case, names, require, source=f"{path} line {row.line}")
             name = same_file_name(case.case_id)
             # Here, so that the fault of the second line does not cost the first its place.
             if name in cases:
@@ -154,7 +170,8 @@ def write_manifest(
         cases: At least one.
         path: CSV to write; its folder is made.
         modalities: Image columns; None: every modality that a case has.
-        metadata: Case id -> further column -> value, such as {"c1": {"age": "45"}}.
+        metadata: Case id -> further column -> value, such as {"c1": {"age": "45"}}, besides the
+            cases' own.
     """
     path = Path(path)
     header, lines = manifest_table(cases, path, modalities=modalities, metadata=metadata)
@@ -183,13 +200,15 @@ def manifest_table(
         n_labels = max(n_labels, len(case.labels))
     folder = path.parent.absolute()
     extra_columns: dict[str, str] = {}
-    for values in (metadata or {}).values():
+    values_of = {case.case_id: {**case.metadata} for case in cases}
+    for case_id, values in (metadata or {}).items():
+        values_of.setdefault(case_id, {}).update(values)
+    for values in values_of.values():
         extra_columns.update(dict.fromkeys(values, ""))
     rows: list[dict[str, str]] = []
     for case in cases:
         cells = _cells_of(case, modalities, n_labels=n_labels, folder=folder)
-        values = (metadata or {}).get(case.case_id, {})
-        rows.append({**cells, **extra_columns, **values})
+        rows.append({**cells, **extra_columns, **values_of[case.case_id]})
     # Other columns are left out where no case has a value.
     always = {"case_id", "subject_id", "label", *modalities}
     header = []
@@ -261,16 +280,30 @@ def _image_columns(header: Sequence[str], rows: Sequence[_Row], path: Path) -> t
     return image_columns(cells, path=path)
 
 
-def _case_of(row: _Row, modalities: Sequence[str], needed: Sequence[str], *, path: Path) -> Case:
+def _check_modalities(
+    case: Case, modalities: Sequence[str], require: Sequence[str] | None, *, source: str
+) -> None:
+    missing = missing_modalities(case, modalities, require)
+    if not missing:
+        return
+    remedy = "fill it, remove the line or name other data.modalities"
+    if case.images and require is None:
+        remedy += f"; cases without may be kept by data.require=[{','.join(case.images)}]"
+    raise DataError(source, f"empty cell for {', '.join(missing)}", remedy, case_id=case.case_id)
+
+
+def _holds_images(column: str, rows: Sequence[_Row], path: Path) -> bool:
+    """Tell whether a column holds images rather than metadata, by its first cells."""
+    cells = [row.cells[column] for row in rows if row.cell(column)]
+    return any(names_an_image(cell, path.parent) for cell in cells[:N_CELLS])
+
+
+def _case_of(row: _Row, modalities: Sequence[str], metadata: Sequence[str], *, path: Path) -> Case:
     """Make the case of one line, with absolute file names."""
     source = f"{path} line {row.line}"
-    empty = [name for name in ("case_id", "subject_id", *needed) if not row.cell(name)]
+    empty = [name for name in ("case_id", "subject_id") if not row.cell(name)]
     if empty:
-        raise DataError(
-            source,
-            f"empty cell for {', '.join(empty)}",
-            "fill it, remove the line or name other data.modalities",
-        )
+        raise DataError(source, f"empty cell for {', '.join(empty)}", "fill it or remove the line")
     folder = path.parent.absolute()
     files: dict[str, Path] = {}
     for column, cell in row.cells.items():
@@ -291,6 +324,8 @@ def _case_of(row: _Row, modalities: Sequence[str], needed: Sequence[str], *, pat
         images=images,
         labels=_labels_of(files, source=source),
         brain_mask=files.get("brain_mask"),
+        ignore_mask=files.get("ignore_mask"),
+        metadata={name: row.cells[name] for name in metadata if row.cell(name)},
         site=row.cell("site"),
         session=row.cell("session"),
         split=_split_of(row, source=source),
@@ -426,6 +461,7 @@ def _cells_of(
     is_consensus = case.consensus and len(case.labels) > 1
     cells["consensus"] = "yes" if is_consensus else ""
     cells["brain_mask"] = _cell_of_file(case.brain_mask, folder)
+    cells["ignore_mask"] = _cell_of_file(case.ignore_mask, folder)
     cells["site"] = case.site or ""
     cells["session"] = case.session or ""
     cells["split"] = case.split or ""

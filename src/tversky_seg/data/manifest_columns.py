@@ -20,6 +20,7 @@ _COLUMNS = (
     "subject_id",
     "consensus",
     "brain_mask",
+    "ignore_mask",
     "site",
     "session",
     "split",
@@ -88,7 +89,7 @@ def image_columns(cells: Mapping[str, Sequence[str]], *, path: Path) -> tuple[st
     images: list[str] = []
     for name in others:
         # An empty column is one of images that are missing.
-        if cells[name] and not any(_names_an_image(cell, path.parent) for cell in cells[name]):
+        if cells[name] and not any(names_an_image(cell, path.parent) for cell in cells[name]):
             continue
         # A label among the inputs would make a perfect network, and nobody would see why.
         if name.lower() in USUAL_NAMES_OF_LABELS:
@@ -133,7 +134,7 @@ def check_header(header: Sequence[str], modalities: Sequence[str], *, path: Path
         raise DataError(path, f"no column {', '.join(missing)} among {', '.join(header)}", remedy)
 
 
-def _names_an_image(cell: str, folder: Path) -> bool:
+def names_an_image(cell: str, folder: Path) -> bool:
     """Tell whether a cell ends as an image does, or names a file that is here."""
     file, _ = file_and_frame(folder / cell)
     return is_nifti(file) or is_other_image(file) or why_absent(file) is None

@@ -14,7 +14,7 @@ from tversky_seg.data.manifest_columns import is_reserved
 Spacing = tuple[float | None, float | None, float | None]
 
 NORMALIZATIONS = ("zscore", "robust", "percentile", "window", "window_minmax", "none")
-RATERS = ("consensus", "majority", "random")
+RATERS = ("consensus", "majority", "staple", "mean", "random")
 STANDARD_LIMITS = {
     "percentile": (0.5, 99.5),
     "window": (-300.0, 300.0),
@@ -39,9 +39,12 @@ def set_checked(settings: Any) -> None:
         "limits": check_limits(settings.limits, settings.normalization),
         "crop_values": check_crop(settings.crop_values, settings.crop_margin),
         "rater": check_rater(settings.rater),
+        "ignore": check_ignore(settings.ignore),
+        "require": check_require(settings.require, settings.modalities),
     }
     for name, value in checked.items():
         object.__setattr__(settings, name, value)
+    _refuse_ignored_class(settings.ignore, settings.classes)
 
 
 def check_modalities(modalities: Sequence[str] | None) -> tuple[str, ...]:
@@ -138,6 +141,39 @@ def check_crop(values: Sequence[int] | None, margin: int) -> tuple[int, ...]:
     return values
 
 
+def check_require(
+    require: Sequence[str] | None, modalities: Sequence[str]
+) -> tuple[str, ...] | None:
+    """Return the modalities that every case has as a tuple; None for all.
+
+    Args:
+        require: Names, each of them a modality. An empty list: any one image is enough.
+        modalities: The modalities; empty where the cases still have to name them.
+    """
+    if require is None:
+        return None
+    if isinstance(require, str):
+        raise DataError("data.require", repr(require), "expected a list as in [FLAIR], or null")
+    names = tuple(normal_form(str(name)) for name in require)
+    known = [normal_form(str(name)) for name in modalities]
+    unknown = [name for name in names if known and name not in known]
+    if unknown:
+        expected = f"expected some of data.modalities={known}"
+        raise DataError("data.require", unknown[0], expected)
+    return names
+
+
+def check_ignore(values: Sequence[int] | int | None) -> tuple[int, ...]:
+    """Return the label values whose voxels are ignored as a tuple, empty for none.
+
+    Args:
+        values: Label values other than 0; a bare number stands for one.
+    """
+    if values is None or (isinstance(values, Sequence) and not values):
+        return ()
+    return _label_values(values, key="data.ignore")
+
+
 def check_rater(rater: int | str | None) -> int | str | None:
     """Return the rater whose label to train on, as it was given."""
     is_number = type(rater) is int and rater >= 1
@@ -161,6 +197,17 @@ def _label_values(values: Any, *, key: str) -> tuple[int, ...]:
         expected = "expected label values, whole numbers other than 0 (the background)"
         raise DataError(key, str(values), expected)
     return members
+
+
+def _refuse_ignored_class(ignored: Sequence[int], classes: Mapping[str, tuple[int, ...]]) -> None:
+    for name, values in classes.items():
+        common = sorted(set(values) & set(ignored))
+        if common:
+            raise DataError(
+                "data.ignore",
+                f"{common[0]} is a label value of class {name}",
+                "expected values that belong to no class",
+            )
 
 
 def _is_label_value(value: Any) -> bool:

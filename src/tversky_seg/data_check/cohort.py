@@ -59,13 +59,32 @@ def check_training(prepared: Sequence[PreparedCase]) -> None:
 
 
 def cohort_findings(reports: Sequence[CaseReport], *, normalization: str) -> list[Finding]:
-    """Find copies, other units, other voxel sizes, and classes without a lesion."""
+    """Find copies, other units and voxel sizes, missing modalities, classes without a lesion."""
     return [
+        *_modality_sets(reports),
         *_copies(reports),
         *_other_units(reports, normalization=normalization),
         *_empty_classes(reports),
         *_voxel_sizes(reports),
     ]
+
+
+def _modality_sets(reports: Sequence[CaseReport]) -> Iterator[Finding]:
+    """Note which modalities how many cases have, where they differ."""
+    ids_of: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for report in reports:
+        ids_of[tuple(report.case.images)].append(report.case.case_id)
+    if len(ids_of) < 2:
+        return
+    shares = []
+    for names, ids in sorted(ids_of.items(), key=lambda entry: -len(entry[1])):
+        shares.append(f"{' + '.join(names)} in {len(ids)} ({name_some(ids)})")
+    yield Finding(
+        NOTE,
+        "data.require",
+        f"{len(reports)} cases with {len(ids_of)} sets of modalities: {'; '.join(shares)}",
+        "a missing modality is 0 throughout; metrics.json has each set's metrics (by_modalities)",
+    )
 
 
 def _copies(reports: Sequence[CaseReport]) -> Iterator[Finding]:

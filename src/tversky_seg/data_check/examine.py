@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tversky_seg.data.affines import affine_shift_voxels, axis_codes, spacing_of
-from tversky_seg.data.case import Case
+from tversky_seg.data.case import Case, modalities_of
 from tversky_seg.data.errors import DataError, NonFiniteError
 from tversky_seg.data.image_files import file_and_frame
 from tversky_seg.data.nifti import read_grid, read_label, read_volume
@@ -241,11 +241,11 @@ def _count_outside_brain(prepared: PreparedCase) -> int:
 def _rater_findings(case: Case, settings: Preprocessing) -> list[Finding]:
     """Find faults of the further raters' labels, which training does not read."""
     findings: list[Finding] = []
-    first = settings.modalities[0]
+    first = modalities_of(case, settings.modalities)[0]
     for path in case.labels[1:]:
         # As if the rater were the only one: the label meets the checks of a training label.
         rated = replace(case, labels=(path,), images={first: case.images[first]})
-        fault = _fault_of(rated, replace(settings, modalities=(first,)))
+        fault = _fault_of(rated, replace(settings, modalities=(first,), require=None))
         if fault is not None:
             findings.append(Finding.of_fault(fault, case_id=case.case_id, level=WARNING))
     return findings
@@ -257,7 +257,10 @@ def _other_faults(case: Case, settings: Preprocessing) -> Iterator[DataError]:
     Preprocessing stops at the first bad file. Here each other file is read together with the
     first modality, whose grid it has to fit, or alone where the first modality itself is bad.
     """
-    first = settings.modalities[0]
+    present = modalities_of(case, settings.modalities) or settings.modalities
+    first = present[0]
+    # Only files are looked at from here on: a required modality that is missing was said.
+    settings = replace(settings, require=None)
     images_alone = replace(case, labels=(), brain_mask=None)
     first_only = replace(settings, modalities=(first,))
     is_first_good = first in case.images and _fault_of(images_alone, first_only) is None

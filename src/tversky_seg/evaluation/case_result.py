@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tversky_seg.data.case import Case
-from tversky_seg.data.nifti import Volume, read_label
+from tversky_seg.data.nifti import Volume, read_label, read_volume
+from tversky_seg.data.preprocessing.rater_votes import majority, staple
 from tversky_seg.evaluation.brain_regions import is_mni, regions_of_lesions
 from tversky_seg.evaluation.saved_predictions import (
     Prediction,
@@ -76,6 +78,11 @@ class CaseResult:
     raters: dict[int, dict[str, CaseMetrics]]
     """Number of a label column (1 for label, 2 for label_2, …) -> class name -> metrics against
     what that rater drew. Empty for a case with a single label; a consensus is not a rater."""
+    between_raters: dict[int, dict[str, list[CaseMetrics]]] = field(default_factory=dict)
+    """Number of a label column -> class name -> metrics of what that rater drew against each other
+    rater, without surface distances."""
+    consensus: dict[str, CaseMetrics] = field(default_factory=dict)
+    """Class name -> metrics against the consensus of the raters; empty for a single rater."""
 
     @property
     def metrics(self) -> dict[str, CaseMetrics]:
@@ -95,6 +102,7 @@ def evaluate_case(
     rule: LesionRule,
     tolerance_mm: float,
     by_lesion: LesionSettings,
+    consensus: str = "majority",
 ) -> CaseResult:
     """Evaluate the saved prediction of one case on the grid of its label.
 
@@ -104,6 +112,8 @@ def evaluate_case(
         rule: Rule of what a lesion is and when it counts as detected.
         tolerance_mm: Distance up to which surfaces agree, for the surface Dice.
         by_lesion: Settings of the metrics by lesion, which raters do not get.
+        consensus: "majority" or "staple": how the raters' consensus is made, where the label is
+            none.
 
     Raises:
         DataError: The prediction or a label is missing, damaged or on another grid, or a label
@@ -118,6 +128,13 @@ def evaluate_case(
 
     classes: dict[str, ClassResult] = {}
     raters: dict[int, dict[str, CaseMetrics]] = {number: {} for number in other_labels}
+    between_raters: dict[int, dict[str, list[CaseMetrics]]] = {}
+    of_consensus: dict[str, CaseMetrics] = {}
+    ignored = find_ignored(case, reference, source)
+    ignored_by = {1: ignored}
+    for number, label in other_labels.items():
+        # What the label says does not count, counts against no rater.
+        ignored_by[number] = _united([ignored, find_ignored(case, label, source)])
     for name, values in source.classes.items():
         # Each class is a mask of its own, so that nested classes need no special case.
         prediction = source.read(case, name, reference=reference)
@@ -125,6 +142,7 @@ def evaluate_case(
         classes[name] = evaluate_class(
             prediction,
             target,
+            ignored=ignored,
             spacing_mm=reference.spacing_mm,
             rule=rule,
             tolerance_mm=tolerance_mm,
@@ -132,24 +150,109 @@ def evaluate_case(
         )
         if is_mni(case.space):
             classes[name] = _with_regions(
-                classes[name], prediction.mask, target, reference.affine, rule=rule
+                classes[name],
+                _without(prediction.mask, ignored),
+                _without(target, ignored),
+                reference.affine,
+                rule=rule,
             )
         for number, label in other_labels.items():
             # The same mask is compared with each rater, as the challenges do.
             against_rater = evaluate_class(
                 prediction,
                 np.isin(label.data, values),
+                ignored=ignored_by[number],
                 spacing_mm=reference.spacing_mm,
                 rule=rule,
                 tolerance_mm=tolerance_mm,
             )
             raters[number][name] = against_rater.metrics
 
-    result = CaseResult(case, reference.affine, classes, raters)
+        drawn = {number: np.isin(label.data, values) for number, label in other_labels.items()}
+        if not case.consensus:
+            drawn[1] = target
+        if len(drawn) > 1:
+            settings = {"spacing_mm": reference.spacing_mm, "rule": rule}
+            for number, metrics in _between_raters(drawn, ignored_by, **settings).items():
+                between_raters.setdefault(number, {})[name] = metrics
+            of_consensus[name] = classes[name].metrics
+            if not case.consensus:
+                against_consensus = evaluate_class(
+                    prediction,
+                    _consensus_of(list(drawn.values()), consensus),
+                    ignored=_united([ignored_by[number] for number in drawn]),
+                    tolerance_mm=tolerance_mm,
+                    **settings,
+                )
+                of_consensus[name] = against_consensus.metrics
+
+    result = CaseResult(case, reference.affine, classes, raters, between_raters, of_consensus)
     if other_labels and not case.consensus:
         # The first label is one rater's too.
         raters[1] = result.metrics
     return result
+
+
+def _between_raters(
+    drawn: Mapping[int, Mask],
+    ignored_by: Mapping[int, Mask | None],
+    *,
+    spacing_mm: tuple[float, float, float],
+    rule: LesionRule,
+) -> dict[int, list[CaseMetrics]]:
+    """Compare what each rater drew, as a prediction, with what each other drew."""
+    by_rater: dict[int, list[CaseMetrics]] = {}
+    for number, mask in sorted(drawn.items()):
+        by_rater[number] = []
+        for other, reference in sorted(drawn.items()):
+            if other == number:
+                continue
+            # n raters make n (n - 1) pairs: surface distances would take longest of all.
+            metrics, _ = measure_case(
+                mask,
+                reference,
+                spacing_mm=spacing_mm,
+                rule=rule,
+                with_distances=False,
+                ignored=_united([ignored_by[number], ignored_by[other]]),
+            )
+            by_rater[number].append(metrics)
+    return by_rater
+
+
+def _consensus_of(masks: Sequence[Mask], method: str) -> Mask:
+    if method == "staple":
+        return staple([mask[None] for mask in masks], key="evaluation.consensus")[0]
+    return majority(masks)
+
+
+def _without(mask: Mask, ignored: Mask | None) -> Mask:
+    return mask if ignored is None else mask & ~ignored
+
+
+def _united(masks: Sequence[Mask | None]) -> Mask | None:
+    """Unite masks of which some may be missing; None where all are."""
+    given = [mask for mask in masks if mask is not None]
+    return np.any(given, axis=0) if given else None
+
+
+def find_ignored(case: Case, label: Volume, source: Predictions) -> Mask | None:
+    """Find the voxels that do not count: those of the case's mask, and the label's own.
+
+    Returns:
+        (X, Y, Z) mask on the grid of the label; None where all voxels count.
+
+    Raises:
+        DataError: The mask cannot be read, or lies on another grid.
+    """
+    ignored = np.zeros(label.shape, dtype=bool)
+    if source.ignore:
+        ignored |= np.isin(label.data, source.ignore)
+    if case.ignore_mask is not None:
+        mask = read_volume(case.ignore_mask)
+        check_grid(mask, label, path=case.ignore_mask)
+        ignored |= mask.data > 0.5
+    return ignored if ignored.any() else None
 
 
 def read_reference(path: Path, source: Predictions) -> Volume:
@@ -177,6 +280,7 @@ def evaluate_class(
     rule: LesionRule,
     tolerance_mm: float,
     by_lesion: LesionSettings | None = None,
+    ignored: Mask | None = None,
 ) -> ClassResult:
     """Evaluate the prediction of one class.
 
@@ -187,15 +291,20 @@ def evaluate_class(
         rule: Rule of what a lesion is and when it counts as detected.
         tolerance_mm: Distance up to which surfaces agree, for the surface Dice.
         by_lesion: Settings of the metrics by lesion; None: they are NaN.
+        ignored: Voxels of the same shape that do not count; None: all count.
     """
+    # Where nothing counts, nothing is drawn and nothing predicted.
+    mask = _without(prediction.mask, ignored)
+    target = _without(target, ignored)
     metrics, match = measure_case(
-        prediction.mask,
+        mask,
         target,
         spacing_mm=spacing_mm,
         rule=rule,
         tolerance_mm=tolerance_mm,
         scores=prediction.probability,
         by_lesion=by_lesion,
+        ignored=ignored,
     )
     histogram = near_histogram = scores = scores_by_centre = doubts = None
     voxel_retention_area = math.nan
@@ -203,15 +312,20 @@ def evaluate_class(
         # Probabilities are saved in 16 bits, so 65,536 bins rank the voxels exactly, and the
         # histograms of a thousand cases add up to one of the same size.
         levels = to_levels(prediction.probability)
-        histogram = levels_histogram(levels, target)
         near = near_lesions(target, spacing_mm)
+        if ignored is None:
+            histogram = levels_histogram(levels, target)
+        else:
+            levels = np.where(ignored, np.uint16(0), levels)
+            near &= ~ignored
+            histogram = levels_histogram(levels[~ignored], target[~ignored])
         near_histogram = levels_histogram(levels[near], target[near])
         metrics = replace(metrics, ranking=ranking_from_histogram(histogram))
         # FROC ranks lesions by their probabilities, which a bare mask does not have.
         scores = lesion_scores(match)
         scores_by_centre = centre_scores(match, spacing_mm=spacing_mm)
-        doubts = lesion_doubts(levels, prediction.mask, target, connectivity=rule.connectivity)
-        voxel_retention_area = voxel_retention(levels, prediction.mask, target).area
+        doubts = lesion_doubts(levels, mask, target, connectivity=rule.connectivity)
+        voxel_retention_area = voxel_retention(levels, mask, target).area
     return ClassResult(
         metrics,
         match,

@@ -132,6 +132,10 @@ class EvaluatedCohort:
     """(4, 4) of the reference of each case."""
     temperature: dict[str, float | None] = field(default_factory=dict)
     """Class name -> temperature of the saved probabilities, where one number says it."""
+    between_raters: dict[int, list[dict[str, list[CaseMetrics]]]] = field(default_factory=dict)
+    """Number of a label column -> for each case, metrics of that rater against each other one."""
+    consensus: list[dict[str, CaseMetrics]] = field(default_factory=list)
+    """Metrics against the raters' consensus, of the cases that have several raters."""
     session_pairs: list[SessionPair] = field(default_factory=list)
     repeats: dict[str, list[RepeatPair]] = field(default_factory=dict)
     """Class name -> scans compared with their repeats."""
@@ -154,6 +158,10 @@ class EvaluatedCohort:
         self.metrics.append(result.metrics)
         for number, against_rater in result.raters.items():
             self.raters.setdefault(number, []).append(against_rater)
+        for number, against_others in result.between_raters.items():
+            self.between_raters.setdefault(number, []).append(against_others)
+        if result.consensus:
+            self.consensus.append(result.consensus)
         if result.shift_voxels > FINE_SHIFT_VOXELS:
             self.shifted.append(result.case.case_id)
 

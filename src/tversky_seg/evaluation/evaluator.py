@@ -23,6 +23,7 @@ from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import TOLERATED_SHIFT_VOXELS
 from tversky_seg.evaluation.case_result import evaluate_case
 from tversky_seg.evaluation.cohort import EvaluatedCohort
+from tversky_seg.evaluation.groups import check_columns
 from tversky_seg.evaluation.provenance import describe_origin
 from tversky_seg.evaluation.saved_predictions import Predictions, open_predictions
 from tversky_seg.evaluation.scan_rescan import REPEAT_COLUMNS, compare_repeats, repeat_rows
@@ -55,6 +56,8 @@ from tversky_seg.runtime.run_settings import flatten
 
 logger = logging.getLogger("tversky_seg")
 
+CONSENSUS = ("majority", "staple")
+
 
 def evaluate(
     predictions: Path | str,
@@ -66,12 +69,15 @@ def evaluate(
     min_volume_mm3: float | Mapping[str, float] | None = None,
     pattern: str | None = None,
     background_values: Sequence[int] | None = None,
+    ignore: Sequence[int] | None = None,
     rule: LesionRule = ANY_OVERLAP,
     tolerance_mm: float = TOLERANCE_MM,
     by_lesion: LesionSettings = DEFAULT_SETTINGS,
     n_bootstrap: int = 2000,
     seed: int = 0,
     viewer: str = "worst",
+    consensus: str = "majority",
+    by: Sequence[str] | None = None,
     overwrite: bool = False,
     command: Sequence[str] | None = None,
 ) -> dict[str, Any]:
@@ -97,6 +103,9 @@ def evaluate(
         background_values: Label values of the references that belong to no class and count as
             background. None: as predictions.json says (the `data.crop_values` of training), else
             only 0.
+        ignore: Label values of the references whose voxels do not count, as those of a case's
+            `ignore_mask`. None: as predictions.json says (the `data.ignore` of training), else
+            none.
         rule: Rule of what a lesion is and when it counts as detected.
         tolerance_mm: Distance up to which surfaces agree, for the surface Dice.
         by_lesion: Settings of the metrics by lesion, such as the penalties of missed lesions.
@@ -104,6 +113,11 @@ def evaluate(
         seed: Seed of the resamplings.
         viewer: Case that report.html first shows in three planes: "worst" (lowest Dice) or a
             case_id; the reader may choose others. "none": no viewer.
+        consensus: How the consensus of several raters is made where a case's label is none:
+            "majority" (more than half of them) or "staple" (needs SimpleITK).
+        by: Columns of the manifest by which the cases are grouped for `by_<column>` in
+            metrics.json: "site", "session", "modalities" (the set that a case has) or a column of
+            metadata. None: site, scanner and modalities, where cases differ in them.
         overwrite: Whether an evaluation in `output_dir` by another rule is replaced.
         command: Words of the command line, for the header of report.html. None: those of the
             training, where the predictions lie in its folder.
@@ -124,12 +138,23 @@ def evaluate(
         min_volume_mm3=min_volume_mm3,
         pattern=pattern,
         background_values=background_values,
+        ignore=ignore,
     )
     labelled = [case for case in cases if case.label is not None]
     _check_cases(labelled, source, viewer=viewer)
+    check_columns(labelled, by)
+    if consensus not in CONSENSUS:
+        expected = f"expected {' or '.join(CONSENSUS)}"
+        raise DataError("evaluation.consensus", repr(consensus), expected)
     _check_settings(output_dir, source, n_bootstrap=n_bootstrap, tolerance_mm=tolerance_mm)
     if not overwrite:
-        _refuse_other_rule(output_dir, rule, tolerance_mm=tolerance_mm, by_lesion=by_lesion)
+        _refuse_other_rule(
+            output_dir,
+            rule,
+            tolerance_mm=tolerance_mm,
+            by_lesion=by_lesion,
+            ignore=source.ignore,
+        )
 
     # All files appear together, so a stopped evaluation leaves the old one whole.
     with _new_evaluation(output_dir) as folder:
@@ -140,6 +165,7 @@ def evaluate(
             tolerance_mm=tolerance_mm,
             by_lesion=by_lesion,
             lesion_file=folder / "lesions.csv",
+            consensus=consensus,
         )
         cohort.temperature = dict(source.temperature)
         # Sessions are read again in pairs, since one case is in memory at a time.
@@ -152,6 +178,7 @@ def evaluate(
             by_lesion=by_lesion,
             n_bootstrap=n_bootstrap,
             seed=seed,
+            by=by,
         )
         _write_tables(folder, cohort, metrics)
         origin = describe_origin(source, cohort.cases, command=command)
@@ -167,6 +194,7 @@ def evaluate_cohort(
     tolerance_mm: float,
     lesion_file: Path,
     by_lesion: LesionSettings = DEFAULT_SETTINGS,
+    consensus: str = "majority",
 ) -> EvaluatedCohort:
     """Evaluate case after case, and write the rows of their lesions as they come.
 
@@ -187,7 +215,12 @@ def evaluate_cohort(
         for case in track(cases, "evaluating", total=len(cases)):
             try:
                 result = evaluate_case(
-                    source, case, rule=rule, tolerance_mm=tolerance_mm, by_lesion=by_lesion
+                    source,
+                    case,
+                    rule=rule,
+                    tolerance_mm=tolerance_mm,
+                    by_lesion=by_lesion,
+                    consensus=consensus,
                 )
             # One bad file must not cost the evaluation of a thousand others.
             except DataError as fault:
@@ -252,6 +285,7 @@ def _summarize_with_settings(
     by_lesion: LesionSettings,
     n_bootstrap: int,
     seed: int,
+    by: Sequence[str] | None,
 ) -> dict[str, Any]:
     """Make the content of metrics.json: the numbers, and the settings that they depend on."""
     lesion_rule = asdict(cohort.rule)
@@ -263,14 +297,23 @@ def _summarize_with_settings(
         lesion_rule=lesion_rule,
         n_bootstrap=n_bootstrap,
         seed=seed,
+        by=by,
     )
     metrics["surface_tolerance_mm"] = tolerance_mm
     metrics["by_lesion_settings"] = asdict(by_lesion)
+    n_masks = sum(case.ignore_mask is not None for case in cohort.cases)
+    if source.ignore or n_masks:
+        metrics["ignored"] = {"label_values": list(source.ignore), "n_masks": n_masks}
     return metrics
 
 
 def _refuse_other_rule(
-    output_dir: Path, rule: LesionRule, *, tolerance_mm: float, by_lesion: LesionSettings
+    output_dir: Path,
+    rule: LesionRule,
+    *,
+    tolerance_mm: float,
+    by_lesion: LesionSettings,
+    ignore: Sequence[int],
 ) -> None:
     """Refuse to replace an evaluation whose numbers mean something else."""
     saved = read_json_if_whole(output_dir / "metrics.json")
@@ -282,6 +325,14 @@ def _refuse_other_rule(
         "surface_tolerance_mm": tolerance_mm,
         "by_lesion_settings": asdict(by_lesion),
     }
+    saved_ignore = (saved.get("ignored") or {}).get("label_values", [])
+    if saved_ignore != list(ignore):
+        raise DataError(
+            "output_dir",
+            f"{output_dir} holds an evaluation with ignore {saved_ignore}, this one has "
+            f"{list(ignore)}",
+            "choose another, or evaluation.overwrite=true",
+        )
     for key, value in flatten(settings):
         # An evaluation of an older version knows fewer settings.
         if before.get(key, value) != value and key != "lesion_rule.source":

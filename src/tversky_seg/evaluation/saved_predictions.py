@@ -60,6 +60,8 @@ class Predictions:
     """Label values of the reference that belong to no class and count as background."""
     temperature: Mapping[str, float | None] = field(default_factory=dict)
     """By class; None where nothing says it, or several networks have each their own."""
+    ignore: tuple[int, ...] = ()
+    """Label values of the reference whose voxels do not count."""
 
     def read(self, case: Case, name: str, *, reference: Volume) -> Prediction:
         """Read the prediction of one class of a case.
@@ -144,6 +146,7 @@ def open_predictions(
     min_volume_mm3: float | Mapping[str, float] | None = None,
     pattern: str | None = None,
     background_values: Sequence[int] | None = None,
+    ignore: Sequence[int] | None = None,
 ) -> Predictions:
     """Decide how a folder of predictions is read; what is None here follows its predictions.json.
 
@@ -162,6 +165,7 @@ def open_predictions(
         pattern: File name of another tool's masks, as in `{case_id}.nii.gz`. With several classes
             and no `{class}` in it, a file is a map of label values.
         background_values: Label values that belong to no class; without predictions.json only 0.
+        ignore: Label values of voxels that do not count; without predictions.json none.
 
     Raises:
         DataError: The folder is missing, predictions.json is damaged, or a setting is out of range.
@@ -196,7 +200,11 @@ def open_predictions(
         )
     chosen_background = _first_set(background_values, saved.get("background_values"))
     with _named_by(file if background_values is None else None):
-        background = _label_values(chosen_background)
+        background = _label_values("background_values", chosen_background)
+    chosen_ignore = _first_set(ignore, saved.get("ignore"))
+    with _named_by(file if ignore is None else None):
+        ignored_values = _label_values("ignore", chosen_ignore)
+        _refuse_ignored_classes(ignored_values, checked_classes)
     # Another threshold or minimum would have given other masks than the saved ones.
     is_as_saved = threshold is None and min_volume_mm3 is None
     return Predictions(
@@ -208,6 +216,7 @@ def open_predictions(
         uses_masks=is_as_saved and saved.get("threshold") is not None,
         background_values=background,
         temperature=_temperatures(saved.get("temperature"), tuple(checked_classes)),
+        ignore=ignored_values,
     )
 
 
@@ -226,7 +235,7 @@ def check_values(data: NDArray[Any], path: Path, source: Predictions) -> None:
     Raises:
         DataError: Names the first of them.
     """
-    expected_values = {0, *source.background_values}
+    expected_values = {0, *source.background_values, *source.ignore}
     for values in source.classes.values():
         expected_values.update(values)
     other_values = sorted(set(np.unique(data).tolist()) - expected_values)
@@ -235,7 +244,8 @@ def check_values(data: NDArray[Any], path: Path, source: Predictions) -> None:
         raise DataError(
             path,
             f"label values {other_values[:5]} belong to no class of {{{classes}}}",
-            "expected other classes, or evaluation.background_values for values to ignore",
+            "expected other classes, or evaluation.background_values (values that count as "
+            "background) or evaluation.ignore (voxels that do not count)",
         )
 
 
@@ -390,10 +400,18 @@ def _temperatures(value: Any, names: Sequence[str]) -> dict[str, float | None]:
     return temperatures
 
 
-def _label_values(values: Any) -> tuple[int, ...]:
+def _refuse_ignored_classes(ignored: Sequence[int], classes: Mapping[str, tuple[int, ...]]) -> None:
+    for name, values in classes.items():
+        common = sorted(set(values) & set(ignored))
+        if common:
+            found = f"{common[0]} is a label value of class {name}"
+            raise DataError("ignore", found, "expected values that belong to no class")
+
+
+def _label_values(key: str, values: Any) -> tuple[int, ...]:
     if values is None:
         return ()
     # type(…) is int, because True would pass isinstance(…, int).
     if isinstance(values, Sequence) and all(type(value) is int for value in values):
         return tuple(values)
-    raise DataError("background_values", f"{values!r}", "expected label values, as [1], or null")
+    raise DataError(key, f"{values!r}", "expected label values, as [1], or null")

@@ -10,7 +10,7 @@ import numpy as np
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.time_points import pairs_of
-from tversky_seg.evaluation.case_result import read_reference
+from tversky_seg.evaluation.case_result import find_ignored, read_reference
 from tversky_seg.evaluation.cohort import SessionPair
 from tversky_seg.evaluation.saved_predictions import Predictions, check_grid
 from tversky_seg.metrics.lesion_rule import LesionRule
@@ -58,15 +58,24 @@ def _compare(before: Case, after: Case, source: Predictions, *, rule: LesionRule
     later = read_reference(after.label, source)
     # Voxels are compared one by one, so both sessions must lie on one grid.
     check_grid(earlier, later, path=before.label)
+    # A lesion is new or not where both sessions count.
+    counted = np.ones(later.shape, dtype=bool)
+    for case, label in ((before, earlier), (after, later)):
+        ignored = find_ignored(case, label, source)
+        if ignored is not None:
+            counted &= ~ignored
     counts: dict[str, LesionCounts] = {}
     for name, values in source.classes.items():
         # Pairs of (before, after): first the predictions, then the references.
         counts[name] = new_lesion_counts(
             (
-                source.read(before, name, reference=later).mask,
-                source.read(after, name, reference=later).mask,
+                source.read(before, name, reference=later).mask & counted,
+                source.read(after, name, reference=later).mask & counted,
             ),
-            (np.isin(earlier.data, values), np.isin(later.data, values)),
+            (
+                np.isin(earlier.data, values) & counted,
+                np.isin(later.data, values) & counted,
+            ),
             spacing_mm=later.spacing_mm,
             rule=rule,
         )

@@ -13,6 +13,7 @@ from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import Shape, resample
 from tversky_seg.data.nifti import read_label, read_volume
+from tversky_seg.evaluation.case_result import find_ignored
 from tversky_seg.evaluation.saved_predictions import Predictions
 from tversky_seg.report.slices import ShownCase
 from tversky_seg.report.viewer import N_MODALITIES
@@ -32,9 +33,12 @@ def show_case(case: Case, source: Predictions) -> ShownCase:
 
     predictions: list[NDArray[Any]] = []
     references: list[NDArray[Any]] = []
+    ignored = find_ignored(case, reference, source)
+    counted = np.True_ if ignored is None else ~ignored
     for name, values in source.classes.items():
-        predictions.append(upright(source.read(case, name, reference=reference).mask))
-        references.append(upright(np.isin(reference.data, values)))
+        predicted = source.read(case, name, reference=reference).mask
+        predictions.append(upright(predicted & counted))
+        references.append(upright(np.isin(reference.data, values) & counted))
     return ShownCase(
         case_id=case.case_id,
         images=_images(case, shape, affine),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tversky_seg.evaluation.cohort import EvaluatedCohort
 from tversky_seg.evaluation.doubt import doubt_summary
+from tversky_seg.evaluation.groups import Groups, group_cases
 from tversky_seg.evaluation.region_counts import summarize_regions
 from tversky_seg.evaluation.scan_rescan import summarize_repeats
 from tversky_seg.metrics.agreement import (
@@ -59,6 +60,7 @@ def summarize(
     lesion_rule: Mapping[str, Any],
     n_bootstrap: int,
     seed: int,
+    by: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Summarize a cohort as plain values, with None for NaN.
 
@@ -70,6 +72,8 @@ def summarize(
         lesion_rule: Rule of the lesions, as it shall be recorded.
         n_bootstrap: Resamplings of the subjects for the intervals.
         seed: Seed of the resamplings.
+        by: Columns by which the cases are grouped, each a section `by_<column>`; None: site,
+            scanner and modalities where cases differ in them.
     """
     summary: dict[str, Any] = {
         "n_cases": len(cohort.cases),
@@ -96,6 +100,8 @@ def summarize(
         "retention": doubt_summary,
         "lesion_free": _lesion_free,
         "raters": _raters,
+        "consensus": _consensus,
+        "between_raters": _between_raters,
         "new_lesions": _new_lesions,
         "regions": _regions,
         "repeatability": _repeatability,
@@ -108,6 +114,13 @@ def summarize(
         rng = np.random.default_rng(seed)
         by_size[name] = _by_size(cohort, name, n_bootstrap=n_bootstrap, rng=rng)
     summary["by_size"] = unwrap_single(by_size)
+    groups_by = group_cases(cohort.cases, by)
+    summary["groups"] = list(groups_by)
+    for column, groups in groups_by.items():
+        by_class: dict[str, Any] = {}
+        for name in cohort.totals:
+            by_class[name] = _groups(cohort, name, groups, n_bootstrap=n_bootstrap, seed=seed)
+        summary[f"by_{column}"] = unwrap_single(by_class)
     if cohort.faults:
         summary["faults"] = cohort.faults
     plain: dict[str, Any] = _without_nan(summary)
@@ -146,6 +159,28 @@ def _statistics(
         "pooled": unwrap_single(pooled),
         "undefined": unwrap_single(undefined),
     }
+
+
+def _groups(
+    cohort: EvaluatedCohort, name: str, groups: Groups, *, n_bootstrap: int, seed: int
+) -> list[dict[str, Any]]:
+    """Summarize the cases of each group: means with intervals, as of the whole cohort."""
+    summaries: list[dict[str, Any]] = []
+    of_class = cohort.metrics_of_class(name)
+    for value, places in groups.items():
+        rows = [of_class[place].metrics() for place in places]
+        subjects = [cohort.cases[place].subject_id for place in places]
+        rng = np.random.default_rng(seed)
+        summary = {
+            "value": value,
+            "n_cases": len(places),
+            "n_subjects": len(set(subjects)),
+            "mean": mean_metrics(rows),
+            "ci95": _intervals(rows, subjects, n_bootstrap=n_bootstrap, rng=rng),
+            "undefined": _count_undefined(rows),
+        }
+        summaries.append(summary)
+    return summaries
 
 
 def _count_undefined(rows: Sequence[MetricRow]) -> dict[str, int]:
@@ -486,9 +521,43 @@ def _raters(cohort: EvaluatedCohort, name: str) -> list[dict[str, Any]]:
             "mean": mean_metrics([case.metrics() for case in cases]),
             "volume_correlation": agreement["volume_correlation"],
             "isbi_score": agreement["isbi_score"],
+            "against_others": _mean_of_pairs(cohort.between_raters.get(number, ()), name),
         }
         summaries.append(summary)
     return summaries
+
+
+def _consensus(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
+    """Summarize the agreement with the raters' consensus; None without several raters."""
+    cases = [by_class[name] for by_class in cohort.consensus]
+    if not cases:
+        return None
+    agreement = _agreement(cases)
+    return {
+        "n_cases": len(cases),
+        "mean": mean_metrics([case.metrics() for case in cases]),
+        "volume_correlation": agreement["volume_correlation"],
+        "isbi_score": agreement["isbi_score"],
+    }
+
+
+def _between_raters(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
+    """Summarize the raters against each other, a human rater's score; None without several."""
+    everyone: list[dict[str, list[CaseMetrics]]] = []
+    for by_case in cohort.between_raters.values():
+        everyone.extend(by_case)
+    return _mean_of_pairs(everyone, name)
+
+
+def _mean_of_pairs(
+    by_case: Sequence[Mapping[str, Sequence[CaseMetrics]]], name: str
+) -> dict[str, Any] | None:
+    rows: list[MetricRow] = []
+    for by_class in by_case:
+        rows.extend(metrics.metrics() for metrics in by_class[name])
+    if not rows:
+        return None
+    return {"n_pairs": len(rows), "mean": mean_metrics(rows)}
 
 
 def _regions(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:

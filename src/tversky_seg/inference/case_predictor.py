@@ -102,7 +102,7 @@ class CasePredictor:
         """Return the case with the files that its prediction reads: mostly without its label."""
         if self.inference.crop_labelled and self.preprocessing.crop_values:
             return case
-        return replace(case, labels=())
+        return replace(case, labels=(), ignore_mask=None)
 
     def read(self, case: Case) -> ReadCase:
         """Read and prepare a case."""
@@ -173,19 +173,9 @@ def prepare_input(case: Case, preprocessing: Preprocessing) -> PreparedCase:
     Raises:
         DataError: As `preprocess`.
     """
-    present = tuple(name for name in preprocessing.modalities if name in case.images)
-    # The rater does not matter: lesions are not asked for.
-    prepared = preprocess(case, replace(preprocessing, modalities=present, rater=None))
-    if present == preprocessing.modalities:
-        return prepared
-    # As with channel dropout in training: zeros where a modality is missing.
-    channels = [preprocessing.modalities.index(name) for name in present]
-    n_channels = len(preprocessing.modalities)
-    image = np.zeros((n_channels, *prepared.image.shape[1:]), prepared.image.dtype)
-    image[channels] = prepared.image
-    scale = np.ones(n_channels, np.float32)
-    scale[channels] = prepared.image_scale
-    return replace(prepared, image_scale=scale, arrays={**prepared.arrays, "image": image})
+    # What a network can do without was checked when the case was listed. The rater does not
+    # matter: lesions are not asked for.
+    return preprocess(case, replace(preprocessing, require=(), rater=None))
 
 
 def _image_of_the_grid(case: Case, preprocessing: Preprocessing) -> Path:

@@ -55,16 +55,21 @@ class ScoredCase:
         reference: (X, Y, Z).
         spacing_mm: Three voxel sizes.
         logits: Brain voxels by their logit, of which the temperature is fitted; None: not counted.
+        ignored: (X, Y, Z) voxels that do not count, none of them in the reference; None: all count.
     """
 
     levels: NDArray[np.uint16]
     reference: Mask
     spacing_mm: Sequence[float]
     logits: LogitHistogram | None = None
+    ignored: Mask | None = None
 
     @cached_property
     def histogram(self) -> ScoreHistogram:
-        """Voxels and lesion voxels at each level, counted once."""
+        """Voxels and lesion voxels at each level, counted once; without the ignored ones."""
+        if self.ignored is not None:
+            counted = ~self.ignored
+            return levels_histogram(self.levels[counted], self.reference[counted])
         return levels_histogram(self.levels, self.reference)
 
 
@@ -237,6 +242,14 @@ def _predicted_lesions(case: ScoredCase, threshold: float) -> _PredictedLesions:
     n_true = np.bincount(hitting, minlength=n_predicted + 1)[1:]
     largest = np.full(n_lesions, -1.0)
     np.maximum.at(largest, lesions[mask][is_hit] - 1, volume_mm3[hitting - 1])
+    if case.ignored is not None:
+        # Small lesions are removed by their whole size, as in a prediction, which knows of no
+        # ignored voxels; what is left is counted outside of these.
+        is_counted = ~case.ignored[mask]
+        n_voxels = np.bincount(lesion_of[is_counted], minlength=n_predicted + 1)[1:]
+        lies_outside = n_voxels > 0
+        n_voxels, n_true = n_voxels[lies_outside], n_true[lies_outside]
+        volume_mm3 = volume_mm3[lies_outside]
     return _PredictedLesions(volume_mm3, n_voxels, n_true, largest, int(case.reference.sum()))
 
 

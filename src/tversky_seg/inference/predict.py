@@ -301,6 +301,7 @@ def _folder_settings(
         "checkpoint": checksums,
         "classes": {name: list(values) for name, values in preprocessing.classes.items()},
         "background_values": list(preprocessing.crop_values) or None,
+        "ignore": list(preprocessing.ignore) or None,
         "crop_labelled": inference.crop_labelled or None,  # as folders of before, that lack it
         "threshold": unwrap_single(inference.thresholds(classes)),
         "min_volume_mm3": unwrap_single(inference.min_volumes_mm3(classes)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ from typing import Any
 import torch
 from numpy.typing import ArrayLike
 
-from tversky_seg.data.case import Case
+from tversky_seg.data.case import Case, modalities_of
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.image_files import image_stem
-from tversky_seg.data.inputs import find_inputs
+from tversky_seg.data.inputs import find_inputs, first_few
 from tversky_seg.data.memory_images import ScratchFolder, name_of, write_image
 from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.inference.case_predictor import CasePredictor
@@ -33,6 +34,8 @@ from tversky_seg.inference.trained_model import (
     trained_precision,
 )
 from tversky_seg.runtime.devices import pick_device, resolve_precision
+
+logger = logging.getLogger("tversky_seg")
 
 NAME_IN_MEMORY = "case"
 
@@ -124,8 +127,24 @@ class Segmenter:
 
     @property
     def allows_missing_modalities(self) -> bool:
-        """Whether an image may be missing: all networks were trained with channel dropout."""
+        """Whether an image may be missing: all networks were trained to do without some."""
         return all(model.allows_missing_modalities for model in self.models)
+
+    @property
+    def required_modalities(self) -> tuple[str, ...]:
+        """Modalities that each case needs; of the others one is enough."""
+        needed: set[str] = set()
+        for model in self.models:
+            needed.update(model.required_modalities)
+        return tuple(name for name in self.modalities if name in needed)
+
+    @property
+    def modality_sets(self) -> tuple[tuple[str, ...], ...]:
+        """Sets of modalities that training cases had, of all networks."""
+        sets: dict[tuple[str, ...], None] = {}  # as an ordered set
+        for model in self.models:
+            sets.update(dict.fromkeys(model.modality_sets))
+        return tuple(sets)
 
     def __call__(
         self,
@@ -198,13 +217,34 @@ class Segmenter:
     def cases(
         self, input: Mapping[str, Path | str] | Path | str, *, case_id: str | None = None
     ) -> list[Case]:
-        """List the cases of an input; see `find_inputs`."""
-        return find_inputs(
+        """List the cases of an input; see `find_inputs`.
+
+        Sets of modalities that a network was not trained on are named in a warning.
+        """
+        cases = find_inputs(
             input,
             modalities=self.modalities,
             case_id=case_id,
             may_lack=self.allows_missing_modalities,
+            required=self.required_modalities,
         )
+        self._warn_of_unseen_sets(cases)
+        return cases
+
+    def _warn_of_unseen_sets(self, cases: Sequence[Case]) -> None:
+        ids_of: dict[tuple[str, ...], list[str]] = {}
+        for case in cases:
+            present = modalities_of(case, self.modalities)
+            if not all(model.has_seen(present) for model in self.models):
+                ids_of.setdefault(present, []).append(case.case_id)
+        seen = "; ".join(" + ".join(names) for names in self.modality_sets)
+        for present, ids in ids_of.items():
+            logger.warning(
+                "no training case had %s alone (%s); the training cases had %s",
+                " + ".join(present),
+                first_few(ids),
+                seen,
+            )
 
     def predict_cases(self, cases: Sequence[Case], output_dir: Path | str) -> dict[str, str]:
         """Segment cases into a folder; see `predict`."""

@@ -50,7 +50,11 @@ class TrainedModel:
         settings: The same without what validation chose.
         chosen: What validation chose: "threshold", "min_volume_mm3", "temperature".
         config: All settings of the training.
-        allows_missing_modalities: Whether it was trained with channel dropout.
+        allows_missing_modalities: Whether it was trained with channel dropout, or on cases without
+            some modality.
+        modality_sets: Sets of modalities that its training cases had, the most frequent first;
+            empty where the checkpoint does not say (versions before 0.2).
+        drops_modalities: Whether it was trained with channel dropout.
     """
 
     path: Path
@@ -62,6 +66,27 @@ class TrainedModel:
     chosen: Mapping[str, Any]
     config: Mapping[str, Any]
     allows_missing_modalities: bool
+    modality_sets: tuple[tuple[str, ...], ...] = ()
+    drops_modalities: bool = False
+
+    @property
+    def required_modalities(self) -> tuple[str, ...]:
+        """Modalities that a case must have; of the others one is enough."""
+        if not self.allows_missing_modalities:
+            return self.preprocessing.modalities
+        return self.preprocessing.require or ()
+
+    def has_seen(self, modalities: Sequence[str]) -> bool:
+        """Tell whether it was trained on cases with exactly these modalities.
+
+        With channel dropout, on some of those that a training case had, too. True where the
+        checkpoint does not say.
+        """
+        wanted = set(modalities)
+        for seen in map(set, self.modality_sets):
+            if wanted == seen or (self.drops_modalities and wanted < seen):
+                return True
+        return not self.modality_sets
 
 
 def load_trained(path: Path | str, *, trust: Sequence[str] = ()) -> TrainedModel:
@@ -92,7 +117,8 @@ def load_trained(path: Path | str, *, trust: Sequence[str] = ()) -> TrainedModel
         )
         augmentation = config.get("augmentation") or {}
         dropout_probability = augmentation.get("dropout_probability") or 0
-        allows_missing_modalities = bool(dropout_probability > 0)
+        drops_modalities = bool(dropout_probability > 0)
+        modality_sets = tuple(tuple(map(str, names)) for names in state.get("modality_sets", ()))
     except TooLarge as error:
         raise CheckpointError(
             f"{path}: its settings describe a larger network than its weights; "
@@ -115,8 +141,17 @@ def load_trained(path: Path | str, *, trust: Sequence[str] = ()) -> TrainedModel
         settings=settings,
         chosen=chosen,
         config=config,
-        allows_missing_modalities=allows_missing_modalities,
+        allows_missing_modalities=drops_modalities or _has_optional(preprocessing),
+        modality_sets=modality_sets,
+        drops_modalities=drops_modalities,
     )
+
+
+def _has_optional(preprocessing: Preprocessing) -> bool:
+    """Tell whether some modality may be missing from a case."""
+    if preprocessing.require is None:
+        return False
+    return set(preprocessing.require) < set(preprocessing.modalities)
 
 
 def common_preprocessing(models: Sequence[TrainedModel]) -> Preprocessing:
@@ -130,10 +165,11 @@ def common_preprocessing(models: Sequence[TrainedModel]) -> Preprocessing:
     for model in models[1:]:
         settings = model.preprocessing.as_dict()
         for name, value in expected.items():
-            if not _is_same(settings[name], value):
+            other = settings.get(name)
+            if not _is_same(other, value) and name != "require":
                 raise CheckpointError(
                     f"checkpoint: {first.path} has {name} {value}, "
-                    f"{model.path} {settings[name]}; "
+                    f"{model.path} {other}; "
                     "expected members trained on the same modalities, classes and preprocessing; "
                     "choose one run, or a list of those that agree"
                 )

@@ -71,11 +71,19 @@ class WeightedBCELoss(nn.Module):
         if w is not None:
             of_lesion = w * of_lesion
             of_background = w * of_background
-        parts = [_sum_by_class(of_lesion), _sum_by_class(of_background), _sum_by_class(x.sigmoid())]
+        p = x.sigmoid()
         # Processes may have different numbers of samples, so voxels are counted with them.
-        parts.append(torch.full_like(parts[0], float(x[:, 0].numel())))
-        of_lesion, of_background, predicted, n = sum_over_processes(torch.stack(parts))
-        lesion_weight = self._lesion_weight(predicted / n)
+        n_voxels = x.new_full((x.shape[1],), float(x[:, 0].numel()))
+        n_counted = n_voxels
+        if w is not None:
+            # A voxel of weight 0 does not count: its probability must not move the others' weight.
+            counts = (w != 0).expand(x.shape)
+            p = p * counts
+            n_counted = _sum_by_class(counts).to(x.dtype)
+        parts = [_sum_by_class(of_lesion), _sum_by_class(of_background), _sum_by_class(p)]
+        sums = sum_over_processes(torch.stack([*parts, n_voxels, n_counted]))
+        of_lesion, of_background, predicted, n, n_counted = sums
+        lesion_weight = self._lesion_weight(predicted / n_counted.clamp_min(1))
         by_class: Tensor = (lesion_weight * of_lesion + of_background) / n
         return by_class.mean()
 

@@ -187,6 +187,7 @@ def compute_metrics(
     tolerance_mm: float = TOLERANCE_MM,
     further: bool = False,
     by_lesion: LesionSettings | None = None,
+    ignored: ArrayLike | None = None,
 ) -> dict[str, float]:
     """Compute the metrics of one class of one case; docs/metrics.md defines each.
 
@@ -202,6 +203,7 @@ def compute_metrics(
         further: Whether to compute the metrics of `FURTHER_METRICS` too.
         by_lesion: Settings of the metrics of `LESION_METRICS`, such as `LesionSettings()`; None: do
             not compute them.
+        ignored: As in `measure_case`; None: all voxels count.
 
     Returns:
         Metric by name, NaN where undefined; `pr_auc` is NaN for a mask.
@@ -220,6 +222,8 @@ def compute_metrics(
     else:
         mask = as_mask(scores, name="prediction")
     mask = remove_small_lesions(mask, spacing_mm=spacing_mm, min_volume_mm3=min_volume_mm3)
+    if ignored is not None:
+        ignored = as_mask(ignored, name="ignored")
     case, _ = measure_case(
         mask,
         true,
@@ -227,7 +231,10 @@ def compute_metrics(
         rule=rule,
         tolerance_mm=tolerance_mm,
         by_lesion=by_lesion,
+        ignored=ignored,
     )
+    if is_probability and ignored is not None:
+        scores, levels, true = scores[~ignored], levels[~ignored], true[~ignored]
     if is_probability:
         # Ranking is that of all voxels, whatever the threshold and the smallest lesion.
         pr_auc, roc_auc = ranking_areas(scores, true)
@@ -253,6 +260,7 @@ def measure_case(
     tolerance_mm: float = TOLERANCE_MM,
     scores: ArrayLike | None = None,
     by_lesion: LesionSettings | None = None,
+    ignored: Mask | None = None,
 ) -> tuple[CaseMetrics, LesionMatch]:
     """Count voxels and lesions of one class of one case, and measure its surface distances.
 
@@ -265,6 +273,10 @@ def measure_case(
         tolerance_mm: Distance up to which surfaces agree, for the surface Dice.
         scores: Scores of the same shape, of which each lesion gets its highest.
         by_lesion: Settings of the metrics of `LESION_METRICS`; None: they are NaN.
+        ignored: Voxels that do not count, of the same shape; None: all count. They are taken out of
+            both masks before anything is counted, as the evaluation of the WMH challenge does: what
+            is predicted there is neither right nor wrong, and a predicted lesion that lies there
+            in part is measured by the rest of it.
 
     Returns:
         The counts, without a ranking; and the lesions with their overlaps.
@@ -272,7 +284,11 @@ def measure_case(
     Raises:
         ValueError: Shapes that differ, or other values than 0 and 1.
     """
+    if ignored is not None:
+        mask, reference = mask & ~ignored, reference & ~ignored
     overlap = overlap_counts(mask, reference)
+    if ignored is not None:
+        overlap = replace(overlap, tn=overlap.tn - int(np.count_nonzero(ignored)))
     voxel_mm3 = float(check_spacing(spacing_mm, ndim=mask.ndim).prod())
     match = match_by_rule(mask, reference, spacing_mm=spacing_mm, rule=rule, scores=scores)
     _, object_dice = match.best_dice()

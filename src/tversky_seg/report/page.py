@@ -16,6 +16,7 @@ from tversky_seg.report.charts import Chart, draw_charts, of_class
 from tversky_seg.report.labels import (
     FEWEST_FOR_INTERVAL,
     LABELS,
+    UNDEFINED,
     count,
     count_subjects,
     describe_rule,
@@ -44,6 +45,10 @@ from tversky_seg.runtime.files import write_text
 
 HEADLINE = ("dice", "pr_auc", "lesion_tpr", "lesion_fpr", "lesion_f1")
 RATER_METRICS = ("dice", "precision", "sensitivity", "lesion_tpr", "lesion_fpr", "assd_mm")
+GROUP_METRICS = (
+    *("dice", "precision", "sensitivity", "pr_auc"),
+    *("lesion_tpr", "lesion_fpr", "lesion_f1", "volume_difference"),
+)
 RATE_NAMES = {"tpr": "TPR", "fpr": "FPR", "f1": "F1"}
 
 
@@ -71,6 +76,8 @@ class Section:
     charts: list[Chart]
     lesion_free: Mapping[str, Any] | None
     raters: list[tuple[str, ...]]
+    groups: dict[str, list[tuple[str, ...]]]
+    """Title, as "By site" -> rows of its table."""
     new_lesions: Mapping[str, Any] | None
     regions: Mapping[str, Any] | None
     """Lesions by region of the brain, for cases in MNI space."""
@@ -206,7 +213,8 @@ def _section(folder: Path, metrics: Mapping[str, Any], name: str) -> Section:
         by_lesion=by_lesion_section(metrics, name),
         charts=list(draw_charts(folder, metrics, name)),
         lesion_free=of_class(metrics, "lesion_free", name),
-        raters=list(_rater_rows(of_class(metrics, "raters", name))),
+        raters=list(_rater_rows(metrics, name)),
+        groups=_groups(metrics, name),
         new_lesions=_new_lesions(of_class(metrics, "new_lesions", name)),
         regions=_regions(of_class(metrics, "regions", name)),
         repeatability=_repeatability(of_class(metrics, "repeatability", name)),
@@ -226,19 +234,52 @@ def _tiles(parts: Mapping[str, Any], *, n_subjects: int) -> Iterator[Tile]:
             yield Tile(LABELS[name], format_value(name, mean), interval)
 
 
-def _rater_rows(raters: Sequence[Mapping[str, Any]] | None) -> Iterator[tuple[str, ...]]:
-    """List agreement with each rater; nothing for a single label."""
+def _rater_rows(metrics: Mapping[str, Any], name: str) -> Iterator[tuple[str, ...]]:
+    """List agreement with each rater and their consensus; nothing for a single label.
+
+    Last come the raters against each other: what a human rater would get.
+    """
+    raters = of_class(metrics, "raters", name)
     # A single rater is the reference itself.
     if raters is None or len(raters) < 2:
         return
     for rater in raters:
         number = rater["label"]
+        yield _rater_row("label" if number == 1 else f"label_{number}", rater)
+    consensus = of_class(metrics, "consensus", name)
+    if consensus:
+        yield _rater_row("consensus", consensus)
+    humans = of_class(metrics, "between_raters", name)
+    if humans:
+        row = {"volume_correlation": None, "isbi_score": None, "n_cases": None, **humans}
+        yield _rater_row("a rater against another", row)
+
+
+def _rater_row(title: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    n_cases = row["n_cases"]
+    return (
+        title,
+        UNDEFINED if n_cases is None else str(n_cases),
+        *(format_value(name, row["mean"][name]) for name in RATER_METRICS),
+        format_value("volume_correlation", row["volume_correlation"]),
+        format_value("isbi_score", row["isbi_score"]),
+    )
+
+
+def _groups(metrics: Mapping[str, Any], name: str) -> dict[str, list[tuple[str, ...]]]:
+    """Lay out the groups of cases, by site and so on."""
+    tables: dict[str, list[tuple[str, ...]]] = {}
+    for column in metrics.get("groups", ()):
+        tables[f"By {column}"] = list(_group_rows(of_class(metrics, f"by_{column}", name)))
+    return tables
+
+
+def _group_rows(groups: Sequence[Mapping[str, Any]] | None) -> Iterator[tuple[str, ...]]:
+    for group in groups or ():
         yield (
-            "label" if number == 1 else f"label_{number}",
-            str(rater["n_cases"]),
-            *(format_value(name, rater["mean"][name]) for name in RATER_METRICS),
-            format_value("volume_correlation", rater["volume_correlation"]),
-            format_value("isbi_score", rater["isbi_score"]),
+            "not given" if group["value"] is None else group["value"],
+            str(group["n_cases"]),
+            *(format_value(name, group["mean"][name]) for name in GROUP_METRICS),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ def forward_backward(
         batch: Patches, with their components where there is a weighting or a lesion term, and with
             cells where that needs them.
         weighting: Function from components to voxel weights, both (B, K, X, Y, Z); also gets
-            `n_labels=batch.n_labels` where that is known.
+            `n_labels=batch.n_labels` where that is known, and `ignored` where voxels are.
         scaler: Scaler of the loss, which keeps small gradients above the range of fp16.
         device: Device to compute on.
         precision: Precision of the forward pass.
@@ -74,14 +75,7 @@ def forward_backward(
     for part in range(n_parts):
         image = image_to_device(images[part], device)
         target = targets[part].to(device, non_blocking=True)
-        weight = None
-        if weighting is not None and batch.components is not None:
-            components = batch.components.chunk(n_parts)[part]
-            components = components.to(device, non_blocking=True)
-            if batch.n_labels is None:
-                weight = weighting(components)
-            else:
-                weight = weighting(components, n_labels=batch.n_labels)
+        weight = _weight(batch, part, n_parts, weighting=weighting, device=device)
         # Processes exchange gradients once a batch, with those of the last part.
         with no_sync_until_last(network, is_last=part == n_parts - 1):
             with autocast(device, precision):
@@ -110,6 +104,29 @@ def lesions_of(batch: Batch) -> Tensor:
     if lesions is None:
         raise ValueError("a lesion term needs batches with_components=True")
     return lesions
+
+
+def _weight(
+    batch: Batch,
+    part: int,
+    n_parts: int,
+    *,
+    weighting: Callable[..., Tensor] | None,
+    device: torch.device,
+) -> Tensor | None:
+    """Weigh the voxels of one part of a batch, ignored ones by 0; None: all weigh 1."""
+    known: dict[str, Any] = {}
+    if batch.n_labels is not None:
+        known["n_labels"] = batch.n_labels
+    if batch.ignored is not None:
+        ignored = batch.ignored.chunk(n_parts)[part].to(device, non_blocking=True)
+        known["ignored"] = ignored
+    if weighting is not None and batch.components is not None:
+        components = batch.components.chunk(n_parts)[part]
+        return weighting(components.to(device, non_blocking=True), **known)
+    if batch.ignored is not None:
+        return ignored.logical_not().float()
+    return None
 
 
 def patch_names(batch: Batch) -> list[str]:

@@ -167,10 +167,12 @@ def _score(case: PreparedCase, probability: Tensor) -> list[ScoredCase]:
     """Put each class's prediction next to its reference, in 3 bytes a voxel."""
     assert case.target is not None
     scored = []
+    ignored = case.ignored
     for predicted, target in zip(probability.numpy(), case.target, strict=True):
         reference = np.asarray(target) > 0
-        logits = logit_histogram(predicted, reference, case.foreground)
-        of_class = ScoredCase(to_levels(predicted), reference, case.spacing_mm, logits)
+        counted = case.foreground if ignored is None else case.foreground & ~ignored
+        logits = logit_histogram(predicted, reference, counted)
+        of_class = ScoredCase(to_levels(predicted), reference, case.spacing_mm, logits, ignored)
         _ = of_class.histogram  # counted here, while a GPU predicts the next case
         scored.append(of_class)
     return scored
@@ -214,7 +216,12 @@ def _measure(case: ScoredCase, point: OperatingPoint) -> dict[str, float]:
     """Compute the published metrics, without surface distances, which take longest."""
     mask = _mask(case, point)
     case_metrics, _ = measure_case(
-        mask, case.reference, spacing_mm=case.spacing_mm, rule=LesionRule(), with_distances=False
+        mask,
+        case.reference,
+        spacing_mm=case.spacing_mm,
+        rule=LesionRule(),
+        with_distances=False,
+        ignored=case.ignored,
     )
     # All thresholds at once, from counts at the 65,536 levels.
     return case_metrics.metrics() | {"pr_auc": case.histogram.average_precision()}

@@ -121,21 +121,16 @@ def _channels(listing: Mapping[str, Any]) -> dict[int, str]:
 
 
 def _log_classes(listing: Mapping[str, Any]) -> None:
-    """Log the setting of data.classes that matches the labels of `dataset.json`.
-
-    Raises:
-        DataError: Regions are to be ignored, which no loss here does.
-    """
+    """Log the settings that match the labels of `dataset.json`: data.classes, and data.ignore."""
     classes = []
+    ignore = ""
     for name, values in listing["labels"].items():
-        # No loss here leaves voxels out.
         if name == "ignore":
-            found = f"has a label 'ignore' ({values})"
-            raise DataError("dataset.json", found, "expected labels drawn everywhere")
-        if name != "background":
+            ignore = f" data.ignore=[{values}]"
+        elif name != "background":
             values = values if isinstance(values, list) else [values]
             classes.append(f"{name}: {values}")
-    logger.info("for the labels of dataset.json: data.classes='{%s}'", ", ".join(classes))
+    logger.info("for the labels of dataset.json: data.classes='{%s}'%s", ", ".join(classes), ignore)
 
 
 def _check_listing(listing: Mapping[str, Any], path: Path) -> None:

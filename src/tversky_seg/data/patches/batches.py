@@ -47,10 +47,13 @@ class Sample:
             the change needs.
         scale: (C,) float32 factors from a stored image to intensities; None: the image holds these.
         labels: (K, x, y, z) of the same box: the target, or its components where they are asked
-            for, with their surrounds where cells are.
+            for, with their surrounds where cells are; -1 where a voxel is ignored.
         change: Drawn augmentation that is still to be applied; None: the patch is finished.
         has_lesion: Whether any label of the box is not 0.
+        has_ignored: Whether voxels of the box are ignored.
         n_labels: Largest number that a component of the case has.
+        n_raters: Number of raters whose mean is the target. `labels` are then followed by K more
+            channels, the number of raters that drew a voxel. 0: the target is one mask.
         case_id: Name of the case.
         start: First voxel of the patch in its case.
     """
@@ -60,7 +63,9 @@ class Sample:
     labels: Tensor
     change: Change | None
     has_lesion: bool
+    has_ignored: bool
     n_labels: int
+    n_raters: int
     case_id: str
     start: Shape
 
@@ -82,7 +87,7 @@ class Batch:
 
     Attributes:
         image: (B, C, X, Y, Z) float32.
-        target: (B, K, X, Y, Z) float32, 0 or 1.
+        target: (B, K, X, Y, Z) float32, 0 or 1; between these where it is the mean of raters.
         components: (B, K, X, Y, Z) int32 labels of the connected components; None where not asked
             for.
         case_ids: Names of the B cases.
@@ -91,6 +96,7 @@ class Batch:
             wait for a GPU. None: unknown.
         cells: (B, K, X, Y, Z) int32 lesion that each voxel is nearest to, 0 far from all; None
             where not asked for.
+        ignored: (B, 1, X, Y, Z) bool, voxels that do not count; None: all count.
     """
 
     image: Tensor
@@ -100,6 +106,7 @@ class Batch:
     starts: list[list[int]]
     n_labels: int | None = None
     cells: Tensor | None = None
+    ignored: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Move the tensors to a device."""
@@ -110,12 +117,16 @@ class Batch:
         components = self.components
         if components is not None:
             components = function(components)
+        ignored = self.ignored
+        if ignored is not None:
+            ignored = function(ignored)
         return replace(
             self,
             image=function(self.image),
             target=function(self.target),
             components=components,
             cells=None if self.cells is None else function(self.cells),
+            ignored=ignored,
         )
 
 
@@ -131,19 +142,36 @@ def stack_samples(
         with_cells: Whether these components have surrounds (`surrounds`).
     """
     image = _stack([sample.image for sample in samples])
+    soft_target = None
+    if samples[0].n_raters:
+        # All cases of a cohort have the target that `data.rater` names.
+        samples, shares = zip(*map(_split_votes, samples), strict=True)
+        soft_target = _stack(shares)
     labels = _stack([sample.labels for sample in samples])
     case_ids = [sample.case_id for sample in samples]
     starts = [list(sample.start) for sample in samples]
+    ignored = None
+    if any(sample.has_ignored for sample in samples):
+        # A voxel is ignored in all classes or in none.
+        ignored = labels[:, :1] == -1
+        labels = labels.masked_fill(ignored, 0)
     if with_components:
-        target = (labels > 0).float()
+        target = (labels > 0).float() if soft_target is None else soft_target
         components = labels.int()  # they travel in a narrower type
         n_labels = max(sample.n_labels for sample in samples)
         cells = None
         if with_cells:
             cells = cells_of(components)
             components = components.clamp(min=0)
-        return Batch(image, target, components, case_ids, starts, n_labels, cells)
-    return Batch(image, labels.float(), None, case_ids, starts)
+        return Batch(image, target, components, case_ids, starts, n_labels, cells, ignored)
+    target = labels.float() if soft_target is None else soft_target
+    return Batch(image, target, None, case_ids, starts, ignored=ignored)
+
+
+def _split_votes(sample: Sample) -> tuple[Sample, Tensor]:
+    """Split the labels of a sample from its votes, and divide these by the number of raters."""
+    labels, votes = sample.labels.chunk(2)
+    return replace(sample, labels=labels), votes.float() / sample.n_raters
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
@@ -194,6 +222,7 @@ class PatchBatches(Dataset[Batch]):
         rank: Number of this process.
         world_size: Number of processes.
         accumulate: Equal parts in which the batch will go through the network.
+        required_channels: Channels that every case has; they are never dropped.
 
     Raises:
         ValueError: No cases, a negative seed, or a batch smaller than the number of processes.
@@ -209,6 +238,7 @@ class PatchBatches(Dataset[Batch]):
     rank: int = 0
     world_size: int = 1
     accumulate: int = 1
+    required_channels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that a batch can be drawn."""
@@ -310,6 +340,7 @@ class PatchBatches(Dataset[Batch]):
             change = self.augmentation.draw(
                 rng, n_channels=len(case.image_scale), size=size, spacing_mm=case.spacing_mm
             )
+            change = change.without(case.missing, kept=self.required_channels)
             first, size = change.box(start, case.geometry.shape)
             change = change.at(as_shape(np.subtract(first, start)))
         n_labels = max(case.n_lesions, default=0)
@@ -329,10 +360,14 @@ class PatchBatches(Dataset[Batch]):
             )
         if self.with_cells:
             of_box = with_surrounds(of_box, crop_or_pad(np.asarray(case.cells), first, size))
+        has_ignored = case.has_ignored and bool((of_box == -1).any())
+        largest = n_labels if self.with_components else 1
+        if case.votes is not None:
+            votes = crop_or_pad(np.asarray(case.votes), first, size)
+            of_box = np.concatenate([of_box, votes])
+            largest = max(largest, case.n_raters)
         # A copy: it may be a view of a read-only file.
-        dtype: type[np.integer[Any]] = np.uint8
-        if self.with_components:
-            dtype = _narrowest(n_labels, is_signed=self.with_cells)
+        dtype = _narrowest(largest, is_signed=self.with_cells or has_ignored)
         labels = torch.from_numpy(of_box.astype(dtype))
         has_lesion = bool(of_box.any())
         scale = None
@@ -354,7 +389,9 @@ class PatchBatches(Dataset[Batch]):
             labels=labels,
             change=change,
             has_lesion=has_lesion,
+            has_ignored=has_ignored,
             n_labels=n_labels,
+            n_raters=case.n_raters,
             case_id=case.case_id,
             start=start,
         )
@@ -368,7 +405,7 @@ def _as_stored(image: Floats, scale: Floats) -> NDArray[np.int16]:
 
 
 def _narrowest(largest: int, *, is_signed: bool) -> type[np.integer[Any]]:
-    """Choose the narrowest type that holds labels up to `largest`, and down to their surrounds."""
+    """Choose the narrowest type for labels up to `largest`, -1 and surrounds if it is signed."""
     if is_signed and largest < np.iinfo(np.int8).max:
         return np.int8
     if not is_signed and largest <= np.iinfo(np.uint8).max:

@@ -52,6 +52,23 @@ class Change:
     growth: Growth | None = None
     are_labels_moved: bool = False
 
+    def without(self, missing: Sequence[int], *, kept: Sequence[int] = ()) -> Change:
+        """Fit the dropped channels to what a case has.
+
+        Args:
+            missing: Channels that the case lacks: they stay 0, whatever was drawn for them.
+            kept: Channels that are never dropped.
+
+        Returns:
+            The change, which leaves at least one channel that the case has.
+        """
+        if not missing and not kept:
+            return self
+        dropped = {*self.dropped, *missing} - set(kept)
+        if len(dropped) == len(self.channels):
+            dropped = set(missing)
+        return replace(self, dropped=tuple(sorted(dropped)))
+
     def box(self, start: Shape, shape: Shape) -> tuple[Shape, Shape]:
         """Find the part of a volume that a patch comes from: its first voxel and its size.
 

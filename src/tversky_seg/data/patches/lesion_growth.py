@@ -77,7 +77,8 @@ def plan_growth(labels: Tensor, *, reach_mm: float, spacing_mm: Sequence[float])
     aim of LesionMix, Basaran et al. 2023; this way of growing is our own).
 
     Args:
-        labels: (K, x, y, z) integers on the CPU, 0 where there is no lesion.
+        labels: (K, x, y, z) integers on the CPU, 0 where there is no lesion, -1 where it is not
+            known: there it stays unknown.
         reach_mm: Distance by which lesions grow.
         spacing_mm: Voxel size.
 
@@ -104,7 +105,7 @@ def plan_growth(labels: Tensor, *, reach_mm: float, spacing_mm: Sequence[float])
         lesion_voxels=torch.from_numpy(lesion).nonzero(as_tuple=True),
         ring=torch.from_numpy((distance_mm > RING_MM[0]) & (distance_mm < RING_MM[1])),
         share=torch.from_numpy(share.astype(np.float32)),
-        is_grown=torch.from_numpy(distance_mm <= reach_mm),
+        is_grown=torch.from_numpy(distance_mm <= reach_mm) & (labels[:, *box] != -1).all(dim=0),
         nearest=labels[:, *box][:, x, y, z],
     )
 

@@ -152,7 +152,8 @@ def _augment_ahead(
     for batch, is_ready in _one_ahead(map(start, outcomes)):
         training = torch.cuda.current_stream(device)
         training.wait_event(is_ready)
-        for tensor in (batch.image, batch.target, batch.components, batch.cells):
+        tensors = (batch.image, batch.target, batch.components, batch.cells, batch.ignored)
+        for tensor in tensors:
             if tensor is not None:
                 # Its memory came from the side stream, which must not reuse it too early.
                 tensor.record_stream(training)

@@ -214,10 +214,10 @@ def aim_at_brain(
     """Draw a case uniformly, then a voxel of its brain uniformly."""
     index = int(rng.integers(len(cases)))
     case = cases[index]
-    n_voxels = len(case.foreground_voxels)
+    n_voxels = len(case.counted_voxels)
     if n_voxels:
         number = rng.integers(n_voxels)
-        voxel = _position(case.foreground_voxels[number], case)
+        voxel = _position(case.counted_voxels[number], case)
     else:  # a blank scan still gives a patch
         voxel = as_shape(rng.integers(case.geometry.shape))
     return Aim(index, voxel, jitter=jitter)

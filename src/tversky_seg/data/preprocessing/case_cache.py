@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tversky_seg.data.cache import fingerprint, read_entry, write_entry
-from tversky_seg.data.case import Case, check_case_id
+from tversky_seg.data.case import Case, check_case_id, modalities_of
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import Geometry
 from tversky_seg.data.preprocessing.labels import labels_to_read
@@ -73,13 +73,21 @@ def _entry_folder(case: Case, settings: Preprocessing, cache_dir: Path) -> Path:
     """Name the cache entry of a case, by settings and by path, size and time of its files."""
     check_case_id(case.case_id)
     check_contents(case, settings)
-    sources = [case.images[name] for name in settings.modalities]
+    present = modalities_of(case, settings.modalities)
+    sources = [case.images[name] for name in present]
     # The crop is chosen by the first label, also where another rater's is trained on.
     labels = (*case.labels[:1], *labels_to_read(case, settings.rater))
     sources += dict.fromkeys(labels)
     if case.brain_mask is not None:
         sources.append(case.brain_mask)
-    key = fingerprint({"format": FORMAT_VERSION, **settings.as_dict()}, sources)
+    if case.ignore_mask is not None and labels:
+        sources.append(case.ignore_mask)
+    values = {"format": FORMAT_VERSION, **settings.as_dict()}
+    # What must be there changes no array; what is there does.
+    values.pop("require", None)
+    if present != settings.modalities:
+        values["present"] = list(present)
+    key = fingerprint(values, sources)
     return Path(cache_dir).absolute() / f"{case.case_id}-{key}"
 
 
@@ -91,6 +99,12 @@ def _write(entry: Path, prepared: PreparedCase) -> None:
         "notes": [asdict(note) for note in prepared.notes],
         "rater_lesions": prepared.rater_lesions,
     }
+    if prepared.has_ignored:
+        facts["has_ignored"] = True
+    if prepared.missing:
+        facts["missing"] = list(prepared.missing)
+    if prepared.n_raters:
+        facts["n_raters"] = prepared.n_raters
     write_entry(entry, prepared.arrays, facts)
     # A damaged entry made room: what this process has mapped is the old one.
     close_arrays()
@@ -123,6 +137,9 @@ def _load(entry: Path, case: Case, settings: Preprocessing) -> PreparedCase | No
         n_lesions=tuple(facts["n_lesions"]),
         notes=tuple(Note(**fields) for fields in facts["notes"]),
         rater_lesions=tuple(map(tuple, facts["rater_lesions"])),  # JSON has lists alone
+        has_ignored=facts.get("has_ignored", False),
+        missing=tuple(facts.get("missing", ())),
+        n_raters=facts.get("n_raters", 0),
         folder=entry,
         rebuild=partial(_rebuild, entry, case, settings),
     )

@@ -25,7 +25,7 @@ from tversky_seg.data.grids import (
     translation,
     voxel_ratio,
 )
-from tversky_seg.data.nifti import Volume, read_label
+from tversky_seg.data.nifti import Volume, read_label, read_volume
 from tversky_seg.data.preprocessing.note import Note
 from tversky_seg.data.preprocessing.reference_grid import ReferenceGrid, align_mask
 from tversky_seg.metrics.masks import bounding_box
@@ -40,12 +40,17 @@ class LabelReader:
         classes: Class name -> label values that belong to it.
         other_values: Label values that belong to no class and are background.
         notes: List to which oddities of the files are added.
+        ignore: Label values whose voxels are ignored.
+        ignored: (X, Y, Z) voxels of the file's grid that are ignored, in the labels of all raters
+            alike; None: none.
     """
 
     grid: ReferenceGrid
     classes: Mapping[str, Sequence[int]]
     other_values: Sequence[int]
     notes: list[Note]
+    ignore: Sequence[int] = ()
+    ignored: Bools | None = None
 
     def read(self, path: Path) -> Bools:
         """Read one label; every lesion keeps its volume.
@@ -60,7 +65,10 @@ class LabelReader:
         self._refuse_unknown_values(label, path)
         masks = []
         for values in self.classes.values():
-            masks.append(_to_network_grid(_is_any(label.data, values), self.grid))
+            mask = _is_any(label.data, values)
+            if self.ignored is not None:
+                mask &= ~self.ignored
+            masks.append(_to_network_grid(mask, self.grid))
         return np.stack(masks)
 
     def read_majority(self, paths: Sequence[Path]) -> Bools:
@@ -72,17 +80,70 @@ class LabelReader:
         Raises:
             DataError: As `read`.
         """
+        majority: Bools = self.read_votes(paths) > len(paths) / 2
+        return majority
+
+    def read_votes(self, paths: Sequence[Path]) -> NDArray[np.uint8]:
+        """Count how many of several raters drew each voxel.
+
+        Returns:
+            (K, X, Y, Z) number of raters, for each class.
+
+        Raises:
+            DataError: As `read`.
+        """
         # One byte a voxel: 255 raters are more than any cohort has.
         votes = np.zeros((len(self.classes), *self.grid.shape), dtype=np.uint8)
         for path in paths:
             votes += self.read(path)
-        majority: Bools = votes > len(paths) / 2
-        return majority
+        return votes
+
+    def read_ignored(self, labels: Sequence[Path], ignore_mask: Path | None) -> Bools | None:
+        """Find the voxels that any of these labels or the mask says to ignore.
+
+        Args:
+            labels: Label files; those of several raters are united.
+            ignore_mask: Mask of further voxels, those above 0.5; None: there is none.
+
+        Returns:
+            (X, Y, Z) mask on the file's grid; None where no voxel is ignored.
+
+        Raises:
+            DataError: A file cannot be read or lies on another grid.
+        """
+        ignored = np.zeros(self.grid.input_shape, dtype=bool)
+        if ignore_mask is not None:
+            volume = read_volume(ignore_mask)
+            mask = align_mask(volume, "ignore mask", ignore_mask, self.grid, self.notes)
+            ignored |= mask.data > 0.5
+        if self.ignore:
+            for path in labels:
+                label = align_mask(read_label(path), "label", path, self.grid, self.notes)
+                ignored |= _is_any(label.data, self.ignore)
+        return ignored if ignored.any() else None
+
+    def ignored_on_network_grid(self, targets: Sequence[Bools]) -> Bools | None:
+        """Bring the ignored voxels to the network's grid.
+
+        A voxel that both a lesion and an ignored region partly fill is lesion: the label says so.
+
+        Args:
+            targets: Targets (K, X, Y, Z) as read.
+
+        Returns:
+            (X, Y, Z) mask; None where no voxel is ignored.
+        """
+        if self.ignored is None:
+            return None
+        ignored = _to_network_grid(self.ignored, self.grid)
+        for target in targets:
+            ignored &= ~target.any(axis=0)
+        return ignored
 
     def _refuse_unknown_values(self, label: Volume, path: Path) -> None:
         # A value without class is refused, not taken as background: probably a class was
         # forgotten, and the network would be trained against its lesions.
-        known_values = set(self.other_values)
+        known_values = {*self.other_values, *self.ignore}
         for values in self.classes.values():
             known_values.update(values)
         present = set(np.unique(label.data[label.data != 0]).tolist())
@@ -94,7 +155,7 @@ class LabelReader:
         raise DataError(
             path,
             f"holds the label values {listed} that no class names",
-            f"expected {{{classes}}} and 0, or other data.classes",
+            f"expected {{{classes}}} and 0, or other data.classes (or data.ignore=[{unknown[0]}])",
         )
 
 
@@ -112,7 +173,7 @@ def labels_to_read(case: Case, rater: int | str | None) -> tuple[Path, ...]:
         return case.labels[:1]
     if rater == "consensus" and (case.consensus or len(case.labels) == 1):
         return case.labels[:1]
-    if rater == "majority" and case.raters:
+    if rater in ("majority", "staple", "mean") and case.raters:
         return case.raters
     if rater == "random" and case.raters:
         # The label comes first: validation and test use it.

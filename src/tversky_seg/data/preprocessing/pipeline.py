@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.case import Case
+from tversky_seg.data.case import Case, missing_modalities, modalities_of
 from tversky_seg.data.dataset import Dataset, survey_cases
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import Bools, Box, Geometry, Shape, network_grid
@@ -30,6 +30,7 @@ from tversky_seg.data.preprocessing.labels import (
 from tversky_seg.data.preprocessing.modality import LARGEST_INT16, Channel, read_brain, read_channel
 from tversky_seg.data.preprocessing.note import OUTSIDE_BRAIN, OUTSIDE_CROP, Note
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase, rater_array
+from tversky_seg.data.preprocessing.rater_votes import staple
 from tversky_seg.data.preprocessing.reference_grid import ReferenceGrid
 from tversky_seg.data.preprocessing.spacing import common_spacing, median_spacing
 from tversky_seg.data.settings import check_spacing, set_checked
@@ -57,12 +58,19 @@ class Preprocessing:
             is left in the crop to [0, 1], as Shirokikh 2020.
             "none": as in the file.
         limits: Percentiles (None: 0.5 and 99.5) or intensities (None: -300 and 300).
+        require: Modalities that every case has. Of the others one may be missing: its channel is
+            then 0 throughout. None: all modalities.
         crop_values: Label values around which a labelled case is cropped, as Shirokikh 2020 crops
             LiTS to the liver. Voxels beyond the box are neither trained on nor predicted. A case
             without label is not cropped by it. Empty: crop to the box around brain and label.
         crop_margin: Network voxels around that box.
+        ignore: Label values whose voxels do not count. A voxel is ignored if any of the labels that
+            are read has such a value there, or if the case's `ignore_mask` holds it.
         rater: Label to train on. None: the first. "consensus": the first, if it is one.
             1, 2, …: that rater's. "majority": voxels that more than half of the raters drew.
+            "staple": the consensus of all raters by STAPLE (`rater_votes.staple`).
+            "mean": the share of raters that drew a voxel, a target between 0 and 1; lesions are
+            the components of voxels that at least half of them drew.
             "random": the first, with those of all raters (`one_case_per_rater`).
 
     Raises:
@@ -76,6 +84,8 @@ class Preprocessing:
     limits: tuple[float, float] | None = None
     crop_values: tuple[int, ...] = ()
     crop_margin: int = 5
+    require: tuple[str, ...] | None = None
+    ignore: tuple[int, ...] = ()
     rater: int | str | None = None
 
     def __post_init__(self) -> None:
@@ -86,7 +96,7 @@ class Preprocessing:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for checkpoints and cache keys."""
-        return {
+        values = {
             "modalities": list(self.modalities),
             "classes": {name: list(values) for name, values in self.classes.items()},
             "spacing_mm": None if self.spacing_mm is None else list(self.spacing_mm),
@@ -96,6 +106,12 @@ class Preprocessing:
             "crop_margin": self.crop_margin,
             "rater": self.rater,
         }
+        # Only where they are set, so that caches of earlier versions stay valid.
+        if self.ignore:
+            values["ignore"] = list(self.ignore)
+        if self.require is not None:
+            values["require"] = list(self.require)
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
@@ -133,6 +149,8 @@ def preprocessing_of(dataset: Dataset, cases: Sequence[Case]) -> Preprocessing:
         limits=dataset.limits,
         crop_values=dataset.crop_values,
         crop_margin=dataset.crop_margin,
+        require=dataset.require,
+        ignore=dataset.ignore,
         rater=dataset.rater,
     )
 
@@ -188,7 +206,7 @@ def preprocess_quietly(case: Case, settings: Preprocessing) -> PreparedCase:
         brain = read_brain(case.brain_mask, grid, notes)
     channels = _read_channels(case, settings, grid, brain, notes)
     foreground = _union(channels, grid.shape) if brain is None else brain
-    targets = _read_targets(case, settings, grid, notes)
+    targets, ignored, votes = _read_targets(case, settings, grid, notes)
     box = _crop(case, settings, grid, foreground, targets)
     inside = np.ascontiguousarray(foreground[box])
     # Whole volumes are let go as soon as they are cropped: memory decides how many workers fit.
@@ -200,8 +218,23 @@ def preprocess_quietly(case: Case, settings: Preprocessing) -> PreparedCase:
     # While the targets are whole: the crop may cut lesions off.
     notes += _notes_on_lesions(targets, box, inside)
     targets = [np.ascontiguousarray(target[:, *box]) for target in targets]
-    foreground_voxels = _flat_indices(inside)
+    if votes is not None:
+        votes = np.ascontiguousarray(votes[:, *box])
+    arrays: dict[str, NDArray[Any]] = {"image": image, "foreground_voxels": _flat_indices(inside)}
+    if ignored is not None:
+        ignored = np.ascontiguousarray(ignored[box])
+        arrays["ignored"] = ignored.view(np.uint8)
+        arrays["counted_voxels"] = _flat_indices(inside & ~ignored)
     del inside
+    n_raters = 0
+    if votes is not None:
+        arrays["votes"] = votes
+        n_raters = len(case.raters)
+    present = modalities_of(case, settings.modalities)
+    missing = _missing_channels(settings.modalities, present)
+    if missing:
+        arrays["image"] = image = np.insert(image, _places(missing), 0, axis=0)
+        scales = np.insert(scales, _places(missing), np.float32(1))
     lesions, n_lesions = _list_lesions_of_raters(targets)
     x, y, z = (side.start for side in box)
     i, j, k = image.shape[1:]
@@ -220,17 +253,20 @@ def preprocess_quietly(case: Case, settings: Preprocessing) -> PreparedCase:
         n_lesions=n_lesions[0],
         notes=tuple(dict.fromkeys(notes)),  # each once, in order
         rater_lesions=tuple(n_lesions[1:]),
-        arrays={"image": image, "foreground_voxels": foreground_voxels, **lesions},
+        has_ignored=ignored is not None,
+        missing=missing,
+        n_raters=n_raters,
+        arrays={**arrays, **lesions},
     )
 
 
 def check_contents(case: Case, settings: Preprocessing) -> None:
-    """Check that a case has all modalities, and the labels of the rater.
+    """Check that a case has the required modalities, and the labels of the rater.
 
     Raises:
         DataError: One is missing.
     """
-    missing = [name for name in settings.modalities if name not in case.images]
+    missing = missing_modalities(case, settings.modalities, settings.require)
     if missing:
         raise DataError(
             case.case_id,
@@ -249,7 +285,7 @@ def log_notes(prepared: PreparedCase) -> None:
 
 
 def _reference_grid(case: Case, settings: Preprocessing) -> ReferenceGrid:
-    first = settings.modalities[0]
+    first = modalities_of(case, settings.modalities)[0]
     input_shape, input_affine = read_grid(case.images[first])
     shape, affine = network_grid(input_shape, input_affine, spacing_mm=settings.spacing_mm)
     if math.prod(shape) > MAX_VOXELS:
@@ -270,7 +306,7 @@ def _read_channels(
     notes: list[Note],
 ) -> list[Channel]:
     channels = []
-    for name in settings.modalities:
+    for name in modalities_of(case, settings.modalities):
         channel = read_channel(
             case.images[name],
             name,
@@ -284,6 +320,19 @@ def _read_channels(
     return channels
 
 
+def _missing_channels(modalities: Sequence[str], present: Sequence[str]) -> tuple[int, ...]:
+    """Number the channels of the modalities that a case lacks."""
+    return tuple(number for number, name in enumerate(modalities) if name not in present)
+
+
+def _places(missing: Sequence[int]) -> list[int]:
+    """Say where in the array of the other channels numpy.insert puts those that are missing.
+
+    Of four channels 1 and 3 are missing: before channels 1 and 2 of the two that are there.
+    """
+    return [number - before for before, number in enumerate(missing)]
+
+
 def _union(channels: Sequence[Channel], shape: Shape) -> Bools:
     """Unite the foregrounds of all channels."""
     foreground = np.zeros(shape, dtype=bool)
@@ -294,16 +343,33 @@ def _union(channels: Sequence[Channel], shape: Shape) -> Bools:
 
 def _read_targets(
     case: Case, settings: Preprocessing, grid: ReferenceGrid, notes: list[Note]
-) -> list[Bools]:
+) -> tuple[list[Bools], Bools | None, NDArray[np.uint8] | None]:
     """Read the target (K, X, Y, Z), then those of all raters where one is to be drawn.
 
-    The list is empty for a case without label.
+    Returns:
+        The targets, none for a case without label; the voxels (X, Y, Z) to ignore, None where
+        there are none; and the number of raters (K, X, Y, Z) that drew a voxel, where the target
+        is their mean.
     """
     files = labels_to_read(case, settings.rater)
-    reader = LabelReader(grid, settings.classes, settings.crop_values, notes)
-    if settings.rater == "majority" and files:
-        return [reader.read_majority(files)]
-    return [reader.read(file) for file in files]
+    if not files:
+        return [], None, None
+    reader = LabelReader(
+        grid, settings.classes, settings.crop_values, notes, ignore=settings.ignore
+    )
+    reader = replace(reader, ignored=reader.read_ignored(files, case.ignore_mask))
+    votes = None
+    if settings.rater == "majority":
+        targets = [reader.read_majority(files)]
+    elif settings.rater == "mean":
+        votes = reader.read_votes(files)
+        targets = [votes * 2 >= len(files)]
+    elif settings.rater == "staple":
+        targets = [staple([reader.read(file) for file in files])]
+    else:
+        targets = [reader.read(file) for file in files]
+    ignored = reader.ignored_on_network_grid(targets if votes is None else [votes > 0])
+    return targets, ignored, votes
 
 
 def _crop(

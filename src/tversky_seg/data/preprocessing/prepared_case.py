@@ -34,6 +34,9 @@ class PreparedCase:
         notes: Oddities of the files.
         rater_lesions: n_lesions of each rater where one is drawn for every patch; else empty.
         rater: Rater whose lesions these are, from 1 on; 0: those of the label.
+        missing: Channels of the modalities that the case lacks; they are 0 throughout.
+        n_raters: Number of raters whose mean is the target; 0: the target is one mask.
+        has_ignored: Whether voxels of the case are to be ignored.
         folder: Cache entry; None for a case in memory.
         rebuild: Function that makes the cache entry again, should it be lost during a run.
         cells_folder: Cache entry of the cells (`lesion_cells.with_cells`); None: without, or in
@@ -50,6 +53,9 @@ class PreparedCase:
     notes: tuple[Note, ...] = ()
     rater_lesions: tuple[tuple[int, ...], ...] = ()
     rater: int = 0
+    missing: tuple[int, ...] = ()
+    n_raters: int = 0
+    has_ignored: bool = False
     folder: Path | None = None
     rebuild: Callable[[], None] | None = field(default=None, repr=False)
     cells_folder: Path | None = None
@@ -65,6 +71,11 @@ class PreparedCase:
     def target(self) -> NDArray[np.uint8] | None:
         """Target (K, X, Y, Z) of 0 and 1, one channel per class; None without label."""
         return self._array("target") if self.n_lesions else None
+
+    @property
+    def votes(self) -> NDArray[np.uint8] | None:
+        """Number of the `n_raters` raters (K, X, Y, Z) that drew a voxel; None for one mask."""
+        return self._array("votes") if self.n_raters else None
 
     @property
     def components(self) -> NDArray[np.int32] | None:
@@ -108,6 +119,16 @@ class PreparedCase:
         return mask
 
     @property
+    def ignored(self) -> Bools | None:
+        """Mask (X, Y, Z) of voxels that count neither in training nor in validation; None: none."""
+        return np.asarray(self._array("ignored")).view(bool) if self.has_ignored else None
+
+    @property
+    def counted_voxels(self) -> NDArray[np.int32]:
+        """The voxels of `foreground_voxels` that are not ignored."""
+        return self._array("counted_voxels") if self.has_ignored else self.foreground_voxels
+
+    @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Voxel size along R, A, S."""
         return self.geometry.spacing_mm
@@ -125,7 +146,8 @@ class PreparedCase:
         """Cut the target (K, *size) of a box, or its components, 0 where it overhangs.
 
         Returns:
-            A view of the cache where the box lies inside the volume, else a copy.
+            A view of the cache where the box lies inside the volume, else a copy. With ignored
+            voxels always a copy, of a signed type, which is -1 there.
 
         Raises:
             ValueError: The case has no label.
@@ -133,7 +155,11 @@ class PreparedCase:
         volume = self.components if components else self.target
         if volume is None:
             raise ValueError(f"{self.case_id} has no label; patches to train on need one")
-        return crop_or_pad(np.asarray(volume), start, size)
+        labels = crop_or_pad(np.asarray(volume), start, size)
+        ignored = self.ignored
+        if ignored is None:
+            return labels
+        return np.where(crop_or_pad(ignored, start, size), np.int32(-1), labels)
 
     def _array(self, name: str) -> NDArray[Any]:
         name = rater_array(name, self.rater)
