@@ -226,6 +226,26 @@ def test_components_and_their_bound_count_implanted_lesions() -> None:
         assert torch.equal(batch.components > 0, batch.target > 0)
 
 
+def test_missing_modalities_stay_blank_and_lend_nothing() -> None:
+    incomplete = a_brain("incomplete", boxes=[a_cube(18, 3)], level=-4.0)
+    incomplete.arrays["image"][1] = 0
+    image = incomplete.intensities((0, 0, 0), SHAPE)
+    labels = incomplete.labels((0, 0, 0), SHAPE).astype(np.int32)
+    n = ALWAYS.apply(
+        image,
+        labels,
+        cases=[DONOR, incomplete],
+        case=incomplete,
+        rng=np.random.default_rng(0),
+        as_components=False,
+    )
+    assert n > 0
+    assert not image[1].any()
+    donor = module.cut_donor(incomplete, 0)
+    assert donor.lacks_a_modality_of(HOST.intensities((0, 0, 0), SHAPE))
+    assert not donor.lacks_a_modality_of(image)
+
+
 def test_without_room_the_patch_stays_as_it_is() -> None:
     image = HOST.intensities((18, 18, 18), (4, 4, 4))
     labels = HOST.labels((18, 18, 18), (4, 4, 4)).astype(np.int32)

@@ -5,9 +5,10 @@ import torch
 
 from tversky_seg.losses import TverskyLoss
 from tversky_seg.losses.deep_supervision import DeepSupervision
-from tversky_seg.models import UNet3D
+from tversky_seg.models import FCDenseNet3D, ResidualUNet3D, UNet3D
 from tversky_seg.models.pooling import MaxPool
 from tversky_seg.models.strides import kernels_for, strides_for, total_stride
+from tversky_seg.models.upsampling import _upsample_by_matrices, upsample
 
 THICK_SLICES = (0.9, 0.9, 7.0)
 FOLLOWING = [(2, 2, 1), (2, 2, 1), (2, 2, 2)]
@@ -90,6 +91,31 @@ def test_pooling_some_axes_takes_the_largest_of_each_window() -> None:
         for y in range(2):
             window = features[:, :, 2 * x : 2 * x + 2, 2 * y : 2 * y + 2]
             assert torch.equal(pooled[:, :, x, y], window.amax((2, 3)))
+
+
+@pytest.mark.parametrize("sides", [(8, 8, 2), (9, 5, 3)])
+def test_the_other_networks_follow_the_voxel_too(sides: tuple[int, int, int]) -> None:
+    channels = {"in_channels": 2, "out_channels": 3, "norm": "group"}
+    dense = {"growth_rate": 2, "n_layers": 1, "n_blocks": 2, "width": 4, "dropout": 0.0}
+    for network in (
+        ResidualUNet3D(widths=(4, 4, 8), strides=[(2, 2, 1), (2, 2, 2)], **channels),
+        FCDenseNet3D(strides=[(2, 2, 1), (2, 2, 2)], **dense, **channels),
+    ):
+        assert network.multiple == (4, 4, 2)
+        logits = network(torch.randn(1, 2, *sides))
+        assert logits.shape == (1, 3, *sides)
+        logits.sum().backward()
+    with pytest.raises(ValueError, match="strides must be null with compact"):
+        FCDenseNet3D(strides=[(2, 2, 1)], compact=True, **dense, **channels)
+
+
+def test_an_axis_of_stride_1_is_not_interpolated() -> None:
+    features = torch.randn(2, 3, 3, 4, 5)
+    doubled = upsample(features, (2, 2, 1))
+    assert doubled.shape == (2, 3, 6, 8, 5)
+    of_slice = upsample(features[..., 2:3], (2, 2, 1))
+    torch.testing.assert_close(doubled[..., 2:3], of_slice)
+    torch.testing.assert_close(_upsample_by_matrices(features, (2, 2, 1)), doubled)
 
 
 @pytest.mark.parametrize(

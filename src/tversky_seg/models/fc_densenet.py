@@ -1,5 +1,6 @@
 """The 3D fully convolutional DenseNet of Hashemi et al. 2018 (arXiv 1803.11078)."""
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -14,12 +15,13 @@ from tversky_seg.models.layers import (
     pad_and_crop,
     preactivation,
     require_statistics,
+    same_padding,
     set_prior,
 )
 from tversky_seg.models.narrow_conv import ImageConv, LogitConv
 from tversky_seg.models.pooling import MaxPool
 from tversky_seg.models.recompute import recomputed
-from tversky_seg.models.strides import total_stride
+from tversky_seg.models.strides import Triple, kernels_for, resolve_strides, total_stride
 
 EPS = 1.1e-5  # of the normalisations in the released code
 
@@ -38,12 +40,13 @@ class DenseLayer(nn.Module):
         norm: Norm | None,
         dropout: float,
         checkpointing: bool,
+        kernel: Triple,
     ):
         super().__init__()
         hidden = 4 * growth_rate
         self.path = Layers(
             *preactivation(in_channels, hidden, 1, norm=norm, eps=EPS),
-            *preactivation(hidden, growth_rate, 3, norm=norm, eps=EPS),
+            *preactivation(hidden, growth_rate, kernel, norm=norm, eps=EPS),
             nn.Dropout(dropout),
         )
         self.checkpointing = checkpointing
@@ -70,6 +73,7 @@ class DenseBlock(nn.Module):
         norm: Norm | None,
         dropout: float,
         checkpointing: bool,
+        kernel: Triple = (3, 3, 3),
     ):
         super().__init__()
         self.layers = nn.ModuleList()
@@ -80,6 +84,7 @@ class DenseBlock(nn.Module):
                 norm=norm,
                 dropout=dropout,
                 checkpointing=checkpointing,
+                kernel=kernel,
             )
             self.layers.append(layer)
 
@@ -123,9 +128,13 @@ class FCDenseNet3D(nn.Module):
             inner features: same gradients, less memory, about a third more time.
         prior: Foreground probability of the untrained network, in (0, 1), held by a bias that the
             last convolution has only then; None is about 0.5.
+        strides: For voxels that are not cubes, see `UNet3D`; one for each dense block on the way
+            down. Not with `compact`, which halves every axis first.
+        spacing_mm: Voxel size of the image, for strides="auto".
 
     Raises:
-        ValueError: A count is below 1, the norm is unknown, or the prior is outside (0, 1).
+        ValueError: A count is below 1, the norm is unknown, the prior is outside (0, 1), or the
+            strides do not fit.
     """
 
     def __init__(
@@ -142,13 +151,19 @@ class FCDenseNet3D(nn.Module):
         dropout: float = 0.2,
         checkpointing: bool = False,
         prior: float | None = None,
+        strides: Sequence[Sequence[int]] | str | None = None,
+        spacing_mm: Sequence[float] | None = None,
     ):
         super().__init__()
         if min(growth_rate, n_layers, n_blocks, width) < 1:
             got = f"{growth_rate}, {n_layers}, {n_blocks} and {width}"
             raise ValueError(f"growth_rate, n_layers, n_blocks and width must be >= 1, got {got}")
         self.norm = norm
-        self.multiple = total_stride([(2, 2, 2)] * (n_blocks + compact))
+        if compact and strides is not None:
+            raise ValueError(f"strides must be null with compact, got {strides}")
+        self.strides = resolve_strides(strides, n_steps=n_blocks, spacing_mm=spacing_mm)
+        self.multiple = total_stride([*self.strides, *[(2, 2, 2)] * compact])
+        kernels = kernels_for(self.strides)[:-1]  # the bottleneck has 3^3
         dense_block = partial(
             DenseBlock,
             n_layers=n_layers,
@@ -159,12 +174,19 @@ class FCDenseNet3D(nn.Module):
         )
         n_new = growth_rate * n_layers  # features that a block adds
         skips = _skip_channels(width, n_new=n_new, n_blocks=n_blocks)
-        self.stem = _stem(in_channels, width, compact=compact, norm=norm)
-        self.encoder = nn.ModuleList([dense_block(skip - n_new) for skip in skips])
-        self.transitions = nn.ModuleList([_halving(skip, norm=norm) for skip in skips])
+        self.stem = _stem(in_channels, width, compact=compact, norm=norm, kernel=kernels[0])
+        self.encoder = nn.ModuleList()
+        self.transitions = nn.ModuleList()
+        for skip, kernel, stride in zip(skips, kernels, self.strides, strict=True):
+            self.encoder.append(dense_block(skip - n_new, kernel=kernel))
+            self.transitions.append(_halving(skip, stride, norm=norm))
         self.bottleneck = dense_block(skips[-1] // 2)
-        self.upsample = nn.ModuleList([_doubling(n_new) for _ in skips])
-        self.decoder = nn.ModuleList([dense_block(n_new + skip) for skip in reversed(skips)])
+        self.upsample = nn.ModuleList()
+        self.decoder = nn.ModuleList()
+        upward = zip(skips[::-1], kernels[::-1], self.strides[::-1], strict=True)
+        for skip, kernel, stride in upward:
+            self.upsample.append(_doubling(n_new, stride))
+            self.decoder.append(dense_block(n_new + skip, kernel=kernel))
         # The last block hands on its input as well as its new features.
         channels = n_new + skips[0] + n_new
         self.full_resolution: nn.Module = nn.Identity()
@@ -209,28 +231,38 @@ def _skip_channels(width: int, *, n_new: int, n_blocks: int) -> list[int]:
     return skip_channels
 
 
-def _stem(in_channels: int, width: int, *, compact: bool, norm: Norm | None) -> Layers:
-    """Make three 3^3 convolutions with normalisation and ReLU; compact: after a strided one."""
+def _stem(
+    in_channels: int, width: int, *, compact: bool, norm: Norm | None, kernel: Triple
+) -> Layers:
+    """Make three convolutions with normalisation and ReLU; compact: after a strided one."""
     layers: list[nn.Module] = []
     channels = [in_channels, width, width, width]
     if compact:
         layers += [ImageConv(in_channels, width, 2, stride=2), nn.ReLU(inplace=True)]
         channels[0] = width
     for before, after in pairwise(channels):
-        conv = ImageConv(before, after, 3, padding=1, bias=norm is None)
+        padding = same_padding(kernel)
+        conv = ImageConv(before, after, kernel, padding=padding, bias=norm is None)
         layers += [conv, *norm_and_relu(norm, after, eps=EPS)]
     return Layers(*layers)
 
 
-def _halving(channels: int, *, norm: Norm | None) -> Layers:
+def _halving(channels: int, stride: Triple, *, norm: Norm | None) -> Layers:
     """Halve the resolution and the number of features."""
     mix = preactivation(channels, channels // 2, 1, norm=norm, eps=EPS)
-    return Layers(*mix, MaxPool())
+    return Layers(*mix, MaxPool(stride))
 
 
-def _doubling(channels: int) -> nn.Sequential:
+def _doubling(channels: int, stride: Triple) -> nn.Sequential:
     """Double the resolution by a 3^3 transposed convolution."""
-    conv = nn.ConvTranspose3d(channels, channels, 3, stride=2, padding=1, output_padding=1)
+    conv = nn.ConvTranspose3d(
+        channels,
+        channels,
+        3,
+        stride=stride,
+        padding=1,
+        output_padding=tuple(step - 1 for step in stride),
+    )
     return nn.Sequential(conv, nn.ReLU(inplace=True))
 
 

@@ -12,11 +12,12 @@ from tversky_seg.models.layers import (
     pad_and_crop,
     preactivation,
     require_statistics,
+    same_padding,
     set_prior,
 )
 from tversky_seg.models.narrow_conv import ImageConv
 from tversky_seg.models.pooling import MaxPool
-from tversky_seg.models.strides import total_stride
+from tversky_seg.models.strides import Triple, kernels_for, resolve_strides, total_stride
 from tversky_seg.models.upsampling import upsample
 
 
@@ -27,7 +28,12 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 3, *, norm: Norm | None
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Triple = 3,
+        *,
+        norm: Norm | None,
     ):
         super().__init__()
         self.path = nn.Sequential(
@@ -59,6 +65,8 @@ class ResidualUNet3D(nn.Module):
         norm: "batch" (the paper), "instance", "group" or None.
         prior: Foreground probability of the untrained network, in (0, 1), as the shift of the
             logit's normalisation; None is about 0.5.
+        strides: For voxels that are not cubes, see `UNet3D`; one for each width but the last.
+        spacing_mm: Voxel size of the image, for strides="auto".
 
     Raises:
         ValueError: There are fewer than 2 levels, a width is below 1, the norm is unknown, or the
@@ -73,6 +81,8 @@ class ResidualUNet3D(nn.Module):
         widths: Sequence[int] = (16, 64, 128, 256),
         norm: Norm | None = "batch",
         prior: float | None = None,
+        strides: Sequence[Sequence[int]] | str | None = None,
+        spacing_mm: Sequence[float] | None = None,
     ):
         super().__init__()
         if len(widths) < 2 or min(widths) < 1:
@@ -82,23 +92,27 @@ class ResidualUNet3D(nn.Module):
         first = levels[0]
         input_widths = [first, *levels[:-1]]  # features that each level gets from the one above
         self.norm = norm
-        self.multiple = total_stride([(2, 2, 2)] * (len(widths) - 1))
+        self.strides = resolve_strides(strides, n_steps=len(levels), spacing_mm=spacing_mm)
+        self.multiple = total_stride(self.strides)
+        kernels = kernels_for(self.strides)[:-1]  # the lowest level has 3^3
+        padding = same_padding(kernels[0])
         self.stem = nn.Sequential(
-            ImageConv(in_channels, first, 3, padding=1, bias=norm is None),
-            preactivation(first, first, norm=norm, bias=True),
+            ImageConv(in_channels, first, kernels[0], padding=padding, bias=norm is None),
+            preactivation(first, first, kernels[0], norm=norm, bias=True),
         )
         self.encoder = nn.ModuleList()
-        for input_width, width in zip(input_widths, levels, strict=True):
-            self.encoder.append(_chain(input_width, width, width, norm=norm))
-        self.pool = MaxPool()
+        for input_width, width, kernel in zip(input_widths, levels, kernels, strict=True):
+            self.encoder.append(_chain(input_width, width, width, norm=norm, kernel=kernel))
+        self.pools = nn.ModuleList([MaxPool(stride) for stride in self.strides])
         self.bottleneck = _chain(levels[-1], lowest, lowest, levels[-1], norm=norm)
         self.shortcuts = nn.ModuleList()
         for width in reversed(levels):
             # The released code has these biases, though the next normalisation undoes them.
             self.shortcuts.append(preactivation(width, width, 1, norm=norm, bias=True))
         self.decoder = nn.ModuleList()
-        for input_width, width in zip(reversed(input_widths), reversed(levels), strict=True):
-            self.decoder.append(_chain(width, width, input_width, norm=norm))
+        upward = zip(input_widths[::-1], levels[::-1], kernels[::-1], strict=True)
+        for input_width, width, kernel in upward:
+            self.decoder.append(_chain(width, width, input_width, norm=norm, kernel=kernel))
         last = preactivation(first, out_channels, 1, norm=norm)
         logit_norm = normalization(norm, out_channels)
         self.head = nn.Sequential(ResidualBlock(first, first, 1, norm=norm), last, logit_norm)
@@ -114,19 +128,20 @@ class ResidualUNet3D(nn.Module):
         """Compute logits of an image whose sides are multiples of `self.multiple`."""
         features = self.stem(image)
         skips = []
-        for block in self.encoder:
+        for block, pool in zip(self.encoder, self.pools, strict=True):
             features = block(features)
             skips.append(features)
-            features = self.pool(features)
+            features = pool(features)
         features = self.bottleneck(features)
-        for shortcut, block in zip(self.shortcuts, self.decoder, strict=True):
-            features = block(shortcut(skips.pop()) + upsample(features))
+        upward = zip(self.shortcuts, self.decoder, self.strides[::-1], strict=True)
+        for shortcut, block, stride in upward:
+            features = block(shortcut(skips.pop()) + upsample(features, stride))
         return self.head(features)  # type: ignore[no-any-return]
 
 
-def _chain(*widths: int, norm: Norm | None) -> nn.Sequential:
+def _chain(*widths: int, norm: Norm | None, kernel: Triple = (3, 3, 3)) -> nn.Sequential:
     """Make residual blocks one after another: widths (a, b, c) are two blocks, a -> b -> c."""
     blocks = []
     for before, after in pairwise(widths):
-        blocks.append(ResidualBlock(before, after, norm=norm))
+        blocks.append(ResidualBlock(before, after, kernel, norm=norm))
     return nn.Sequential(*blocks)

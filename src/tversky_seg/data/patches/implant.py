@@ -36,6 +36,9 @@ SAME_VOXEL = 0.05
 N_SAMPLED = 20_000
 """Voxels of a brain of which its commonest intensities are taken."""
 
+LEAST_RANGE = 1e-6
+"""Smallest range of the intensities of a modality."""
+
 
 @dataclass(frozen=True)
 class Implant:
@@ -125,7 +128,7 @@ class Implant:
         n_implanted = 0
         for _ in range(n_wanted):
             donor = self._draw_donor(cases, case, rng)
-            if donor is None:
+            if donor is None or donor.lacks_a_modality_of(image):
                 continue
             near = _near(labels.any(axis=0), case.spacing_mm)
             place = _find_place(donor, allowed=brain & ~near, healthy=healthy & ~near, rng=rng)
@@ -203,6 +206,11 @@ class Donor:
     share: Array
     surround: Bools
     is_blob: bool = False
+
+    def lacks_a_modality_of(self, image: Array) -> bool:
+        """Tell whether a modality is blank in the donor's case but not in an image (C, x, y, z)."""
+        is_blank = ~self.contrast.any(axis=(1, 2, 3))
+        return bool((is_blank & image.any(axis=(1, 2, 3))).any())
 
     def mirrored(self, axes: Sequence[int]) -> Donor:
         """Mirror all arrays along some of the axes 1, 2, 3."""
@@ -299,10 +307,11 @@ def commonest_intensities(case: PreparedCase) -> tuple[Floats, Floats]:
     modes, widths = [], []
     for channel in values:
         low, first, third, high = np.percentile(channel, (1, 25, 75, 99))
-        counts, edges = np.histogram(channel, bins=64, range=(low, max(high, low + 1e-6)))
+        # A missing modality is 0 throughout.
+        counts, edges = np.histogram(channel, bins=64, range=(low, max(high, low + LEAST_RANGE)))
         peak = int(np.argmax(ndimage.gaussian_filter1d(counts.astype(float), 2)))
         modes.append((edges[peak] + edges[peak + 1]) / 2)
-        widths.append((third - first) / 2)
+        widths.append(max((third - first) / 2, LEAST_RANGE))
     return np.array(modes, dtype=np.float32), np.array(widths, dtype=np.float32)
 
 
@@ -372,7 +381,8 @@ def _paint(
     if not tissue.any():
         tissue = brain
     mean = box[:, tissue].mean(axis=1)[:, None, None, None]
-    share = donor.share * brain
+    # A modality that is missing here stays blank.
+    share = donor.share * brain * box.any(axis=(1, 2, 3), keepdims=True)
     tissue_here = box if donor.is_blob else mean
     box += share * (tissue_here + factor * donor.contrast - box)
     of_box = labels[:, *place]
