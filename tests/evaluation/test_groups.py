@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from helpers.evaluated_cohort import Cohort
+from tversky_seg.analysis.group_tables import group_tables
 from tversky_seg.data.errors import DataError
 
 
@@ -55,3 +56,12 @@ def test_cases_of_other_modalities_are_told_apart(cohort):
     cohort.cases[0] = replace(case, images=both)
     rows = cohort.evaluate()["by_modalities"]
     assert [(row["value"], row["n_subjects"]) for row in rows] == [("FLAIR", 3), ("FLAIR + T1", 1)]
+
+
+def test_summarize_prints_the_groups(cohort):
+    text = group_tables(cohort.evaluate())
+    lines = text.splitlines()
+    assert lines[0].startswith("| site | cases | subjects | Dice |")
+    assert lines[2].startswith("| Lyon | 2 | 2 | ")
+    assert lines[-1].startswith("| not given | 1 |")
+    assert group_tables({"mean": {"dice": 1.0}}) == ""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tversky_seg.analysis.comparison import compare, write_comparison
 from tversky_seg.analysis.cross_validation import evaluate_folds
+from tversky_seg.analysis.group_tables import group_tables
 from tversky_seg.analysis.recommendation import recommend
 from tversky_seg.analysis.runs import average_runs, read_runs
 from tversky_seg.analysis.summaries import DEFAULT_METRICS, summarize_settings
@@ -56,7 +57,7 @@ def summarize(arguments: argparse.Namespace, unfinished: str) -> str:
 def write_cohorts(settings: Sequence[Setting], output: Path | None) -> None:
     """Evaluate the folds of each setting and seed together, and compare the settings.
 
-    The path of each report is printed.
+    The path of each report is printed, and the metrics by site where there are several.
 
     Raises:
         DataError: There is no folder to write into, or the folds do not fit together.
@@ -69,8 +70,11 @@ def write_cohorts(settings: Sequence[Setting], output: Path | None) -> None:
         cohorts = []
         for seed in setting.cohorts:
             cohort = folder / f"seed{seed}"
-            evaluate_folds([run.folder for run in setting.runs_of_seed(seed)], cohort)
+            metrics = evaluate_folds([run.folder for run in setting.runs_of_seed(seed)], cohort)
             print(cohort / "evaluation" / "report.html")
+            by_group = group_tables(metrics)
+            if by_group:
+                print(by_group)
             cohorts.append(cohort)
         means.append(average_runs(read_runs(cohorts), name=setting.name))
     if len(means) > 1:
