@@ -111,8 +111,12 @@ def test_an_ensemble_takes_the_mean_of_its_calibrated_thresholds(tmp_path: Path)
     assert [list(member.temperature) for member in ensemble.members] == [[2.0], [1.0]]
     ensemble, settings = build_ensemble(models, overrides={"temperature": 1.0})
     assert settings.threshold == pytest.approx(0.6)
-    _, settings = build_ensemble(models, overrides={"threshold": 0.2})
+    ensemble, settings = build_ensemble(models, overrides={"threshold": 0.2})
     assert settings.threshold == 0.2
+    assert [member.threshold for member in ensemble.members] == [(0.2,), (0.2,)]
+    ensemble, settings = build_ensemble(models, overrides={"threshold": 0.2}, combine="vote")
+    assert settings.threshold == 0.2, "of the share of votes"
+    assert ensemble.members[1].threshold == (0.3,)
 
 
 def test_of_several_classes_each_has_its_own_temperature() -> None:

@@ -31,7 +31,8 @@ class Member:
         network: Module (B, C, X, Y, Z) -> logits (B, K, X, Y, Z).
         windows: Its sliding window.
         checksum: SHA-256 of its checkpoint, kept in predictions.json.
-        threshold: Probability from which it votes for a class, one for each of the K classes.
+        threshold: Probability from which a voxel is in its mask, or has its vote, one for each of
+            the K classes.
         temperature: Number by which the logits of its probability are divided, one for each class.
     """
 
@@ -164,7 +165,8 @@ class Ensemble:
         """Predict probability and uncertainty of a case on the network's grid.
 
         Besides the members, one volume of the output's shape is held for a mean, one and a half for
-        votes, four for the two volumes of mean and disagreement; on CUDA one more.
+        votes, four for the two volumes of mean and disagreement; on CUDA one more, and one more
+        for several networks that are calibrated.
 
         Args:
             prepared: The case; `load_case` may read it ahead.

@@ -226,10 +226,10 @@ def build_ensemble(
         uncertainty: "entropy", "disagreement" or None.
     """
     classes = tuple(models[0].preprocessing.classes)
-    # Of all, what makes masks of the common probability is no member's own.
     of_members = dict(overrides)
-    of_members.pop("threshold", None)
-    of_members.pop("min_volume_mm3", None)
+    if combine != "mean":
+        # A threshold that is set is then one of the share of votes, not one to vote by.
+        of_members.pop("threshold", None)
     members = []
     thresholds = []
     min_volumes_mm3 = []
