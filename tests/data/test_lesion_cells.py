@@ -51,6 +51,14 @@ def test_a_voxel_belongs_to_the_nearest_lesion_within_the_distance(monkeypatch, 
     assert cells.dtype == np.uint8
 
 
+def test_ignored_voxels_are_no_lesion():
+    components = scattered_components()
+    ignored = np.where(components == 0, -1, components)
+    settings = {"max_distance_mm": 3.0, "spacing_mm": SPACING_MM}
+    expected = nearest_lesion(components, **settings)
+    np.testing.assert_array_equal(nearest_lesion(ignored, **settings), expected)
+
+
 def test_no_lesion_has_no_cell():
     cells = nearest_lesion(np.zeros((3, 4, 5), np.int32), max_distance_mm=5, spacing_mm=(1, 1, 1))
     assert cells.shape == (3, 4, 5)

@@ -38,7 +38,8 @@ def nearest_lesion(
     """Find the lesion that each voxel is nearest to.
 
     Args:
-        components: (X, Y, Z) components of the whole volume, 0 in the background.
+        components: (X, Y, Z) components of the whole volume, 0 in the background; below 0 where
+            voxels are ignored, which are no lesion.
         max_distance_mm: Distance from a lesion, from centre to centre of voxels, beyond which a
             voxel belongs to none.
         spacing_mm: Voxel size.
@@ -57,10 +58,11 @@ def nearest_lesion(
     for first in range(0, len(components), thickness):
         low = max(first - margin, 0)
         around = np.asarray(components[low : first + thickness + margin])
-        if not around.any():
+        is_lesion = around > 0
+        if not is_lesion.any():
             continue
         distance_mm, places = ndimage.distance_transform_edt(
-            around == 0, sampling=spacing_mm, return_indices=True
+            ~is_lesion, sampling=spacing_mm, return_indices=True
         )
         nearest = np.where(distance_mm <= max_distance_mm, around[tuple(places)], 0)
         cells[first : first + thickness] = nearest[first - low :][:thickness]
