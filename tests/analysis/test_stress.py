@@ -27,6 +27,7 @@ from tversky_seg.analysis.stress import coefficient_of_variation
 from tversky_seg.analysis.stress_page import describe_change
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import Volume
+from tversky_seg.inference.segmenter import Segmenter
 
 SHAPE = (20, 24, 16)
 OBLIQUE = np.array([[0.96, -0.2, 0.0, -40], [0.2, 0.96, 0.0, 12], [0.0, 0.0, 1.5, 7], [0, 0, 0, 1]])
@@ -235,6 +236,8 @@ def test_the_command_tests_the_test_cases_and_resumes(
     assert float(original["agreement_dice"]) == 1
     assert float(original["volume_change"]) == 0
     assert float(original["dice"]) > 0
+    predicted = Segmenter.load(run)({name: run / f"c1_{name}.nii.gz" for name in ("FLAIR", "T1")})
+    assert float(original["volume_mm3"]) == 8 * predicted.mask.sum(), "as predict gives it"
     content = json.loads((tmp_path / "out" / "stress.json").read_text())
     assert content["n_cases"] == 2
     assert content["volume_cv"]["lesion"] > 0
