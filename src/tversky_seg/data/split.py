@@ -60,7 +60,7 @@ def split_dataset(dataset: Dataset, manifest: Path, *, is_started: bool) -> Spli
             rows.append(replace(case, split=name, fold=None))
     rows = without_absent_baselines(rows)
     if is_started:
-        _check_same_cases(rows, manifest, dataset)
+        _check_same_cases(rows, manifest, modalities=dataset.modalities, require=dataset.require)
     # Of the processes of one run, one writes.
     if is_first():
         write_manifest(rows, manifest, modalities=dataset.modalities)
@@ -156,9 +156,15 @@ def split_cases(
     return Split(train=tuple(parts["train"]), val=tuple(parts["val"]), test=tuple(parts["test"]))
 
 
-def _check_same_cases(rows: Sequence[Case], manifest: Path, dataset: Dataset) -> None:
+def _check_same_cases(
+    rows: Sequence[Case],
+    manifest: Path,
+    *,
+    modalities: Sequence[str],
+    require: Sequence[str] | None = None,
+) -> None:
     """Check that a run continues on the cases and the split that it was started on."""
-    started = read_manifest(manifest, modalities=dataset.modalities, require=dataset.require)
+    started = read_manifest(manifest, modalities=modalities, require=require)
     # Paths may differ: a data set that was moved is still the same.
     before = {case.case_id: case.split for case in started}
     now = {case.case_id: case.split for case in rows}
