@@ -308,6 +308,18 @@ def test_wmh2017_parts_are_known_from_the_nearest_folder(
     assert [case.case_id for case in find_wmh2017(Path())] == ["Utrecht_0"]
 
 
+def test_wmh2017_other_pathology_is_ignored(tmp_path: Path) -> None:
+    root = wmh2017(tmp_path)
+    dataset = hydra.utils.instantiate(
+        composed("data=wmh2017", f"data.root={root}").data, _convert_="all"
+    )
+    settings = Preprocessing(dataset.modalities, dataset.classes, ignore=dataset.ignore)
+    prepared = preprocess(find_cases(dataset)[0], settings)
+    assert prepared.n_lesions == (1,)
+    assert prepared.ignored is not None
+    assert prepared.ignored.sum() == mask().sum()
+
+
 def shifts_ms(root: Path) -> Path:
     """Scans of two archives, whose numbers begin anew in each part of a cohort."""
     parts = ("pt2/best/train", "pt2/best/dev_in", "pt2/best/eval_in", "pt2/ljubljana/dev_out")
