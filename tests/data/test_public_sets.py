@@ -524,6 +524,16 @@ def test_isbi2015_time_points_name_the_one_before(
     assert "left out (2), as training/training01/orig/" in line
 
 
+def test_a_case_without_an_image_that_is_not_required_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, manifest = mslesseg(tmp_path / "MSLesSeg Dataset"), tmp_path / "m.csv"
+    (root / "train/P2/T1/P2_T1_T2.nii.gz").unlink()
+    main(["mslesseg", str(root), str(manifest), "--require", "FLAIR,T1"])
+    first, second, *_ = read_manifest(manifest, require=("FLAIR",))
+    assert (list(first.images), second.baseline) == (["FLAIR", "T1"], "P2_T1")
+
+
 def test_a_manifest_names_only_baselines_that_it_holds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -196,6 +196,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 root=arguments.root,
                 importer=cache(partial(importer.find, **settings)),
                 modalities=tuple(arguments.modalities),
+                require=arguments.require,
             )
         )
         # One whose earlier examination is left out has no baseline.
@@ -251,6 +252,11 @@ def _parser() -> argparse.ArgumentParser:
             type=_names,
             default=(),
             help="as FLAIR,T1; cases that lack one are left out (all that exist)",
+        )
+        each.add_argument(
+            "--require",
+            type=_names,
+            help="as FLAIR; cases that lack another one are kept (all modalities)",
         )
         for option in importer.options:
             flag = f"--{option.name.replace('_', '-')}"
