@@ -47,6 +47,9 @@ def test_a_group_is_described_with_the_keys_of_each_choice() -> None:
     page = call("train", "--help", "loss").stdout
     assert page.startswith("loss=CHOICE (tversky by default)")
     assert re.search(r"  loss.alpha=null +weight of false positives", page)
+    page = call("train", "--help", "lesion_term").stdout
+    assert "lesion_term.max_distance_mm=5.0" in page
+    assert "lesion_term.lesion_term" not in page  # none is no object
     refused = call("train", "--help", "losss").error
     assert refused == "--help losss: no such page; did you mean loss?"
 

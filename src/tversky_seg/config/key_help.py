@@ -21,6 +21,8 @@ def key_lines(text: str, *, prefix: str = "") -> list[str]:
     """
     lines = []
     for key, value, comment in described_keys(text):
+        if f"{key}." == prefix:
+            continue  # `weighting: null` of weighting=none: there is no object, and so no key
         lines += _wrapped(f"{prefix}{key}", value, comment)
     return lines
 
