@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tversky_seg.metrics.components import Components, find_components
-from tversky_seg.metrics.lesion_surfaces import axis_steps, surface_points
+from tversky_seg.metrics.lesion_surfaces import axis_steps, surface_points, surface_voxels
 from tversky_seg.metrics.lesions import shared_voxels
-from tversky_seg.metrics.masks import FloatArray, IntArray, Mask
+from tversky_seg.metrics.masks import FloatArray, Mask
 from tversky_seg.metrics.surface import point_distances
 
 CONNECTIVITY = 26
@@ -129,20 +129,20 @@ def score_lesionwise(
 def _dilate(components: Components, n_dilations: int) -> Mask:
     """Dilate a mask by 18 neighbours, in its box."""
     mask: NDArray[np.bool_] = components.labels > 0
-    steps = _steps_to_18_neighbours(axis_steps(components).tolist())
-    positions = components.positions
+    # Only the voxels of the surface reach new ones, and then the new ones.
+    front = components.positions[surface_voxels(components, components.labels)]
     for _ in range(n_dilations):
-        # Only the voxels that were new in the last round can reach further ones.
-        reached = np.unique((positions[:, None] + steps).ravel())
-        positions = reached[~mask[reached]]
-        mask[positions] = True
+        before = mask.copy()
+        for step in _steps_to_18_neighbours(axis_steps(components).tolist()):
+            mask[front + step] = True
+        front = np.flatnonzero(mask & ~before)
     return mask.reshape(components.shape, order=components.order)
 
 
-def _steps_to_18_neighbours(axes: Sequence[int]) -> IntArray:
+def _steps_to_18_neighbours(axes: Sequence[int]) -> list[int]:
     """List the steps to the neighbours that differ in one or two axes, in flat positions."""
     steps: list[int] = []
     for moves in itertools.product((-1, 0, 1), repeat=len(axes)):
         if 0 < np.count_nonzero(moves) <= 2:
             steps.append(sum(move * axis for move, axis in zip(moves, axes, strict=True)))
-    return np.array(steps, np.int64)
+    return steps

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tversky_seg.metrics.components import Components
-from tversky_seg.metrics.masks import FloatArray, IntArray
+from tversky_seg.metrics.masks import BoolArray, FloatArray, IntArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,15 +71,21 @@ def surface_points(
         Points in mm, from the first voxel of the box.
     """
     numbers = components.labels if labels is None else labels
-    own = numbers[components.positions]
-    is_surface = np.zeros(len(own), bool)
-    for step in neighbour_steps(components):
-        is_surface |= numbers[components.positions + step] != own
+    is_surface = surface_voxels(components, numbers)
     return group_points(
         points_mm(components, components.positions[is_surface], spacing_mm),
         groups[is_surface],
         n_groups,
     )
+
+
+def surface_voxels(components: Components, labels: NDArray[np.integer[Any]]) -> BoolArray:
+    """Tell which voxels have a face neighbour of another number, (v,); see `surface_points`."""
+    own = labels[components.positions]
+    is_surface = np.zeros(len(own), bool)
+    for step in neighbour_steps(components):
+        is_surface |= labels[components.positions + step] != own
+    return is_surface
 
 
 def group_points(points: FloatArray, groups: IntArray, n_groups: int) -> GroupedPoints:
