@@ -1,6 +1,7 @@
 """Implanted lesions: where they lie, what they look like, and that nothing else changes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -244,6 +245,23 @@ def test_missing_modalities_stay_blank_and_lend_nothing() -> None:
     donor = module.cut_donor(incomplete, 0)
     assert donor.lacks_a_modality_of(HOST.intensities((0, 0, 0), SHAPE))
     assert not donor.lacks_a_modality_of(image)
+
+
+def test_all_raters_have_drawn_an_implanted_lesion() -> None:
+    host = replace(HOST, n_raters=3, arrays={**HOST.arrays, "votes": 2 * HOST.target})
+    donor = replace(DONOR, n_raters=3, arrays={**DONOR.arrays, "votes": 2 * DONOR.target})
+    plain = Augmentation(**vars(NOTHING) | {"implant": ALWAYS})
+    batch = PatchBatches([donor, host], LesionSampler(patch_size=28), plain, seed=3)[0]
+    shares = batch.target.unique()
+    torch.testing.assert_close(shares, torch.tensor([0.0, 2 / 3, 1.0]))
+
+
+def test_implants_keep_away_from_ignored_voxels() -> None:
+    image = HOST.intensities((0, 0, 0), SHAPE)
+    labels = np.full((1, *SHAPE), -1, np.int32)
+    rng = np.random.default_rng(0)
+    n = ALWAYS.apply(image, labels, cases=[DONOR], case=HOST, rng=rng, as_components=False)
+    assert n == 0
 
 
 def test_without_room_the_patch_stays_as_it_is() -> None:

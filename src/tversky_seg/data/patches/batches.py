@@ -346,10 +346,11 @@ class PatchBatches(Dataset[Batch]):
         n_labels = max(case.n_lesions, default=0)
         of_box = case.labels(first, size, components=self.with_components)
         implanted = None
+        is_implanted = None
         implant = getattr(self.augmentation, "implant", None)
         if implant is not None:
             implanted = case.intensities(first, size)
-            of_box = of_box.astype(np.int32)  # a copy
+            own_labels, of_box = of_box, of_box.astype(np.int32)  # a copy
             n_labels += implant.apply(
                 implanted,
                 of_box,
@@ -358,12 +359,15 @@ class PatchBatches(Dataset[Batch]):
                 rng=implant_rng,
                 as_components=self.with_components,
             )
+            is_implanted = of_box != own_labels
         if self.with_cells:
             of_box = with_surrounds(of_box, crop_or_pad(np.asarray(case.cells), first, size))
         has_ignored = case.has_ignored and bool((of_box == -1).any())
         largest = n_labels if self.with_components else 1
         if case.votes is not None:
             votes = crop_or_pad(np.asarray(case.votes), first, size)
+            if is_implanted is not None:
+                votes = np.where(is_implanted, case.n_raters, votes)
             of_box = np.concatenate([of_box, votes])
             largest = max(largest, case.n_raters)
         # A copy: it may be a view of a read-only file.
