@@ -916,7 +916,34 @@ def test_new_lesions_between_sessions_are_counted_pair_by_pair(cohort):
     assert (summary["tpr"], summary["fpr"]) == (expected.tpr, expected.fpr)
 
 
-def test_sessions_on_other_grids_are_not_compared_and_warned_of(cohort, caplog):
+def test_change_between_sessions_is_that_of_volumes_and_of_changed_voxels(cohort):
+    masks = []
+    for seed in range(6):
+        reference, probability = cohort.add(seed, subject=f"s{seed // 2}")
+        case = replace(cohort.cases[-1], baseline=f"case{seed - 1}" if seed % 2 else None)
+        cohort.cases[-1] = case
+        masks.append((probability >= 0.5, reference > 0))
+    summary = cohort.evaluate()["change"]
+    assert [pair["from_case"] for pair in summary["pairs"]] == ["case0", "case2", "case4"]
+    voxel_mm3 = float(np.prod(SPACING))
+    changes = []
+    n_both, n_any = 0, 0
+    for before, after in zip(masks[::2], masks[1::2], strict=True):
+        change = [voxel_mm3 * (int(after[k].sum()) - int(before[k].sum())) for k in (0, 1)]
+        changes.append(change)
+        predicted, reference = before[0] != after[0], before[1] != after[1]
+        n_both += int((predicted & reference).sum())
+        n_any += int(predicted.sum()) + int(reference.sum())
+    predicted_mm3, reference_mm3 = np.array(changes).T
+    pairs = summary["pairs"]
+    assert [pair["predicted_change_mm3"] for pair in pairs] == pytest.approx(predicted_mm3)
+    assert [pair["reference_change_mm3"] for pair in pairs] == pytest.approx(reference_mm3)
+    correlation = np.corrcoef(predicted_mm3, reference_mm3)[0, 1]
+    assert summary["volume_change_correlation"] == pytest.approx(correlation)
+    assert summary["changed_dice"] == pytest.approx(2 * n_both / n_any)
+
+
+def test_sessions_on_other_grids_are_resampled_and_warned_of(cohort, caplog):
     cohort.add(0, subject="a")
     cohort.add(1, subject="a")
     for i in (0, 1):
@@ -930,8 +957,14 @@ def test_sessions_on_other_grids_are_not_compared_and_warned_of(cohort, caplog):
             affine=np.diag([2, 2, 2, 1]),
             scale=scale,
         )
-    assert cohort.evaluate()["new_lesions"] is None
-    assert "case0_label.nii.gz" in caplog.text
+    metrics = cohort.evaluate()
+    assert metrics["new_lesions"]["n_pairs"] == 1
+    assert "1 of 1 earlier sessions lie on another grid" in caplog.text
+    assert "case0" in caplog.text
+    # Volumes are those of each session's own grid.
+    volumes = [case["reference_volume_mm3"] for case in metrics["cases"]]
+    (pair,) = metrics["change"]["pairs"]
+    assert pair["reference_change_mm3"] == pytest.approx(volumes[1] - volumes[0])
 
 
 def test_masks_have_no_ranking_froc_or_calibration(cohort):

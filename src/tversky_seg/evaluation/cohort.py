@@ -25,6 +25,7 @@ from tversky_seg.metrics.froc import LesionScores
 from tversky_seg.metrics.lesion_rule import LesionRule, detected_lesions
 from tversky_seg.metrics.lesions import LesionCounts
 from tversky_seg.metrics.retention import LesionDoubts
+from tversky_seg.metrics.overlap import OverlapCounts
 from tversky_seg.metrics.score_histogram import ScoreHistogram, level_of
 
 THRESHOLDS = np.arange(1, 200) / 200
@@ -112,6 +113,14 @@ class SessionPair:
     after: Case
     counts: dict[str, LesionCounts]
     """Class name -> counts of new lesions."""
+    predicted_change_mm3: dict[str, float] = field(default_factory=dict)
+    """Class name -> later minus earlier volume, of the prediction."""
+    reference_change_mm3: dict[str, float] = field(default_factory=dict)
+    """Class name -> later minus earlier volume, of the reference."""
+    changed_voxels: dict[str, OverlapCounts] = field(default_factory=dict)
+    """Class name -> counts of the voxels that are lesion at one of the two times alone."""
+    is_resampled: bool = False
+    """Whether the earlier session lay on another grid."""
 
 
 @dataclass

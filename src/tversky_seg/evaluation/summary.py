@@ -16,6 +16,7 @@ from tversky_seg.evaluation.doubt import doubt_summary
 from tversky_seg.evaluation.groups import Groups, group_cases
 from tversky_seg.evaluation.region_counts import summarize_regions
 from tversky_seg.evaluation.scan_rescan import summarize_repeats
+from tversky_seg.evaluation.volume_change import summarize_change
 from tversky_seg.metrics.agreement import (
     VOLUME_EDGES_MM3,
     VolumeBin,
@@ -105,6 +106,7 @@ def summarize(
         "new_lesions": _new_lesions,
         "regions": _regions,
         "repeatability": _repeatability,
+        "change": _change,
     }
     for title, section in sections.items():
         summary[title] = unwrap_single({name: section(cohort, name) for name in cohort.totals})
@@ -592,6 +594,10 @@ def _new_lesions(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
         "f1": total.f1,
         "pairs": pairs,
     }
+
+
+def _change(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
+    return summarize_change(cohort.session_pairs, name)
 
 
 def _lesion_counts(counts: LesionCounts) -> dict[str, int]:
