@@ -10,8 +10,18 @@ from pathlib import Path
 
 from tversky_seg.data.case import Case, case_faults, check_cases, missing_modalities
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.manifest import inspect_manifest, read_manifest
+from tversky_seg.data.manifest import inspect_manifest, read_header
 from tversky_seg.data.settings import Spacing, check_spacing, set_checked
+from tversky_seg.data.time_points import (
+    BOTH,
+    CLASSES_OF_BOTH,
+    EARLIER,
+    LATER,
+    check_pair_label,
+    pair_up,
+    with_pair_labels,
+    without_time,
+)
 
 logger = logging.getLogger("tversky_seg")
 
@@ -54,6 +64,9 @@ class Dataset:
             "staple", "mean" (soft labels) or "random" (another for each patch).
         stratify: Whether each fold gets its share of small and large lesion loads, and of each
             site.
+        pair_label: What is learnt from the masks of all lesions at two times (`label@1`, `label@2`,
+            or the labels of a case and its baseline): "new" lesions, or "both" as the classes
+            baseline and follow_up; None: the pair's own label, new lesions if it has none.
 
     Raises:
         DataError: A setting is out of range, or not exactly one of a manifest and a root is
@@ -79,9 +92,14 @@ class Dataset:
     ignore: tuple[int, ...] = ()
     rater: int | str | None = None
     stratify: bool = True
+    pair_label: str | None = None
 
     def __post_init__(self) -> None:
-        classes = self.default_classes if self.classes is None else self.classes
+        check_pair_label(self.pair_label)
+        default_classes = self.default_classes
+        if default_classes is None and self.pair_label == BOTH:
+            default_classes = CLASSES_OF_BOTH
+        classes = default_classes if self.classes is None else self.classes
         object.__setattr__(self, "classes", classes)
         set_checked(self)
         # "native" and "median" are resolved by the cases, in preprocessing.
@@ -170,9 +188,7 @@ def survey_cases(dataset: Dataset) -> tuple[list[Case], dict[str, str], list[Dat
     """
     if dataset.importer is None:
         assert dataset.manifest is not None
-        cases, faults = inspect_manifest(
-            dataset.manifest, modalities=dataset.modalities or None, require=dataset.require
-        )
+        cases, faults = _inspect(dataset)
         return cases, {}, faults
     cases = _list_cases(dataset)
     complete, missing = _part_incomplete(cases, dataset)
@@ -181,10 +197,10 @@ def survey_cases(dataset: Dataset) -> tuple[list[Case], dict[str, str], list[Dat
 
 def _list_cases(dataset: Dataset) -> list[Case]:
     if dataset.importer is None:
-        assert dataset.manifest is not None
-        return read_manifest(
-            dataset.manifest, modalities=dataset.modalities or None, require=dataset.require
-        )
+        cases, faults = _inspect(dataset)
+        if faults:
+            raise DataError.gather(faults)
+        return cases
     # `Dataset` refuses an importer without a root, and a cohort without a manifest or importer.
     assert dataset.root is not None
     expected = "expected the folder of the data set as downloaded"
@@ -197,7 +213,37 @@ def _list_cases(dataset: Dataset) -> list[Case]:
         raise
     if not cases:
         raise DataError(dataset.root, "no case found", expected)
-    return cases
+    return with_pair_labels(cases, pair_label=dataset.pair_label, cache_dir=dataset.cache_dir)
+
+
+def _inspect(dataset: Dataset) -> tuple[list[Case], list[DataError]]:
+    """List the cases of a manifest and its faults; pairs of examinations are made here."""
+    assert dataset.manifest is not None
+    modalities: tuple[str, ...] | None = dataset.modalities or None
+    makes_pairs = modalities is not None and _names_pairs(dataset.manifest, modalities)
+    if modalities is not None and makes_pairs:
+        require = None if dataset.require is None else without_time(dataset.require)
+        cases, faults = inspect_manifest(
+            dataset.manifest, modalities=without_time(modalities), require=require
+        )
+        cases = pair_up(cases, modalities)
+        if not cases and not faults:
+            found = "no case has a baseline"
+            raise DataError(dataset.manifest, found, "fill the column, with case_ids")
+    else:
+        cases, faults = inspect_manifest(
+            dataset.manifest, modalities=modalities, require=dataset.require
+        )
+    labelled = with_pair_labels(cases, pair_label=dataset.pair_label, cache_dir=dataset.cache_dir)
+    return labelled, faults
+
+
+def _names_pairs(manifest: Path, modalities: Sequence[str]) -> bool:
+    """Tell whether FLAIR@1 stands for the FLAIR of a baseline, rather than for a column."""
+    if not any(name.endswith((EARLIER, LATER)) for name in modalities):
+        return False
+    header = read_header(manifest)
+    return "baseline" in header and not set(modalities) & set(header)
 
 
 def _part_incomplete(cases: Sequence[Case], dataset: Dataset) -> tuple[list[Case], dict[str, str]]:

@@ -155,6 +155,16 @@ def inspect_manifest(
     return complete, faults
 
 
+def read_header(path: Path | str) -> list[str]:
+    """Read the names of the columns.
+
+    Raises:
+        DataError: As `read_manifest`, if no line can be understood.
+    """
+    header, _ = _read_rows(Path(path).expanduser())
+    return header
+
+
 def write_manifest(
     cases: Sequence[Case],
     path: Path | str,

@@ -26,6 +26,7 @@ from tversky_seg.data_check.coverage import draws_for_all, expected_draws, lesio
 from tversky_seg.data_check.examine import examine_cases
 from tversky_seg.data_check.finding import LEVELS, NOTE, WARNING, Finding
 from tversky_seg.data_check.memory import format_bytes, loader_bytes, step_bytes
+from tversky_seg.data_check.pair_findings import pair_findings
 from tversky_seg.data_check.plan import Plan, make_plan, times
 from tversky_seg.data_check.split_findings import split_findings
 from tversky_seg.data_check.training import Cost, Training
@@ -123,6 +124,7 @@ def check_dataset(
     for report in reports:
         findings.extend(report.findings)
     findings.extend(cohort_findings(reports, normalization=dataset.normalization))
+    findings.extend(pair_findings(cases))
 
     training_reports: list[CaseReport] = []
     training_cases: list[PreparedCase] = []

@@ -11,11 +11,10 @@ import numpy as np
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import Volume
-from tversky_seg.data.time_points import pairs_of
+from tversky_seg.data.time_points import on_grid_of, pairs_of
 from tversky_seg.evaluation.case_result import find_ignored, read_reference
 from tversky_seg.evaluation.cohort import SessionPair
 from tversky_seg.evaluation.saved_predictions import Predictions
-from tversky_seg.inference.follow_up import on_grid_of
 from tversky_seg.inference.predict import first_names
 from tversky_seg.metrics.lesion_rule import LesionRule
 from tversky_seg.metrics.masks import Mask

@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from tversky_seg.data.affines import affine_shift_voxels
 from tversky_seg.data.alignment import Alignment, measure_alignment
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.grids import TOLERATED_SHIFT_VOXELS, resample
 from tversky_seg.data.nifti import Volume, read_label, read_volume, write_volume
-from tversky_seg.data.time_points import pairs_of
+from tversky_seg.data.time_points import on_grid_of, pairs_of
 from tversky_seg.inference.output_errors import writing
 from tversky_seg.inference.prediction_folder import prediction_files
 from tversky_seg.metrics.lesion_change import (
@@ -28,7 +26,6 @@ from tversky_seg.metrics.lesion_change import (
     LesionChanges,
     lesion_changes,
 )
-from tversky_seg.metrics.masks import Mask
 from tversky_seg.runtime.files import write_csv
 
 logger = logging.getLogger("tversky_seg")
@@ -92,16 +89,6 @@ def compare_masks(
     earlier, is_resampled = on_grid_of(baseline, follow_up)
     changes = lesion_changes(earlier, follow_up.data, spacing_mm=follow_up.spacing_mm, rule=rule)
     return FollowUp(changes, follow_up.affine, is_resampled)
-
-
-def on_grid_of(mask: Volume, other: Volume) -> tuple[Mask, bool]:
-    """Bring a 0/1 mask to the grid of another volume; tell whether it lay on another one."""
-    if mask.shape == other.shape:
-        shift = affine_shift_voxels(other.affine, mask.affine, other.shape)
-        if shift <= TOLERATED_SHIFT_VOXELS:
-            return mask.data == 1, False
-    moved = resample((mask.data == 1).astype(np.float32), mask.affine, other.affine, other.shape)
-    return moved >= 0.5, True
 
 
 def compare_predictions(
