@@ -24,8 +24,8 @@ from tversky_seg.metrics.detection_limit import recall80_volume
 from tversky_seg.metrics.froc import LesionScores
 from tversky_seg.metrics.lesion_rule import LesionRule, detected_lesions
 from tversky_seg.metrics.lesions import LesionCounts
-from tversky_seg.metrics.retention import LesionDoubts
 from tversky_seg.metrics.overlap import OverlapCounts
+from tversky_seg.metrics.retention import LesionDoubts
 from tversky_seg.metrics.score_histogram import ScoreHistogram, level_of
 
 THRESHOLDS = np.arange(1, 200) / 200
