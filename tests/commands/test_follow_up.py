@@ -139,6 +139,14 @@ def test_predict_writes_the_table_and_follow_up_makes_it_again(tmp_path: Path) -
     again = follow_up(tmp_path, f"predictions={masks}", f"manifest={manifest}")
     assert again.status == 0, again.stderr
     assert table(tmp_path / "out") == rows
+    # Rows of other pairs, as of another job of the folder, stay; those of this pair are replaced.
+    file = masks / "lesions_over_time.csv"
+    header = file.read_text().splitlines()[0]
+    other = "t,c,d,,new,0.000,8.000,8.000,,0,1,1.00,2.00,3.00"
+    file.write_text(f"{header}\n{other}\n")
+    assert call("predict", *words).status == 0
+    assert file.read_text().splitlines()[1] == other
+    assert table(masks)[1:] == rows
 
 
 def test_a_network_of_both_times_gives_the_table_of_one_case(tmp_path: Path) -> None:

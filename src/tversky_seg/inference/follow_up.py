@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,18 +124,20 @@ def compare_predictions(
     """
     output_dir = output_dir or folder
     rows: list[Row] = []
-    n_pairs = 0
-    for pair in _mask_pairs(cases, folder, classes):
-        n_pairs += 1
+    pairs = _mask_pairs(cases, folder, classes)
+    for pair in pairs:
         result = compare_masks(read_mask(pair.earlier), read_mask(pair.later), rule=rule)
         rows += table_rows(result, pair.names, class_name=pair.class_name)
         stem = pair.later_case.case_id
         if pair.class_name and tuple(classes) != PAIR_CLASSES:
             stem += f"_{pair.class_name}"
         write_maps(output_dir, stem, result, like=pair.later)
-    if n_pairs:
-        with writing(output_dir / TABLE_FILE):
-            write_csv(output_dir / TABLE_FILE, COLUMNS, rows)
+    if pairs:
+        table = output_dir / TABLE_FILE
+        # Jobs that predict other cases into this folder have rows there, too.
+        others = _rows_of_others(table, {pair.names[1:] for pair in pairs})
+        with writing(table):
+            write_csv(table, COLUMNS, [*others, *rows])
         log_misaligned(cases)
     return rows
 
@@ -236,6 +240,18 @@ def describe_fault(alignment: Alignment) -> str | None:
     if alignment.fault is None:
         return None
     return f"{alignment.fault}; register the earlier image to the later one, nothing is moved here"
+
+
+def _rows_of_others(table: Path, names: set[tuple[str, str]]) -> list[Row]:
+    """Read the rows of pairs other than these; none from a file with other columns."""
+    with (
+        suppress(OSError, UnicodeDecodeError, csv.Error),
+        table.open(newline="", encoding="utf-8") as file,
+    ):
+        header, *rows = csv.reader(file)
+        if tuple(header) == COLUMNS:
+            return [row for row in rows if (row[1], row[2]) not in names]
+    return []
 
 
 @dataclass(frozen=True)
