@@ -172,8 +172,9 @@ def evaluate_case(
         if not case.consensus:
             drawn[1] = target
         if len(drawn) > 1:
-            settings = {"spacing_mm": reference.spacing_mm, "rule": rule}
-            for number, metrics in _between_raters(drawn, ignored_by, **settings).items():
+            spacing_mm = reference.spacing_mm
+            pairs = _between_raters(drawn, ignored_by, spacing_mm=spacing_mm, rule=rule)
+            for number, metrics in pairs.items():
                 between_raters.setdefault(number, {})[name] = metrics
             of_consensus[name] = classes[name].metrics
             if not case.consensus:
@@ -181,8 +182,9 @@ def evaluate_case(
                     prediction,
                     _consensus_of(list(drawn.values()), consensus),
                     ignored=_united([ignored_by[number] for number in drawn]),
+                    spacing_mm=spacing_mm,
+                    rule=rule,
                     tolerance_mm=tolerance_mm,
-                    **settings,
                 )
                 of_consensus[name] = against_consensus.metrics
 
@@ -233,7 +235,10 @@ def _without(mask: Mask, ignored: Mask | None) -> Mask:
 def _united(masks: Sequence[Mask | None]) -> Mask | None:
     """Unite masks of which some may be missing; None where all are."""
     given = [mask for mask in masks if mask is not None]
-    return np.any(given, axis=0) if given else None
+    if not given:
+        return None
+    united: Mask = np.logical_or.reduce(given)
+    return united
 
 
 def find_ignored(case: Case, label: Volume, source: Predictions) -> Mask | None:
