@@ -224,7 +224,8 @@ def _between_raters(
 
 def _consensus_of(masks: Sequence[Mask], method: str) -> Mask:
     if method == "staple":
-        return staple([mask[None] for mask in masks], key="evaluation.consensus")[0]
+        consensus: Mask = staple([mask[None] for mask in masks], key="evaluation.consensus")[0]
+        return consensus
     return majority(masks)
 
 

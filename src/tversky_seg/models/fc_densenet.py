@@ -261,7 +261,7 @@ def _doubling(channels: int, stride: Triple) -> nn.Sequential:
         3,
         stride=stride,
         padding=1,
-        output_padding=tuple(step - 1 for step in stride),
+        output_padding=(stride[0] - 1, stride[1] - 1, stride[2] - 1),
     )
     return nn.Sequential(conv, nn.ReLU(inplace=True))
 

@@ -405,7 +405,8 @@ def _as_stored(image: Floats, scale: Floats) -> NDArray[np.int16]:
     """Convert intensities (C, x, y, z) back to the integers of the cache, cut at their limits."""
     largest = np.iinfo(np.int16).max
     values = np.rint(image / np.asarray(scale, dtype=np.float32)[:, None, None, None])
-    return values.clip(-largest, largest).astype(np.int16)
+    stored: NDArray[np.int16] = values.clip(-largest, largest).astype(np.int16)
+    return stored
 
 
 def _narrowest(largest: int, *, is_signed: bool) -> type[np.integer[Any]]:
