@@ -8,6 +8,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 
 
@@ -20,8 +21,24 @@ def test_every_file_has_the_version_of_the_package() -> None:
     version = PROJECT["version"]
     assert read_yaml("CITATION.cff")["version"] == version
     assert read_yaml("conda/recipe.yaml")["context"]["version"] == version
-    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.search(rf"^## {re.escape(version)}\b", changelog, re.MULTILINE)
+    assert f"version = {{{version}}}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## {re.escape(version)} \(", CHANGELOG, re.MULTILINE)
+
+
+def test_a_version_of_the_changelog_has_each_heading_and_each_item_once() -> None:
+    for version in re.split(r"^## ", CHANGELOG, flags=re.MULTILINE)[1:]:
+        headings = re.findall(r"^### .*$", version, re.MULTILINE)
+        items = re.findall(r"^- .*$", version, re.MULTILINE)
+        assert len(headings) == len(set(headings))
+        assert len(items) == len(set(items))
+
+
+def test_a_release_needs_a_date_in_the_changelog() -> None:
+    workflow = (ROOT / ".github/workflows/release.yml").read_text(encoding="utf-8")
+    (pattern,) = re.findall(r'grep -qE "(.*)" CHANGELOG', workflow)
+    dated = pattern.replace("$version", PROJECT["version"])
+    assert re.search(dated, f"## {PROJECT['version']} (2026-01-31)")
+    assert not re.search(dated, f"## {PROJECT['version']} (unreleased)")
 
 
 def test_conda_requires_what_pip_requires() -> None:
