@@ -152,9 +152,12 @@ def check_patch_size(patch_size: PatchSize) -> None:
     Raises:
         ValueError: It is not.
     """
-    sides = [patch_size] if isinstance(patch_size, int) else list(patch_size)
-    # Texts are sequences, too.
-    if isinstance(patch_size, str) or len(sides) not in (1, 3) or min(map(int, sides)) < 1:
+    sides: list[int] = []
+    if isinstance(patch_size, int):
+        sides = [patch_size]
+    elif not isinstance(patch_size, str):
+        sides = list(patch_size)
+    if len(sides) not in (1, 3) or min(sides) < 1:
         raise ValueError(f"patch_size must be one or three numbers >= 1, got {patch_size}")
 
 
