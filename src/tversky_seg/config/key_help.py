@@ -30,7 +30,8 @@ def key_lines(text: str, *, prefix: str = "") -> list[str]:
 def described_keys(text: str) -> Iterator[tuple[str, str, str]]:
     """Read the keys of a YAML file of plain blocks, with values and comments as written.
 
-        threshold: null   # probability from which a voxel is lesion
+        threshold: null   # probability from which
+                          # a voxel is lesion
         rule:
           connectivity: 26
 
@@ -40,7 +41,7 @@ def described_keys(text: str) -> Iterator[tuple[str, str, str]]:
     """
     parents: list[tuple[int, str]] = []
     comments_above: list[str] = []
-    for line in text.splitlines():
+    for line in _with_comments_joined(text):
         if line.lstrip().startswith("#"):
             comments_above.append(line.strip("# "))
             continue
@@ -58,6 +59,20 @@ def described_keys(text: str) -> Iterator[tuple[str, str, str]]:
         if path[0] in ("defaults", "hydra") or path[-1].startswith("_"):
             continue
         yield ".".join(path), match["value"].strip(), " ".join(comments).strip()
+
+
+def _with_comments_joined(text: str) -> list[str]:
+    """List lines, with each comment that goes on below itself in one line."""
+    lines: list[str] = []
+    column = -1  # of the comment beside the key above
+    for line in text.splitlines():
+        is_comment = line.lstrip().startswith("#")
+        if is_comment and line.index("#") == column:
+            lines[-1] += " " + line.strip("# ")
+            continue
+        lines.append(line)
+        column = -1 if is_comment else line.find("#")
+    return lines
 
 
 def _wrapped(key: str, value: str, comment: str) -> list[str]:

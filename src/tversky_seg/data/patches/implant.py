@@ -123,20 +123,21 @@ class Implant:
             return 0
         n_wanted = int(rng.integers(1, self.max_lesions + 1))
         n_before = max(case.n_lesions, default=0)
-        brain = image.any(axis=0)
+        brain: Bools = np.asarray(image.any(axis=0))
         healthy = healthy_tissue(image, case)
         n_implanted = 0
         for _ in range(n_wanted):
             donor = self._draw_donor(cases, case, rng)
             if donor is None or donor.lacks_a_modality_of(image):
                 continue
-            near = _near(labels.any(axis=0), case.spacing_mm)
+            near = _near(np.asarray(labels.any(axis=0)), case.spacing_mm)
             place = _find_place(donor, allowed=brain & ~near, healthy=healthy & ~near, rng=rng)
             if place is None:
                 continue
             n_implanted += 1
             number = n_before + n_implanted if as_components else 1
-            factor = rng.uniform(*self.contrast)
+            lowest, highest = self.contrast
+            factor = rng.uniform(lowest, highest)
             _paint(donor, place, image, labels, number=number, factor=factor)
         return n_implanted
 
@@ -181,7 +182,8 @@ class Implant:
             volume_mm3 = (
                 donor.mask.sum() * math.prod(candidate.spacing_mm) * 2 ** rng.uniform(-1, 1)
             )
-            volume_mm3 = float(np.clip(volume_mm3, *self.size_mm3))
+            smallest, largest = self.size_mm3
+            volume_mm3 = float(np.clip(volume_mm3, smallest, largest))
             donor = make_blob(donor, volume_mm3, spacing_mm=candidate.spacing_mm, rng=rng)
         axes = [axis for axis in (1, 2, 3) if rng.random() < 0.5]
         return donor.mirrored(axes)
@@ -214,13 +216,14 @@ class Donor:
 
     def mirrored(self, axes: Sequence[int]) -> Donor:
         """Mirror all arrays along some of the axes 1, 2, 3."""
+        axis = tuple(axes)
         return replace(
             self,
-            mask=np.flip(self.mask, axes),
-            classes=np.flip(self.classes, axes),
-            contrast=np.flip(self.contrast, axes),
-            share=np.flip(self.share, axes),
-            surround=np.flip(self.surround, axes),
+            mask=np.flip(self.mask, axis),
+            classes=np.flip(self.classes, axis),
+            contrast=np.flip(self.contrast, axis),
+            share=np.flip(self.share, axis),
+            surround=np.flip(self.surround, axis),
         )
 
 
@@ -241,7 +244,7 @@ def cut_donor(case: PreparedCase, lesion: int) -> Donor | None:
     mask = np.zeros(size, dtype=bool)
     mask[tuple(voxels - start[:, None])] = True
     surround = _surround(mask, case.spacing_mm)
-    brain = image.any(axis=0)
+    brain: Bools = np.asarray(image.any(axis=0))
     healthy = surround & brain & ~target.any(axis=0)
     if not healthy.any():
         return None
@@ -282,7 +285,7 @@ def make_blob(
     mask = np.zeros(size, dtype=bool)
     mask.reshape(-1)[nearest] = True
     mean = donor.contrast[:, donor.mask[0]].mean(axis=1)
-    is_member = donor.classes.any(axis=(1, 2, 3))
+    is_member: Bools = np.asarray(donor.classes.any(axis=(1, 2, 3)))
     return Donor(
         mask=mask[None],
         classes=mask[None] & is_member[:, None, None, None],
@@ -330,8 +333,10 @@ def healthy_tissue(image: Array, case: PreparedCase) -> Bools:
     width = [1, *(3 if size_mm < THICK_MM else 1 for size_mm in case.spacing_mm)]
     smooth = ndimage.uniform_filter(image, width, mode="nearest")
     strays = np.abs(smooth - modes[:, None, None, None]) > widths[:, None, None, None]
-    inside = _min_filter(image.any(axis=0), DEPTH_MM, case.spacing_mm)
-    return inside & ~strays.any(axis=0)
+    brain: Bools = np.asarray(image.any(axis=0))
+    inside = _min_filter(brain, DEPTH_MM, case.spacing_mm)
+    healthy: Bools = inside & ~strays.any(axis=0)
+    return healthy
 
 
 def _find_place(
@@ -412,7 +417,8 @@ def _share(mask: Bools) -> Array:
 def _soft(mask: Bools) -> Array:
     """Blend a mask from its middle outward: voxels at the border of a lesion hold tissue, too."""
     blurred: Array = ndimage.gaussian_filter(mask.astype(np.float32), EDGE, truncate=3)
-    return blurred / blurred.max()
+    blurred /= blurred.max()
+    return blurred
 
 
 def _near(lesions: Bools, spacing_mm: Sequence[float]) -> Bools:
