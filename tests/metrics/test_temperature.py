@@ -13,7 +13,6 @@ from tversky_seg.metrics.temperature import (
     calibrated,
     calibrated_threshold,
     fit_temperature,
-    limited_temperature,
     logit_histogram,
     near_lesions,
     uncalibrated_threshold,
@@ -46,7 +45,7 @@ def test_a_network_that_says_1_can_be_doubted() -> None:
     assert calibrated(np.ones(1, np.float32), 5)[0] == pytest.approx(expit(25 * math.log(2) / 5))
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.7, 6.0])
+@pytest.mark.parametrize("temperature", [1.2, 1.7, 6.0])
 def test_the_fit_equals_logistic_regression_without_intercept(temperature: float) -> None:
     probability, reference = too_sure(temperature=temperature)
     fitted = fit_temperature(logit_histogram(probability, reference))
@@ -104,15 +103,24 @@ def test_without_voxels_there_is_nothing_to_fit() -> None:
 
 
 def test_the_temperature_is_bounded() -> None:
-    assert fit_temperature(logit_histogram([0.1, 0.9], [0, 1])) == 0.25
+    assert fit_temperature(logit_histogram([0.1, 0.9], [0, 1])) == 1
     assert fit_temperature(logit_histogram([0.1, 0.9], [1, 0])) == 100
 
 
-@pytest.mark.parametrize("temperature", [0.6, 2.0, 7.0])
+def test_a_network_that_is_not_sure_enough_is_left_as_it_is() -> None:
+    # Made surer at 0.5, its highest levels would merge: 180 of 65,536 become the last one.
+    probability, reference = too_sure(temperature=0.5)
+    temperature = fit_temperature(logit_histogram(probability, reference))
+    assert temperature == 1
+    assert calibrated(probability, temperature) is probability
+    levels = (np.arange(1, 65536) / 65535).astype(np.float32)
+    assert (to_levels(calibrated(levels, 0.5)) == 65535).sum() == 180
+
+
+@pytest.mark.parametrize("temperature", [1.3, 2.0, 7.0])
 @pytest.mark.parametrize("level", [100, 20_000, 40_000, 65_300])
 def test_the_mask_stays_the_same(temperature: float, level: int) -> None:
     threshold = (level - 0.5) / 65535
-    temperature = limited_temperature(temperature, threshold)
     probability = np.random.default_rng(level).random(100_000).astype(np.float32)
     moved = calibrated_threshold(threshold, temperature)
     result = calibrated(probability, temperature)
@@ -128,15 +136,6 @@ def test_a_threshold_and_back() -> None:
     assert calibrated_threshold(0.5, 3) == pytest.approx(0.5, abs=1e-5)
     assert calibrated_threshold(0.0, 3) == 0
     assert 0 < calibrated_threshold(0.99999, 0.3) < 1
-
-
-def test_a_temperature_below_1_keeps_the_threshold_where_16_bits_resolve() -> None:
-    limited = limited_temperature(0.25, 0.998)
-    assert 0.25 < limited < 1
-    assert calibrated_threshold(0.998, limited) == pytest.approx(0.999, abs=1e-4)
-    assert limited_temperature(0.25, 0.4) == 0.25
-    assert limited_temperature(3.0, 0.9999) == 3.0
-    assert limited_temperature(0.5, 0.99999) == 1.0
 
 
 def test_a_saved_histogram_goes_back_to_the_probability_before() -> None:

@@ -147,20 +147,26 @@ class FirstChannelOfWeight(FirstChannel):
 def test_the_temperature_is_fitted_unless_threshold_or_temperature_is_set(tmp_path: Path) -> None:
     case = a_case(tmp_path, 0)
 
-    class TooSure(FirstChannel):
-        def forward(self, image):  # type: ignore[no-untyped-def]
-            return 5 * super().forward(image)
+    class Sure(FirstChannel):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
 
-    def temperature(factor_of: nn.Module, **settings: float) -> float:
+        def forward(self, image):  # type: ignore[no-untyped-def]
+            return self.factor * super().forward(image)
+
+    def temperature(network: nn.Module, **settings: float) -> float:
         inference = Inference(patch_size="whole", **settings)  # type: ignore[arg-type]
-        fitted = validate(factor_of, cases=[case], classes=("lesion",), inference=inference)
+        fitted = validate(network, cases=[case], classes=("lesion",), inference=inference)
         assert isinstance(fitted.temperature, float)
         return fitted.temperature
 
-    fitted = temperature(FirstChannel())
-    assert temperature(TooSure()) == pytest.approx(5 * fitted, rel=0.01)
-    assert temperature(TooSure(), threshold=0.3) == 1
-    assert temperature(TooSure(), temperature=3.0) == 3
+    fitted = temperature(Sure(3))
+    assert fitted > 1
+    assert temperature(Sure(6)) == pytest.approx(2 * fitted, rel=0.01)
+    assert temperature(Sure(1)) == 1, "not sure enough, and left as it is"
+    assert temperature(Sure(3), threshold=0.3) == 1
+    assert temperature(Sure(3), temperature=3.0) == 3
 
 
 def test_without_any_lesion_the_temperature_is_1(tmp_path: Path) -> None:

@@ -18,10 +18,9 @@ HIGHEST_LOGIT = 18.0
 """Logits of all float32 probabilities: from 1e-45 to 1, which stands for 1 - 2^-25."""
 
 N_BINS = 65_536
-SHARPEST = 0.25
+SHARPEST = 1.0
+"""A fit only softens: below 1 the highest 16-bit levels of a saved probability would merge."""
 SMOOTHEST = 100.0
-LARGEST_BELOW_1 = 0.999
-"""A temperature below 1 moves no threshold beyond this: 16 bits hold 65 levels above it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,13 +84,15 @@ def logit_histogram(
 def fit_temperature(histogram: LogitHistogram) -> float:
     """Fit the temperature that makes the truth most likely (arXiv 1706.04599, section 4.2).
 
-    The negative log-likelihood is convex in 1 / temperature, so that its slope has one zero.
+    The negative log-likelihood is convex in 1 / temperature, so that its slope has one zero. Below
+    1 it is not followed: at 0.5 the 180 highest of the 65,536 levels of a saved probability would
+    become one, and with them PR-AUC and FROC would change.
 
     Args:
         histogram: Voxels of the validation cases.
 
     Returns:
-        Temperature from 0.25 (surer) to 100 (less sure); 1 if all voxels are lesion, or none is.
+        Temperature from 1 to 100; 1 if all voxels are lesion, or none is.
     """
     n_positive = int(histogram.n_positive.sum())
     if n_positive in (0, int(histogram.n_voxels.sum())):
@@ -166,14 +167,6 @@ def uncalibrated_threshold(threshold: float, temperature: float) -> float:
     if temperature == 1 or threshold == 0:
         return threshold
     return _scaled(threshold, 1 / temperature)
-
-
-def limited_temperature(temperature: float, threshold: float) -> float:
-    """Raise a temperature below 1 where it would move a threshold out of what 16 bits resolve."""
-    if temperature >= 1 or not 0 < threshold < 1:
-        return temperature
-    sharpest = abs(_exact_logit(threshold)) / _exact_logit(LARGEST_BELOW_1)
-    return max(temperature, min(sharpest, 1.0))
 
 
 def _logits() -> FloatArray:

@@ -24,7 +24,6 @@ from tversky_seg.metrics.masks import Mask
 from tversky_seg.metrics.score_histogram import N_LEVELS, to_levels
 from tversky_seg.metrics.temperature import (
     fit_temperature,
-    limited_temperature,
     logit_histogram,
     uncalibrated_threshold,
 )
@@ -113,7 +112,7 @@ def validate(
         scored_class = [case[index] for case in scored]
         temperature = _fit_temperature(scored_class, name, inference)
         point = _choose_point(scored_class, name, inference, temperature=temperature)
-        temperatures[name] = limited_temperature(temperature, point.threshold)
+        temperatures[name] = temperature
         thresholds[name] = point.threshold
         min_volumes_mm3[name] = point.min_volume_mm3
         measures = map_in_threads(partial(_measure, point=point), scored_class)
