@@ -6,8 +6,10 @@ import math
 import pickle
 import re
 from dataclasses import replace
+from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
@@ -544,8 +546,11 @@ def test_an_interrupted_evaluation_leaves_the_earlier_files(cohort, monkeypatch)
     assert {path.name: path.read_bytes() for path in cohort.output_dir.iterdir()} == before
 
 
-def test_the_same_predictions_give_the_same_files(drawing_cohort):
+def test_the_same_predictions_give_the_same_files(drawing_cohort, monkeypatch):
     cohort = drawing_cohort
+    # The page alone carries a date, to the minute.
+    at_noon = Mock(wraps=datetime, now=lambda: datetime(2026, 1, 1, 12))
+    monkeypatch.setattr("tversky_seg.evaluation.provenance.datetime", at_noon)
     for seed in range(3):
         cohort.add(seed)
     cohort.evaluate()
