@@ -152,6 +152,25 @@ def test_a_difference_below_the_spread_of_seeds_is_marked(tmp_path):
     assert "| SD of seeds | p with seeds |" in text
 
 
+def test_subjects_without_a_value_in_every_seed_are_counted(tmp_path):
+    methods = []
+    for name in ("one", "two"):
+        seeds = []
+        for seed in range(2):
+            values = {f"c{k}": 0.4 + 0.02 * k * (1 + seed) for k in range(6)}
+            if (name, seed) == ("two", 1):
+                values["c0"] = None
+            seeds.append(write_run(tmp_path / f"{name}{seed}", values))
+        methods.append(average_runs(read_runs(seeds), name=name))
+    (dice,) = compare(methods, metrics=["dice"])
+    # The mean over seeds has all six subjects; the mixed model needs each in every seed.
+    assert (dice.n_subjects, dice.n_seed_subjects) == (6, 5)
+    assert "column n have: Dice (two) 5 of 6." in comparison_markdown(methods, [dice])
+    # Without the gap nothing is said.
+    (complete,) = compare([methods[0], methods[0]], metrics=["dice"])
+    assert "in every seed" not in comparison_markdown([methods[0]] * 2, [complete])
+
+
 def test_one_seed_each_is_said(tmp_path):
     runs = read_runs([write_run(tmp_path / name, {"a": 0.5, "b": 0.7}) for name in ("x", "y")])
     assert "One seed each" in comparison_markdown(runs, compare(runs, metrics=["dice"]))

@@ -62,6 +62,7 @@ COLUMNS = (
     "seed_sd",
     "p_seeds",
     "p_seeds_holm",
+    "n_seed_subjects",
 )
 """Columns of comparison.csv: the fields of `Difference`; `metric` is named "measure" there."""
 

@@ -126,17 +126,31 @@ def _seed_notes(runs: Sequence[Run], differences: Sequence[Difference]) -> list[
         "SD of seeds: standard deviation of a method's mean between its seeds. p with seeds: mixed "
         "model with subjects and seeds at random, corrected by Holm over this column."
     ]
+    fewer: list[str] = []
+    for difference in differences:
+        if difference.n_seed_subjects < difference.n_subjects:
+            subjects = f"{difference.n_seed_subjects} of {difference.n_subjects}"
+            fewer.append(f"{_name(difference)} {subjects}")
+    if fewer:
+        sentences.append(
+            "SD of seeds and p with seeds need a value in every seed, which fewer subjects than in "
+            f"column n have: {', '.join(fewer)}."
+        )
     within: list[str] = []
     for difference in differences:
         if difference.is_within_seeds:
-            label = LABELS.get(difference.metric, difference.metric)
-            within.append(f"{label} ({difference.second})")
+            within.append(_name(difference))
     if within:
         sentences.append(
             f"Warning: smaller than the spread of seeds (!): {', '.join(within)}. Another seed may "
             "turn these differences around."
         )
     return sentences
+
+
+def _name(difference: Difference) -> str:
+    label = LABELS.get(difference.metric, difference.metric)
+    return f"{label} ({difference.second})"
 
 
 def _header(first: Run, second: Run, differences: Sequence[Difference]) -> list[str]:

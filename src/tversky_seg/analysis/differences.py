@@ -67,6 +67,8 @@ class Difference:
     """Two-sided test with subjects and seeds as random effects (see `seed_model`)."""
     p_seeds_holm: float = math.nan
     """The same, corrected for all such tests of the comparison."""
+    n_seed_subjects: int = 0
+    """Subjects of that test: those that are defined in every seed of both methods."""
 
     @property
     def is_within_seeds(self) -> bool:
@@ -142,6 +144,7 @@ def paired_difference(
         p_noninferior=p_noninferior,
         seed_sd=seeds.seed_sd,
         p_seeds=seeds.p,
+        n_seed_subjects=seeds.n_subjects,
     )
 
 
