@@ -80,6 +80,27 @@ def test_a_mask_of_one_time_point_alone_is_refused(tmp_path: Path) -> None:
         read_manifest(path)
 
 
+def test_the_column_ignore_mask_names_files(tmp_path: Path) -> None:
+    touch(tmp_path, "1.nii", "label.nii", "brain.nii", "ignore.nii")
+    columns = "case_id,subject_id,FLAIR,label,brain_mask,ignore_mask"
+    path = manifest_of_lines(tmp_path, columns, "a,s,1.nii,label.nii,brain.nii,ignore.nii")
+    (case,) = read_manifest(path)
+    assert case.brain_mask == tmp_path / "brain.nii"
+    assert case.ignore_mask == tmp_path / "ignore.nii"
+    (tmp_path / "ignore.nii").unlink()
+    with pytest.raises(DataError, match=r"ignore\.nii: no such file"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize("last", ["a", "b"], ids=["of three", "of two, and one that leads there"])
+def test_baselines_in_a_ring_are_refused_once(tmp_path: Path, last: str) -> None:
+    touch(tmp_path, "1.nii")
+    lines = ["case_id,subject_id,FLAIR,baseline", "a,s,1.nii,b", "b,s,1.nii,c"]
+    with pytest.raises(DataError, match="baselines in a ring") as caught:
+        read_manifest(manifest_of_lines(tmp_path, *lines, f"c,s,1.nii,{last}"))
+    assert "others" not in str(caught.value)
+
+
 @pytest.mark.parametrize("baseline", ["b", "c", "d"], ids=["itself", "another subject", "none"])
 def test_a_baseline_is_another_case_of_the_subject(tmp_path: Path, baseline: str) -> None:
     touch(tmp_path, "1.nii", "2.nii", "3.nii")

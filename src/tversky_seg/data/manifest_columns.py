@@ -55,7 +55,8 @@ def is_reserved(column: str) -> bool:
 
 def is_file_column(column: str) -> bool:
     """Tell whether a column that is no image names files."""
-    return column == "brain_mask" or column in LABELS_AT or is_label(column)
+    is_mask = column in ("brain_mask", "ignore_mask") or column in LABELS_AT
+    return is_mask or is_label(column)
 
 
 def is_label(column: str) -> bool:
