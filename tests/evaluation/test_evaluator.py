@@ -602,10 +602,15 @@ def test_terminal_table_shows_mean_interval_and_pooled_value(cohort):
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(metrics_table(metrics))
     text = console.export_text()
-    (line,) = (line for line in text.splitlines() if line.split() and "Dice" in line.split())
+    (line,) = (line for line in text.splitlines() if "│ Dice " in line)
     low, high = metrics["ci95"]["dice"]
     for value in (metrics["mean"]["dice"], low, high, metrics["pooled"]["dice"]):
         assert f"{value:.3f}" in line
+    # What the presets are about is printed too, not only saved.
+    (line,) = (line for line in text.splitlines() if "│ Panoptic quality " in line)
+    assert f"{metrics['by_lesion']['mean']['pq']:.3f}" in line
+    (line,) = (line for line in text.splitlines() if "│ CPM (LUNA16) " in line)
+    assert f"{metrics['froc']['luna16']['cpm']:.3f}" in line
 
 
 def test_pictures_show_slices_of_misses_and_false_positives():

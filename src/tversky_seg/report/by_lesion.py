@@ -35,14 +35,26 @@ def by_lesion_section(metrics: Mapping[str, Any], name: str) -> ByLesionSection 
     by_size = of_class(metrics, "by_size", name)
     if not metrics.get("by_lesion") or by_size is None:
         return None
-    n_subjects = count_subjects(metrics)
-    parts = split_by_class(metrics["by_lesion"])[name]
     return ByLesionSection(
-        rows=list(summary_rows(parts, n_subjects=n_subjects)),
-        limit=_describe_limit(by_size, n_subjects=n_subjects),
+        rows=by_lesion_rows(metrics, name),
+        limit=_describe_limit(by_size, n_subjects=count_subjects(metrics)),
         size_headers=_size_headers(by_size),
         size_rows=_size_rows(by_size),
     )
+
+
+def by_lesion_rows(metrics: Mapping[str, Any], name: str) -> list[tuple[str, ...]]:
+    """List label, mean, interval, pooled value and undefined cases of each metric of one class.
+
+    CPM, which is one of all cases pooled, comes last; it needs probabilities.
+    """
+    parts = split_by_class(metrics["by_lesion"])[name]
+    rows: list[tuple[str, ...]] = list(summary_rows(parts, n_subjects=count_subjects(metrics)))
+    froc = of_class(metrics, "froc", name)
+    if froc and "luna16" in froc:
+        cpm = format_value("cpm", froc["luna16"]["cpm"])
+        rows.append(("CPM (LUNA16)", UNDEFINED, UNDEFINED, cpm, ""))
+    return rows
 
 
 def _describe_limit(by_size: Mapping[str, Any], *, n_subjects: int) -> str:

@@ -174,7 +174,7 @@ def _near_calibration_chart(folder: Path, metrics: Mapping[str, Any], name: str)
         lines[f"at temperature {temperature}"] = near["bins"]
         note = (
             f"Calibration error {error_before} as the network gives it, {error} at the temperature "
-            f"of {temperature} that validation chose."
+            f"of {temperature}."
         )
     note += " Voxels of reference lesions and within 3 mm; each dot has as many, if it can."
     return Chart("Calibration near lesions", as_svg(calibration_figure(lines)), note)

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from tversky_seg.report.by_lesion import by_lesion_rows
 from tversky_seg.report.labels import (
     FEWEST_FOR_INTERVAL,
     count,
@@ -18,7 +19,7 @@ from tversky_seg.report.labels import (
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> Table:
-    """Lay out mean, interval and pooled value of each metric.
+    """Lay out mean, interval and pooled value of each metric, those by lesion below the others.
 
     Args:
         metrics: Content of metrics.json.
@@ -40,4 +41,8 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
         for row in summary_rows(parts, n_subjects=n_subjects):
             table.add_row(*row)
         table.add_section()
+        if metrics.get("by_lesion"):
+            for row in by_lesion_rows(metrics, class_name):
+                table.add_row(*row)
+            table.add_section()
     return table
