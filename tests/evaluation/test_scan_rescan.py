@@ -1,6 +1,7 @@
 """Scans and their repeats: predictions compared without any label of the repeat."""
 
 import csv
+import math
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +12,7 @@ from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import read_manifest, write_manifest
 from tversky_seg.evaluation.evaluator import evaluate
+from tversky_seg.evaluation.scan_rescan import RepeatPair, summarize_repeats
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 BOXES = (np.s_[2:4, 2:4, 2:4], np.s_[8:10, 8:10, 2:4], np.s_[14:16, 2:4, 2:4])
@@ -77,6 +79,16 @@ def test_repeats_are_compared_without_labels(tmp_path: Path) -> None:
     assert rows[0]["repeat_case"] == "a2"
     assert rows[1]["dice"] == ""
     assert "Scan and rescan" in (tmp_path / "e" / "report.html").read_text()
+
+
+def test_pairs_of_one_subject_have_no_icc() -> None:
+    volumes = ((24.0, 29.0), (24.0, 25.0))
+    pairs = [RepeatPair("a", "a", f"a{k}", *volumes[k], 1, 1, 1.0, 0.9) for k in range(2)]
+    result = summarize_repeats(pairs)
+    assert result is not None
+    assert math.isnan(result["icc_agreement"])
+    assert math.isnan(result["icc_consistency"])
+    assert result["volume_cv"] > 0
 
 
 def test_without_repeats_there_is_no_such_section(tmp_path: Path) -> None:

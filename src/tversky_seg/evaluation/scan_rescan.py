@@ -167,12 +167,15 @@ def summarize_repeats(pairs: Sequence[RepeatPair]) -> dict[str, Any] | None:
         [pair.first_volume_mm3 for pair in pairs], [pair.repeat_volume_mm3 for pair in pairs]
     )
     lowest, highest = result.limits
+    n_subjects = len({pair.subject_id for pair in pairs})
+    # ICC compares the spread between subjects with that between scans: one subject has none.
+    has_icc = n_subjects > 1
     return {
         "n_pairs": len(pairs),
-        "n_subjects": len({pair.subject_id for pair in pairs}),
+        "n_subjects": n_subjects,
         "volume_cv": result.cv,
-        "icc_agreement": result.icc_agreement,
-        "icc_consistency": result.icc_consistency,
+        "icc_agreement": result.icc_agreement if has_icc else math.nan,
+        "icc_consistency": result.icc_consistency if has_icc else math.nan,
         "bland_altman": {
             "bias_mm3": result.bias,
             "sd_mm3": result.sd,
