@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -143,7 +144,7 @@ def save(path: Path, data: np.ndarray) -> Path:
 
 
 def test_an_evaluation_counts_cases_in_mni_space(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(brain_regions, "mni_atlas", drawn_atlas)
     monkeypatch.setattr("tversky_seg.report.page.draw_charts", lambda *_: iter(()))
@@ -175,3 +176,8 @@ def test_an_evaluation_counts_cases_in_mni_space(
     page = (tmp_path / "e" / "report.html").read_text()
     assert "By region of the brain" in page
     assert "manifest column space" in page
+    assert not caplog.records
+    native = [replace(case, space="native") for case in cases]
+    metrics = evaluate(tmp_path / "p", native, output_dir=tmp_path / "n", viewer="none")
+    assert metrics["regions"] is None
+    assert "space is native, expected MNI" in caplog.text

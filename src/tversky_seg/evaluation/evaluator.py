@@ -21,6 +21,7 @@ from typing import Any
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import TOLERATED_SHIFT_VOXELS
+from tversky_seg.evaluation.brain_regions import is_mni
 from tversky_seg.evaluation.case_result import evaluate_case
 from tversky_seg.evaluation.cohort import EvaluatedCohort
 from tversky_seg.evaluation.groups import check_columns
@@ -168,6 +169,7 @@ def evaluate(
             consensus=consensus,
         )
         cohort.temperature = dict(source.temperature)
+        _warn_of_other_spaces(cohort.cases)
         # Sessions are read again in pairs, since one case is in memory at a time.
         cohort.session_pairs = compare_sessions(cohort.cases, source, rule=rule)
         cohort.repeats = compare_repeats(cases, source, rule=rule)
@@ -184,6 +186,13 @@ def evaluate(
         origin = describe_origin(source, cohort.cases, command=command)
         _write_pictures(folder, cohort, source, metrics, viewer=viewer, origin=origin)
     return metrics
+
+
+def _warn_of_other_spaces(cases: Sequence[Case]) -> None:
+    """Say that lesions get no region where the manifest names spaces, but never MNI."""
+    spaces = sorted({case.space for case in cases if case.space})
+    if spaces and not any(is_mni(space) for space in spaces):
+        logger.warning("no lesions by region: space is %s, expected MNI", ", ".join(spaces))
 
 
 def evaluate_cohort(
