@@ -333,58 +333,37 @@ class PatchBatches(Dataset[Batch]):
         Lesions are implanted here, on the CPU. Where the augmentation is deferred, the image comes
         as it is stored, with its scale.
         """
-        size = patch_sides(self.sampler.patch_size)
-        first = start
-        change = None
-        if self.augmentation is not None:
-            change = self.augmentation.draw(
-                rng, n_channels=len(case.image_scale), size=size, spacing_mm=case.spacing_mm
-            )
-            change = change.without(case.missing, kept=self.required_channels)
-            first, size = change.box(start, case.geometry.shape)
-            change = change.at(as_shape(np.subtract(first, start)))
+        change, first, size = self._draw_change(case, start, rng)
         n_labels = max(case.n_lesions, default=0)
         of_box = case.labels(first, size, components=self.with_components)
-        implanted = None
-        is_implanted = None
-        implant = getattr(self.augmentation, "implant", None)
-        if implant is not None:
-            implanted = case.intensities(first, size)
-            own_labels, of_box = of_box, of_box.astype(np.int32)  # a copy
-            n_labels += implant.apply(
-                implanted,
-                of_box,
-                cases=self.cases,
-                case=case,
-                rng=implant_rng,
-                as_components=self.with_components,
-            )
-            is_implanted = of_box != own_labels
+        implanted = self._implant(case, of_box, first, size, rng=implant_rng)
+        if implanted is not None:
+            of_box = implanted.labels
+            n_labels += implanted.n_lesions
         if self.with_cells:
             of_box = with_surrounds(of_box, crop_or_pad(np.asarray(case.cells), first, size))
         has_ignored = case.has_ignored and bool((of_box == -1).any())
         largest = n_labels if self.with_components else 1
         if case.votes is not None:
             votes = crop_or_pad(np.asarray(case.votes), first, size)
-            if is_implanted is not None:
-                votes = np.where(is_implanted, case.n_raters, votes)
+            if implanted is not None:
+                # As if every rater had drawn it.
+                votes = np.where(implanted.is_changed, case.n_raters, votes)
             of_box = np.concatenate([of_box, votes])
             largest = max(largest, case.n_raters)
         # A copy: it may be a view of a read-only file.
         dtype = _narrowest(largest, is_signed=self.with_cells or has_ignored)
         labels = torch.from_numpy(of_box.astype(dtype))
         has_lesion = bool(of_box.any())
+
         scale = None
         if is_deferred:
-            stored = crop_or_pad(np.asarray(case.image), first, size).copy()
-            if implanted is not None:
-                stored = _as_stored(implanted, case.image_scale)
-            image = torch.from_numpy(stored)
+            image = _stored_image(case, implanted, first, size)
             scale = torch.from_numpy(np.asarray(case.image_scale, dtype=np.float32))
             if change is not None and change.growth_mm and has_lesion:
                 change, labels = change.move_labels(labels)
         elif implanted is not None:
-            image = torch.from_numpy(implanted)
+            image = torch.from_numpy(implanted.image)
         else:
             image = torch.from_numpy(case.intensities(first, size))
         return Sample(
@@ -399,6 +378,69 @@ class PatchBatches(Dataset[Batch]):
             case_id=case.case_id,
             start=start,
         )
+
+    def _draw_change(
+        self, case: PreparedCase, start: Shape, rng: np.random.Generator
+    ) -> tuple[Change | None, Shape, Shape]:
+        """Draw the augmentation of the patch at `start`.
+
+        Returns:
+            The change, and the box of the case that it reads: first voxel and size.
+        """
+        size = patch_sides(self.sampler.patch_size)
+        if self.augmentation is None:
+            return None, start, size
+        change = self.augmentation.draw(
+            rng, n_channels=len(case.image_scale), size=size, spacing_mm=case.spacing_mm
+        )
+        change = change.without(case.missing, kept=self.required_channels)
+        first, size = change.box(start, case.geometry.shape)
+        return change.at(as_shape(np.subtract(first, start))), first, size
+
+    def _implant(
+        self,
+        case: PreparedCase,
+        labels: NDArray[Any],
+        first: Shape,
+        size: Shape,
+        *,
+        rng: np.random.Generator,
+    ) -> _Implanted | None:
+        """Implant lesions into a box of a case; None where the augmentation implants none."""
+        implant = getattr(self.augmentation, "implant", None)
+        if implant is None:
+            return None
+        image = case.intensities(first, size)
+        changed = labels.astype(np.int32)  # a copy
+        n_lesions = implant.apply(
+            image,
+            changed,
+            cases=self.cases,
+            case=case,
+            rng=rng,
+            as_components=self.with_components,
+        )
+        return _Implanted(image, changed, is_changed=changed != labels, n_lesions=n_lesions)
+
+
+@dataclass(frozen=True, eq=False)
+class _Implanted:
+    """A box of a case with implanted lesions."""
+
+    image: Floats  # (C, x, y, z)
+    labels: NDArray[np.int32]
+    is_changed: NDArray[np.bool_]  # of `labels`
+    n_lesions: int
+
+
+def _stored_image(
+    case: PreparedCase, implanted: _Implanted | None, first: Shape, size: Shape
+) -> Tensor:
+    """Read the integers (C, x, y, z) of a box as the cache stores them."""
+    if implanted is not None:
+        return torch.from_numpy(_as_stored(implanted.image, case.image_scale))
+    # A copy: it may be a view of a read-only file.
+    return torch.from_numpy(crop_or_pad(np.asarray(case.image), first, size).copy())
 
 
 def _as_stored(image: Floats, scale: Floats) -> NDArray[np.int16]:
