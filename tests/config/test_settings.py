@@ -62,7 +62,7 @@ from tversky_seg.config.messages import one_line
         (["trainer.device=gpu"], "trainer.device", "got gpu"),
         (["trainer.monitor=lesion_fpr"], "trainer.monitor", "lesion_fpr"),
         (["sampler.lesion_probability=2"], "sampler.lesion_probability", "2"),
-        (["sampler.patch_size=big"], "sampler.patch_size", '"big"'),
+        (["sampler.patch_size=big"], "sampler.patch_size", "big"),
         (["inference.overlap=1"], "inference.overlap", "got 1"),
         (["inference.window=hann"], "inference.window", "got hann"),
         (["evaluation.rule.connectivity=7"], "evaluation.rule.connectivity", "got 7"),

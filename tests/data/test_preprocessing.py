@@ -786,7 +786,7 @@ def test_a_crop_of_one_value_becomes_zero(tmp_path: Path) -> None:
         ({"normalization": "window", "limits": (300, -300)}, "limits", r"\[300, -300\]"),
         ({"normalization": "percentile", "limits": (0, 101)}, "limits", r"\[0, 101\].*per cent"),
         ({"limits": (0, 1)}, "limits", "null.*zscore"),
-        ({"rater": "mean"}, "rater", "'mean'.*consensus"),
+        ({"rater": "median"}, "rater", "'median'.*consensus"),
         ({"rater": 0}, "rater", "0"),
         ({"crop_values": (0,)}, "crop_values", r"\[0\]"),
         ({"crop_margin": -1}, "crop_margin", "-1"),

@@ -57,7 +57,9 @@ class Blobs:
                 labels=batch.components[number],
                 change=None,
                 has_lesion=True,
+                has_ignored=False,
                 n_labels=1,
+                n_raters=0,
                 case_id=batch.case_ids[number],
                 start=(x, y, z),
             )
