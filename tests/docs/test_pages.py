@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from helpers.command_line import ROOT
+from tversky_seg.cli import COMMANDS
 
 DOCS = ROOT / "docs"
 AT_THE_TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md")]
@@ -48,3 +49,10 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
         assert target.exists(), link[0]
         if link["anchor"] and target.suffix == ".md":
             assert link["anchor"] in anchors(target), link[0]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/install.md", "docs/settings.md"])
+def test_the_pages_that_list_the_commands_name_them_all(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    listed = set(re.findall(r"`(?:tversky-seg )?([a-z-]+)`", text))
+    assert listed >= set(COMMANDS)
