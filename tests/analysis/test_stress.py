@@ -285,3 +285,9 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
     assert "changes.noise" in call("stress", f"run={run}", "changes.noise=[-1]").error
     assert "rotation_deg" in call("stress", f"run={run}", "changes.rotation=[5]").error
     assert not (run / "stress").exists()
+
+
+def test_a_run_that_does_not_exist_is_named_and_no_other_key(tmp_path: Path) -> None:
+    outcome = call("stress", f"run={tmp_path / 'nowhere'}")
+    assert outcome.status == 2
+    assert outcome.stderr.startswith(f"error: run: {tmp_path / 'nowhere'}: no such file")

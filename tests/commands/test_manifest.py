@@ -73,7 +73,9 @@ def test_a_modality_that_some_lack_is_not_in_the_next_command(raw: Path) -> None
     (raw / "p2" / "p2_T1.nii.gz").unlink()
     outcome = run_script(SCRIPT, "raw", "--yes")
     assert "without T1: p2" in outcome.stdout
-    assert outcome.stdout.endswith("data.manifest=manifest.csv 'data.modalities=[FLAIR]'\n")
+    next_command, advice = outcome.stdout.splitlines()[-2:]
+    assert next_command.endswith("data.manifest=manifest.csv 'data.modalities=[FLAIR]'")
+    assert advice.startswith("to use T1 where a case has it, write data.require=[FLAIR] ")
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ def main(words: Sequence[str] | None = None) -> int:
             is_new = write_draft(draft, output)
             print(f"{output} {'written' if is_new else 'is there already, and equal'}")
             print(f"next: {next_command(draft, output)}")
+            print(advice_on_gaps(draft), end="")
     except DataError as fault:
         parser.error(str(fault))
     return 1 if draft.ambiguous else 0
@@ -77,6 +78,18 @@ def next_command(draft: Draft, output: Path) -> str:
     if draft.common_modalities != draft.modalities:
         words.append(f"data.modalities=[{','.join(draft.common_modalities)}]")
     return as_called(f"python scripts/check_data.py {shlex.join(words)}")
+
+
+def advice_on_gaps(draft: Draft) -> str:
+    """Tell how to use modalities that some cases lack; nothing where none is lacking."""
+    partial = [name for name in draft.modalities if name not in draft.common_modalities]
+    required = ",".join(draft.common_modalities)
+    if not partial or draft.cases_without(draft.common_modalities[0]):
+        return ""
+    return (
+        f"to use {', '.join(partial)} where a case has it, write data.require=[{required}] "
+        "in place of data.modalities\n"
+    )
 
 
 def _sort_words(

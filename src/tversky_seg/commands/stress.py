@@ -98,11 +98,14 @@ def run_folder(settings: Mapping[str, Any], *, key: str) -> Path:
     """Return the run that is tested, for what `key` leaves to it.
 
     Raises:
-        ConfigError: `run` is no single run folder.
+        ConfigError: `run` does not exist, or is no single run folder.
     """
     run = settings["run"]
     if isinstance(run, str) and (Path(run).expanduser() / "manifest.csv").is_file():
         return Path(run).expanduser()
+    # A pattern names no file itself; what it matches is an ensemble.
+    if isinstance(run, str) and not set(run) & set("*?[") and not Path(run).expanduser().exists():
+        raise config.ConfigError(f"run: {run}: no such file or folder; expected a run folder")
     raise config.ConfigError(f"{key}: none given, and run={run} is no run folder; set {key}=")
 
 
