@@ -1,6 +1,6 @@
 """Run all rows of a paper's table and write the table, with the paper's numbers next to ours.
 
-Examples:
+For example:
 
     python scripts/reproduce.py salehi2017                             synthetic cohort, on a CPU
     python scripts/reproduce.py salehi2017 --data MSSEG2016 --seeds 0,1,2    at the paper's scale
