@@ -370,6 +370,26 @@ def test_the_operating_point_of_froc_stays_in_view():
     assert axes.get_xlim()[1] > 75
 
 
+@pytest.mark.parametrize("recall", [0.05, 0.9])
+def test_the_legend_of_froc_does_not_hide_its_operating_point(recall: float) -> None:
+    columns = {"false_lesions_per_case": np.array([40.0]), "recall": np.array([recall])}
+    froc = {"average_recall": 0.1, "false_lesions_per_case": 40.0, "highest_recall": recall}
+    figure = froc_figure(columns, froc)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    point = axes.transData.transform((40.0, recall))
+    assert not axes.get_legend().get_window_extent().contains(*point)
+
+
+@pytest.mark.parametrize("precision", [0.1, 0.9])
+def test_the_legend_of_a_curve_does_not_hide_its_operating_point(precision: float) -> None:
+    figure = curve_figure([Curve("lesion", None, 0.1, (0.1, precision))])
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    point = axes.transData.transform((0.1, precision))
+    assert not axes.get_legend().get_window_extent().contains(*point)
+
+
 def test_bland_altman_names_the_largest_differences():
     volumes = {"a": (100.0, 101.0), "b": (100.0, 50.0), "c": (80.0, 90.0), "d": (10.0, 13.0)}
     (axes,) = bland_altman_figure(volumes, {"bias_mm3": -9.0}).axes

@@ -25,6 +25,8 @@ LINE_STYLES = ("-", "--", "-.", ":")
 GREY = "#57606a"
 MOST_FALSE = 10.0
 """False lesions per case up to which the FROC curve is drawn."""
+LEGEND_HEIGHT = 0.3
+"""Share of a figure's height that a legend below may cover."""
 LONGEST_NAME = 24
 N_NAMED = 3
 """Cases named in the Bland-Altman plot: those with the largest differences."""
@@ -74,7 +76,10 @@ def curve_figure(curves: Sequence[Curve]) -> Figure:
             marker = MARKERS[k % len(MARKERS)]
             label = f"{prefix}chosen threshold"
             axes.plot(recall, precision, marker, color=colour, label=label)
-    _add_legend(axes, loc="lower left")
+    # Above, a weak network's curve is not hidden.
+    precisions = [curve.working_point[1] for curve in curves]
+    is_low = any(precision < LEGEND_HEIGHT for precision in precisions)
+    _add_legend(axes, loc="upper right" if is_low else "lower left")
     return figure
 
 
@@ -123,7 +128,9 @@ def froc_figure(columns: Columns, froc: Mapping[str, Any]) -> Figure:
         most = max(most, 1.05 * false_of_masks)
         axes.plot(false_of_masks, recall_of_masks, "s", color=COLOURS[1], label="chosen threshold")
     axes.set(xlim=(0, most), ylim=(0, 1))
-    _add_legend(axes, loc="lower right")
+    # The legend must not hide the point of a weak network.
+    is_low = recall_of_masks is not None and recall_of_masks < LEGEND_HEIGHT
+    _add_legend(axes, loc="upper right" if is_low else "lower right")
     return figure
 
 
