@@ -175,7 +175,8 @@ def test_affines_off_by_rounding_are_fine_by_half_a_voxel_a_warning_by_a_flip_an
     report = examine(case, SETTINGS)
     about = [f.level for f in report.findings if "affine" in f.found]
     assert about == ([level] if level else [])
-    assert report.affine_shift == pytest.approx(2 * 23 if flip else shift, rel=0.3)
+    assert report.affine_shift == pytest.approx(23 if flip else shift, rel=0.3)
+    assert report.is_stored_flipped == flip
 
 
 def test_a_label_of_another_shape_is_an_error(tmp_path):

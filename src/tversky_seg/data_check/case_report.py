@@ -25,8 +25,10 @@ class CaseReport:
     orientation: str = ""
     """Direction of its axes, as "RAS"."""
     affine_shift: float | None = None
-    """Largest shift, in voxels, of a voxel by any other file's affine; None without another file
-    of this shape."""
+    """Largest shift, in voxels, of a voxel by any other file's affine, its axes turned to those of
+    the first; None without another file of this shape."""
+    is_stored_flipped: bool = False
+    """Whether the axes of another file run in other directions or another order."""
     intensities: Mapping[str, tuple[float, float]] | None = None
     """Modality -> smallest and largest value."""
     n_non_finite: int = 0

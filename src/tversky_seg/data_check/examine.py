@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tversky_seg.data.affines import affine_shift_voxels, axis_codes, spacing_of
+from tversky_seg.data.affines import affine_shift_voxels, axis_codes, ras_grid, spacing_of
 from tversky_seg.data.case import Case, modalities_of
 from tversky_seg.data.errors import DataError, NonFiniteError
 from tversky_seg.data.image_files import file_and_frame
@@ -163,32 +163,44 @@ def _add_geometry(report: CaseReport, path: Path) -> CaseReport:
         shape, affine = read_grid(path)
     except (DataError, OSError):
         return report
+    shift, is_stored_flipped = _affine_shift(report.case, shape, affine)
     return replace(
         report,
         shape=shape,
         spacing_mm=spacing_of(affine),
         orientation=axis_codes(affine),
-        affine_shift=_affine_shift(report.case, shape, affine),
+        affine_shift=shift,
+        is_stored_flipped=is_stored_flipped,
     )
 
 
 def _affine_shift(
     case: Case, shape: tuple[int, int, int], affine: NDArray[np.float64]
-) -> float | None:
-    """Measure how far the other files of a case lie off, in voxels; None without another."""
+) -> tuple[float | None, bool]:
+    """Measure how far the other files of a case lie off, in voxels; None without another.
+
+    A file whose axes run otherwise is turned first.
+
+    Returns:
+        The largest shift, and whether the axes of a file run otherwise.
+    """
+    turned_shape, turned_affine = ras_grid(shape, affine)
     # The first image defines the grid.
     paths = list(case.images.values())[1:] + list(case.labels)
     if case.brain_mask is not None:
         paths.append(case.brain_mask)
     shifts: list[float] = []
+    is_stored_flipped = False
     for path in paths:
         try:
             other_shape, other_affine = read_grid(path)
         except DataError:
             continue
-        if other_shape == shape:
-            shifts.append(affine_shift_voxels(affine, other_affine, shape))
-    return max(shifts, default=None)
+        turned = ras_grid(other_shape, other_affine)
+        if turned[0] == turned_shape:
+            shifts.append(affine_shift_voxels(turned_affine, turned[1], turned_shape))
+            is_stored_flipped |= axis_codes(other_affine) != axis_codes(affine)
+    return max(shifts, default=None), is_stored_flipped
 
 
 def _add_prepared(

@@ -62,7 +62,8 @@ def _affine_shift(report: CaseReport) -> str:
     if report.affine_shift is None:
         return UNDEFINED
     # 1e-06 is rounding in the file, 0.5 half a voxel: two digits tell them apart.
-    return f"{report.affine_shift:.2g}"
+    shift = f"{report.affine_shift:.2g}"
+    return f"{shift}, flipped" if report.is_stored_flipped else shift
 
 
 def _intensities(report: CaseReport) -> str:

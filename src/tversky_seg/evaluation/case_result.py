@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -119,80 +120,83 @@ def evaluate_case(
         DataError: The prediction or a label is missing, damaged or on another grid, or a label
             holds values that belong to no class.
     """
-    assert case.label is not None
-    # The first label is the reference; further ones belong to single raters.
-    reference = read_reference(case.label, source)
-    other_labels: dict[int, Volume] = {}
-    for number, path in enumerate(case.labels[1:], start=2):
-        other_labels[number] = _read_other_label(path, reference, source)
-
-    classes: dict[str, ClassResult] = {}
-    raters: dict[int, dict[str, CaseMetrics]] = {number: {} for number in other_labels}
-    between_raters: dict[int, dict[str, list[CaseMetrics]]] = {}
-    of_consensus: dict[str, CaseMetrics] = {}
-    ignored = find_ignored(case, reference, source)
-    ignored_by = {1: ignored}
-    for number, label in other_labels.items():
-        # What the label says does not count, counts against no rater.
-        ignored_by[number] = _united([ignored, find_ignored(case, label, source)])
+    reference, labels, ignored = _read_labels(case, source)
+    evaluate = partial(
+        evaluate_class, spacing_mm=reference.spacing_mm, rule=rule, tolerance_mm=tolerance_mm
+    )
+    result = CaseResult(case, reference.affine, classes={}, raters={})
     for name, values in source.classes.items():
         # Each class is a mask of its own, so that nested classes need no special case.
         prediction = source.read(case, name, reference=reference)
-        target = np.isin(reference.data, values)
-        classes[name] = evaluate_class(
-            prediction,
-            target,
-            ignored=ignored,
-            spacing_mm=reference.spacing_mm,
-            rule=rule,
-            tolerance_mm=tolerance_mm,
-            by_lesion=by_lesion,
-        )
+        drawn = {number: np.isin(label.data, values) for number, label in labels.items()}
+        of_class = evaluate(prediction, drawn[1], ignored=ignored[1], by_lesion=by_lesion)
         if is_mni(case.space):
-            classes[name] = _with_regions(
-                classes[name],
-                _without(prediction.mask, ignored),
-                _without(target, ignored),
-                reference.affine,
-                rule=rule,
-            )
-        for number, label in other_labels.items():
-            # The same mask is compared with each rater, as the challenges do.
-            against_rater = evaluate_class(
-                prediction,
-                np.isin(label.data, values),
-                ignored=ignored_by[number],
-                spacing_mm=reference.spacing_mm,
-                rule=rule,
-                tolerance_mm=tolerance_mm,
-            )
-            raters[number][name] = against_rater.metrics
-
-        drawn = {number: np.isin(label.data, values) for number, label in other_labels.items()}
-        if not case.consensus:
-            drawn[1] = target
+            mask, target = (_without(each, ignored[1]) for each in (prediction.mask, drawn[1]))
+            of_class = _with_regions(of_class, mask, target, reference.affine, rule=rule)
+        result.classes[name] = of_class
         if len(drawn) > 1:
-            spacing_mm = reference.spacing_mm
-            pairs = _between_raters(drawn, ignored_by, spacing_mm=spacing_mm, rule=rule)
+            _add_raters(result, name, prediction, drawn, ignored, evaluate, method=consensus)
+        single = _single_raters(case, drawn)
+        if len(single) > 1:
+            pairs = _between_raters(single, ignored, spacing_mm=reference.spacing_mm, rule=rule)
             for number, metrics in pairs.items():
-                between_raters.setdefault(number, {})[name] = metrics
-            of_consensus[name] = classes[name].metrics
-            if not case.consensus:
-                against_consensus = evaluate_class(
-                    prediction,
-                    _consensus_of(list(drawn.values()), consensus),
-                    ignored=_united([ignored_by[number] for number in drawn]),
-                    spacing_mm=spacing_mm,
-                    rule=rule,
-                    tolerance_mm=tolerance_mm,
-                )
-                of_consensus[name] = against_consensus.metrics
-
-    result = CaseResult(case, reference.affine, classes, raters, between_raters, of_consensus)
-    if other_labels and not case.consensus:
-        # The first label is one rater's too.
-        raters[1] = result.metrics
+                result.between_raters.setdefault(number, {})[name] = metrics
     return result
+
+
+def _read_labels(
+    case: Case, source: Predictions
+) -> tuple[Volume, dict[int, Volume], dict[int, Mask | None]]:
+    """Read the labels of a case, and the voxels that count against none of them.
+
+    Returns:
+        The reference; number of a label column -> label, of which 1 is the reference; and number
+        -> mask of voxels that do not count.
+    """
+    assert case.label is not None
+    # The first label is the reference; further ones belong to single raters.
+    reference = read_reference(case.label, source)
+    labels = {1: reference}
+    ignored = {1: find_ignored(case, reference, source)}
+    for number, path in enumerate(case.labels[1:], start=2):
+        labels[number] = _read_other_label(path, reference, source)
+        # What the reference says does not count, counts against no rater.
+        ignored[number] = _united([ignored[1], find_ignored(case, labels[number], source)])
+    return reference, labels, ignored
+
+
+def _add_raters(
+    result: CaseResult,
+    name: str,
+    prediction: Prediction,
+    drawn: Mapping[int, Mask],
+    ignored: Mapping[int, Mask | None],
+    evaluate: Callable[..., ClassResult],
+    *,
+    method: str,
+) -> None:
+    """Add the metrics of one class against each rater, and against their consensus."""
+    against_reference = result.classes[name].metrics
+    for number, mask in drawn.items():
+        if number > 1:
+            # The same mask is compared with each rater, as the challenges do.
+            against_rater = evaluate(prediction, mask, ignored=ignored[number])
+            result.raters.setdefault(number, {})[name] = against_rater.metrics
+    if result.case.consensus:
+        # A consensus of one rater is none.
+        if len(drawn) > 2:
+            result.consensus[name] = against_reference
+        return
+    # The first label is one rater's too.
+    result.raters.setdefault(1, {})[name] = against_reference
+    agreed = _consensus_of(list(drawn.values()), method)
+    against_consensus = evaluate(prediction, agreed, ignored=_united(list(ignored.values())))
+    result.consensus[name] = against_consensus.metrics
+
+
+def _single_raters(case: Case, drawn: Mapping[int, Mask]) -> dict[int, Mask]:
+    """Leave out the first label where it is the consensus of the others."""
+    return {number: mask for number, mask in drawn.items() if number > 1 or not case.consensus}
 
 
 def _between_raters(

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tversky_seg.data.case import Case, files_of
-from tversky_seg.data.datasets._common import read_listing, understanding
+from tversky_seg.data.datasets._common import log_left_out, read_listing, understanding
 from tversky_seg.data.errors import DataError
 
 logger = logging.getLogger("tversky_seg")
@@ -36,7 +36,9 @@ def find_decathlon(root: Path) -> list[Case]:
     listing = read_listing(path, folder_name=FOLDER)
     with understanding(path, folder_name=FOLDER):
         _check_listing(listing, path)
-        return _existing(_listed_cases(listing, root), root)
+        cases = _existing(_listed_cases(listing, root), root)
+    log_left_out(root, cases, {"*": "in no entry of dataset.json, or without their image"})
+    return cases
 
 
 def _listed_cases(listing: dict[str, Any], root: Path) -> list[Case]:

@@ -29,6 +29,7 @@ from tversky_seg.data.datasets.nnunet import find_nnunet
 from tversky_seg.data.datasets.shifts_ms import find_shifts_ms
 from tversky_seg.data.datasets.simvent_ms import LABELS, find_simvent_ms
 from tversky_seg.data.datasets.wmh2017 import find_wmh2017
+from tversky_seg.data.discovery.summary import count
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.image_files import check_image_file
 from tversky_seg.data.manifest import write_manifest
@@ -224,10 +225,10 @@ def _check_files(cases: Sequence[Case]) -> None:
 def _print_summary(manifest: Path, cases: Sequence[Case], modalities: Sequence[str]) -> None:
     # What was found, so that a wrong folder is noticed here and not in training.
     n_labelled = sum(bool(case.labels) for case in cases)
-    n_subjects = len({case.subject_id for case in cases})
+    subjects = {case.subject_id for case in cases}
     print(
-        f"{manifest}: {len(cases)} cases of {n_subjects} subjects, {n_labelled} with a label; "
-        f"modalities {', '.join(modalities)}"
+        f"{manifest}: {count(cases, 'case')} of {count(subjects, 'subject')}, "
+        f"{n_labelled} with a label; modalities {', '.join(modalities)}"
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tversky_seg.data.case import Case
-from tversky_seg.data.datasets._common import unlike
+from tversky_seg.data.datasets._common import log_left_out, unlike
 from tversky_seg.data.errors import DataError
 
 NATIVE_NAMES = {
@@ -32,6 +32,10 @@ PARTS = {
 """Names of the files in each part: the whole stem, or its beginning up to an underscore."""
 
 MODALITIES = ("FLAIR", "T1", "T2", "T1POST")
+LEFT_OUT = {
+    "*longitudinal/*": "two time points; data=lesjak2016 reads them",
+    "*": "other versions of the images and masks; data.importer.part chooses one",
+}
 
 
 def find_lesjak2017(root: Path, *, part: str = "MNI") -> list[Case]:
@@ -62,6 +66,7 @@ def find_lesjak2017(root: Path, *, part: str = "MNI") -> list[Case]:
     if not cases:
         expected = f"cross_sectional/{part}/patient01/{names['label']}*.nii.gz"
         raise unlike(Path(root), "open_ms_data (Lesjak 2017)", expected)
+    log_left_out(Path(root), cases, LEFT_OUT)
     return cases
 
 

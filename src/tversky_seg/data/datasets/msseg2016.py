@@ -9,7 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tversky_seg.data.case import Case
-from tversky_seg.data.datasets._common import find_images, find_nifti, find_nifti_each, unlike
+from tversky_seg.data.datasets._common import (
+    find_images,
+    find_nifti,
+    find_nifti_each,
+    log_left_out,
+    unlike,
+)
 
 SPLITS = {"Training": "train", "Testing": "test"}
 RATERS = [f"ManualSegmentation_{rater}" for rater in range(1, 8)]
@@ -30,6 +36,10 @@ RAW = {
     "GADO": ["GADO", "3DT1GADO"],
 }
 """Stems of the scanner's images."""
+
+LEFT_OUT = {
+    "*": "scanner's images of which there are prepared ones, and files under other names",
+}
 
 # Names of the challenge.
 PATIENT = "[0-9][0-9][0-9][0-9][0-9]*"  # 01016SACH
@@ -66,6 +76,7 @@ def find_msseg2016(root: Path) -> list[Case]:
             "Training/Center_01/<patient>/Preprocessed_Data/FLAIR_preprocessed.nii.gz "
             "or Pre-processed/<id>/FLAIR_preprocessed.nii.gz",
         )
+    log_left_out(root, cases, LEFT_OUT)
     return cases
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from tversky_seg.data.case import Case
-from tversky_seg.data.datasets._common import read_listing, understanding
+from tversky_seg.data.datasets._common import log_left_out, read_listing, understanding
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.image_files import NIFTI_ENDINGS
 
 logger = logging.getLogger("tversky_seg")
 
 FOLDER = "the folder DatasetXXX_Name or TaskXXX_Name of nnU-Net"
+LEFT_OUT = {"*": "a channel that dataset.json does not name, or a label without image"}
 _CHANNEL_FILE = re.compile(r"(.+)_(\d{4})")
 
 
@@ -48,6 +49,7 @@ def find_nnunet(root: Path) -> list[Case]:
         _check_listing(listing, path)
         cases = _cases(listing, root)
         _log_classes(listing)
+    log_left_out(root, cases, LEFT_OUT)
     return cases
 
 

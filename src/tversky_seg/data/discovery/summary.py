@@ -51,7 +51,7 @@ def _counts(draft: Draft) -> str:
     cases = draft.cases
     subjects = {case.subject_id for case in cases}
     n_labelled = len(cases) - len(draft.without_label)
-    text = f"{_count(cases, 'case')} of {_count(subjects, 'subject')}, {n_labelled} with a label"
+    text = f"{count(cases, 'case')} of {count(subjects, 'subject')}, {n_labelled} with a label"
     lines = [text]
     for title, values in (
         ("sessions", [case.session for case in cases]),
@@ -84,7 +84,7 @@ def _gaps(draft: Draft) -> Iterator[str]:
         yield f"a label or mask without an image, left out: {name_first(draft.without_image)}"
     unmatched = draft.search.unmatched
     if unmatched:
-        yield f"{_count(unmatched, 'image')} not used: {name_first(unmatched)}"
+        yield f"{count(unmatched, 'image')} not used: {name_first(unmatched)}"
     for reason, paths in draft.search.skipped.items():
         if paths:
             yield f"{len(paths)} {reason}: {name_first(paths)}"
@@ -121,5 +121,6 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
         yield "  ".join(cells).rstrip()
 
 
-def _count(things: Sequence[object] | set[str], name: str) -> str:
+def count(things: Sequence[object] | set[str], name: str) -> str:
+    """Write how many there are: "1 case", "2 cases"."""
     return f"{len(things)} {name}" + ("" if len(things) == 1 else "s")
