@@ -121,7 +121,7 @@ def test_while_a_case_is_predicted_the_next_is_read_and_the_last_written(
     monkeypatch.setattr(prediction.CasePredictor, "read", read_and_meet)
     monkeypatch.setattr(prediction.CasePredictor, "write", meet_and_write)
     predicted = []
-    of_ensemble = prediction.Ensemble.predict
+    of_ensemble = prediction.Ensemble.predict_parts
 
     def predict_and_meet(*arguments: object, **settings: object) -> object:
         predicted.append(1)
@@ -129,7 +129,7 @@ def test_while_a_case_is_predicted_the_next_is_read_and_the_last_written(
             meeting.wait()
         return of_ensemble(*arguments, **settings)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(prediction.Ensemble, "predict", predict_and_meet)
+    monkeypatch.setattr(prediction.Ensemble, "predict_parts", predict_and_meet)
     cases = [a_case(tmp_path, name, seed=seed) for seed, name in enumerate("abc")]
     assert predict(cases, tmp_path / "p") == {}
     assert not meeting.broken

@@ -495,6 +495,7 @@ def test_a_folder_says_how_it_was_predicted_and_refuses_other_settings(tmp_path:
         "checkpoint": "abc",
         "classes": {"lesion": [1]},
         "background_values": None,
+        "ignore": None,
         "threshold": 0.7,
         "min_volume_mm3": 0.0,
         "temperature": None,
