@@ -42,7 +42,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
             table.add_row(*row)
         table.add_section()
         if metrics.get("by_lesion"):
-            for row in by_lesion_rows(metrics, class_name):
-                table.add_row(*row)
+            for cells in by_lesion_rows(metrics, class_name):
+                table.add_row(*cells)
             table.add_section()
     return table
