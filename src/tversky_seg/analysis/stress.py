@@ -164,7 +164,7 @@ def stress_scans(
         raise DataError("input", faults[0], "all cases failed")
     result = StressResult(rows, summarize_stress(rows), volume_cv(rows), faults)
     with writing(output_dir / "stress.csv"):
-        table = [[_blank(value) for value in vars(row).values()] for row in rows]
+        table = [list(map(_blank, vars(row).values())) for row in rows]
         write_csv(output_dir / "stress.csv", COLUMNS, table)
     return result
 

@@ -38,9 +38,14 @@ def kernels_for(strides: Sequence[Triple]) -> list[Triple]:
     """
     kernels = []
     for level in range(len(strides)):
-        so_far = strides[: level + 1]
-        x, y, z = (3 if any(stride[axis] > 1 for stride in so_far) else 1 for axis in range(3))
-        kernels.append((x, y, z))
+        # The largest step along each axis up to this level: above 1 once it was halved.
+        x, y, z = map(max, zip(*strides[: level + 1], strict=True))
+        kernel = (
+            3 if x > 1 else 1,
+            3 if y > 1 else 1,
+            3 if z > 1 else 1,
+        )
+        kernels.append(kernel)
     return [*kernels, (3, 3, 3)]
 
 

@@ -23,7 +23,7 @@ SYNTHETIC_FILE = Path(__file__).parents[1] / "weights" / "synthetic.pt"
 
 
 def checkpoint_file(name: str | Path) -> Path:
-    """Return the file that a name stands for: the package's own network, or a path.
+    """Return the file that a name stands for: the synthetic start, or a path.
 
     Raises:
         CheckpointError: This copy of the package has no network of its own.

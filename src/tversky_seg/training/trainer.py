@@ -111,8 +111,9 @@ class Trainer:
     """Hours since the command began after which the run stops, to be resumed. None: no limit."""
 
     init_from: Path | str | None = None
-    """Checkpoint whose weights to start from; `synthetic`: the network of the package. The first
-    layer is adapted to other modalities, kernels to thick slices, and the log says so."""
+    """Checkpoint whose weights to start from; `synthetic`: the one that
+    `scripts/dev/synthetic_start.py` has made. The first layer is adapted to other modalities,
+    kernels to thick slices, and the log says so."""
 
     init_strict: bool = True
     """Whether all of these weights must fit. If not, the others are left out and listed."""
