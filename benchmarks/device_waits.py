@@ -38,6 +38,7 @@ SMALL_NETWORK = ("model.width=4", "model.n_levels=2")
 # Of the tests: what a training can be made of.
 TRAININGS = {
     "default": (),
+    "workers": ("trainer.n_workers=2",),
     "no augmentation": ("augmentation=none",),
     "light augmentation": ("augmentation=light",),
     "strong augmentation": ("augmentation=strong",),

@@ -138,6 +138,22 @@ class FakeEvent:
         return 1.0
 
 
+class FakeRuntime:
+    """The calls of CUDA itself that page-lock memory of ours."""
+
+    @staticmethod
+    def cudaHostRegister(address: int, n_bytes: int, _: int) -> int:
+        """Lock memory that exists; 0: no error."""
+        PAGE_LOCKED[address] = torch.empty(0)
+        return 0
+
+    @staticmethod
+    def cudaHostUnregister(address: int) -> int:
+        """Unlock it."""
+        del PAGE_LOCKED[address]
+        return 0
+
+
 def pinning(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Give a factory of torch, such as `torch.empty`, its `pin_memory` back."""
 
@@ -161,6 +177,7 @@ def on_fake_device() -> Iterator[Seen]:
         (torch.cuda, "Event", FakeEvent),
         (torch.cuda, "current_stream", FakeStream),
         (torch.cuda, "default_stream", FakeStream),
+        (torch.cuda, "cudart", FakeRuntime),
         (torch.cuda, "stream", lambda _: ExitStack()),
         (torch.cuda, "device", lambda _: ExitStack()),
         (torch.cuda, "mem_get_info", lambda *_: (FREE_BYTES, FREE_BYTES)),

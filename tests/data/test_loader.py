@@ -216,6 +216,7 @@ def test_an_error_of_page_locked_memory_is_not_blamed_on_a_worker_or_the_disk(
     monkeypatch.setattr(torch.accelerator, "set_device_index", lambda _: None)
     monkeypatch.setattr(torch.Tensor, "pin_memory", fail)
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+    monkeypatch.setattr(loaders, "make_ring", lambda **_: None)  # it is locked as a whole
     with pytest.raises(RuntimeError, match=r"page-locked.*CUDA error: out of memory") as caught:
         list(load_batches(some_batches(), start=0, stop=2, n_workers=n_workers, device=cuda))
     message = str(caught.value)

@@ -39,6 +39,7 @@ def waits(events: list[dict[str, Any]]) -> list[str]:
     "training",
     [
         "default",
+        "workers",
         "no augmentation",
         "light augmentation",
         "strong augmentation",

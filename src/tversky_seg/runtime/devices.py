@@ -84,7 +84,7 @@ def to_device(network: nn.Module, device: torch.device) -> nn.Module:
     A network that is there already keeps its memory, of which a CUDA graph knows the addresses.
     """
     if device.type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     # torch itself would copy weights (K, 1, 1, 1, 1), whose layout it cannot tell.
     numbered_device = torch.empty(0, device=device).device  # "cuda" leaves its number open
     tensors = (*network.parameters(), *network.buffers())
@@ -254,7 +254,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Make glibc reuse freed blocks of any size.
 
     By default it returns large blocks to the system and faults each of their pages in again.

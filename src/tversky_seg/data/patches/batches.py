@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +22,9 @@ from tversky_seg.data.patches.sampling import Aim, Sampler, draw_patch, patch_si
 from tversky_seg.data.patches.spatial import as_shape
 from tversky_seg.data.patches.surrounds import cells_of, with_surrounds
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
+
+BYTES_OF_SMALL_TENSORS = 2**16
+"""Bytes of the matrices of a sample that is small itself; in a larger one they do not count."""
 
 
 class Augments(Protocol):
@@ -283,6 +287,20 @@ class PatchBatches(Dataset[Batch]):
             aim, _ = self._draw(step, number, self._rng(step, number))
             names.append(self.cases[aim.case_index].case_id)
         return names
+
+    @property
+    def n_bytes_of_samples(self) -> int:
+        """Bytes that the samples of a step hardly ever exceed.
+
+        Three times those of the patches: strong deformations need twice as much of a volume, and
+        noise travels as it was drawn.
+        """
+        case = self.cases[0]
+        n_voxels = math.prod(patch_sides(self.sampler.patch_size))
+        # Image and labels; where raters vote, as many votes as labels.
+        n_arrays = len(case.image_scale) + len(case.n_lesions) * (2 if case.n_raters else 1)
+        n_bytes = 3 * n_voxels * n_arrays * np.dtype(np.int16).itemsize
+        return len(self._numbers) * (n_bytes + BYTES_OF_SMALL_TENSORS)
 
     @property
     def _numbers(self) -> list[int]:

@@ -6,8 +6,9 @@ import os
 import signal
 import threading
 import traceback
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
@@ -19,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.patches.batches import Batch, PatchBatches, Sample, stack_samples
 from tversky_seg.data.patches.packing import Packed, pack
+from tversky_seg.data.patches.ring import Ring, make_ring
+from tversky_seg.runtime.devices import keep_freed_memory
 from tversky_seg.runtime.one_line import message_lines
 from tversky_seg.runtime.workers import n_cores
 
@@ -27,6 +30,9 @@ Value = TypeVar("Value")
 CPU_WORKERS = 2
 MOST_GPU_WORKERS = 8
 """Workers that n_workers=auto starts."""
+
+AHEAD_OF_EACH_WORKER = 2
+"""Batches that a worker computes ahead."""
 
 STUCK_AFTER_S = 50  # a patch takes milliseconds
 LOOK_EVERY_S = 2
@@ -67,7 +73,8 @@ def load_batches(
     They are the same, byte for byte, for any number of workers.
 
     A CUDA device augments each batch while it trains on the one before, and the batch after the one
-    that is asked for is computed already.
+    that is asked for is computed already. It reads the samples where the workers have put them, in
+    memory that is shared and page-locked once (`ring`).
 
     Args:
         batches: All batches, by step.
@@ -85,30 +92,48 @@ def load_batches(
             `STUCK_AFTER_S`: names its step and cases.
     """
     device = device or torch.device("cpu")
-    outcomes = _load_outcomes(
-        batches, start=start, stop=stop, n_workers=n_workers, is_on_gpu=device.type == "cuda"
-    )
     if device.type == "cuda":
-        yield from _augment_ahead(outcomes, device, batches)
+        ring = _ring_for(batches, n_workers, first_step=start) if n_workers else None
+        outcomes = _load_outcomes(
+            batches, start=start, stop=stop, n_workers=n_workers, is_on_gpu=True, ring=ring
+        )
+        yield from _augment_ahead(outcomes, device, batches, first_step=start, ring=ring)
         return
+    outcomes = _load_outcomes(batches, start=start, stop=stop, n_workers=n_workers, is_on_gpu=False)
     for outcome in outcomes:
         assert outcome.batch is not None, "on a CPU the batches come finished"
         yield outcome.batch.to(device)
 
 
+def _ring_for(batches: PatchBatches, n_workers: int, *, first_step: int) -> Ring | None:
+    """Make a ring with room for what workers compute ahead, and for what a GPU still reads.
+
+    The number of its slots is a multiple of that of the workers: each worker always fills the same.
+    """
+    n_slots = max(n_workers * (AHEAD_OF_EACH_WORKER + 1), AHEAD_OF_EACH_WORKER + 2)
+    return make_ring(n_slots=n_slots, slot_bytes=batches.n_bytes_of_samples, first_step=first_step)
+
+
 def _load_outcomes(
-    batches: PatchBatches, *, start: int, stop: int, n_workers: int, is_on_gpu: bool
+    batches: PatchBatches,
+    *,
+    start: int,
+    stop: int,
+    n_workers: int,
+    is_on_gpu: bool,
+    ring: Ring | None = None,
 ) -> Iterator[_Outcome]:
     """Yield a batch for each step, or its samples where a GPU augments them."""
     loader = DataLoader(
-        _Outcomes(batches, is_deferred=is_on_gpu),
+        _Outcomes(batches, is_deferred=is_on_gpu, ring=ring),
         batch_size=None,
         sampler=range(start, stop),
         num_workers=n_workers,
+        prefetch_factor=AHEAD_OF_EACH_WORKER if n_workers else None,
         pin_memory=is_on_gpu,
         generator=torch.Generator(),  # DataLoader draws a seed: not from the global stream
         timeout=LOOK_EVERY_S if n_workers else 0,
-        worker_init_fn=_leave_signals_to_the_trainer,
+        worker_init_fn=_set_up_worker,
     )
     with _no_handler_of_dead_children():
         iterator = iter(loader)
@@ -127,11 +152,19 @@ def _load_outcomes(
             # End the workers now: left to the garbage collector, it takes 5 seconds for each.
             del iterator
             raise outcome.error
+        if outcome.in_ring is not None:
+            assert ring is not None, "a worker fills a slot of the ring that it was given"
+            outcome = _Outcome(samples=outcome.in_ring.packed(ring.slot(step)))
         yield outcome
 
 
 def _augment_ahead(
-    outcomes: Iterator[_Outcome], device: torch.device, batches: PatchBatches
+    outcomes: Iterator[_Outcome],
+    device: torch.device,
+    batches: PatchBatches,
+    *,
+    first_step: int,
+    ring: Ring | None,
 ) -> Iterator[Batch]:
     """Copy to a GPU and augment there, while the GPU trains on the batch before.
 
@@ -139,17 +172,8 @@ def _augment_ahead(
     the training, for the batch that it is about to use.
     """
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-    def start(outcome: _Outcome) -> tuple[Batch, torch.cuda.Event]:
-        assert outcome.samples is not None, "for a GPU the samples come packed"
-        with torch.cuda.stream(side):
-            samples = [sample.augment() for sample in outcome.samples.unpack(device)]
-            batch = stack_samples(
-                samples, with_components=batches.with_components, with_cells=batches.with_cells
-            )
-            return batch, side.record_event()
-
-    for batch, is_ready in _one_ahead(map(start, outcomes)):
+    started = _start_augmentations(outcomes, device, batches, side, first_step, ring)
+    for batch, is_ready in _one_ahead(started):
         training = torch.cuda.current_stream(device)
         training.wait_event(is_ready)
         tensors = (batch.image, batch.target, batch.components, batch.cells, batch.ignored)
@@ -158,6 +182,59 @@ def _augment_ahead(
                 # Its memory came from the side stream, which must not reuse it too early.
                 tensor.record_stream(training)
         yield batch
+
+
+def _start_augmentations(
+    outcomes: Iterator[_Outcome],
+    device: torch.device,
+    batches: PatchBatches,
+    side: torch.cuda.Stream,
+    first_step: int,
+    ring: Ring | None,
+) -> Iterator[tuple[Batch, torch.cuda.Event]]:
+    """Yield each batch as soon as a GPU was told to compute it, and the mark of its end."""
+    unread: deque[tuple[int, torch.cuda.Event]] = deque()
+    is_locked = False
+    try:
+        for step, outcome in enumerate(outcomes, first_step):
+            assert outcome.samples is not None, "for a GPU the samples come packed"
+            if ring is not None and step == first_step:
+                # Not earlier: the workers are forked with the first outcome.
+                is_locked = ring.lock_pages()
+            with torch.cuda.stream(side):
+                samples = outcome.samples.unpack(device)
+                if ring is not None:
+                    unread.append((step, side.record_event()))
+                batch = stack_samples(
+                    [sample.augment() for sample in samples],
+                    with_components=batches.with_components,
+                    with_cells=batches.with_cells,
+                )
+                is_ready = side.record_event()
+            yield batch, is_ready
+            del outcome, samples, batch
+            if ring is not None:
+                _free_copied_slots(ring, unread)
+    finally:
+        if is_locked and ring is not None:
+            with suppress(RuntimeError):  # of the training, which is already on its way
+                side.synchronize()
+            ring.unlock_pages()
+
+
+def _free_copied_slots(ring: Ring, unread: deque[tuple[int, torch.cuda.Event]]) -> None:
+    """Free the slots of the steps whose samples are on the GPU; look, and do not wait.
+
+    Args:
+        ring: Ring of the samples.
+        unread: Steps in order, and the end of their copy. Those that are freed are removed.
+    """
+    while unread:
+        step, is_copied = unread[0]
+        if not is_copied.query():  # type: ignore[no-untyped-call]
+            return
+        ring.free_until(step)
+        unread.popleft()
 
 
 def _one_ahead(values: Iterator[Value]) -> Iterator[Value]:
@@ -185,6 +262,7 @@ class _Outcome:
 
     batch: Batch | None = None
     samples: Packed[tuple[Sample, ...]] | None = None
+    in_ring: _InRing | None = None
     error: Exception | None = None
 
     def pin_memory(self) -> _Outcome:
@@ -200,11 +278,24 @@ class _Outcome:
 
 
 @dataclass(frozen=True)
+class _InRing:
+    """Packed samples whose buffer is the first bytes of their step's slot in a ring."""
+
+    outline: bytes
+    n_bytes: int
+
+    def packed(self, slot: Tensor) -> Packed[tuple[Sample, ...]]:
+        """Find the samples in their slot."""
+        return Packed(self.outline, slot[: self.n_bytes])
+
+
+@dataclass(frozen=True)
 class _Outcomes(Dataset[_Outcome]):
     """The outcome of each step."""
 
     batches: PatchBatches
     is_deferred: bool
+    ring: Ring | None = None
 
     def __getitem__(self, step: int) -> _Outcome:
         try:
@@ -220,14 +311,22 @@ class _Outcomes(Dataset[_Outcome]):
         room, the batch is lost and the training waits for it in vain.
         """
         if self.is_deferred:
-            samples = tuple(self.batches.samples(step))
-            with _full_shared_memory_named():
-                return _Outcome(samples=pack(samples, is_shared=is_in_worker))
+            return self._load_samples(step, is_in_worker=is_in_worker)
         batch = self.batches[step]
         if is_in_worker:
             with _full_shared_memory_named():
                 batch = batch.map(Tensor.share_memory_)
         return _Outcome(batch=batch)
+
+    def _load_samples(self, step: int, *, is_in_worker: bool) -> _Outcome:
+        """Load the samples of a step, into the ring if their slot is free and large enough."""
+        samples = tuple(self.batches.samples(step))
+        slot = None if self.ring is None else self.ring.free_slot(step)
+        with _full_shared_memory_named():
+            packed = pack(samples, is_shared=is_in_worker, memory=slot)
+        if slot is not None and packed.buffer.data_ptr() == slot.data_ptr():
+            return _Outcome(in_ring=_InRing(packed.outline, packed.buffer.nbytes))
+        return _Outcome(samples=packed)
 
 
 @contextmanager
@@ -317,8 +416,8 @@ def _is_timeout(error: RuntimeError) -> bool:
     return "timed out" in str(error)
 
 
-def _leave_signals_to_the_trainer(_: int) -> None:
-    """Ignore signals in a worker.
+def _set_up_worker(_: int) -> None:
+    """Ignore signals in a worker, and keep the memory that each batch needs again.
 
     A scheduler signals every process of a job; the trainer finishes its step, for which it needs
     its workers.
@@ -326,6 +425,7 @@ def _leave_signals_to_the_trainer(_: int) -> None:
     for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    keep_freed_memory()
 
 
 @contextmanager

@@ -57,27 +57,36 @@ class Packed(Generic[Value]):
 
         A copy from page-locked memory to a GPU does not wait.
         """
-        buffer = self.buffer.to(device, non_blocking=True)
+        buffer = self.buffer
+        if device != buffer.device:
+            # Few sizes: memory of one that is new to torch's allocator would hold up the device.
+            n_bytes = buffer.numel()
+            memory = torch.empty(1 << n_bytes.bit_length(), dtype=torch.uint8, device=device)
+            buffer = memory[:n_bytes].copy_(buffer, non_blocking=True)
         value: Value = _Unpickler(self.outline, buffer).load()
         return value
 
 
-def pack(value: Value, *, is_shared: bool = False) -> Packed[Value]:
+def pack(value: Value, *, is_shared: bool = False, memory: Tensor | None = None) -> Packed[Value]:
     """Copy the tensors of a value, wherever in it they are, into one buffer.
 
     Args:
         value: A value that can be pickled.
         is_shared: Whether the buffer lies in shared memory, for another process.
+        memory: (n,) uint8, whose first bytes become the buffer if there is room; None: it is new.
 
     Raises:
         RuntimeError: The shared memory is full.
     """
     pickler = _Pickler()
     pickler.dump(value)
-    buffer = torch.empty(pickler.n_bytes, dtype=torch.uint8)
-    if is_shared:
-        # Before it is filled, so that the tensors are copied once.
-        buffer.share_memory_()  # type: ignore[no-untyped-call]
+    if memory is not None and pickler.n_bytes <= len(memory):
+        buffer = memory[: pickler.n_bytes]
+    else:
+        buffer = torch.empty(pickler.n_bytes, dtype=torch.uint8)
+        if is_shared:
+            # Before it is filled, so that the tensors are copied once.
+            buffer.share_memory_()  # type: ignore[no-untyped-call]
     for slot, tensor in pickler.tensors:
         slot.view(buffer).copy_(tensor)
     return Packed(pickler.outline.getvalue(), buffer)

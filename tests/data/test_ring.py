@@ -1,0 +1,120 @@
+"""The ring of shared memory through which workers hand samples to a GPU."""
+
+import multiprocessing
+
+import pytest
+import torch
+
+from helpers.batches import as_bytes, changed_batches
+from tversky_seg.data.patches import loader as loaders
+from tversky_seg.data.patches import ring as rings
+from tversky_seg.data.patches.batches import stack_samples
+from tversky_seg.data.patches.packing import pack
+from tversky_seg.data.patches.ring import HEAD_BYTES, Ring, make_ring
+
+CPU = torch.device("cpu")
+needs_fork = pytest.mark.skipif(
+    multiprocessing.get_start_method() != "fork", reason="workers are not forked here"
+)
+
+
+def lies_in(ring: Ring, buffer: torch.Tensor) -> bool:
+    return buffer.untyped_storage().data_ptr() == ring.buffer.untyped_storage().data_ptr()
+
+
+def test_a_slot_is_free_once_the_step_that_had_it_was_read() -> None:
+    ring = Ring(n_slots=3, slot_bytes=10, first_step=7)
+    assert ring.slot_bytes == HEAD_BYTES, "whole pages"
+    slots = [ring.free_slot(step) for step in (7, 8, 9)]
+    assert len({slot.data_ptr() for slot in slots}) == 3
+    assert ring.free_slot(10) is None
+    ring.free_until(7)
+    assert ring.free_slot(10).data_ptr() == slots[0].data_ptr()
+    assert ring.free_slot(11) is None
+
+
+def test_the_slots_lie_apart() -> None:
+    ring = Ring(n_slots=4, slot_bytes=HEAD_BYTES, first_step=0)
+    for step in range(4):
+        ring.slot(step).fill_(step + 1)
+    assert [int(ring.slot(step).sum()) for step in range(4)] == [
+        (step + 1) * HEAD_BYTES for step in range(4)
+    ]
+    assert ring.free_slot(3) is not None, "the head is not overwritten"
+    assert ring.free_slot(4) is None
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")  # without a GPU
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_batches_from_the_ring_are_those_of_the_cpu(n_workers: int) -> None:
+    batches = changed_batches(with_components=True)
+    ring = loaders._ring_for(batches, n_workers, first_step=2)
+    outcomes = loaders._load_outcomes(
+        batches, start=2, stop=2 + 4 * ring.n_slots, n_workers=n_workers, is_on_gpu=True, ring=ring
+    )
+    n_in_ring = 0
+    for step, outcome in enumerate(outcomes, 2):
+        n_in_ring += lies_in(ring, outcome.samples.buffer)
+        finished = [sample.augment() for sample in outcome.samples.unpack(CPU)]
+        batch = stack_samples(finished, with_components=True)
+        assert as_bytes(batch) == as_bytes(batches[step])
+        ring.free_until(step)
+    assert n_in_ring > 2 * ring.n_slots, "slots are used again"
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
+def test_what_is_not_read_yet_is_never_overwritten() -> None:
+    batches = changed_batches()
+    ring = loaders._ring_for(batches, 2, first_step=0)
+    n_steps = 2 * ring.n_slots
+    outcomes = loaders._load_outcomes(
+        batches, start=0, stop=n_steps, n_workers=2, is_on_gpu=True, ring=ring
+    )
+    held = [outcome.samples for outcome in outcomes]  # none is freed
+    in_ring = [lies_in(ring, packed.buffer) for packed in held]
+    assert in_ring == [step < ring.n_slots for step in range(n_steps)]
+    for step, packed in enumerate(held):
+        finished = [sample.augment() for sample in packed.unpack(CPU)]
+        batch = stack_samples(finished, with_components=False)
+        assert as_bytes(batch) == as_bytes(batches[step])
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
+def test_samples_larger_than_a_slot_go_beside_the_ring() -> None:
+    batches = changed_batches()
+    ring = Ring(n_slots=4, slot_bytes=1, first_step=0)
+    outcomes = loaders._load_outcomes(
+        batches, start=0, stop=2, n_workers=1, is_on_gpu=True, ring=ring
+    )
+    for step, outcome in enumerate(outcomes):
+        assert not lies_in(ring, outcome.samples.buffer)
+        finished = [sample.augment() for sample in outcome.samples.unpack(CPU)]
+        assert as_bytes(stack_samples(finished, with_components=False)) == as_bytes(batches[step])
+
+
+def test_a_slot_has_room_for_deformed_samples() -> None:
+    batches = changed_batches(with_components=True)
+    sizes = [pack(tuple(batches.samples(step))).buffer.nbytes for step in range(20)]
+    assert max(sizes) <= batches.n_bytes_of_samples < 4 * min(sizes)
+
+
+def test_there_is_no_ring_without_forks_or_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert make_ring(n_slots=2**20, slot_bytes=2**40, first_step=0) is None
+    monkeypatch.setattr(rings.multiprocessing, "get_start_method", lambda: "spawn")
+    assert make_ring(n_slots=2, slot_bytes=8, first_step=0) is None
+
+
+def test_refused_pages_are_only_slower(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refusing:
+        def cudaHostRegister(self, *_: int) -> int:
+            return 801
+
+    monkeypatch.setattr(torch.cuda, "cudart", Refusing)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
+    assert not Ring(n_slots=1, slot_bytes=1, first_step=0).lock_pages()
+    assert "801" in caplog.text
