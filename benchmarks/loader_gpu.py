@@ -2,23 +2,29 @@
 
     python benchmarks/loader_gpu.py [--side 128] [--steps 40] [--seconds 60]
 
-Batches of two patches with 3 channels, of synthetic cases of 1 mm with small lesions. First the
-augmentation alone: the samples of a batch lie in page-locked memory; timed are the copy to the GPU,
-the changes and the stacking, by the clock of the GPU while the host runs ahead, and on the host,
-which only launches them. Then steps of the default U-Net in bf16 (Tversky loss, AdamW), each read
-one step late as the trainer does: with one batch that lies on the device, and with the loader. What
-the latter takes more is the wait for data. Without a GPU (--device cpu) both run in a small size,
-to see that they work.
+Batches of two patches with 3 channels, of synthetic cases of 1 mm with small lesions. First, within
+seconds, where the time of a batch goes: reading and packing in one process; two workers that do
+nothing else, through the ring and through new shared memory for each batch that is then
+page-locked; taking over a batch that lies ready; the copy to the GPU; and the changes there. Only
+what takes longer than a step delays it: the rate of the workers, and the sum of what this process
+does. Then the augmentation alone: the samples of a batch lie in page-locked memory; timed are the
+copy to the GPU, the changes and the stacking, by the clock of the GPU while the host runs ahead,
+and on the host, which only launches them. Then steps of the default U-Net in bf16 (Tversky loss,
+AdamW, CUDA graph), each read one step late as the trainer does: with one batch that lies on the
+device, and with the loader. What the latter takes more is the wait for data. Without a GPU
+(--device cpu) both run in a small size, to see that they work.
 """
 
 import argparse
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,8 +33,10 @@ from omegaconf import OmegaConf
 from tversky_seg.data.grids import Geometry
 from tversky_seg.data.patches.augmentation import Augmentation
 from tversky_seg.data.patches.batches import Batch, PatchBatches, Sample, stack_samples
+from tversky_seg.data.patches.loader import _load_outcomes as load_outcomes
+from tversky_seg.data.patches.loader import _ring_for as ring_for
 from tversky_seg.data.patches.loader import load_batches
-from tversky_seg.data.patches.packing import Packed, pack
+from tversky_seg.data.patches.packing import pack
 from tversky_seg.data.patches.samplers import LesionSampler
 from tversky_seg.data.preprocessing.labels import list_lesions
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
@@ -36,10 +44,12 @@ from tversky_seg.losses import TverskyLoss
 from tversky_seg.models import UNet3D
 from tversky_seg.training.trainer import Trainer
 
+Value = TypeVar("Value")
+
 N_CHANNELS = 3
 N_BATCHES = 16
 NAMES = ("none", "default", "strong", "growth")
-LOOPS = (("none", 2), ("default", 2), ("default", 8), ("strong", 2), ("default", 0), ("growth", 8))
+LOOPS = (("default", 2), ("none", 2), ("default", 8), ("strong", 2), ("default", 0), ("growth", 8))
 """Augmentation and workers, by importance."""
 
 
@@ -75,6 +85,70 @@ def batches_of(name: str, cases: list[PreparedCase], *, side: int) -> PatchBatch
     return PatchBatches(cases, sampler, Augmentation(**plain), batch_size=2)
 
 
+def milliseconds(job: Callable[[], object], device: torch.device) -> float:
+    """Time a job, the work of a GPU included."""
+    synchronize(device)
+    start = time.perf_counter()
+    job()
+    synchronize(device)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def parts_of_a_batch(batches: PatchBatches, device: torch.device) -> Iterator[str]:
+    """Time what happens to a batch, one after the other: medians."""
+    memory = torch.zeros(batches.n_bytes_of_samples, dtype=torch.uint8)
+    if device.type == "cuda":
+        memory = memory.pin_memory()
+    times: dict[str, list[float]] = {}
+
+    def clock(name: str, job: Callable[[], Value]) -> Value:
+        results: list[Value] = []
+        took_ms = milliseconds(lambda: results.append(job()), device)
+        times.setdefault(name, []).append(took_ms)
+        return results[0]
+
+    for step in range(10):
+        read = partial(batches.samples, step)
+        samples = tuple(clock("read and draw, in one process", read))
+        packed = clock("pack into memory that is there", partial(pack, samples, memory=memory))
+        clock("pack into new shared memory", partial(pack, samples, is_shared=True))
+        if device.type == "cuda":
+            clock("page-lock a copy, the old way", packed.pin_memory)
+        on_device = clock("copy to the GPU and unpack", partial(packed.unpack, device))
+        clock("change and stack on the GPU", partial(augment, on_device))
+    for name, of_part in times.items():
+        yield f"| {name} | {median(of_part[2:]):.2f} |"
+
+
+def augment(samples: tuple[Sample, ...]) -> Batch:
+    """Change samples where they lie."""
+    return stack_samples([sample.augment() for sample in samples], with_components=False)
+
+
+def workers_alone(batches: PatchBatches, *, with_ring: bool) -> Iterator[str]:
+    """Time the batches of two workers, of which nothing is used."""
+    n_warm_up, n_timed, n_ready = 12, 24, 4
+    ring = ring_for(batches, 2, first_step=0) if with_ring else None
+    outcomes = load_outcomes(batches, start=0, stop=10**6, n_workers=2, is_on_gpu=True, ring=ring)
+
+    def take(first: int, n_steps: int) -> float:
+        """Take over batches, and return the milliseconds for each."""
+        start = time.perf_counter()
+        for step in range(first, first + n_steps):
+            next(outcomes)
+            if ring is not None:
+                ring.free_until(step)
+        return 1e3 * (time.perf_counter() - start) / n_steps
+
+    take(0, n_warm_up)
+    rate = take(n_warm_up, n_timed)
+    time.sleep(1)  # until all that is computed ahead lies ready
+    ready = take(n_warm_up + n_timed, n_ready)
+    way = "through the ring" if with_ring else "in new shared memory, page-locked"
+    yield f"| two workers alone, {way} | {rate:.2f} |"
+    yield f"| take over a batch that is ready, {way} | {ready:.2f} |"
+
+
 def augmentation_line(batches: PatchBatches, name: str, device: torch.device) -> str:
     """Time the augmentation of batches that were read before."""
     held = []
@@ -84,19 +158,15 @@ def augmentation_line(batches: PatchBatches, name: str, device: torch.device) ->
             packed = packed.pin_memory()
         held.append(packed)
 
-    def augment(packed: Packed[tuple[Sample, ...]]) -> Batch:
-        samples = [sample.augment() for sample in packed.unpack(device)]
-        return stack_samples(samples, with_components=False)
-
     for packed in held[:4]:
-        augment(packed)
+        augment(packed.unpack(device))
     synchronize(device)
     host_ms, totals_ms = [], []
     for _ in range(3):
         start = time.perf_counter()
         for packed in held:
             before = time.perf_counter()
-            augment(packed)
+            augment(packed.unpack(device))
             host_ms.append(1e3 * (time.perf_counter() - before))
         synchronize(device)
         totals_ms.append(1e3 * (time.perf_counter() - start) / N_BATCHES)
@@ -106,7 +176,7 @@ def augmentation_line(batches: PatchBatches, name: str, device: torch.device) ->
 
 def steps_ms(trainer: Trainer, batches: Iterator[Batch], n_steps: int) -> float:
     """Time a step, the loading of its batch included, while results are read one step late."""
-    n_warm_up = 6
+    n_warm_up = 12
     unread = None
     start = 0.0
     for step, batch in enumerate(batches, 1):
@@ -139,31 +209,43 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="no loop begins after these")
     options = parser.parse_args()
     started = time.monotonic()
-    trainer = Trainer(
-        model=UNet3D(in_channels=N_CHANNELS, out_channels=1),
-        loss=TverskyLoss(),
-        device=options.device,
-        precision="auto",
-    )
-    device = trainer.torch_device
+    device = torch.device(options.device)
     shape = tuple(options.side * n // 16 for n in (20, 24, 20))
     cases = [synthetic_case(seed, shape) for seed in range(2)]
     card = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
     print(
         f"{card}, torch {torch.__version__}, {date.today()}, 2 x {N_CHANNELS} x {options.side}^3\n"
     )
+    print("| part of a batch, default augmentation | ms |\n|---|---|")
+    batches = batches_of("default", cases, side=options.side)
+    for with_ring in (True, False):
+        for line in workers_alone(batches, with_ring=with_ring):
+            print(line, flush=True)
+    for line in parts_of_a_batch(batches, device):
+        print(line, flush=True)
+    print(f"\nAfter {time.monotonic() - started:.0f} s.\n", flush=True)
+
     print("| augmentation of a batch | ms | host ms | MiB copied |\n|---|---|---|---|")
     for name in NAMES:
         batches = batches_of(name, cases, side=options.side)
         print(augmentation_line(batches, name, device), flush=True)
 
+    trainer = Trainer(
+        model=UNet3D(in_channels=N_CHANNELS, out_channels=1),
+        loss=TverskyLoss(),
+        device=options.device,
+        precision="auto",
+    )
     (held,) = load_batches(
         batches_of("none", cases, side=options.side), start=0, stop=1, device=device
     )
+    trainer.network = trainer._prepare_network()
+    trainer.use_graph(held)
     # First the algorithms of the convolutions are chosen, and nothing is timed.
     steps_ms(trainer, repeat(held), 2)
     bare = steps_ms(trainer, repeat(held), options.steps)
-    print(f"\nA step ({trainer.precision}) on one batch on the device: {bare:.2f} ms.\n")
+    words = trainer.precision + (", CUDA graph" if trainer.is_graphed else "")
+    print(f"\nA step ({words}) on one batch on the device: {bare:.2f} ms.\n")
     print("| augmentation | workers | ms a step | wait | of the bare step |\n|---|---|---|---|---|")
     for name, n_workers in LOOPS:
         if time.monotonic() - started > options.seconds:
