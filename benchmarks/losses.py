@@ -1,7 +1,7 @@
 """Losses next to MONAI's and to plain PyTorch: time of forward and backward, and memory.
 
     python benchmarks/losses.py [--repeats 30] [--threads 2] [--sides 96 128] [--clock wall]
-                                [--output docs/benchmarks/losses.md] [--device cpu]
+                                [--output docs/benchmarks/losses.md] [--device cpu] [--compiled]
 
 Binary targets with 1 % lesion voxels, logits (2, 1, side^3), float32. All losses of a row take
 turns in one process, so that a busy machine slows each alike; times are medians. On a busy machine
@@ -9,7 +9,8 @@ turns in one process, so that a busy machine slows each alike; times are medians
 Memory ("held") is what the forward pass allocates and still holds for the backward pass, besides
 its arguments, in units of the logits. Weights: one 128^3 patch with 40 lesions.
 
-`--device cuda` prints another page: see losses_cuda.py.
+`--device cuda` prints another page: see losses_cuda.py; there `--compiled` adds plain PyTorch
+through torch.compile.
 """
 
 import argparse
@@ -242,6 +243,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--output", type=Path, help="also write the page there")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--compiled", action="store_true", help="on a GPU: compile the plain ones")
     arguments = parser.parse_args()
     page = []
     lines = cuda_page(arguments) if arguments.device == "cuda" else cpu_page(arguments)
@@ -262,6 +264,7 @@ def cuda_page(arguments: argparse.Namespace) -> Iterator[str]:
         random_components(),
         sides=arguments.sides or [128],
         repeats=arguments.repeats,
+        with_compiled=arguments.compiled,
     )
 
 

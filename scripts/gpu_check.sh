@@ -144,7 +144,7 @@ section tests 120 "Tests marked gpu" "all pass" \
   text "$python" -m pytest -q -m gpu -n auto --maxprocesses 8 --timeout 90 -p no:cacheprovider -p no:benchmark --tb=short -o filterwarnings=default $gpu_tests
 
 section losses 40 "Losses" "Tversky, Dice and focal at most 0.6 ms each, forward and backward at 2 x 128^3" \
-  markdown "$python" benchmarks/losses.py --device cuda
+  markdown "$python" benchmarks/losses.py --device cuda --compiled
 
 section loader 60 "Augmentation and waiting for data" \
   "a batch of 2 at 128^3: default 3 ms, strong 6, growth 6; 2 workers wait at most 3 % of the time" \
