@@ -18,6 +18,16 @@ def values_and_gradient(doubled, features: Tensor) -> tuple[Tensor, Tensor]:
     return result.detach(), gradient
 
 
+def under_autocast(doubled):
+    """The forward pass alone, as in a training: products of a backward pass would be bf16, too."""
+
+    def forward(features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, dtype=torch.bfloat16):
+            return doubled(features)
+
+    return forward
+
+
 def torchs(features: Tensor) -> Tensor:
     return F.interpolate(features, scale_factor=2.0, mode="trilinear", align_corners=True)
 
@@ -31,6 +41,14 @@ def test_matrices_give_torch_s_values_and_gradient(sides, layout) -> None:
     for mine, exact in zip(ours, values_and_gradient(torchs, features), strict=True):
         assert torch.allclose(mine, exact, atol=1e-12)
     assert ours[0].is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_autocast_leaves_values_and_gradient_in_float32() -> None:
+    features = torch.randn(2, 3, 6, 7, 8, generator=torch.Generator().manual_seed(0))
+    ours = values_and_gradient(under_autocast(_upsample_by_matrices), features)
+    for mine, exact in zip(ours, values_and_gradient(torchs, features.double()), strict=True):
+        assert mine.dtype == torch.float32
+        assert torch.allclose(mine.double(), exact, atol=1e-5)
 
 
 def test_two_voxels_by_hand() -> None:
@@ -50,8 +68,7 @@ def test_on_the_cpu_it_is_torch_s() -> None:
 def test_a_gpu_repeats_its_bits(dtype) -> None:
     features = torch.randn(2, 16, 16, 17, 18, device="cuda").to(dtype)
     features = features.to(memory_format=torch.channels_last_3d)
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        both = [values_and_gradient(upsample, features) for _ in range(2)]
+    both = [values_and_gradient(under_autocast(upsample), features) for _ in range(2)]
     assert all(map(torch.equal, *both))
     exact = values_and_gradient(torchs, features.double().cpu())
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
