@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from helpers.trainers import Blobs, a_trainer, assert_same
 from tversky_seg.data.patches.batches import Batch
 from tversky_seg.inference.sliding_window import predict_volume
 from tversky_seg.models import FCDenseNet3D, UNet3D
+from tversky_seg.training import cuda_graph as cuda_graphs
 from tversky_seg.training.cuda_graph import _is_known, check_cuda_graph, graphed
 from tversky_seg.training.trainer import Trainer
 
@@ -42,6 +44,21 @@ def test_networks_of_others_are_not_recorded_unasked() -> None:
     assert _is_known(FCDenseNet3D(**small))
     assert not _is_known(FCDenseNet3D(**small, checkpointing=True))
     assert not _is_known(nn.Sequential(nn.Conv3d(1, 1, 1), Mine()))
+
+
+@pytest.mark.parametrize(("gib", "is_recorded"), [(32, True), (39, True), (41, False)])
+def test_a_graph_may_keep_half_of_the_memory(
+    gib: int, is_recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FC-DenseNet takes 32 GiB for two patches of 128^3."""
+    monkeypatch.setattr(cuda_graphs, "image_to_device", lambda image, _: image)
+    monkeypatch.setattr(cuda_graphs, "_bytes_of_a_pass", lambda *_, **__: gib * 2**30)
+    monkeypatch.setattr(cuda_graphs, "GraphedNetwork", lambda *_, **__: "graph")
+    card = SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    network = UNet3D(in_channels=1, out_channels=1, width=4, n_levels=2)
+    graph = graphed(network, torch.zeros(1), torch.device("cuda"), precision="bf16", setting="auto")
+    assert (graph is not None) is is_recorded
 
 
 def gpu_trainer(*, cuda_graph: bool | str, norm: str, **settings: Any) -> Trainer:

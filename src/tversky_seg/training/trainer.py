@@ -244,7 +244,7 @@ class Trainer:
                     progress = f"after step {run.state.step} of {self.max_steps}"
                     raise Preempted(f"{stop} {progress}, checkpoint written") from None
             run.finish()
-        # A CUDA graph keeps up to a quarter of the GPU's memory, which the prediction may use.
+        # A CUDA graph keeps up to half of the GPU's memory, which the prediction may use.
         self.network = self.model
         return run.best
 
