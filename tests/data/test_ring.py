@@ -46,7 +46,7 @@ def test_the_slots_lie_apart() -> None:
 
 @needs_fork
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")  # without a GPU
-@pytest.mark.parametrize("n_workers", [1, 2])
+@pytest.mark.parametrize("n_workers", [0, 1, 2])
 def test_batches_from_the_ring_are_those_of_the_cpu(n_workers: int) -> None:
     batches = changed_batches(with_components=True)
     ring = loaders._ring_for(batches, n_workers, first_step=2)
@@ -102,9 +102,15 @@ def test_a_slot_has_room_for_deformed_samples() -> None:
 
 
 def test_there_is_no_ring_without_forks_or_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rings.multiprocessing, "get_start_method", lambda: "fork")
     assert make_ring(n_slots=2**20, slot_bytes=2**40, first_step=0) is None
+    monkeypatch.setattr(rings, "free_host_memory", lambda: 4 * 2**20)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert make_ring(n_slots=2, slot_bytes=2**18, first_step=0) is not None
+    assert make_ring(n_slots=2, slot_bytes=2**18 + 1, first_step=0) is None
     monkeypatch.setattr(rings.multiprocessing, "get_start_method", lambda: "spawn")
     assert make_ring(n_slots=2, slot_bytes=8, first_step=0) is None
+    assert make_ring(n_slots=2, slot_bytes=8, first_step=0, has_workers=False) is not None
 
 
 def test_refused_pages_are_only_slower(

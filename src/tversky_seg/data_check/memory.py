@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from tversky_seg.runtime.host_memory import free_host_memory
 
 GIB = 2**30
 MIB = 2**20
@@ -23,7 +23,6 @@ N_WORKSPACES = {"cpu": 3, "cuda": 1}
 As measured: a GPU gives back each tensor as soon as its gradient is computed
 (docs/benchmarks/gpu.md), convolutions of the CPU copy theirs into other layouts.
 """
-UNLIMITED = 2**63
 
 
 def step_bytes(
@@ -105,26 +104,7 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
-    import psutil
-
-    return min(int(psutil.virtual_memory().available), _free_in_container())
-
-
-def _free_in_container() -> int:
-    """Return the bytes that the control group (v2) leaves, including file cache it would drop."""
-    group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError, KeyError):
-        limit = int((group / "memory.max").read_text(encoding="utf-8"))
-        used = int((group / "memory.current").read_text(encoding="utf-8"))
-        statistics: dict[str, str] = {}
-        for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines():
-            name, value = line.split()
-            statistics[name] = value
-        # Files that the kernel caches count as used, but go as soon as memory is needed.
-        file_cache = int(statistics["inactive_file"]) + int(statistics["active_file"])
-        used -= file_cache
-        return max(limit - used, 0)
-    return UNLIMITED
+    return free_host_memory()
 
 
 def format_bytes(n_bytes: float) -> str:

@@ -93,7 +93,7 @@ def load_batches(
     """
     device = device or torch.device("cpu")
     if device.type == "cuda":
-        ring = _ring_for(batches, n_workers, first_step=start) if n_workers else None
+        ring = _ring_for(batches, n_workers, first_step=start)
         outcomes = _load_outcomes(
             batches, start=start, stop=stop, n_workers=n_workers, is_on_gpu=True, ring=ring
         )
@@ -111,7 +111,12 @@ def _ring_for(batches: PatchBatches, n_workers: int, *, first_step: int) -> Ring
     The number of its slots is a multiple of that of the workers: each worker always fills the same.
     """
     n_slots = max(n_workers * (AHEAD_OF_EACH_WORKER + 1), AHEAD_OF_EACH_WORKER + 2)
-    return make_ring(n_slots=n_slots, slot_bytes=batches.n_bytes_of_samples, first_step=first_step)
+    return make_ring(
+        n_slots=n_slots,
+        slot_bytes=batches.n_bytes_of_samples,
+        first_step=first_step,
+        has_workers=n_workers > 0,
+    )
 
 
 def _load_outcomes(
@@ -124,6 +129,8 @@ def _load_outcomes(
     ring: Ring | None = None,
 ) -> Iterator[_Outcome]:
     """Yield a batch for each step, or its samples where a GPU augments them."""
+    if is_on_gpu and n_workers == 0:
+        keep_freed_memory()  # as workers do
     loader = DataLoader(
         _Outcomes(batches, is_deferred=is_on_gpu, ring=ring),
         batch_size=None,

@@ -16,11 +16,13 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
+from tversky_seg.runtime.host_memory import free_host_memory
+
 logger = logging.getLogger("tversky_seg")
 
 HEAD_BYTES = 4096  # one page, so that the slots begin at a page
 LARGEST_SHARE = 0.25
-"""Share of the machine's memory that a ring may take."""
+"""Share of the machine's free memory that the rings of all processes may take."""
 
 
 class Ring:
@@ -82,12 +84,15 @@ class Ring:
         cudart.cudaHostUnregister(self.buffer.data_ptr())
 
 
-def make_ring(*, n_slots: int, slot_bytes: int, first_step: int) -> Ring | None:
+def make_ring(
+    *, n_slots: int, slot_bytes: int, first_step: int, has_workers: bool = True
+) -> Ring | None:
     """Make a ring; None where workers are not forked, or where it would take too much memory."""
-    if multiprocessing.get_start_method() != "fork":
+    if has_workers and multiprocessing.get_start_method() != "fork":
         return None
-    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if n_slots * slot_bytes > LARGEST_SHARE * memory_bytes:
+    # The processes of torchrun share the memory of a machine.
+    n_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if n_slots * slot_bytes * n_processes > LARGEST_SHARE * free_host_memory():
         return None
     try:
         return Ring(n_slots=n_slots, slot_bytes=slot_bytes, first_step=first_step)
