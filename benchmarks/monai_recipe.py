@@ -1,6 +1,7 @@
 """Train MONAI's usual recipe on the cases of a manifest for a given time, and predict them.
 
     python benchmarks/monai_recipe.py MANIFEST OUTPUT_DIR [--network unet|dynunet] [--minutes 5]
+        [--device cuda --patch 96]
     python evaluate.py predictions=OUTPUT_DIR manifest=MANIFEST output_dir=OUTPUT_DIR/evaluation
 
 The manifest is that of one of our runs (`<run>/manifest.csv`), so the cases and the split are the
@@ -10,7 +11,7 @@ scale and shift; UNet (16 to 256 channels, two residual units per level, batch n
 to 320 channels, instance norm, as nnU-Net plans it); DiceCE loss; Adam at 1e-3 with cosine decay
 over the given time; sliding windows with Gaussian weights and half overlap. Only training counts as
 time: by the clock, or by the CPU time of the process on a machine that has other work (--cpu-time).
-Probabilities are written on the grid of the first modality.
+On a GPU the network runs in bf16. Probabilities are written on the grid of the first modality.
 """
 
 import argparse
@@ -52,11 +53,12 @@ def main() -> None:
         "--cpu-time", action="store_true", help="the minutes are CPU time of this process"
     )
     parser.add_argument("--patch", type=int, default=64, help="side of a patch in voxels (64)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     set_determinism(options.seed)
     cases = read_manifest(options.manifest)
-    network = NETWORKS[options.network](len(cases[0].images))
+    network = NETWORKS[options.network](len(cases[0].images)).to(options.device)
     training = [load(case) for case in cases if case.split == "train"]
     n_steps = train(
         network,
@@ -105,17 +107,22 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {"unet": make_unet, "dynunet":
 
 
 def load(case: Case) -> dict[str, torch.Tensor]:
-    """Load image (C, X, Y, Z) and label (1, X, Y, Z), cropped to the brain and normalised."""
+    """Load image (C, X, Y, Z) and label (1, X, Y, Z), cropped to the brain and normalised.
+
+    A case without label gets its image alone.
+    """
+    files: dict[str, str | list[str]] = {"image": [str(path) for path in case.images.values()]}
+    if case.label is not None:
+        files["label"] = str(case.label)
     steps = mt.Compose(
         [
-            mt.LoadImaged(KEYS, ensure_channel_first=True),
-            mt.CropForegroundd(KEYS, source_key="image", select_fn=lambda values: values != 0),
+            mt.LoadImaged(files, ensure_channel_first=True),
+            mt.CropForegroundd(files, source_key="image", select_fn=lambda values: values != 0),
             mt.NormalizeIntensityd("image", nonzero=True, channel_wise=True),
-            mt.AsDiscreted("label", threshold=0.5),
+            mt.AsDiscreted("label", threshold=0.5, allow_missing_keys=True),
         ]
     )
-    images = [str(path) for path in case.images.values()]
-    return steps({"image": images, "label": str(case.label)})
+    return steps(files)
 
 
 def random_patches(
@@ -153,6 +160,7 @@ def train(
     clock: Callable[[], float] = time.perf_counter,
 ) -> int:
     """Train for a given time, in seconds of the clock; return the number of steps."""
+    device = next(network.parameters()).device
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     loss_function = DiceCELoss(sigmoid=True)
     start = clock()
@@ -164,7 +172,9 @@ def train(
             break
         optimizer.param_groups[0]["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * share_of_time))
         optimizer.zero_grad()
-        loss = loss_function(network(image), label)
+        with half_on_gpu(device):
+            logits = network(image.to(device))
+        loss = loss_function(logits.float(), label.to(device))
         loss.backward()
         optimizer.step()
         step += 1
@@ -178,9 +188,10 @@ def train(
 def predict(network: nn.Module, case: Case, *, patch: int, output_dir: Path) -> None:
     """Write probability and mask of one case."""
     image = load(case)["image"]
-    with torch.inference_mode():
+    device = next(network.parameters()).device
+    with torch.inference_mode(), half_on_gpu(device):
         logits = sliding_window_inference(
-            image[None].as_tensor(),
+            image[None].as_tensor().to(device),
             roi_size=[patch] * 3,
             sw_batch_size=2,
             predictor=network,
@@ -189,7 +200,7 @@ def predict(network: nn.Module, case: Case, *, patch: int, output_dir: Path) -> 
         )
     first = read_volume(next(iter(case.images.values())))
     probability = torch.zeros(first.data.shape)
-    probability[cropped_box(image, first.data.shape)] = logits[0, 0].sigmoid()
+    probability[cropped_box(image, first.data.shape)] = logits[0, 0].float().sigmoid().cpu()
     write_prediction(
         output_dir,
         case.case_id,
@@ -198,6 +209,11 @@ def predict(network: nn.Module, case: Case, *, patch: int, output_dir: Path) -> 
         classes=("lesion",),
         threshold=0.5,
     )
+
+
+def half_on_gpu(device: torch.device) -> torch.autocast:
+    """Run the network in bf16 on a GPU, in float32 on a CPU."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def cropped_box(image: torch.Tensor, shape: Sequence[int]) -> tuple[slice, ...]:
