@@ -11,17 +11,18 @@ does. Then the augmentation alone: the samples of a batch lie in page-locked mem
 copy to the GPU, the changes and the stacking, by the clock of the GPU while the host runs ahead,
 and on the host, which only launches them. Then steps of the default U-Net in bf16 (Tversky loss,
 AdamW, CUDA graph), each read one step late as the trainer does: with one batch that lies on the
-device, and with the loader. What the latter takes more is the wait for data. Without a GPU
-(--device cpu) both run in a small size, to see that they work.
+device, and with the loader. What the latter takes more is the wait for data. With --device cpu,
+which needs no GPU, the rows of workers and packing still hold; nothing is page-locked or copied.
 """
 
 import argparse
 import platform
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import date
 from functools import partial
-from itertools import repeat
+from itertools import islice, repeat
 from pathlib import Path
 from statistics import median
 from typing import TypeVar
@@ -111,9 +112,9 @@ def parts_of_a_batch(batches: PatchBatches, device: torch.device) -> Iterator[st
         read = partial(batches.samples, step)
         samples = tuple(clock("read and draw, in one process", read))
         packed = clock("pack into memory that is there", partial(pack, samples, memory=memory))
-        clock("pack into new shared memory", partial(pack, samples, is_shared=True))
+        new = clock("pack into new shared memory", partial(pack, samples, is_shared=True))
         if device.type == "cuda":
-            clock("page-lock a copy, the old way", packed.pin_memory)
+            clock("copy new shared memory to page-locked memory", new.pin_memory)
         on_device = clock("copy to the GPU and unpack", partial(packed.unpack, device))
         clock("change and stack on the GPU", partial(augment, on_device))
     for name, of_part in times.items():
@@ -147,6 +148,16 @@ def workers_alone(batches: PatchBatches, *, with_ring: bool) -> Iterator[str]:
     way = "through the ring" if with_ring else "in new shared memory, page-locked"
     yield f"| two workers alone, {way} | {rate:.2f} |"
     yield f"| take over a batch that is ready, {way} | {ready:.2f} |"
+
+
+def loaded_alone(batches: PatchBatches, device: torch.device) -> str:
+    """Time batches of two workers that end on the GPU, where nothing trains on them."""
+    n_warm_up, n_timed = 12, 24
+    loaded = load_batches(batches, start=0, stop=10**6, n_workers=2, device=device)
+    for _ in range(n_warm_up):
+        next(loaded)
+    took_ms = milliseconds(partial(deque, islice(loaded, n_timed), maxlen=0), device)
+    return f"| two workers, copied and changed on the GPU, no training | {took_ms / n_timed:.2f} |"
 
 
 def augmentation_line(batches: PatchBatches, name: str, device: torch.device) -> str:
@@ -221,6 +232,7 @@ def main() -> None:
     for with_ring in (True, False):
         for line in workers_alone(batches, with_ring=with_ring):
             print(line, flush=True)
+    print(loaded_alone(batches, device), flush=True)
     for line in parts_of_a_batch(batches, device):
         print(line, flush=True)
     print(f"\nAfter {time.monotonic() - started:.0f} s.\n", flush=True)
