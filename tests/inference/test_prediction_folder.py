@@ -11,7 +11,7 @@ from helpers.oblique_cases import FLAIR, a_case
 from tversky_seg.data.affines import affine_shift_voxels
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import read_volume
-from tversky_seg.inference.lesion_table import MANY_VOXELS, distance_to_edge
+from tversky_seg.inference.lesion_table import VOXELS_PER_SEARCH, distance_to_edge
 from tversky_seg.inference.predict import predict_cases
 from tversky_seg.inference.prediction_folder import (
     check_file_names,
@@ -122,10 +122,11 @@ def test_few_voxels_and_many_lie_equally_far_from_the_edge() -> None:
     brain = ndimage.binary_opening(np.random.default_rng(0).random((30, 40, 50)) > 0.2)
     brain[:, 20:, :] = True  # up to the edge of the field of view
     voxels = np.argwhere(np.ones_like(brain))
-    assert len(voxels) > MANY_VOXELS
+    step = VOXELS_PER_SEARCH + 203
+    assert len(voxels[::step]) > 40
     many = distance_to_edge(voxels, brain, spacing_mm=(1.0, 2.0, 0.5))
-    few = distance_to_edge(voxels[::7], brain, spacing_mm=(1.0, 2.0, 0.5))
-    np.testing.assert_allclose(many[::7], few, atol=1e-9)
+    few = distance_to_edge(voxels[::step], brain, spacing_mm=(1.0, 2.0, 0.5))
+    np.testing.assert_allclose(many[::step], few, atol=1e-9)
     assert (many[~brain.ravel()] == 0).all()
 
 
