@@ -169,6 +169,16 @@ def test_the_hippocampus_has_two_classes_in_patches_of_most_of_a_volume() -> Non
     check_network(model, (cfg.trainer.batch_size, 1, *sides), n_classes=2)
 
 
+def test_a_patch_of_the_nodules_holds_a_whole_crop() -> None:
+    cfg = composed("experiment=nodules", "data.manifest=nodules.csv")
+    assert build(cfg, "data").val_fraction == 0
+    assert "experiment=nodules " in (FOLDER / "nodules.yaml").read_text(encoding="utf-8")
+    model = build(cfg, "model", in_channels=1, out_channels=1)
+    sides = patch_sides(build(cfg, "sampler").patch_size)
+    assert sides == (48, 48, 16)
+    check_network(model, (cfg.trainer.batch_size, 1, *sides), n_classes=1)
+
+
 def test_a_file_of_ones_own_can_start_from_a_row(tmp_path: Path) -> None:
     defaults = read_yaml(FOLDER / "salehi2017" / "tversky_b07.yaml")["defaults"]
     assert "/experiment/salehi2017/base" in defaults
