@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,44 @@ def run_alone(script: str, **variables: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What a program takes of a GPU.
+
+    Attributes:
+        stack_bytes: Stack of a thread; 0 if no register is spilled.
+        shared_bytes: Shared memory.
+    """
+
+    stack_bytes: int
+    shared_bytes: int
+
+
 def stack_bytes(
     kernel: Any, types: dict[str, str], constants: dict[str, Any], *, capability: int
 ) -> int:
-    """Compile a kernel for a GPU and return the stack of a thread: 0 if no register is spilled.
+    """Compile a kernel as `compiled_usage` and return the stack of a thread."""
+    return compiled_usage(kernel, types, constants, capability=capability).stack_bytes
+
+
+def compiled_usage(
+    kernel: Any,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    *,
+    capability: int,
+    n_warps: int = 4,
+    n_stages: int = 3,
+) -> Usage:
+    """Compile a kernel for a GPU and return what a program takes of it.
 
     Args:
         kernel: The jitted function.
         types: Type of each argument, as "*bf16", "fp32" or "i32".
         constants: Values of the constant arguments.
         capability: Compute capability, as 90.
+        n_warps: Warps of a program.
+        n_stages: Stages of its loops.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -46,9 +75,9 @@ def stack_bytes(
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     # Named, since Triton warns of a default that will change.
-    options = {"enable_fp_fusion": True}
+    options = {"enable_fp_fusion": True, "num_warps": n_warps, "num_stages": n_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return _stack_bytes(compiled.asm["cubin"])
+    return Usage(_stack_bytes(compiled.asm["cubin"]), compiled.metadata.shared)
 
 
 def _stack_bytes(cubin: bytes) -> int:

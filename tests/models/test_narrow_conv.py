@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from helpers.cuda import on_gpu
-from tversky_seg.models.narrow_conv import ImageConv, LogitConv
+from tversky_seg.models.narrow_conv import LogitConv, NarrowConv
 
 NDHWC = torch.channels_last_3d
 CONVOLUTIONS = [
-    ImageConv(1, 4, 3, padding=1),
-    ImageConv(3, 4, 3, padding=1, bias=False),
-    ImageConv(5, 2, 2, stride=2),
-    ImageConv(9, 2, 1),
+    NarrowConv(1, 4, 3, padding=1),
+    NarrowConv(3, 4, 3, padding=1, bias=False),
+    NarrowConv(5, 2, 2, stride=2),
+    NarrowConv(9, 2, 1),
 ]
 
 
@@ -36,7 +36,7 @@ def test_a_product_of_matrices_gives_the_logits(bias) -> None:
 @on_gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_prediction_in_half_precision_is_close(dtype) -> None:
-    for conv in (ImageConv(3, 16, 3, padding=1), LogitConv(16, 1), LogitConv(16, 2, bias=False)):
+    for conv in (NarrowConv(3, 16, 3, padding=1), LogitConv(16, 1), LogitConv(16, 2, bias=False)):
         conv = conv.cuda().to(memory_format=NDHWC)
         image = torch.randn(2, conv.in_channels, 20, 21, 22, device="cuda").to(memory_format=NDHWC)
         with torch.inference_mode(), torch.autocast("cuda", dtype=dtype):

@@ -18,7 +18,7 @@ from tversky_seg.models.layers import (
     same_padding,
     set_prior,
 )
-from tversky_seg.models.narrow_conv import ImageConv, LogitConv
+from tversky_seg.models.narrow_conv import LogitConv, NarrowConv
 from tversky_seg.models.pooling import MaxPool
 from tversky_seg.models.recompute import recomputed
 from tversky_seg.models.strides import Triple, kernels_for, resolve_strides, total_stride
@@ -238,11 +238,11 @@ def _stem(
     layers: list[nn.Module] = []
     channels = [in_channels, width, width, width]
     if compact:
-        layers += [ImageConv(in_channels, width, 2, stride=2), nn.ReLU(inplace=True)]
+        layers += [NarrowConv(in_channels, width, 2, stride=2), nn.ReLU(inplace=True)]
         channels[0] = width
     for before, after in pairwise(channels):
         padding = same_padding(kernel)
-        conv = ImageConv(before, after, kernel, padding=padding, bias=norm is None)
+        conv = NarrowConv(before, after, kernel, padding=padding, bias=norm is None)
         layers += [conv, *norm_and_relu(norm, after, eps=EPS)]
     return Layers(*layers)
 

@@ -2,7 +2,8 @@
 
 In training cuDNN tries its algorithms. In prediction it goes by rule, which for so few channels may
 be a kernel without tensor cores: implicit_convolveNd_sgemm was a fifth of a prediction in bf16 on
-an H100. So there the channels are padded, or a matrix product takes the convolution's place.
+an H100. So there the channels are padded, or a matrix product takes the convolution's place. For 16
+and 32 channels there are kernels of our own, see `direct_conv`.
 """
 
 from __future__ import annotations
@@ -11,19 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tversky_seg.models.direct_conv import direct_convolution, is_direct
 from tversky_seg.models.fused import is_channels_last, is_traced
 
 EIGHT = 8
 
 
-class ImageConv(nn.Conv3d):
-    """A convolution of few channels, as of an image; weights and numbers are those of `nn.Conv3d`.
+class NarrowConv(nn.Conv3d):
+    """A convolution of few channels; weights and numbers are those of `nn.Conv3d`.
 
-    In prediction in half precision on a GPU, zeros fill the channels up to a multiple of eight.
+    On a GPU in half precision, 16 and 32 channels have kernels of their own; and in prediction,
+    zeros fill the channels of an image up to a multiple of eight.
     """
 
     def forward(self, image: Tensor) -> Tensor:
-        """Convolve an image (B, C, X, Y, Z)."""
+        """Convolve an image or features (B, C, X, Y, Z)."""
+        if is_direct(self, image):
+            return direct_convolution(image, self.weight, self.bias)
         if self.in_channels % EIGHT != 0 and _is_predicted_in_half(image):
             return self._padded(image, torch.get_autocast_dtype("cuda"))
         return super().forward(image)

@@ -15,7 +15,7 @@ from tversky_seg.models.layers import (
     same_padding,
     set_prior,
 )
-from tversky_seg.models.narrow_conv import ImageConv
+from tversky_seg.models.narrow_conv import NarrowConv
 from tversky_seg.models.pooling import MaxPool
 from tversky_seg.models.strides import Triple, kernels_for, resolve_strides, total_stride
 from tversky_seg.models.upsampling import upsample
@@ -97,7 +97,7 @@ class ResidualUNet3D(nn.Module):
         kernels = kernels_for(self.strides)[:-1]  # the lowest level has 3^3
         padding = same_padding(kernels[0])
         self.stem = nn.Sequential(
-            ImageConv(in_channels, first, kernels[0], padding=padding, bias=norm is None),
+            NarrowConv(in_channels, first, kernels[0], padding=padding, bias=norm is None),
             preactivation(first, first, kernels[0], norm=norm, bias=True),
         )
         self.encoder = nn.ModuleList()

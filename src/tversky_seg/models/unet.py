@@ -18,7 +18,7 @@ from tversky_seg.models.layers import (
     same_padding,
     set_prior,
 )
-from tversky_seg.models.narrow_conv import ImageConv, LogitConv
+from tversky_seg.models.narrow_conv import LogitConv, NarrowConv
 from tversky_seg.models.pooling import MaxPool
 from tversky_seg.models.strides import Triple, kernels_for, resolve_strides, total_stride
 
@@ -44,9 +44,9 @@ class ConvBlock(nn.Module):
         super().__init__()
         bias = norm is None
         padding = same_padding(kernel)
-        self.conv1 = ImageConv(in_channels, out_channels, kernel, padding=padding, bias=bias)
+        self.conv1 = NarrowConv(in_channels, out_channels, kernel, padding=padding, bias=bias)
         self.norm1, self.relu1 = norm_and_relu(norm, out_channels)
-        self.conv2 = nn.Conv3d(out_channels, out_channels, kernel, padding=padding, bias=bias)
+        self.conv2 = NarrowConv(out_channels, out_channels, kernel, padding=padding, bias=bias)
         self.norm2, self.relu2 = norm_and_relu(norm, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.shortcut = None
