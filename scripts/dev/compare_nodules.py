@@ -211,12 +211,12 @@ def tables(
     yield "|---" * (len(MEASURES) + 4) + "|"
     for first, second in pairs:
         for size, cases in cases_by_size(references).items():
-            cells = difference_cells(
+            changes = difference_cells(
                 runs[first], runs[second], cases, references, is_chosen=is_chosen
             )
             n_patients = len({references[case].subject_id for case in cases})
             names = f"`{second}` minus `{first}`"
-            yield f"| {names} | {size} | {n_patients} | {' | '.join(cells)} |"
+            yield f"| {names} | {size} | {n_patients} | {' | '.join(changes)} |"
 
 
 def mean_over_seeds(
@@ -287,17 +287,16 @@ def difference_cells(
     Only seeds that both settings have are compared.
     """
     seeds = sorted(set(first) & set(second))
-    both = []
-    for setting in (first, second):
-        shared = {seed: setting[seed] for seed in seeds}
-        both.append(mean_over_seeds(shared, is_chosen=is_chosen))
+    mean_of_first = mean_over_seeds({s: first[s] for s in seeds}, is_chosen=is_chosen)
+    mean_of_second = mean_over_seeds({s: second[s] for s in seeds}, is_chosen=is_chosen)
     for k in range(len(MEASURES)):
-        differences = patient_differences(*both, k, cases, references)
+        differences = patient_differences(mean_of_first, mean_of_second, k, cases, references)
         yield difference_cell(differences)
     of_seeds = []
     for seed in seeds:
-        values = [values_of_seed(runs[seed], is_chosen=is_chosen) for runs in (first, second)]
-        differences = patient_differences(*values, DICE, cases, references)
+        of_first = values_of_seed(first[seed], is_chosen=is_chosen)
+        of_second = values_of_seed(second[seed], is_chosen=is_chosen)
+        differences = patient_differences(of_first, of_second, DICE, cases, references)
         of_seeds.append(f"{differences.mean():+.3f}")
     yield ", ".join(of_seeds)
 
