@@ -9,8 +9,9 @@ page-locked; taking over a batch that lies ready; the copy to the GPU; and the c
 what takes longer than a step delays it: the rate of the workers, and the sum of what this process
 does. Then the augmentation alone: the samples of a batch lie in page-locked memory; timed are the
 copy to the GPU, the changes and the stacking, by the clock of the GPU while the host runs ahead,
-and on the host, which only launches them. Then steps of the default U-Net in bf16 (Tversky loss,
-AdamW, CUDA graph), each read one step late as the trainer does: with one batch that lies on the
+and on the host, which only launches them; the kernels by themselves are what a step beside them
+loses. Then steps of the default U-Net in bf16 (Tversky loss, AdamW, CUDA graph), each read one step
+late as the trainer does: with one batch that lies on the
 device, and with the loader. What the latter takes more is the wait for data. With --device cpu,
 which needs no GPU, the rows of workers and packing still hold; nothing is page-locked or copied.
 """
@@ -49,6 +50,8 @@ Value = TypeVar("Value")
 
 N_CHANNELS = 3
 N_BATCHES = 16
+HOLD_CYCLES = 16_000_000
+"""Cycles for which the device is held up: 8 ms at 2 GHz, longer than the host needs for a batch."""
 NAMES = ("none", "default", "strong", "growth")
 LOOPS = (("default", 2), ("none", 2), ("default", 8), ("strong", 2), ("default", 0), ("growth", 8))
 """Augmentation and workers, by importance."""
@@ -182,7 +185,25 @@ def augmentation_line(batches: PatchBatches, name: str, device: torch.device) ->
         synchronize(device)
         totals_ms.append(1e3 * (time.perf_counter() - start) / N_BATCHES)
     mib = sum(packed.buffer.nbytes for packed in held) / N_BATCHES / 2**20
-    return f"| {name} | {min(totals_ms):.2f} | {median(host_ms):.2f} | {mib:.0f} |"
+    kernels = "-"
+    if device.type == "cuda":
+        kernels = f"{kernels_alone_ms([packed.unpack(device) for packed in held[:8]]):.3f}"
+    return f"| {name} | {min(totals_ms):.2f} | {median(host_ms):.2f} | {kernels} | {mib:.0f} |"
+
+
+def kernels_alone_ms(batches: list[tuple[Sample, ...]]) -> float:
+    """Time what a GPU computes for a batch on the device, which it takes from a step beside it."""
+    times = []
+    for samples in batches:
+        start = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(HOLD_CYCLES)  # until the host has launched everything
+        start.record()
+        augment(samples)
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return sum(times) / len(times)
 
 
 def steps_ms(trainer: Trainer, batches: Iterator[Batch], n_steps: int) -> float:
@@ -237,7 +258,8 @@ def main() -> None:
         print(line, flush=True)
     print(f"\nAfter {time.monotonic() - started:.0f} s.\n", flush=True)
 
-    print("| augmentation of a batch | ms | host ms | MiB copied |\n|---|---|---|---|")
+    print("| augmentation of a batch | ms | host ms | its kernels ms | MiB copied |")
+    print("|---|---|---|---|---|")
     for name in NAMES:
         batches = batches_of(name, cases, side=options.side)
         print(augmentation_line(batches, name, device), flush=True)
