@@ -129,6 +129,19 @@ def test_kernels_equal_the_formula_on_a_gpu(check) -> None:
     check("cuda")
 
 
+@on_gpu
+def test_offsets_may_pass_two_billion() -> None:
+    factory = {"device": "cuda", "dtype": torch.float16}
+    features = torch.zeros(1, 130, 1024, 1024, 16, **factory).permute(0, 4, 1, 2, 3)
+    assert features.numel() > 2**31
+    end = torch.randn(1, 3, 1024, 1024, 16, **factory).permute(0, 4, 1, 2, 3)
+    features[:, :, -3:] = end
+    weight = torch.randn(16, 16, 3, 3, 3, device="cuda")
+    result = direct_convolution(features, weight, None)
+    expected = direct_convolution(end.contiguous(memory_format=NDHWC), weight, None)
+    assert torch.equal(result[:, :, -2:], expected[:, :, -2:])
+
+
 @pytest.mark.parametrize("side", [48, 64, 96, 128])
 @pytest.mark.parametrize("n_rows", [32, 64, 128])
 def test_rows_fit_usual_sides(n_rows, side) -> None:
@@ -140,6 +153,11 @@ def test_rows_fit_usual_sides(n_rows, side) -> None:
 def test_small_features_are_shared_among_more_programs() -> None:
     few = launches.plan_for(torch.Size((1, 16, 32, 32, 32)), Blocks(rows=64, planes=32))
     assert few.numbers["span"] == launches.MIN_PLANES
+    # The channels are shared, too.
+    fewer = launches.plan_for(
+        torch.Size((2, 32, 64, 64, 64)), Blocks(rows=64, planes=32), n_parts=4
+    )
+    assert fewer.n_blocks == launches.MIN_PROGRAMS // 4
     many = launches.plan_for(torch.Size((9, 16, 96, 96, 96)), Blocks(rows=64, planes=32))
     assert many.numbers["span"] == 32
     assert many.n_blocks == 9 * 3 * (96 // 4) * (96 // 32)
@@ -248,8 +266,9 @@ def test_a_network_gives_torch_s_logits_and_gradients(precision, monkeypatch) ->
 
     ours = logits_and_gradient(is_direct=True)
     torchs = logits_and_gradient(is_direct=False)
-    for mine, reference in zip(ours, torchs, strict=True):
-        assert (mine - reference).norm() <= 0.05 * reference.norm()
+    # Rounding moves values near 0 across a ReLU.
+    for mine, reference, bound in zip(ours, torchs, (0.05, 0.15), strict=True):
+        assert (mine - reference).norm() <= bound * reference.norm()
     again = logits_and_gradient(is_direct=True)
     assert torch.equal(ours[0], again[0])
 

@@ -42,13 +42,13 @@ BLOCKS: dict[object, Blocks] = {
     (32, 16): Blocks(rows=64, planes=32),
     (16, 32): Blocks(rows=64, planes=32),
     (32, 32): Blocks(rows=128, planes=0, depth=2, n_warps=8),
-    WEIGHT: Blocks(rows=64, planes=64, n_warps=8),
+    WEIGHT: Blocks(rows=64, planes=128, n_warps=8),
 }
 """By the channels of the features and of the result: few enough numbers to stay in registers."""
 OLDER_BLOCKS: dict[object, Blocks] = {
     **BLOCKS,
     (16, 32): Blocks(rows=64, planes=32, n_warps=8),
-    WEIGHT: Blocks(rows=32, planes=64, n_warps=8),
+    WEIGHT: Blocks(rows=32, planes=128, n_warps=8),
 }
 """The same for GPUs before compute capability 9.0, which multiply from registers."""
 MIN_PROGRAMS = 512
@@ -72,8 +72,8 @@ class Plan:
 
 
 @lru_cache(maxsize=1024)
-def plan_for(shape: torch.Size, blocks: Blocks) -> Plan:
-    """Share out features (B, C, X, Y, Z)."""
+def plan_for(shape: torch.Size, blocks: Blocks, *, n_parts: int = 1) -> Plan:
+    """Share out features (B, C, X, Y, Z), with `n_parts` programs for each block of voxels."""
     n_samples, _, n_x, n_y, n_z = shape
     block_y, pairs = _fitted(blocks.rows // blocks.depth, n_y, n_z)
     n_y_blocks = _ceil_div(n_y, block_y)
@@ -81,7 +81,8 @@ def plan_for(shape: torch.Size, blocks: Blocks) -> Plan:
     planes = blocks.planes or blocks.depth
     n_columns = n_samples * n_y_blocks * n_z_blocks
     if blocks.planes:
-        while planes > MIN_PLANES and n_columns * _ceil_div(n_x, planes) < MIN_PROGRAMS:
+        n_least = MIN_PROGRAMS // n_parts
+        while planes > MIN_PLANES and n_columns * _ceil_div(n_x, planes) < n_least:
             planes //= 2
     n_x_blocks = _ceil_div(n_x, planes)
     numbers = {
@@ -207,11 +208,12 @@ def weight_gradient(
 
     n_out, n_in = weight.shape[:2]
     blocks = blocks or blocks_for(features.device, WEIGHT)
-    plan = plan_for(features.shape, blocks)
+    n_parts = (n_in // PARTS) * (n_out // PARTS)
+    plan = plan_for(features.shape, blocks, n_parts=n_parts)
     parts = (plan.n_blocks, n_in // PARTS, n_out // PARTS, 3, 3, 4, PARTS, 2, PARTS)
     partial = torch.empty(parts, dtype=torch.float32, device=features.device)
     with current_device(features.device):
-        weight_gradient_kernel[(plan.n_blocks * parts[1] * parts[2],)](
+        weight_gradient_kernel[(plan.n_blocks * n_parts,)](
             features,
             gradient,
             partial,
