@@ -122,7 +122,7 @@ def test_kernels_keep_their_numbers_in_registers(capability: int) -> None:
     types |= {"image": "*i16", "labels": "*u8", "moved_labels": "*u8", "brain": "*u8"}
     types |= dict.fromkeys(("size_x", "size_y", "size_z", "n_channels", "n_classes"), "i32")
     types |= dict.fromkeys(("box_x", "box_y", "box_z"), "i32")
-    flags = {"IS_ELASTIC": True, "WITH_LABELS": True, "BLOCK": fused.BLOCK}
+    flags = {"IS_ELASTIC": True, "WITH_LABELS": True, "SIDE": fused.SIDE}
     assert stack_bytes(change_kernels.move_kernel, types, flags, capability=capability) == 0
     types = dict.fromkeys(("channel", "low", "high", "quantiles"), "*fp32")
     types |= {"brain": "*u8", "ranks": "*u16", "n_voxels": "i32"}

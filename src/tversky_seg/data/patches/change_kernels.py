@@ -56,20 +56,26 @@ def move_kernel(
     n_classes,
     IS_ELASTIC: tl.constexpr,
     WITH_LABELS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    SIDE: tl.constexpr,
 ):
     """Resample an image (C, box) linearly and scale it; labels (K, box) by the nearest voxel.
 
     Where a voxel comes from is the sum of three rows for each axis, as in `spatial.Places`. `brain`
-    becomes 1 where any channel is not 0.
+    becomes 1 where any channel is not 0. A program computes a cube: however the patch is turned,
+    its voxels come from a compact part of the box, and share what is read from memory.
     """
-    voxel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    BLOCK: tl.constexpr = SIDE * SIDE * SIDE
     n_voxels = size_x * size_y * size_z
     n_in_box = box_x * box_y * box_z
-    exists = voxel < n_voxels
-    z = voxel % size_z
-    y = (voxel // size_z) % size_y
-    x = voxel // (size_z * size_y)
+    cube = tl.program_id(0)
+    cubes_y = tl.cdiv(size_y, SIDE)
+    cubes_z = tl.cdiv(size_z, SIDE)
+    in_cube = tl.arange(0, BLOCK)
+    x = cube // (cubes_y * cubes_z) * SIDE + in_cube // (SIDE * SIDE)
+    y = cube // cubes_z % cubes_y * SIDE + in_cube // SIDE % SIDE
+    z = cube % cubes_z * SIDE + in_cube % SIDE
+    exists = (x < size_x) & (y < size_y) & (z < size_z)
+    voxel = (x * size_y + y) * size_z + z
     place_x = _sum_of_rows(by_x, by_y, by_z, x, y, z, exists)
     place_y = _sum_of_rows(by_x + size_x, by_y + size_y, by_z + size_z, x, y, z, exists)
     by_x += 2 * size_x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from functools import cache
 from typing import Any
@@ -14,6 +15,9 @@ from tversky_seg.data.patches.spatial import Places
 
 BLOCK = 512
 """Voxels that a program computes."""
+
+SIDE = 8
+"""Side of the cube of voxels that a program moves."""
 
 
 def can_fuse(values: Tensor) -> bool:
@@ -63,7 +67,7 @@ def move(
         displacement = places.displacement.values().contiguous()
     # Triton launches on the current device, whatever device the tensors are on.
     with torch.cuda.device_of(image):  # type: ignore[no-untyped-call]
-        move_kernel[_n_programs(brain)](
+        move_kernel[(math.prod(-(-n // SIDE) for n in size),)](
             image,
             scale,
             labels,
@@ -80,7 +84,7 @@ def move(
             0 if labels is None else len(labels),
             IS_ELASTIC=displacement is not None,
             WITH_LABELS=labels is not None,
-            BLOCK=BLOCK,
+            SIDE=SIDE,
         )
     return moved, moved_labels, brain
 
