@@ -13,9 +13,6 @@ from torch import Tensor
 
 from tversky_seg.models.fused import current_device
 
-CHANNELS = (16, 32)
-"""Numbers of channels for which there are kernels."""
-
 
 @dataclass(frozen=True)
 class Blocks:

@@ -12,26 +12,23 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tversky_seg.models.convolution_launches import (
-    CHANNELS,
-    convolved,
-    input_gradient,
-    weight_gradient,
-)
+from tversky_seg.models.convolution_launches import convolved, input_gradient, weight_gradient
 from tversky_seg.models.fused import dense, is_channels_last, is_fused, is_traced
 
-IN_PREDICTION = True
-"""Use the kernels where no gradient is recorded."""
-IN_TRAINING = True
-"""Use the kernels where gradients are recorded, forward and backward."""
+WIDTHS = frozenset({(16, 16), (32, 16), (16, 32), (32, 32)})
+IN_PREDICTION = WIDTHS
+"""Channels (C_in, C_out) that the kernels take where no gradient is recorded; empty: none."""
+IN_TRAINING = WIDTHS
+"""Channels that the kernels take where gradients are recorded, forward and backward."""
 
 
 def is_direct(conv: nn.Conv3d, features: Tensor) -> bool:
     """Tell whether the kernels take a convolution of features (B, C, X, Y, Z)."""
+    widths = IN_TRAINING if torch.is_grad_enabled() else IN_PREDICTION
     return (
-        is_fused(features)
+        (conv.in_channels, conv.out_channels) in widths
+        and is_fused(features)
         and not is_traced(features)
-        and (IN_TRAINING if torch.is_grad_enabled() else IN_PREDICTION)
         and has_kernel(conv)
         and torch.is_autocast_enabled("cuda")
         and features.dtype == torch.get_autocast_dtype("cuda")
@@ -43,8 +40,7 @@ def is_direct(conv: nn.Conv3d, features: Tensor) -> bool:
 def has_kernel(conv: nn.Conv3d) -> bool:
     """Tell whether a convolution is of 3^3, stride 1 and padding 1, of 16 or 32 channels each."""
     return (
-        conv.in_channels in CHANNELS
-        and conv.out_channels in CHANNELS
+        (conv.in_channels, conv.out_channels) in WIDTHS
         and conv.kernel_size == (3, 3, 3)
         and conv.padding == conv.stride == conv.dilation == (1, 1, 1)
         and conv.groups == 1
