@@ -108,7 +108,8 @@ def test_augmentation_on_a_device_neither_waits_nor_needs_the_host(name: str, n_
 def test_a_gpu_gives_the_batches_of_the_cpu(n_workers: int) -> None:
     batches = changed_batches(with_components=True)
     cuda = torch.device("cuda")
-    loaded = load_batches(batches, start=1, stop=7, n_workers=n_workers, device=cuda)
+    # More than the ring has slots.
+    loaded = load_batches(batches, start=1, stop=15, n_workers=n_workers, device=cuda)
     for step, batch in enumerate(loaded, 1):
         expected = batches[step]
         assert batch.image.device.type == "cuda"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from helpers.batches import as_bytes, changed_batches
+from helpers.cuda import no_host_waits, on_gpu
 from tversky_seg.data.patches import loader as loaders
 from tversky_seg.data.patches import ring as rings
 from tversky_seg.data.patches.batches import stack_samples
@@ -124,3 +125,18 @@ def test_refused_pages_are_only_slower(
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
     assert not Ring(n_slots=1, slot_bytes=1, first_step=0).lock_pages()
     assert "801" in caplog.text
+
+
+@on_gpu
+def test_a_gpu_reads_the_ring_without_a_wait() -> None:
+    ring = Ring(n_slots=2, slot_bytes=2**20, first_step=0)
+    for _ in range(2):  # the pages are unlocked in between
+        assert ring.lock_pages()
+        assert ring.slot(1).is_pinned()
+        ring.slot(1).random_()
+        copied = torch.empty_like(ring.slot(1), device="cuda")
+        with no_host_waits():
+            copied.copy_(ring.slot(1), non_blocking=True)
+        assert torch.equal(copied.cpu(), ring.slot(1))
+        ring.unlock_pages()
+        assert not ring.slot(1).is_pinned()
