@@ -15,7 +15,7 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from statistics import median
@@ -86,6 +86,7 @@ CANDIDATES: dict[Kernel, list[Blocks]] = {
     (FORWARD, 16, 16): [
         Blocks(rows=64, planes=32),
         Blocks(rows=64, planes=16),
+        Blocks(rows=64, planes=24),
         Blocks(rows=64, planes=32, n_warps=8),
         Blocks(rows=128, planes=32),
         Blocks(rows=128, planes=32, n_warps=8),
@@ -194,8 +195,9 @@ def compile_all(tasks: list[tuple[Case, Blocks]]) -> None:
     """Compile in several processes; before this one touches the GPU, since they are forked."""
     unique = {}
     for case, blocks in tasks:
-        # The side decides how rows are shared between Y and Z.
-        unique[case.kernel, case.n_in, case.n_out, case.side % 32 == 0, blocks] = (case, blocks)
+        # The side decides how rows are shared between Y and Z; the number of planes is no constant.
+        alike = replace(blocks, planes=min(blocks.planes, 1))
+        unique[case.kernel, case.n_in, case.n_out, case.side % 32 == 0, alike] = (case, blocks)
     start = time.monotonic()
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(N_COMPILERS, mp_context=context) as pool:
