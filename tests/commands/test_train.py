@@ -60,7 +60,7 @@ def test_a_run_leaves_the_files_of_the_contract(finished: Run) -> None:
 
 
 def test_a_run_names_its_directory_by_data_model_loss_and_settings(finished: Run) -> None:
-    assert re.fullmatch(r"manifest_unet3d_tversky_[0-9a-f]{8}", finished.folder.name)
+    assert re.fullmatch(r"manifest_unet3d_tversky_ce_[0-9a-f]{8}", finished.folder.name)
     assert finished.folder.name in finished.outcome.stdout
 
 
@@ -182,3 +182,18 @@ def test_a_run_keeps_the_precision_that_auto_meant_when_it_began(
     refused = train(finished.manifest, run, "trainer.precision=fp32")
     assert refused.status == 2
     assert 'trainer.precision was "bf16", now "fp32"' in refused.stderr
+
+
+def test_a_run_keeps_the_weights_that_auto_started_from(finished: Run, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished.folder, run)
+    config_file = run / "config.yaml"
+    settings = yaml.safe_load(config_file.read_text())
+    assert settings["trainer"]["init_from"] is None  # no synthetic network is as narrow
+
+    settings["trainer"]["init_from"] = str(finished.best)
+    config_file.write_text(yaml.safe_dump(settings))
+    assert train(finished.manifest, run).status == 0
+    refused = train(finished.manifest, run, "trainer.init_from=null")
+    assert refused.status == 2
+    assert "trainer.init_from" in refused.stderr
