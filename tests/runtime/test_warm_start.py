@@ -9,7 +9,7 @@ import torch
 from tversky_seg.models import UNet3D
 from tversky_seg.runtime import warm_start as module
 from tversky_seg.runtime.checkpoints import CheckpointError, save_checkpoint
-from tversky_seg.runtime.warm_start import checkpoint_file, warm_start
+from tversky_seg.runtime.warm_start import checkpoint_file, resolve_start, warm_start
 
 BEFORE = ("FLAIR", "T1", "T2")
 
@@ -120,3 +120,33 @@ def test_the_network_of_the_package_has_a_name(
     warm_start(network, "synthetic", modalities=BEFORE)
     assert torch.equal(first_weight(network), first_weight(source))
     assert checkpoint_file(tmp_path / "best.pt") == tmp_path / "best.pt"
+
+
+def test_auto_starts_from_synthesis_where_there_is_flair_and_the_weights_fit() -> None:
+    network = UNet3D(in_channels=2, out_channels=1)
+    assert resolve_start("auto", network, modalities=("FLAIR", "T1")) == "synthetic"
+    assert resolve_start("auto", network, modalities=("flair", "PD")) == "synthetic"
+    assert resolve_start("auto", network, modalities=("T1", "T2")) is None
+    two_classes = UNet3D(in_channels=1, out_channels=2)
+    assert resolve_start("auto", two_classes, modalities=("FLAIR",)) is None
+    narrow = UNet3D(in_channels=1, out_channels=1, width=8)
+    assert resolve_start("auto", narrow, modalities=("FLAIR",)) is None
+
+
+def test_auto_starts_from_nothing_in_a_copy_without_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "SYNTHETIC_FILE", tmp_path / "absent.pt")
+    network = UNet3D(in_channels=1, out_channels=1)
+    assert resolve_start("auto", network, modalities=("FLAIR",)) is None
+
+
+@pytest.mark.parametrize("path", [None, "runs/a/checkpoints/best.pt", "synthetic"])
+def test_other_starts_stay_as_they_are(path: str | None) -> None:
+    network = UNet3D(in_channels=1, out_channels=1)
+    assert resolve_start(path, network, modalities=("FLAIR",)) == path
+
+
+def test_the_package_s_network_fits_thick_slices_too() -> None:
+    network = UNet3D(in_channels=1, out_channels=1, strides=[[2, 2, 1], [2, 2, 1], [2, 2, 2]])
+    assert resolve_start("auto", network, modalities=("FLAIR",)) == "synthetic"

@@ -96,7 +96,7 @@ class Parts:
 
 def build_parts(cfg: DictConfig) -> Parts:
     """Build every part before any data are read, and check that they fit together."""
-    config.recall_precision(cfg)
+    config.recall_auto(cfg)
     data = with_modalities(config.build(cfg, "data"))
     config.resolve_voxel_settings(cfg, data)
     sampler = config.build(cfg, "sampler")
@@ -117,7 +117,9 @@ def build_parts(cfg: DictConfig) -> Parts:
         seed=cfg.seed,
         modalities=data.modalities,
     )
-    cfg.trainer.precision = trainer.precision  # the run keeps this word, not "auto"
+    # The run keeps these words, not "auto".
+    cfg.trainer.precision = trainer.precision
+    cfg.trainer.init_from = None if trainer.init_from is None else str(trainer.init_from)
     inference = config.build(cfg, "inference")
     inference = replace(inference, patch_size=inference.patch_size or sampler.patch_size)
     evaluate = config.build(cfg, "evaluation")

@@ -5,7 +5,7 @@ from tversky_seg.config.composed_config import check_config, plain, user_overrid
 from tversky_seg.config.entry_point import Command
 from tversky_seg.config.instantiate import build, build_network, check_network
 from tversky_seg.config.log import logger
-from tversky_seg.config.run_directory import open_run, recall_precision
+from tversky_seg.config.run_directory import open_run, recall_auto
 from tversky_seg.config.voxel_settings import resolve_voxel_settings
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "logger",
     "open_run",
     "plain",
-    "recall_precision",
+    "recall_auto",
     "resolve_voxel_settings",
     "user_overrides",
 ]

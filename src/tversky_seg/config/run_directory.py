@@ -20,6 +20,9 @@ from tversky_seg.runtime.files import write_text
 from tversky_seg.runtime.run_settings import differences, fingerprint
 
 CONFIG_FILE = "config.yaml"
+SETTLED_KEYS = ("precision", "init_from")
+"""Keys of the trainer whose "auto" is replaced by what it means when a run begins."""
+
 MOST_DIFFERENCES = 3
 """Further settings that differ are counted, not named."""
 
@@ -54,25 +57,29 @@ def open_run(cfg: DictConfig) -> Path:
     return output_dir
 
 
-def recall_precision(cfg: DictConfig) -> None:
-    """Replace trainer.precision=auto by the word of the run in `output_dir`, if there is one.
+def recall_auto(cfg: DictConfig) -> None:
+    """Replace "auto" by the word of the run in `output_dir`, if there is one, for SETTLED_KEYS.
 
-    A run keeps the precision that it began with, also on a machine where auto means another.
+    A run keeps the precision that it began with, also on a machine where auto means another, and
+    the weights that it started from, also in a version that would choose others.
 
     Args:
         cfg: Composed config of train.py, changed in place. An `output_dir` that is made from the
             settings is made from those of the command line, and set.
     """
-    if cfg.trainer.precision != "auto":
+    keys = [key for key in SETTLED_KEYS if cfg.trainer[key] == "auto"]
+    if not keys:
         return
     output_dir = run_directory(cfg)
     if not is_sweep():
         cfg.output_dir = str(output_dir)
     with suppress(OSError, yaml.YAMLError, UnicodeDecodeError):
         before = read_yaml(output_dir / "config.yaml")
-        # A file without a precision is refused, or written again, when the run is opened.
-        if isinstance(before, dict) and "precision" in (before.get("trainer") or {}):
-            cfg.trainer.precision = before["trainer"]["precision"]
+        settings = before.get("trainer") if isinstance(before, dict) else None
+        for key in keys:
+            # A file without the key is refused, or written again, when the run is opened.
+            if key in (settings or {}):
+                cfg.trainer[key] = settings[key]
 
 
 def run_directory(cfg: DictConfig) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ logger = logging.getLogger("tversky_seg")
 
 Weights = dict[str, Tensor]
 
+AUTO = "auto"
 SYNTHETIC = "synthetic"
-"""The name, in place of a file, of the network that the package carries."""
+"""Names in place of a file: the network that the package carries, and whether to start from it."""
+
+SYNTHETIC_NEEDS = "flair"
+"""Modality without which `auto` starts from nothing: lesions of multiple sclerosis shine on it."""
 
 SYNTHETIC_FILE = Path(__file__).parents[1] / "weights" / "synthetic.pt"
 
@@ -62,7 +67,67 @@ def warm_start(
     """
     if path is None:
         return
-    checkpoint = load_checkpoint(checkpoint_file(path))
+    start = _fit(load_checkpoint(checkpoint_file(path)), network, modalities=modalities)
+    if start.misfits and (is_strict or not start.fitting):
+        remedy = "expected weights of this network"
+        if start.fitting:
+            remedy = "expected the same network, or trainer.init_strict=false"
+        raise CheckpointError(
+            f"{path}: {len(start.misfits)} of its weights do not fit, {start.misfits[0]}; {remedy}"
+        )
+    if start.misfits:
+        logger.warning(
+            "%s: %d weights loaded, %d left out: %s",
+            path,
+            len(start.fitting),
+            len(start.misfits),
+            ", ".join(start.misfits),
+        )
+    for adapted in start.adapted:
+        logger.info("%s: %s", path, adapted)
+    # Not strict, because the misfits have been dealt with above.
+    network.load_state_dict(start.fitting, strict=False)
+
+
+def resolve_start(
+    path: str | Path | None, network: nn.Module, *, modalities: Sequence[str]
+) -> str | Path | None:
+    """Replace "auto" by "synthetic" or None; return anything else as it is.
+
+    It means the synthetic network where one of the modalities is FLAIR and all of its weights fit,
+    once they are adapted; otherwise nothing.
+    """
+    if path != AUTO:
+        return path
+    names = [name.casefold() for name in modalities]
+    if SYNTHETIC_NEEDS not in names or not SYNTHETIC_FILE.is_file():
+        return None
+    start = _fit(load_checkpoint(SYNTHETIC_FILE), network, modalities=modalities)
+    if start.misfits:
+        return None
+    logger.info(
+        "starting from a network that was trained on synthetic patients "
+        "(trainer.init_from=null: from nothing)"
+    )
+    return SYNTHETIC
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Weights of a checkpoint, adapted to a network.
+
+    Attributes:
+        fitting: Those that have the name and shape of one of the network.
+        misfits: What is wrong with each of the others.
+        adapted: What was adapted, a line each.
+    """
+
+    fitting: Weights
+    misfits: list[str]
+    adapted: list[str]
+
+
+def _fit(checkpoint: Mapping[str, Any], network: nn.Module, *, modalities: Sequence[str]) -> _Start:
     own = network.state_dict()
     preprocessing = checkpoint.get("preprocessing") or {}
     loaded, of_channels = adapt_channels(
@@ -75,26 +140,8 @@ def warm_start(
             fitting[name] = tensor
     names = dict.fromkeys((*own, *loaded))  # a set that keeps the order of the layers
     misfits = [_describe_misfit(name, loaded, own) for name in names if name not in fitting]
-    if misfits and (is_strict or not fitting):
-        remedy = "expected weights of this network"
-        if fitting:
-            remedy = "expected the same network, or trainer.init_strict=false"
-        raise CheckpointError(
-            f"{path}: {len(misfits)} of its weights do not fit, {misfits[0]}; {remedy}"
-        )
-    if misfits:
-        logger.warning(
-            "%s: %d weights loaded, %d left out: %s",
-            path,
-            len(fitting),
-            len(misfits),
-            ", ".join(misfits),
-        )
-    for adapted in (of_channels, of_kernels):
-        if adapted:
-            logger.info("%s: %s", path, adapted)
-    # Not strict, because the misfits have been dealt with above.
-    network.load_state_dict(fitting, strict=False)
+    adapted = [line for line in (of_channels, of_kernels) if line]
+    return _Start(fitting, misfits, adapted)
 
 
 def adapt_channels(

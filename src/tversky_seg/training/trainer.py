@@ -29,7 +29,7 @@ from tversky_seg.runtime.devices import (
 from tversky_seg.runtime.distributed import any_process, rank, wrap_ddp
 from tversky_seg.runtime.preemption import Preempted, defer_signals
 from tversky_seg.runtime.trackers import check_trackers
-from tversky_seg.runtime.warm_start import warm_start
+from tversky_seg.runtime.warm_start import resolve_start, warm_start
 from tversky_seg.training.compiling import is_compilable, should_compile
 from tversky_seg.training.cuda_graph import graphed
 from tversky_seg.training.ema import WeightAverage
@@ -111,9 +111,10 @@ class Trainer:
     """Hours since the command began after which the run stops, to be resumed. None: no limit."""
 
     init_from: Path | str | None = None
-    """Checkpoint whose weights to start from; `synthetic`: the one that
-    `scripts/dev/synthetic_start.py` has made. The first layer is adapted to other modalities,
-    kernels to thick slices, and the log says so."""
+    """Checkpoint whose weights to start from; `synthetic`: the network that the package carries,
+    trained on synthetic patients. The first layer is adapted to other modalities, kernels to thick
+    slices, and the log says so. `auto` is replaced by `synthetic` where a modality is FLAIR and the
+    weights fit, otherwise by None."""
 
     init_strict: bool = True
     """Whether all of these weights must fit. If not, the others are left out and listed."""
@@ -176,6 +177,7 @@ class Trainer:
         resolve_n_workers(self.n_workers, self.torch_device)
         self.precision = resolve_precision(self.precision, self.torch_device)
         self.schedule(0, self.max_steps)
+        self.init_from = resolve_start(self.init_from, self.model, modalities=self.modalities)
         warm_start(
             self.model, self.init_from, is_strict=self.init_strict, modalities=self.modalities
         )
