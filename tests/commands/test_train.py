@@ -110,7 +110,7 @@ def test_the_checkpoint_holds_plain_values_and_the_bare_network(finished: Run) -
     checkpoint = torch.load(finished.best, weights_only=True)
     assert {"model", "optimizer", "schedule", "step", "config", "threshold"} <= checkpoint.keys()
     assert not [name for name in checkpoint["model"] if name.startswith(("module.", "_orig_mod."))]
-    assert checkpoint["config"]["loss"]["_target_"] == "tversky_seg.losses.TverskyLoss"
+    assert checkpoint["config"]["loss"]["_target_"] == "tversky_seg.losses.TverskyCrossEntropyLoss"
 
 
 def test_the_run_is_evaluated_at_the_threshold_chosen_on_validation(finished: Run) -> None:

@@ -45,7 +45,7 @@ def test_the_rows_of_papers_have_a_page_of_their_own() -> None:
 
 def test_a_group_is_described_with_the_keys_of_each_choice() -> None:
     page = call("train", "--help", "loss").stdout
-    assert page.startswith("loss=CHOICE (tversky by default)")
+    assert page.startswith("loss=CHOICE (tversky_ce by default)")
     assert re.search(r"  loss.alpha=null +weight of false positives", page)
     page = call("train", "--help", "lesion_term").stdout
     assert "lesion_term.max_distance_mm=5.0" in page
