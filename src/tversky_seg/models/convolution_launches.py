@@ -37,9 +37,9 @@ WEIGHT = "weight"
 BLOCKS: dict[object, Blocks] = {
     (16, 16): Blocks(rows=64, planes=32),
     (32, 16): Blocks(rows=64, planes=32),
-    (16, 32): Blocks(rows=64, planes=32),
+    (16, 32): Blocks(rows=128, planes=0, depth=2, n_stages=3),
     (32, 32): Blocks(rows=128, planes=0, depth=2, n_warps=8),
-    WEIGHT: Blocks(rows=64, planes=128, n_warps=8),
+    WEIGHT: Blocks(rows=64, planes=128, n_stages=2),
 }
 """By the channels of the features and of the result: few enough numbers to stay in registers."""
 OLDER_BLOCKS: dict[object, Blocks] = {
