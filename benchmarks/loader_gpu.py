@@ -2,25 +2,31 @@
 
     python benchmarks/loader_gpu.py [--side 128] [--steps 40] [--seconds 60]
 
-Batches of two patches with 3 channels, of synthetic cases of 1 mm with small lesions. First, within
-seconds, where the time of a batch goes: reading and packing in one process; two workers that do
-nothing else, through the ring and through new shared memory for each batch that is then
-page-locked; taking over a batch that lies ready; the copy to the GPU; and the changes there. Only
-what takes longer than a step delays it: the rate of the workers, and the sum of what this process
-does. Then the augmentation alone: the samples of a batch lie in page-locked memory; timed are the
-copy to the GPU, the changes and the stacking, by the clock of the GPU while the host runs ahead,
-and on the host, which only launches them; the kernels by themselves are what a step beside them
-loses. Then steps of the default U-Net in bf16 (Tversky loss, AdamW, CUDA graph), each read one step
-late as the trainer does: with one batch that lies on the
-device, and with the loader. What the latter takes more is the wait for data. With --device cpu,
-which needs no GPU, the rows of workers and packing still hold; nothing is page-locked or copied.
+Batches of two patches with 3 channels, of synthetic cases of 1 mm with small lesions. By importance
+(no loop begins after --seconds):
+
+1. Two workers that do nothing else, their batches through the ring; and the same with the copy to
+   the GPU and the changes there.
+2. Steps of the default U-Net in bf16 (Tversky loss, AdamW, CUDA graph), each read one step late as
+   the trainer does: with one batch that lies on the device, and with the loader. What the latter
+   takes more is the wait for data. The default augmentation with 2 workers is never left out.
+3. Where the rest of the time goes: new shared memory for each batch, page-locked then, in place of
+   the ring; and, in one process, reading, packing, the copy to the GPU and the changes. Only what
+   takes longer than a step delays it: the rate of the workers, and the sum of what this process
+   does.
+4. The augmentation alone: the samples of a batch lie in page-locked memory; timed are the copy to
+   the GPU, the changes and the stacking, by the clock of the GPU while the host runs ahead, and on
+   the host, which only launches them; the kernels by themselves are what a step beside them loses.
+5. Steps with other augmentations and numbers of workers.
+
+With --device cpu, which needs no GPU, nothing is trained, page-locked or copied.
 """
 
 import argparse
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from functools import partial
 from itertools import islice, repeat
@@ -53,7 +59,8 @@ N_BATCHES = 16
 HOLD_CYCLES = 16_000_000
 """Cycles for which the device is held up: 8 ms at 2 GHz, longer than the host needs for a batch."""
 NAMES = ("none", "default", "strong", "growth")
-LOOPS = (("default", 2), ("none", 2), ("default", 8), ("strong", 2), ("default", 0), ("growth", 8))
+FIRST_LOOPS = (("default", 2), ("default", 8))
+OTHER_LOOPS = (("none", 2), ("strong", 2), ("default", 0), ("growth", 8))
 """Augmentation and workers, by importance."""
 
 
@@ -146,7 +153,7 @@ def workers_alone(batches: PatchBatches, *, with_ring: bool) -> Iterator[str]:
 
     take(0, n_warm_up)
     rate = take(n_warm_up, n_timed)
-    time.sleep(1)  # until all that is computed ahead lies ready
+    time.sleep(0.5)  # until all that is computed ahead lies ready
     ready = take(n_warm_up + n_timed, n_ready)
     way = "through the ring" if with_ring else "in new shared memory, page-locked"
     yield f"| two workers alone, {way} | {rate:.2f} |"
@@ -231,6 +238,57 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def print_table(columns: tuple[str, ...], lines: Iterable[str]) -> None:
+    """Print lines as they come, below the head of a table."""
+    print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for line in lines:
+        print(line, flush=True)
+
+
+class Loops:
+    """Loops of training steps, beside the step on one batch that lies on the device.
+
+    Args:
+        cases: What the batches are cut from.
+        options: The command line.
+        stop: Time, by the monotonic clock, after which no loop begins.
+    """
+
+    def __init__(
+        self, cases: list[PreparedCase], options: argparse.Namespace, *, stop: float
+    ) -> None:
+        self.cases, self.options, self.stop = cases, options, stop
+        self.device = torch.device(options.device)
+        self.trainer = Trainer(
+            model=UNet3D(in_channels=N_CHANNELS, out_channels=1),
+            loss=TverskyLoss(),
+            device=options.device,
+            precision="auto",
+        )
+        batches = batches_of("none", cases, side=options.side)
+        (held,) = load_batches(batches, start=0, stop=1, device=self.device)
+        self.trainer.network = self.trainer._prepare_network()
+        self.trainer.use_graph(held)
+        # First the algorithms of the convolutions are chosen, and nothing is timed.
+        steps_ms(self.trainer, repeat(held), 2)
+        self.bare_ms = steps_ms(self.trainer, repeat(held), options.steps)
+
+    def __str__(self) -> str:
+        words = self.trainer.precision + (", CUDA graph" if self.trainer.is_graphed else "")
+        return f"A step ({words}) on one batch on the device: {self.bare_ms:.2f} ms."
+
+    def line(self, name: str, n_workers: int, *, is_certain: bool = False) -> str:
+        """Time steps with the loader, or say that the time is over."""
+        if time.monotonic() > self.stop and not is_certain:
+            return f"| {name} | {n_workers} | left out: the time is over | | |"
+        batches = batches_of(name, self.cases, side=self.options.side)
+        loaded = load_batches(batches, start=0, stop=10**6, n_workers=n_workers, device=self.device)
+        took_ms = steps_ms(self.trainer, loaded, self.options.steps)
+        wait_ms = took_ms - self.bare_ms
+        share = 100 * wait_ms / self.bare_ms
+        return f"| {name} | {n_workers} | {took_ms:.2f} | {wait_ms:.2f} | {share:+.1f} % |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -242,59 +300,35 @@ def main() -> None:
     options = parser.parse_args()
     started = time.monotonic()
     device = torch.device(options.device)
-    shape = tuple(options.side * n // 16 for n in (20, 24, 20))
+    side = options.side
+    shape = tuple(side * n // 16 for n in (20, 24, 20))
     cases = [synthetic_case(seed, shape) for seed in range(2)]
     card = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
-    print(
-        f"{card}, torch {torch.__version__}, {date.today()}, 2 x {N_CHANNELS} x {options.side}^3\n"
-    )
-    print("| part of a batch, default augmentation | ms |\n|---|---|")
-    batches = batches_of("default", cases, side=options.side)
-    for with_ring in (True, False):
-        for line in workers_alone(batches, with_ring=with_ring):
-            print(line, flush=True)
+    print(f"{card}, torch {torch.__version__}, {date.today()}, 2 x {N_CHANNELS} x {side}^3")
+
+    batches = batches_of("default", cases, side=side)
+    of_a_batch = ("part of a batch, default augmentation", "ms")
+    print_table(of_a_batch, workers_alone(batches, with_ring=True))
     print(loaded_alone(batches, device), flush=True)
+    print(f"\nAfter {time.monotonic() - started:.0f} s.", flush=True)
+
+    of_a_loop = ("augmentation", "workers", "ms a step", "wait", "of the bare step")
+    loops = None
+    if device.type == "cuda":
+        loops = Loops(cases, options, stop=started + options.seconds)
+        print(f"\n{loops}", flush=True)
+        lines = (loops.line(*loop, is_certain=loop == FIRST_LOOPS[0]) for loop in FIRST_LOOPS)
+        print_table(of_a_loop, lines)
+        print(f"\nAfter {time.monotonic() - started:.0f} s.", flush=True)
+
+    print_table(of_a_batch, workers_alone(batches, with_ring=False))
     for line in parts_of_a_batch(batches, device):
         print(line, flush=True)
-    print(f"\nAfter {time.monotonic() - started:.0f} s.\n", flush=True)
-
-    print("| augmentation of a batch | ms | host ms | its kernels ms | MiB copied |")
-    print("|---|---|---|---|---|")
-    for name in NAMES:
-        batches = batches_of(name, cases, side=options.side)
-        print(augmentation_line(batches, name, device), flush=True)
-
-    trainer = Trainer(
-        model=UNet3D(in_channels=N_CHANNELS, out_channels=1),
-        loss=TverskyLoss(),
-        device=options.device,
-        precision="auto",
-    )
-    (held,) = load_batches(
-        batches_of("none", cases, side=options.side), start=0, stop=1, device=device
-    )
-    trainer.network = trainer._prepare_network()
-    trainer.use_graph(held)
-    # First the algorithms of the convolutions are chosen, and nothing is timed.
-    steps_ms(trainer, repeat(held), 2)
-    bare = steps_ms(trainer, repeat(held), options.steps)
-    words = trainer.precision + (", CUDA graph" if trainer.is_graphed else "")
-    print(f"\nA step ({words}) on one batch on the device: {bare:.2f} ms.\n")
-    print("| augmentation | workers | ms a step | wait | of the bare step |\n|---|---|---|---|---|")
-    for name, n_workers in LOOPS:
-        if time.monotonic() - started > options.seconds:
-            print(f"| {name} | {n_workers} | left out: the time is over | | |")
-            continue
-        batches = batches_of(name, cases, side=options.side)
-        loaded = load_batches(batches, start=0, stop=10**6, n_workers=n_workers, device=device)
-        milliseconds = steps_ms(trainer, loaded, options.steps)
-        del loaded
-        share = milliseconds / bare - 1
-        print(
-            f"| {name} | {n_workers} | {milliseconds:.2f} | {milliseconds - bare:.2f} "
-            f"| {100 * share:+.1f} % |",
-            flush=True,
-        )
+    columns = ("augmentation of a batch", "ms", "host ms", "its kernels ms", "MiB copied")
+    lines = (augmentation_line(batches_of(name, cases, side=side), name, device) for name in NAMES)
+    print_table(columns, lines)
+    if loops is not None:
+        print_table(of_a_loop, (loops.line(*loop) for loop in OTHER_LOOPS))
 
 
 if __name__ == "__main__":
