@@ -3,10 +3,12 @@
 #
 #   scripts/gpu_check.sh [REPORT.md [OPEN_MS_DATA]] [--only NAME,NAME] [--seconds 480]
 #
-# Sections, by importance: steps, tests, losses, loader, prediction, run, norm, and with its folder
-# pair. Each may fail alone and has a time limit of its own, in proportion to --seconds; none begins
-# after these. What a section prints goes to the page and to the terminal at once, so that nothing
-# is lost when this is cut off. PYTHON names the interpreter; the project may be installed in it or be on PYTHONPATH.
+# Sections, by importance: steps, tests, losses, loader, prediction, convolution, run, norm, and with
+# its folder pair. Each may fail alone and has a time limit of its own, in proportion to --seconds
+# but not below 30, since kernels are compiled before the first figure; none begins after these.
+# What a section prints goes to the page and to the terminal at once, so that nothing is lost when
+# this is cut off. PYTHON names the interpreter; the project may be installed in it or be on
+# PYTHONPATH.
 # COMMIT names the commit where there is no git.
 #
 # Exit status: 0 all passed, 1 something failed (the page says what), 2 no CUDA device.
@@ -43,7 +45,7 @@ write() {
   printf '%b\n' "$1" | tee -a "$report"
 }
 
-# Run a command for at most LIMIT of 480 seconds; what it prints is Markdown, or goes into a block.
+# Run a command for at most LIMIT of 480 seconds, or 30; what it prints is Markdown, or goes into a block.
 #   section NAME LIMIT TITLE TARGETS text|markdown COMMAND...
 section() {
   local name=$1 limit=$2 title=$3 targets=$4 kind=$5
@@ -65,6 +67,7 @@ section() {
     write '```'
   fi
   limit=$((limit * seconds / 480))
+  limit=$((limit > 30 ? limit : 30))
   # pytest answers this signal by its summary.
   timeout --signal=INT --kill-after=10 $((limit < left ? limit : left)) "$@" 2>> "$runs/errors" | tee -a "$report"
   local status=${PIPESTATUS[0]}
@@ -140,18 +143,21 @@ section steps 190 "Training steps" \
 
 # Several processes: most of the time goes into the compilation of kernels.
 # shellcheck disable=SC2086
-section tests 120 "Tests marked gpu" "all pass" \
+section tests 150 "Tests marked gpu" "all pass" \
   text "$python" -m pytest -q -m gpu -n auto --maxprocesses 8 --timeout 90 -p no:cacheprovider -p no:benchmark --tb=short -o filterwarnings=default $gpu_tests
 
 section losses 40 "Losses" "Tversky, Dice and focal at most 0.6 ms each, forward and backward at 2 x 128^3" \
   markdown "$python" benchmarks/losses.py --device cuda --compiled
 
-section loader 60 "Augmentation and waiting for data" \
+section loader 60 "Waiting for data and augmentation" \
   "a batch of 2 at 128^3: default 3 ms, strong 6, growth 6; 2 workers wait at most 3 % of the time" \
   markdown "$python" benchmarks/loader_gpu.py --seconds $((40 * seconds / 480))
 
 section prediction 60 "Prediction" "150 x 182 x 150 by windows of 96^3 in bf16: at most 0.7 of MONAI's time" \
   markdown "$python" benchmarks/inference.py --device cuda --seconds $((35 * seconds / 480))
+
+section convolution 30 "Convolutions" "each faster than cuDNN's, and the blocks that win are those of models/convolution_launches.py" \
+  markdown "$python" benchmarks/convolution_gpu.py --seconds 20
 
 section run 120 "Default run" "ends with status 0" \
   text bash -c 'train default'
