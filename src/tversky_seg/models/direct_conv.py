@@ -1,7 +1,8 @@
 """A 3^3 convolution of 16 or 32 channels by kernels of our own, on a GPU in half precision.
 
 For so few channels cuDNN reads a voxel from memory for each of 27 taps: on an H100, 16 channels at
-nine times 96^3 voxels took it 1.63 ms in bf16, of which the bytes need 0.17 and the sums 0.15.
+nine times 96^3 voxels take it 1.96 ms in bf16, of which the bytes need 0.17 and the sums 0.15; the
+kernels take 0.51 (benchmarks/convolution_gpu.py).
 """
 
 from __future__ import annotations
