@@ -1,14 +1,16 @@
 """The start from other weights: modalities by name, thick slices, the file of the package."""
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tversky_seg.models import UNet3D
 from tversky_seg.runtime import warm_start as module
-from tversky_seg.runtime.checkpoints import CheckpointError, save_checkpoint
+from tversky_seg.runtime.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from tversky_seg.runtime.warm_start import checkpoint_file, resolve_start, warm_start
 
 BEFORE = ("FLAIR", "T1", "T2")
@@ -150,3 +152,12 @@ def test_other_starts_stay_as_they_are(path: str | None) -> None:
 def test_the_package_s_network_fits_thick_slices_too() -> None:
     network = UNet3D(in_channels=1, out_channels=1, strides=[[2, 2, 1], [2, 2, 1], [2, 2, 2]])
     assert resolve_start("auto", network, modalities=("FLAIR",)) == "synthetic"
+
+
+def test_the_package_s_file_is_small_and_names_no_folder_of_its_maker() -> None:
+    assert module.SYNTHETIC_FILE.stat().st_size < 3_000_000
+    checkpoint = load_checkpoint(module.SYNTHETIC_FILE)
+    assert checkpoint["preprocessing"]["modalities"] == ["FLAIR", "T1", "T2"]
+    assert checkpoint["config"]["output_dir"] is None
+    settings = yaml.safe_dump(checkpoint["config"])
+    assert not re.search(r"/(tmp|work|home|root)\b", settings)
