@@ -75,10 +75,10 @@ def recall_auto(cfg: DictConfig) -> None:
         cfg.output_dir = str(output_dir)
     with suppress(OSError, yaml.YAMLError, UnicodeDecodeError):
         before = read_yaml(output_dir / "config.yaml")
-        settings = before.get("trainer") if isinstance(before, dict) else None
+        settings: Any = before.get("trainer") if isinstance(before, dict) else None
         for key in keys:
             # A file without the key is refused, or written again, when the run is opened.
-            if key in (settings or {}):
+            if isinstance(settings, dict) and key in settings:
                 cfg.trainer[key] = settings[key]
 
 
