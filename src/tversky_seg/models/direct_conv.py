@@ -60,7 +60,9 @@ def direct_convolution(features: Tensor, weight: Tensor, bias: Tensor | None) ->
     Returns:
         (B, C_out, X, Y, Z) in the type of the features, channels last; sums are float32.
     """
-    return _DirectConvolution.apply(features, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+    return _DirectConvolution.apply(  # type: ignore[no-any-return, no-untyped-call]
+        features, weight, bias
+    )
 
 
 class _DirectConvolution(torch.autograd.Function):

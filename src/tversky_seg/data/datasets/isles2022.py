@@ -55,9 +55,12 @@ def find_isles2022(root: Path) -> list[Case]:
 
 
 def _images(session: Path, stem: str) -> dict[str, Path]:
-    stems = {}
+    stems: dict[str, list[str]] = {}
     for modality, ends in STEMS.items():
-        stems[modality] = [f"{folder}/{stem}_{end}" for folder in FOLDERS for end in ends]
+        stems[modality] = []
+        # Folder before ending: `find_images` takes the first name that exists.
+        for folder in FOLDERS:
+            stems[modality] += [f"{folder}/{stem}_{end}" for end in ends]
     return find_images(session, stems)
 
 
