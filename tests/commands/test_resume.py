@@ -16,7 +16,7 @@ import pytest
 from helpers.cohorts import MODALITIES, write_rows
 from helpers.command_line import ROOT, SMALL, train
 from helpers.runs import Run, assert_same_results, contents, rows_of
-from tversky_seg.evaluation import evaluator as evaluation
+from tversky_seg.evaluation import evaluation_folder as evaluation
 from tversky_seg.inference import case_predictor as inference
 from tversky_seg.runtime import checkpoints
 from tversky_seg.training import validation

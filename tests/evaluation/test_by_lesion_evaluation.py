@@ -25,9 +25,13 @@ PARTS = ("mean", "ci95", "pooled", "undefined")
 @pytest.fixture
 def cohort(tmp_path, monkeypatch):
     """A cohort whose evaluation leaves out the figures and the report, which is faster."""
-    monkeypatch.setattr("tversky_seg.evaluation.evaluator.as_png", lambda figure: b"")
-    monkeypatch.setattr("tversky_seg.evaluation.evaluator.choose_cases", lambda *_, **__: {})
-    monkeypatch.setattr("tversky_seg.evaluation.evaluator.write_report", lambda *_, **__: None)
+    monkeypatch.setattr("tversky_seg.evaluation.evaluation_folder.as_png", lambda figure: b"")
+    monkeypatch.setattr(
+        "tversky_seg.evaluation.evaluation_folder.choose_cases", lambda *_, **__: {}
+    )
+    monkeypatch.setattr(
+        "tversky_seg.evaluation.evaluation_folder.write_report", lambda *_, **__: None
+    )
     return Cohort(tmp_path)
 
 

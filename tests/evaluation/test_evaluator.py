@@ -26,6 +26,7 @@ from helpers.runs import contents
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.evaluation import METRICS, LesionRule, evaluate
+from tversky_seg.evaluation.criteria import Criteria
 from tversky_seg.evaluation.evaluator import evaluate_cohort
 from tversky_seg.evaluation.saved_predictions import open_predictions
 from tversky_seg.metrics import compute_metrics, lesion_counts
@@ -64,9 +65,13 @@ def drawing_cohort(tmp_path):
 @pytest.fixture
 def cohort(drawing_cohort, monkeypatch):
     """A cohort whose evaluation leaves out the figures and the report, which is faster."""
-    monkeypatch.setattr("tversky_seg.evaluation.evaluator.as_png", lambda figure: b"")
-    monkeypatch.setattr("tversky_seg.evaluation.evaluator.choose_cases", lambda *_, **__: {})
-    monkeypatch.setattr("tversky_seg.evaluation.evaluator.write_report", lambda *_, **__: None)
+    monkeypatch.setattr("tversky_seg.evaluation.evaluation_folder.as_png", lambda figure: b"")
+    monkeypatch.setattr(
+        "tversky_seg.evaluation.evaluation_folder.choose_cases", lambda *_, **__: {}
+    )
+    monkeypatch.setattr(
+        "tversky_seg.evaluation.evaluation_folder.write_report", lambda *_, **__: None
+    )
     return drawing_cohort
 
 
@@ -540,7 +545,9 @@ def test_an_interrupted_evaluation_leaves_the_earlier_files(cohort, monkeypatch)
     cohort.add(0)
     cohort.evaluate()
     before = {path.name: path.read_bytes() for path in cohort.output_dir.iterdir()}
-    monkeypatch.setattr("tversky_seg.evaluation.evaluator.write_report", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(
+        "tversky_seg.evaluation.evaluation_folder.write_report", lambda *_, **__: 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         cohort.evaluate(threshold=0.1)
     assert {path.name: path.read_bytes() for path in cohort.output_dir.iterdir()} == before
@@ -996,14 +1003,11 @@ def test_what_is_kept_does_not_grow_with_the_voxels_of_the_cases(cohort):
     for seed in range(3):
         cohort.add(seed)
     source = open_predictions(cohort.predictions)
-    settings = {
-        "rule": LesionRule(),
-        "tolerance_mm": 1.0,
-        "lesion_file": cohort.folder / "lesions.csv",
-    }
-    sizes = [
-        len(pickle.dumps(evaluate_cohort(source, cohort.cases[:n], **settings))) for n in (1, 2, 3)
-    ]
+    lesion_file = cohort.folder / "lesions.csv"
+    sizes = []
+    for n in (1, 2, 3):
+        kept = evaluate_cohort(source, cohort.cases[:n], Criteria(), lesion_file=lesion_file)
+        sizes.append(len(pickle.dumps(kept)))
     # Less than a byte for each voxel of a case, and no array of levels.
     assert max(np.diff(sizes)) < np.prod(SHAPE)
 

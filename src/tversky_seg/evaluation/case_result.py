@@ -15,6 +15,7 @@ from tversky_seg.data.case import Case
 from tversky_seg.data.nifti import Volume, read_label, read_volume
 from tversky_seg.data.preprocessing.rater_votes import majority, staple
 from tversky_seg.evaluation.brain_regions import is_mni, regions_of_lesions
+from tversky_seg.evaluation.criteria import Criteria
 from tversky_seg.evaluation.saved_predictions import (
     Prediction,
     Predictions,
@@ -99,43 +100,40 @@ class CaseResult:
 def evaluate_case(
     source: Predictions,
     case: Case,
-    *,
-    rule: LesionRule,
-    tolerance_mm: float,
-    by_lesion: LesionSettings,
-    consensus: str = "majority",
+    criteria: Criteria,
 ) -> CaseResult:
     """Evaluate the saved prediction of one case on the grid of its label.
 
     Args:
         source: Folder of predictions.
         case: Case with a label.
-        rule: Rule of what a lesion is and when it counts as detected.
-        tolerance_mm: Distance up to which surfaces agree, for the surface Dice.
-        by_lesion: Settings of the metrics by lesion, which raters do not get.
-        consensus: "majority" or "staple": how the raters' consensus is made, where the label is
-            none.
+        criteria: What it is measured by.
 
     Raises:
         DataError: The prediction or a label is missing, damaged or on another grid, or a label
             holds values that belong to no class.
     """
     reference, labels, ignored = _read_labels(case, source)
+    rule = criteria.rule
     evaluate = partial(
-        evaluate_class, spacing_mm=reference.spacing_mm, rule=rule, tolerance_mm=tolerance_mm
+        evaluate_class,
+        spacing_mm=reference.spacing_mm,
+        rule=rule,
+        tolerance_mm=criteria.tolerance_mm,
     )
     result = CaseResult(case, reference.affine, classes={}, raters={})
     for name, values in source.classes.items():
         # Each class is a mask of its own, so that nested classes need no special case.
         prediction = source.read(case, name, reference=reference)
         drawn = {number: np.isin(label.data, values) for number, label in labels.items()}
-        of_class = evaluate(prediction, drawn[1], ignored=ignored[1], by_lesion=by_lesion)
+        of_class = evaluate(prediction, drawn[1], ignored=ignored[1], by_lesion=criteria.by_lesion)
         if is_mni(case.space):
             mask, target = (_without(each, ignored[1]) for each in (prediction.mask, drawn[1]))
             of_class = _with_regions(of_class, mask, target, reference.affine, rule=rule)
         result.classes[name] = of_class
         if len(drawn) > 1:
-            _add_raters(result, name, prediction, drawn, ignored, evaluate, method=consensus)
+            method = criteria.consensus
+            _add_raters(result, name, prediction, drawn, ignored, evaluate, method=method)
         single = _single_raters(case, drawn)
         if len(single) > 1:
             pairs = _between_raters(single, ignored, spacing_mm=reference.spacing_mm, rule=rule)
