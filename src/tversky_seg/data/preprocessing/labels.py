@@ -26,7 +26,8 @@ from tversky_seg.data.grids import (
     voxel_ratio,
 )
 from tversky_seg.data.nifti import Volume, read_label, read_volume
-from tversky_seg.data.preprocessing.note import Note
+from tversky_seg.data.preprocessing.note import OUTSIDE_BRAIN, OUTSIDE_CROP, Note
+from tversky_seg.data.preprocessing.prepared_case import rater_array
 from tversky_seg.data.preprocessing.reference_grid import ReferenceGrid, align_mask
 from tversky_seg.metrics.masks import bounding_box
 
@@ -246,6 +247,33 @@ def list_lesions(target: Bools | None) -> tuple[dict[str, NDArray[Any]], tuple[i
         "lesion_offsets": np.concatenate([[0], *sizes]).cumsum(dtype=np.int64),
     }
     return arrays, tuple(len(class_sizes) for class_sizes in sizes)
+
+
+def list_lesions_of_raters(
+    targets: Sequence[Bools],
+) -> tuple[dict[str, NDArray[Any]], list[tuple[int, ...]]]:
+    """List the lesions of the label and of each rater; arrays by name, and numbers of lesions."""
+    arrays: dict[str, NDArray[Any]] = {}
+    n_lesions = []
+    for rater, target in enumerate(targets or [None]):
+        lesions, n_of_rater = list_lesions(target)
+        for name, array in lesions.items():
+            arrays[rater_array(name, rater)] = array
+        n_lesions.append(n_of_rater)
+    return arrays, n_lesions
+
+
+def notes_on_lesions(targets: Sequence[Bools], box: Box, inside: Bools) -> list[Note]:
+    """Note lesion voxels outside the brain, and those that the crop cuts off."""
+    notes = []
+    for target in targets:
+        cropped = target[:, *box]
+        if (cropped.any(axis=0) & ~inside).any():
+            notes.append(Note(OUTSIDE_BRAIN, "label", "lesion voxels outside the brain", "kept"))
+        if np.count_nonzero(cropped) < np.count_nonzero(target):
+            found = "lesion voxels beyond the box around data.crop_values"
+            notes.append(Note(OUTSIDE_CROP, "label", found, "cut off"))
+    return notes
 
 
 def _components(target: Bools) -> NDArray[np.int32]:

@@ -18,18 +18,26 @@ from numpy.typing import NDArray
 from tversky_seg.data.case import Case, missing_modalities, modalities_of
 from tversky_seg.data.dataset import Dataset, survey_cases
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.grids import Bools, Box, Geometry, Shape, network_grid
+from tversky_seg.data.grids import Bools, Box, network_grid
 from tversky_seg.data.nifti import read_grid
 from tversky_seg.data.nifti_header import MAX_VOXELS
+from tversky_seg.data.preprocessing.image import (
+    flat_indices,
+    insert_missing,
+    stack,
+    stretch,
+    union_of_foregrounds,
+)
 from tversky_seg.data.preprocessing.labels import (
     LabelReader,
     box_around,
     labels_to_read,
-    list_lesions,
+    list_lesions_of_raters,
+    notes_on_lesions,
 )
-from tversky_seg.data.preprocessing.modality import LARGEST_INT16, Channel, read_brain, read_channel
-from tversky_seg.data.preprocessing.note import OUTSIDE_BRAIN, OUTSIDE_CROP, Note
-from tversky_seg.data.preprocessing.prepared_case import PreparedCase, rater_array
+from tversky_seg.data.preprocessing.modality import Channel, read_brain, read_channel
+from tversky_seg.data.preprocessing.note import Note
+from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.data.preprocessing.rater_votes import staple
 from tversky_seg.data.preprocessing.reference_grid import ReferenceGrid
 from tversky_seg.data.preprocessing.spacing import common_spacing, median_spacing
@@ -205,55 +213,40 @@ def preprocess_quietly(case: Case, settings: Preprocessing) -> PreparedCase:
     if case.brain_mask is not None:
         brain = read_brain(case.brain_mask, grid, notes)
     channels = _read_channels(case, settings, grid, brain, notes)
-    foreground = _union(channels, grid.shape) if brain is None else brain
+    foreground = brain
+    if foreground is None:
+        foreground = union_of_foregrounds(channels, grid.shape)
     targets, ignored, votes = _read_targets(case, settings, grid, notes)
     box = _crop(case, settings, grid, foreground, targets)
-    inside = np.ascontiguousarray(foreground[box])
+    inside = _cropped(foreground, box)
     # Whole volumes are let go as soon as they are cropped: memory decides how many workers fit.
     del foreground, brain
     scales = np.array([channel.scale for channel in channels], dtype=np.float32)
-    image = _stack(channels, box, inside)
+    image = stack(channels, box, inside)
     if settings.normalization == "window_minmax":
-        scales = _stretch(image, inside)
+        scales = stretch(image, inside)
     # While the targets are whole: the crop may cut lesions off.
-    notes += _notes_on_lesions(targets, box, inside)
-    targets = [np.ascontiguousarray(target[:, *box]) for target in targets]
-    if votes is not None:
-        votes = np.ascontiguousarray(votes[:, *box])
-    arrays: dict[str, NDArray[Any]] = {"image": image, "foreground_voxels": _flat_indices(inside)}
-    if ignored is not None:
-        ignored = np.ascontiguousarray(ignored[box])
-        arrays["ignored"] = ignored.view(np.uint8)
-        arrays["counted_voxels"] = _flat_indices(inside & ~ignored)
-    del inside
+    notes += notes_on_lesions(targets, box, inside)
+    targets = [_cropped(target, box) for target in targets]
+    arrays = {"image": image, **_arrays_of_voxels(inside, ignored, votes, box)}
     n_raters = 0
     if votes is not None:
-        arrays["votes"] = votes
         n_raters = len(case.raters)
-    present = modalities_of(case, settings.modalities)
-    missing = _missing_channels(settings.modalities, present)
+    del inside, ignored, votes
+    missing = _missing_channels(settings.modalities, modalities_of(case, settings.modalities))
     if missing:
-        arrays["image"] = image = np.insert(image, _places(missing), 0, axis=0)
-        scales = np.insert(scales, _places(missing), np.float32(1))
-    lesions, n_lesions = _list_lesions_of_raters(targets)
-    x, y, z = (side.start for side in box)
-    i, j, k = image.shape[1:]
+        image, scales = insert_missing(image, scales, missing)
+        arrays["image"] = image
+    lesions, n_lesions = list_lesions_of_raters(targets)
     return PreparedCase(
         case_id=case.case_id,
         subject_id=case.subject_id,
-        geometry=Geometry(
-            input_shape=grid.input_shape,
-            input_affine=grid.input_affine,
-            full_shape=grid.shape,
-            full_affine=grid.affine,
-            crop_start=(x, y, z),
-            shape=(i, j, k),
-        ),
+        geometry=grid.cropped_to(box),
         image_scale=scales,
         n_lesions=n_lesions[0],
         notes=tuple(dict.fromkeys(notes)),  # each once, in order
         rater_lesions=tuple(n_lesions[1:]),
-        has_ignored=ignored is not None,
+        has_ignored="ignored" in arrays,
         missing=missing,
         n_raters=n_raters,
         arrays={**arrays, **lesions},
@@ -325,22 +318,6 @@ def _missing_channels(modalities: Sequence[str], present: Sequence[str]) -> tupl
     return tuple(number for number, name in enumerate(modalities) if name not in present)
 
 
-def _places(missing: Sequence[int]) -> list[int]:
-    """Say where in the array of the other channels numpy.insert puts those that are missing.
-
-    Of four channels 1 and 3 are missing: before channels 1 and 2 of the two that are there.
-    """
-    return [number - before for before, number in enumerate(missing)]
-
-
-def _union(channels: Sequence[Channel], shape: Shape) -> Bools:
-    """Unite the foregrounds of all channels."""
-    foreground = np.zeros(shape, dtype=bool)
-    for channel in channels:
-        foreground[channel.box] |= channel.foreground
-    return foreground
-
-
 def _read_targets(
     case: Case, settings: Preprocessing, grid: ReferenceGrid, notes: list[Note]
 ) -> tuple[list[Bools], Bools | None, NDArray[np.uint8] | None]:
@@ -389,71 +366,31 @@ def _crop(
     return bounding_box(occupied)
 
 
-def _stack(channels: list[Channel], box: Box, inside: Bools) -> NDArray[np.int16]:
-    """Move the channels into one image (C, X, Y, Z), 0 outside the foreground; empty the list.
+def _cropped(volume: NDArray[Any], box: Box) -> NDArray[Any]:
+    """Copy the box of (..., X, Y, Z), so that the whole volume can be let go."""
+    place: tuple[Any, ...] = (..., *box)
+    return np.ascontiguousarray(volume[place])
 
-    Each channel leaves the list before it is copied, so that it is freed before the next one is
-    touched: channels and image would else be in memory at once.
+
+def _arrays_of_voxels(
+    inside: Bools, ignored: Bools | None, votes: NDArray[np.uint8] | None, box: Box
+) -> dict[str, NDArray[Any]]:
+    """Name the arrays of the brain, of what does not count, and of the raters' votes.
+
+    Args:
+        inside: (X, Y, Z) foreground in the box.
+        ignored: Whole volume of the voxels to ignore; None: all count.
+        votes: Whole volumes of the raters' votes; None for a target of one mask.
+        box: Box that is kept.
     """
-    image = np.empty((len(channels), *inside.shape), dtype=np.int16)
-    for plane in image:
-        np.multiply(channels.pop(0).within(box), inside, out=plane)
-    return image
-
-
-def _stretch(image: NDArray[np.int16], inside: Bools) -> NDArray[np.float32]:
-    """Map each channel's smallest and largest value in the foreground to 0 and 1, in place.
-
-    Returns:
-        (C,) factors from the image to normalised intensities.
-    """
-    for plane in image:
-        low = int(plane.min(where=inside, initial=LARGEST_INT16))
-        high = int(plane.max(where=inside, initial=0))
-        factor = LARGEST_INT16 / max(high - low, 1)
-        # Slab by slab, because the arithmetic takes float64.
-        for slab, mask in zip(plane, inside, strict=True):
-            slab[mask] = np.rint((slab[mask] - float(low)) * factor)
-    return np.full(len(image), 1 / LARGEST_INT16, dtype=np.float32)
-
-
-def _notes_on_lesions(targets: Sequence[Bools], box: Box, inside: Bools) -> list[Note]:
-    """Note lesion voxels outside the brain, and those that the crop cuts off."""
-    notes = []
-    for target in targets:
-        cropped = target[:, *box]
-        if (cropped.any(axis=0) & ~inside).any():
-            notes.append(Note(OUTSIDE_BRAIN, "label", "lesion voxels outside the brain", "kept"))
-        if np.count_nonzero(cropped) < np.count_nonzero(target):
-            found = "lesion voxels beyond the box around data.crop_values"
-            notes.append(Note(OUTSIDE_CROP, "label", found, "cut off"))
-    return notes
-
-
-def _list_lesions_of_raters(
-    targets: Sequence[Bools],
-) -> tuple[dict[str, NDArray[Any]], list[tuple[int, ...]]]:
-    """List the lesions of the label and of each rater; arrays by name, and numbers of lesions."""
-    arrays: dict[str, NDArray[Any]] = {}
-    n_lesions = []
-    for rater, target in enumerate(targets or [None]):
-        lesions, n_of_rater = list_lesions(target)
-        for name, array in lesions.items():
-            arrays[rater_array(name, rater)] = array
-        n_lesions.append(n_of_rater)
-    return arrays, n_lesions
-
-
-def _flat_indices(mask: Bools) -> NDArray[np.int32]:
-    """List the linear indices (C order) of the true voxels of (X, Y, Z).
-
-    Slab by slab, because numpy makes indices of eight bytes.
-    """
-    indices = []
-    for number, slab in enumerate(mask):
-        first = np.int32(number * slab.size)
-        indices.append(np.flatnonzero(slab).astype(np.int32) + first)
-    return np.concatenate(indices)
+    arrays: dict[str, NDArray[Any]] = {"foreground_voxels": flat_indices(inside)}
+    if ignored is not None:
+        ignored = _cropped(ignored, box)
+        arrays["ignored"] = ignored.view(np.uint8)
+        arrays["counted_voxels"] = flat_indices(inside & ~ignored)
+    if votes is not None:
+        arrays["votes"] = _cropped(votes, box)
+    return arrays
 
 
 @cache

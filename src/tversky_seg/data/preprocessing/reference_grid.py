@@ -14,6 +14,8 @@ from tversky_seg.data.grids import (
     FINE_SHIFT_VOXELS,
     TOLERATED_SHIFT_VOXELS,
     Affine,
+    Box,
+    Geometry,
     Shape,
     resample,
 )
@@ -47,6 +49,19 @@ class ReferenceGrid:
     def shift_of(self, volume: Volume) -> float:
         """Return how far a volume's affine moves its voxels at most, in voxels."""
         return affine_shift_voxels(self.input_affine, volume.affine, volume.shape)
+
+    def cropped_to(self, box: Box) -> Geometry:
+        """Describe a box of the network's grid, and the way from it back to the file's grid."""
+        x, y, z = (side.start for side in box)
+        i, j, k = (side.stop - side.start for side in box)
+        return Geometry(
+            input_shape=self.input_shape,
+            input_affine=self.input_affine,
+            full_shape=self.shape,
+            full_affine=self.affine,
+            crop_start=(x, y, z),
+            shape=(i, j, k),
+        )
 
 
 def align_image(volume: Volume, name: str, grid: ReferenceGrid, notes: list[Note]) -> Volume:
