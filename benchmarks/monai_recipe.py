@@ -207,7 +207,6 @@ def predict(network: nn.Module, case: Case, *, patch: int, output_dir: Path) -> 
         probability[None].numpy(),
         first.affine,
         classes=("lesion",),
-        threshold=0.5,
     )
 
 

@@ -40,9 +40,7 @@ def finish_run(
         _, label = scan(i)
         probability = 0.9 * label.astype(np.float32) * (np.arange(label.shape[2]) % 4 < 2)
         probability[0, 0, 0] = 0.7
-        write_prediction(
-            folder / "predictions", cases[i].case_id, probability[None], AFFINE, threshold=0.5
-        )
+        write_prediction(folder / "predictions", cases[i].case_id, probability[None], AFFINE)
     write_json(folder / "predictions" / "predictions.json", prediction)
     tested = [case for case in split if case.split == "test"]
     evaluate(folder / "predictions", tested, output_dir=folder / "evaluation")

@@ -199,6 +199,7 @@ def test_views_and_windows_may_be_set_and_are_written_down(tmp_path: Path, image
         ("inference.patch_size=huge", "patch_size: got huge; "),
         ("inference.spline_order=0", "spline_order: got 0; "),
         ("inference.min_volume_mm3=-1", "min_volume_mm3: got -1; "),
+        ("inference.min_peak=1.5", "min_peak: got 1.5; "),
         ("combine=median", "combine: got median; "),
         ("uncertainty=variance", "uncertainty: got variance; "),
         ("uncertainty=3", "uncertainty: 3; "),
@@ -235,12 +236,12 @@ def test_a_run_chooses_for_its_goal_keeps_its_views_and_predict_follows(tmp_path
     outcome = train(manifest, tmp_path / "run", *words)
     assert outcome.status == 0, outcome.stderr
     state = torch.load(tmp_path / "run" / "checkpoints" / "best.pt", weights_only=True)
-    chosen = {name: state[name] for name in ("threshold", "min_volume_mm3")}
+    chosen = {name: state[name] for name in ("threshold", "min_volume_mm3", "min_peak")}
     assert (state["inference"]["goal"], state["inference"]["tta"]) == ("recall=0.9", ["none", "xy"])
     assert state["inference"]["threshold"] is None, "left to be chosen"
     assert f"{state['threshold']:.3f}" in outcome.stdout
     of_run = settings_of(tmp_path / "run" / "predictions")
-    assert {name: of_run[name] for name in chosen} == chosen
+    assert {name: of_run[name] or 0 for name in chosen} == chosen
     assert predict(tmp_path / "run", manifest, tmp_path / "p", "case_id=c4").status == 0
     assert settings_of(tmp_path / "p") == of_run
     np.testing.assert_array_equal(
@@ -249,6 +250,7 @@ def test_a_run_chooses_for_its_goal_keeps_its_views_and_predict_follows(tmp_path
     metrics = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
     assert metrics["threshold"] == chosen["threshold"]
     assert metrics["lesion_rule"]["prediction_min_volume_mm3"] == chosen["min_volume_mm3"]
+    assert metrics["lesion_rule"]["prediction_min_peak"] == chosen["min_peak"]
 
 
 # Inputs

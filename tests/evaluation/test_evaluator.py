@@ -222,6 +222,32 @@ def test_threshold_and_minimum_volume_come_from_predictions_json_unless_given(co
     assert given["mean"]["sensitivity"] == overlap_counts(probability >= 0.2, reference).sensitivity
 
 
+def test_the_lowest_peak_comes_from_predictions_json_unless_given(cohort):
+    reference, probability = cohort.add(0)
+    cohort.settings(threshold=0.5, min_volume_mm3=0.0)
+    of_before = cohort.evaluate()
+    assert of_before["lesion_rule"]["prediction_min_peak"] == 0, "none in older folders"
+    numbers, n = ndimage.label(probability >= 0.5, np.ones((3, 3, 3)))
+    peaks = ndimage.maximum(probability, numbers, np.arange(1, n + 1))
+    peak = float(np.sort(peaks)[n // 2])
+    mask = np.isin(numbers, 1 + np.flatnonzero(peaks >= peak * (1 - 1e-6)))
+    assert 0 < mask.sum() < (numbers > 0).sum()
+    cohort.settings(threshold=0.5, min_volume_mm3=0.0, min_peak=peak)
+    for metrics in (cohort.evaluate(), cohort.evaluate(min_peak=peak)):
+        assert metrics["lesion_rule"]["prediction_min_peak"] == peak
+        assert metrics["mean"]["dice"] == overlap_counts(mask, reference).dice
+    expected = compute_metrics(probability, reference, spacing_mm=SPACING, min_peak=peak)
+    assert {name: metrics["cases"][0][name] for name in METRICS} == pytest.approx(
+        expected, rel=1e-6
+    )
+    assert cohort.evaluate(min_peak=0)["mean"] == of_before["mean"]
+    # A lesion drawn by hand stays, however improbable.
+    edited = probability >= 0.5
+    edited[0, 0, 0] = True
+    save(cohort.predictions / "case0_mask.nii.gz", edited)
+    assert cohort.evaluate()["mean"]["dice"] == overlap_counts(edited, reference).dice
+
+
 def test_the_saved_mask_is_evaluated_unless_another_threshold_is_asked_for(cohort):
     reference, probability = cohort.add(0)
     edited = reference.copy()
@@ -260,6 +286,8 @@ def test_a_folder_of_own_masks_without_probabilities_is_evaluated_as_it_is(cohor
     assert (cohort.evaluate()["mean"]["dice"], cohort.evaluate()["threshold"]) == (1, None)
     with pytest.raises(DataError, match=r"threshold: 0\.3"):
         cohort.evaluate(threshold=0.3)
+    with pytest.raises(DataError, match=r"min_peak: 0\.9, but .* holds masks only"):
+        cohort.evaluate(min_peak=0.9)
 
 
 def test_several_classes_are_evaluated_each_under_its_name(drawing_cohort):
@@ -443,6 +471,7 @@ def test_a_probability_that_is_a_link_to_nothing_is_a_fault_though_its_mask_is_t
         ('{"background_values": 7}', r"predictions.json: background_values: 7"),
         ('{"threshold": "a"}', r"predictions.json: threshold: a for class lesion"),
         ('{"min_volume_mm3": -1}', r"predictions.json: min_volume_mm3: -1 for class lesion"),
+        ('{"min_peak": 1.5}', r"predictions.json: min_peak: 1.5 for class lesion"),
     ],
 )
 def test_odd_settings_of_a_folder_are_named(cohort, saved, message):
@@ -494,6 +523,7 @@ def test_half_a_voxel_off_is_evaluated_with_one_warning(cohort, caplog):
         ({"threshold": 1.5}, "threshold: 1.5 for class lesion"),
         ({"threshold": {"tumour": 0.5}}, "threshold: None for class lesion"),
         ({"min_volume_mm3": -1}, "min_volume_mm3: -1"),
+        ({"min_peak": -1}, "min_peak: -1"),
         ({"pattern": "{case}.nii.gz"}, r"pattern: '{case}\.nii\.gz'"),
         ({"pattern": "mask.nii.gz"}, r"pattern: 'mask\.nii\.gz'"),
         ({"n_bootstrap": 0}, "n_bootstrap: 0"),

@@ -49,6 +49,7 @@ def whole_state() -> dict[str, Any]:
         "inference": asdict(Inference(patch_size=16)),
         "threshold": 0.4,
         "min_volume_mm3": 2.0,
+        "min_peak": 0.9,
     }
 
 
@@ -145,6 +146,7 @@ def check_file(file: Path, content: bytes) -> TrainedModel | None:
         for name in model.preprocessing.classes:
             assert 0 <= inference.threshold_of(name) <= 1
             assert inference.min_volume_of(name) >= 0
+            assert 0 <= inference.min_peak_of(name) <= 1
     return model
 
 

@@ -28,7 +28,7 @@ from tversky_seg.evaluation.saved_predictions import open_predictions
 from tversky_seg.inference.case_records import CaseRecords
 from tversky_seg.inference.lesion_table import write_lesion_table
 from tversky_seg.inference.prediction_folder import claim_folder
-from tversky_seg.metrics.lesions import remove_small_lesions
+from tversky_seg.metrics.lesions import remove_small_lesions, remove_weak_lesions
 
 SHAPE = (6, 5, 4)
 SETTINGS = {
@@ -37,6 +37,7 @@ SETTINGS = {
     "background_values": None,
     "threshold": 0.4,
     "min_volume_mm3": 2.0,
+    "min_peak": 0.6,
     "probability_scale": PROBABILITY_SCALE,
     "patch_size": [16, 16, 16],
 }
@@ -98,7 +99,9 @@ def check_mask(mask: np.ndarray, folder: Path, settings: dict[str, Any]) -> None
     threshold = settings.get("threshold")
     expected = np.asarray(nib.load(folder / "c_mask.nii.gz").dataobj) == 1
     if threshold is None:
-        expected = np.asarray(nib.load(folder / "c_probability.nii.gz").dataobj) >= 0.5
+        probability = np.asarray(nib.load(folder / "c_probability.nii.gz").dataobj)
+        peak = settings.get("min_peak") or 0
+        expected = remove_weak_lesions(probability >= 0.5, probability, min_score=peak)
     minimum = settings.get("min_volume_mm3") or 0
     if isinstance(minimum, dict):
         minimum = minimum["lesion"]

@@ -100,6 +100,47 @@ def test_a_segmenter_is_calibrated_as_its_checkpoint_says(tmp_path: Path) -> Non
     assert saved["threshold"] == pytest.approx(calibrated_threshold(threshold, 2.0))
 
 
+def test_a_chosen_peak_moves_with_the_temperature_and_one_that_is_set_does_not(
+    tmp_path: Path,
+) -> None:
+    chosen = {"threshold": 0.5, "min_peak": 0.9, "temperature": 2.0}
+    # logit(0.9) / 2 is logit(0.75).
+    assert Inference().with_operating_point(chosen).min_peak == pytest.approx(0.75, abs=1e-4)
+    assert Inference(min_peak=0.9).with_operating_point(chosen).min_peak == 0.9
+    assert Inference(temperature=1).with_operating_point(chosen).min_peak == 0.9
+    path = a_checkpoint(tmp_path / "older.pt", temperature=2.0)
+    assert load_trained(path).inference.min_peak == 0, "predicts as it did"
+    add_case(tmp_path / "scans", "a", seed=0)
+    state = torch.load(path, weights_only=True)
+    segmenter = Segmenter.load(path)
+    images = {name: tmp_path / "scans" / f"a_{name}.nii.gz" for name in segmenter.modalities}
+    probability = Segmenter.load(path, temperature=1)(images).probability
+    middle = float(np.quantile(probability, 0.9999))
+    torch.save({**state, "threshold": float(np.quantile(probability, 0.99))}, path)
+    every = Segmenter.load(path)(images).mask
+    torch.save({**torch.load(path, weights_only=True), "min_peak": middle}, path)
+    masks = [Segmenter.load(path, temperature=t)(images).mask for t in (1, None, 3)]
+    assert 0 < masks[0].sum() < every.sum()
+    np.testing.assert_array_equal(masks[0], masks[1])
+    np.testing.assert_array_equal(masks[0], masks[2])
+
+
+def test_the_peak_of_an_ensemble_is_the_mean_and_no_share_of_votes(tmp_path: Path) -> None:
+    models = []
+    for number, peak in enumerate((0.8, 0.9)):
+        path = a_checkpoint(tmp_path / f"{number}.pt", seed=number)
+        torch.save({**torch.load(path, weights_only=True), "min_peak": peak}, path)
+        models.append(load_trained(path))
+    _, settings = build_ensemble(models, overrides={})
+    assert settings.min_peak == pytest.approx(0.85)
+    _, settings = build_ensemble(models, overrides={"min_peak": 0.6})
+    assert settings.min_peak == 0.6
+    _, settings = build_ensemble(models, overrides={}, combine="vote")
+    assert settings.min_peak == 0
+    _, settings = build_ensemble(models, overrides={"min_peak": 1}, combine="vote")
+    assert settings.min_peak == 1, "of the share of votes"
+
+
 def test_an_ensemble_takes_the_mean_of_its_calibrated_thresholds(tmp_path: Path) -> None:
     paths = [
         a_checkpoint(tmp_path / "a.pt", seed=0, threshold=0.9, temperature=2.0),

@@ -12,6 +12,7 @@ from tversky_seg.data.affines import affine_shift_voxels
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import read_volume
 from tversky_seg.inference.lesion_table import VOXELS_PER_SEARCH, distance_to_edge
+from tversky_seg.inference.operating_point import OperatingPoint
 from tversky_seg.inference.predict import predict_cases
 from tversky_seg.inference.prediction_folder import (
     check_file_names,
@@ -32,7 +33,7 @@ OBLIQUE_WITHOUT_SHEAR = np.array(
 def test_the_mask_is_the_stored_probability_at_the_threshold(tmp_path: Path) -> None:
     levels = (np.arange(65536) / 65535).reshape(64, 32, 32).astype(np.float32)
     for threshold in (0.0, 1 / 3, 0.5, float(np.float32(20000 / 65535)), 0.99999, 1.0):
-        write_prediction(tmp_path, "a", levels[None], np.eye(4), threshold=threshold)
+        write_prediction(tmp_path, "a", levels[None], np.eye(4), points=OperatingPoint(threshold))
         stored, mask = (
             read_volume(tmp_path / f"a_{kind}.nii.gz").data for kind in ("probability", "mask")
         )
@@ -47,7 +48,7 @@ def test_the_lesion_table_by_hand(tmp_path: Path) -> None:
     probability[0, 1, 8, 8] = 1.0
     affine = np.diag([-1.0, 2.0, 3.0, 1.0])
     affine[:3, 3] = 100, -50, 7
-    rows = write_prediction(tmp_path, "a", probability, affine, threshold=0.5, min_volume_mm3=12.0)
+    rows = write_prediction(tmp_path, "a", probability, affine, points=OperatingPoint(0.5, 12.0))
     assert [row.pop("edge_distance_mm") for row in rows] == [None, None], "the brain is unknown"
     assert [row.pop("structural_uncertainty") for row in rows] == [None, None], "one network"
     # Two voxels of 0.6 and one of 0.9 are less sure than 0.8.
@@ -79,12 +80,33 @@ def test_the_lesion_table_by_hand(tmp_path: Path) -> None:
     )
 
 
+def test_a_lesion_stays_if_one_voxel_reaches_the_peak(tmp_path: Path) -> None:
+    probability = np.zeros((1, 10, 10, 10), np.float32)
+    probability[0, 1:4, 2, 2] = 0.6, 0.9, 0.6
+    probability[0, 6:9, 7, 7] = 0.8
+    probability[0, 1, 8, 8] = 1.0
+    points = OperatingPoint(0.5, 0.0, min_peak=0.85)
+    rows = write_prediction(tmp_path, "a", probability, np.eye(4), points=points)
+    assert [row["volume_mm3"] for row in rows] == [3, 1], "numbered anew, the largest first"
+    mask = read_volume(tmp_path / "a_mask.nii.gz").data > 0
+    np.testing.assert_array_equal(mask, (probability[0] > 0.5) & (probability[0] != 0.8))
+    # Together with a size.
+    points = OperatingPoint(0.5, 2.0, min_peak=0.85)
+    rows = write_prediction(tmp_path, "a", probability, np.eye(4), points=points)
+    assert [row["volume_mm3"] for row in rows] == [3]
+    # A stored 0.8 is level 52,428 of 65,535, and reaches 0.8.
+    points = OperatingPoint(0.5, 2.0, min_peak=0.8)
+    assert len(write_prediction(tmp_path, "a", probability, np.eye(4), points=points)) == 2
+
+
 def test_lesions_are_those_of_scipy(tmp_path: Path) -> None:
     probability = ndimage.gaussian_filter(
         np.random.default_rng(1).random((30, 30, 30)), 1.5
     ).astype(np.float32)
     threshold = float(np.quantile(probability, 0.9))
-    rows = write_prediction(tmp_path, "a", probability[None], OBLIQUE, threshold=threshold)
+    rows = write_prediction(
+        tmp_path, "a", probability[None], OBLIQUE, points=OperatingPoint(threshold)
+    )
     mask = read_volume(tmp_path / "a_mask.nii.gz").data > 0
     labels, _ = ndimage.label(mask, np.ones((3, 3, 3)))
     sizes = np.sort(np.bincount(labels.ravel())[1:])[::-1] * abs(np.linalg.det(OBLIQUE[:3, :3]))
@@ -108,7 +130,7 @@ def test_several_classes_have_files_rows_and_thresholds_of_their_own(tmp_path: P
         probability,
         np.eye(4),
         classes=classes,
-        threshold={"liver": 0.3, "tumour": 0.5},
+        points={"liver": OperatingPoint(0.3), "tumour": OperatingPoint(0.3, min_peak=0.5)},
     )
     assert [(row["class"], row["volume_mm3"]) for row in rows] == [("liver", 64)]
     expected = {"a_labels.nii.gz"}

@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -20,6 +21,7 @@ from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import read_volume
 from tversky_seg.data.preprocessing.pipeline import preprocess
+from tversky_seg.inference.operating_point import OperatingPoint
 from tversky_seg.inference.predict import predict_case, predict_cases
 from tversky_seg.inference.settings import Inference
 from tversky_seg.inference.sliding_window import SlidingWindow, predict_volume
@@ -378,6 +380,8 @@ def test_bad_arguments_are_refused_with_what_was_given() -> None:
         {"goal": "auc"},
         {"spline_order": 0},
         {"min_volume_mm3": {"liver": -1}},
+        {"min_peak": 1.1},
+        {"min_peak": {"liver": -0.1}},
     ],
 )
 def test_bad_settings_are_refused(bad: dict) -> None:
@@ -393,7 +397,14 @@ def test_a_class_without_a_threshold_of_its_own_takes_a_half() -> None:
     ] == [0.3, 0.5]
 
 
-SETTINGS = Inference(patch_size=8, threshold=0.7)
+def test_without_a_choice_a_lesion_must_reach_a_probability_of_nine_tenths() -> None:
+    assert Inference().min_peak_of("lesion") == 0.9
+    assert Inference(min_peak=0).min_peak_of("lesion") == 0
+    points = Inference(min_peak={"liver": 0.7}, threshold=0.4).operating_points(["liver", "tumour"])
+    assert points == {"liver": OperatingPoint(0.4, 0, 0.7), "tumour": OperatingPoint(0.4, 0, 0.9)}
+
+
+SETTINGS = Inference(patch_size=8, threshold=0.7, min_peak=0.0)
 
 
 def test_a_prediction_comes_back_on_the_grid_of_the_file(tmp_path: Path) -> None:
@@ -498,6 +509,7 @@ def test_a_folder_says_how_it_was_predicted_and_refuses_other_settings(tmp_path:
         "ignore": None,
         "threshold": 0.7,
         "min_volume_mm3": 0.0,
+        "min_peak": None,
         "temperature": None,
         "probability_scale": 1 / 65535,
         "window": "bspline",
@@ -510,9 +522,12 @@ def test_a_folder_says_how_it_was_predicted_and_refuses_other_settings(tmp_path:
         "crop_labelled": None,
         "precision": "fp32",
     }
-    other = Inference(patch_size=8, threshold=0.5)
+    other = replace(SETTINGS, threshold=0.5)
     with pytest.raises(DataError, match=r"predictions\.json.*threshold=0\.7.*threshold=0\.5"):
         predict_cases(FirstChannel(), [], FLAIR, tmp_path / "p", inference=other, checksum="abc")
+    strict = replace(SETTINGS, min_peak=0.9)
+    with pytest.raises(DataError, match=r"predictions\.json.*min_peak=None.*min_peak=0\.9"):
+        predict_cases(FirstChannel(), [], FLAIR, tmp_path / "p", inference=strict, checksum="abc")
     (tmp_path / "p" / "predictions.json").write_text("{}")
     with pytest.raises(DataError, match="another output_dir"):
         predict_cases(FirstChannel(), [], FLAIR, tmp_path / "p", inference=SETTINGS, checksum="abc")

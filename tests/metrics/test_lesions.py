@@ -9,7 +9,12 @@ from scipy import ndimage
 
 from helpers.lesions import draw
 from tversky_seg.metrics.lesion_rule import lesion_counts
-from tversky_seg.metrics.lesions import LesionCounts, match_lesions, remove_small_lesions
+from tversky_seg.metrics.lesions import (
+    LesionCounts,
+    match_lesions,
+    remove_small_lesions,
+    remove_weak_lesions,
+)
 
 RANK = {6: 1, 18: 2, 26: 3}
 UNIT = (1.0, 1.0, 1.0)
@@ -107,6 +112,39 @@ def test_a_lesion_of_just_the_minimum_volume_stays():
     assert remove_small_lesions(mask, spacing_mm=spacing_mm, min_volume_mm3=0).sum() == 5
     assert not remove_small_lesions(mask, spacing_mm=spacing_mm, min_volume_mm3=math.inf).any()
     assert mask.sum() == 5
+
+
+def test_a_lesion_that_never_reaches_the_score_is_removed_whole():
+    mask = draw(np.s_[1, 1, 1:4], np.s_[8, 8, 1:3], np.s_[5, 5, 5])
+    scores = np.where(mask, 0.6, 0.99)  # what lies outside does not count
+    scores[1, 1, 2] = 0.9
+    scores[5, 5, 5] = np.float32(52428 / 65535)  # a stored 0.8
+    strong = draw(np.s_[1, 1, 1:4])
+    np.testing.assert_array_equal(remove_weak_lesions(mask, scores, min_score=0.85), strong)
+    assert remove_weak_lesions(mask, scores, min_score=0.8).sum() == 4
+    assert remove_weak_lesions(mask, scores, min_score=0) is mask
+    assert not remove_weak_lesions(mask, scores, min_score=1).any()
+    assert not remove_weak_lesions(draw(), scores, min_score=0.5).any()
+    assert mask.sum() == 6
+    for wrong in (-0.1, math.nan):
+        with pytest.raises(ValueError, match=f"min_score must be >= 0, got {wrong}"):
+            remove_weak_lesions(mask, scores, min_score=wrong)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_lesions_that_stay_are_those_of_scipy(order):
+    scores = ndimage.gaussian_filter(np.random.default_rng(3).random((20, 30, 25)), 1.2)
+    scores = np.asarray(scores / scores.max(), order=order)
+    lowest, low, high = np.quantile(scores, (0.97, 0.98, 0.995))
+    mask = scores >= lowest
+    numbers, n = ndimage.label(mask, np.ones((3, 3, 3)))
+    peaks = ndimage.maximum(scores, numbers, np.arange(1, n + 1))
+    for min_score in (low, high):
+        expected = np.isin(numbers, 1 + np.flatnonzero(peaks >= min_score))
+        assert 0 < expected.sum() < mask.sum()
+        np.testing.assert_array_equal(
+            remove_weak_lesions(mask, scores, min_score=min_score), expected
+        )
 
 
 def test_empty_masks_leave_rates_undefined_and_never_perfect():

@@ -439,6 +439,19 @@ def test_a_published_rule_is_described():
         assert part in description
 
 
+def test_what_was_removed_from_the_prediction_is_described():
+    rule = {
+        "connectivity": 26,
+        "min_overlap": 0.0,
+        "min_volume_mm3": 0.0,
+        "prediction_min_volume_mm3": 3.0,
+        "prediction_min_peak": 0.95,
+    }
+    description = describe_rule({"lesion_rule": rule, "threshold": 0.5})
+    assert "predicted lesions below 3 mm³ removed" in description
+    assert "predicted lesions that never reach probability 0.95 removed" in description
+
+
 def test_masks_of_several_classes_have_no_threshold_to_describe():
     rule = {
         "connectivity": 26,

@@ -151,6 +151,7 @@ def test_the_state_keeps_the_entries_of_older_checkpoints() -> None:
         "best",
         "threshold",
         "min_volume_mm3",
+        "min_peak",
         "temperature",
         "judged",
         "n_without_gain",
@@ -161,3 +162,6 @@ def test_the_state_keeps_the_entries_of_older_checkpoints() -> None:
     assert training_run.TrainingState.from_checkpoint(entries) == state
     del entries["temperature"]
     assert training_run.TrainingState.from_checkpoint(entries) == state, "of an earlier version"
+    assert state.min_peak == 0.9, "without validation cases"
+    del entries["min_peak"]
+    assert training_run.TrainingState.from_checkpoint(entries).min_peak == 0, "as it predicted"

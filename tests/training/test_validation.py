@@ -47,7 +47,11 @@ def test_measures_are_means_over_cases_at_what_was_chosen(tmp_path: Path) -> Non
             FirstChannel(), case.image, image_scale=case.image_scale, patch_size="whole"
         )[0]
         levels = to_levels(probability.numpy()) / 65535
-        settings = {"threshold": result.threshold, "min_volume_mm3": result.min_volume_mm3}
+        settings = {
+            "threshold": result.threshold,
+            "min_volume_mm3": result.min_volume_mm3,
+            "min_peak": result.min_peak,
+        }
         rows.append(
             compute_metrics(levels, case.target[0], spacing_mm=np.diag(AFFINE)[:3], **settings)
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from tversky_seg.analysis.differences import Difference
 from tversky_seg.analysis.power import LEVEL, POWER
-from tversky_seg.analysis.runs import OPERATING_POINT, Run
+from tversky_seg.analysis.runs import LOWEST_PEAK, OPERATING_POINT, SMALLEST_LESION, Run
 from tversky_seg.analysis.tables import latex_float, latex_tabular, markdown_table
 from tversky_seg.report.labels import FEWEST_FOR_INTERVAL, LABELS, UNDEFINED, count, format_value
 
@@ -246,20 +246,24 @@ def _describe_rule(run: Run) -> str:
     parts: list[str] = []
     for key, value in run.evaluation["lesion_rule"].items():
         # The operating point is named for each run; a rule without a source has "" there.
-        if key != OPERATING_POINT and value != "":
+        if key not in OPERATING_POINT and value != "":
             parts.append(f"{key} {_format_setting(value)}")
     return ", ".join(parts)
 
 
 def _describe_operating_point(run: Run) -> str:
     threshold = run.evaluation.get("threshold")
-    min_volume_mm3 = run.evaluation["lesion_rule"].get(OPERATING_POINT)
+    rule = run.evaluation["lesion_rule"]
+    min_volume_mm3 = rule.get(SMALLEST_LESION)
+    min_peak = rule.get(LOWEST_PEAK)
     # Predictions of other software may be masks, which have no threshold.
     text = "with masks as saved"
     if threshold is not None:
         text = f"at threshold {_format_setting(threshold)}"
     if min_volume_mm3:
         text += f" without predicted lesions below {_format_setting(min_volume_mm3)} mm³"
+    if min_peak:
+        text += f" without predicted lesions below probability {_format_setting(min_peak)}"
     return text
 
 

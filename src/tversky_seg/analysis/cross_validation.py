@@ -18,6 +18,7 @@ from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import read_manifest, write_manifest
 from tversky_seg.evaluation.evaluator import evaluate
 from tversky_seg.inference.prediction_folder import SETTINGS_FILE, prediction_files
+from tversky_seg.metrics.averages import unwrap_single
 from tversky_seg.metrics.by_lesion import LesionSettings
 from tversky_seg.metrics.case_metrics import TOLERANCE_MM
 from tversky_seg.metrics.lesion_rule import LesionRule
@@ -272,28 +273,27 @@ def link_file(file: Path, link: Path) -> None:
 def _common_settings(folds: Sequence[Fold]) -> dict[str, Any]:
     """Describe the predictions of all folds as one: settings that they share, the mean threshold.
 
-    The masks of each fold already lack its small lesions. The least of their sizes removes no more.
+    The masks of each fold already lack its small and weak lesions. The least of their sizes and
+    peaks remove no more.
     """
     checkpoints: list[Any] = []
-    thresholds: list[Any] = []
-    sizes: list[Any] = []
     temperatures: list[Any] = []
     for fold in folds:
         checkpoints.append(fold.prediction.get("checkpoint"))
-        thresholds.append(fold.prediction["threshold"])
-        sizes.append(fold.prediction["min_volume_mm3"])
         temperatures.append(fold.prediction.get("temperature"))
     settings = {**folds[0].prediction, "checkpoint": checkpoints, "temperature": None}
     if any(temperature is not None for temperature in temperatures):
         settings["temperature"] = temperatures
-    if not isinstance(thresholds[0], Mapping):
-        settings["threshold"] = fmean(thresholds)
-        settings["min_volume_mm3"] = min(sizes)
-        return settings
-    # With several classes each has its own: {"liver": 0.4, "tumour": 0.7}
-    settings["threshold"] = {}
-    settings["min_volume_mm3"] = {}
-    for name in thresholds[0]:
-        settings["threshold"][name] = fmean(by_class[name] for by_class in thresholds)
-        settings["min_volume_mm3"][name] = min(by_class[name] for by_class in sizes)
+    for key, common in (("threshold", fmean), ("min_volume_mm3", min), ("min_peak", min)):
+        # With several classes each has its own: {"liver": 0.4, "tumour": 0.7}
+        by_class: dict[str, float] = {}
+        for name in settings["classes"]:
+            by_class[name] = common([_of_class(fold, key, name) for fold in folds])
+        settings[key] = unwrap_single(by_class)
     return settings
+
+
+def _of_class(fold: Fold, key: str, name: str) -> float:
+    """Read a setting of one class; 0 where nothing is removed or folders of before lack it."""
+    value = fold.prediction.get(key) or 0.0
+    return float(value[name] if isinstance(value, Mapping) else value)

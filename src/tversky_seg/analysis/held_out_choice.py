@@ -26,10 +26,10 @@ from tversky_seg.inference.held_out_point import POINT_FILE
 from tversky_seg.inference.operating_point import (
     OperatingPoint,
     ScoredCase,
+    as_settings,
     choose_operating_point,
 )
 from tversky_seg.inference.prediction_folder import class_prediction, prediction_files
-from tversky_seg.metrics.averages import unwrap_single
 from tversky_seg.metrics.score_histogram import to_levels
 from tversky_seg.runtime.files import write_json
 
@@ -56,7 +56,7 @@ class HeldOutChoice:
 def choose_on_held_out(
     runs: Sequence[Path], output_dir: Path, *, goal: str | None = None
 ) -> HeldOutChoice:
-    """Choose threshold and smallest lesion on the held-out predictions of all folds.
+    """Choose threshold, smallest lesion and lowest peak on the held-out predictions of all folds.
 
     Args:
         runs: Finished run directories of one setting, one for each fold, at least two.
@@ -150,23 +150,9 @@ def _write_predictions(fold: Fold, target: Path, *, points_of_folds: Mapping[str
             link_file(files.probability, targets[name].probability)
             volume = read_volume(files.probability)
             mask = class_prediction(
-                volume.data,
-                volume.affine,
-                threshold=points[name].threshold,
-                min_volume_mm3=points[name].min_volume_mm3,
-                case_id=case.case_id,
+                volume.data, volume.affine, point=points[name], case_id=case.case_id
             ).mask
             write_volume(targets[name].mask, mask, volume.affine, like=files.probability)
-
-
-def as_settings(points: Points) -> dict[str, Any]:
-    """Write points as the settings of an inference: a number, or one for each class."""
-    return {
-        "threshold": unwrap_single({name: point.threshold for name, point in points.items()}),
-        "min_volume_mm3": unwrap_single(
-            {name: point.min_volume_mm3 for name, point in points.items()}
-        ),
-    }
 
 
 def _as_json(choice: HeldOutChoice, folds: Sequence[Fold]) -> dict[str, Any]:

@@ -15,8 +15,10 @@ from tversky_seg.data.errors import DataError
 from tversky_seg.metrics.averages import mean_of_defined
 from tversky_seg.runtime.files import read_json
 
-OPERATING_POINT = "prediction_min_volume_mm3"
-"""Entry of a lesion rule that is chosen with the threshold, so it belongs to the method."""
+SMALLEST_LESION = "prediction_min_volume_mm3"
+LOWEST_PEAK = "prediction_min_peak"
+OPERATING_POINT = (SMALLEST_LESION, LOWEST_PEAK)
+"""Entries of a lesion rule that are chosen with the threshold, so they belong to the method."""
 RULE_NAME = "source"
 """Entry of a lesion rule that only tells which publication states it."""
 TOLERANCE = "surface_tolerance_mm"
@@ -103,11 +105,11 @@ def average_runs(runs: Sequence[Run], *, name: str) -> Run:
             rows[class_name][case] = _average_rows(of_seeds)
     # Each seed chose its own operating point. The mean is shown in tables, nothing is cut by it.
     thresholds: list[Any] = []
-    sizes: list[Any] = []
     for run in runs:
         thresholds.append(run.evaluation.get("threshold"))
-        sizes.append(run.evaluation["lesion_rule"].get(OPERATING_POINT))
-    rule = {**first.evaluation["lesion_rule"], OPERATING_POINT: _mean_setting(sizes)}
+    rule = dict(first.evaluation["lesion_rule"])
+    for entry in OPERATING_POINT:
+        rule[entry] = _mean_setting([run.evaluation["lesion_rule"].get(entry) for run in runs])
     evaluation = {
         **first.evaluation,
         "threshold": _mean_setting(thresholds),
@@ -126,7 +128,7 @@ def average_runs(runs: Sequence[Run], *, name: str) -> Run:
 def check_alike(first: Run, second: Run) -> None:
     """Refuse runs that differ in classes, cases, subjects, references or lesion rule.
 
-    Thresholds and the smallest predicted lesion belong to the method, so they may differ.
+    Threshold, smallest predicted lesion and lowest peak belong to the method, so they may differ.
 
     Raises:
         DataError: It names the difference.
@@ -158,7 +160,8 @@ def check_metric(run: Run, class_name: str, metric: str) -> None:
 def lesion_rule(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Take the lesion rule of a metrics.json, without the part that belongs to the method."""
     rule = dict(evaluation["lesion_rule"])
-    rule.pop(OPERATING_POINT, None)
+    for entry in OPERATING_POINT:
+        rule.pop(entry, None)
     return rule
 
 

@@ -317,21 +317,14 @@ class _Scan:
     def _masks(self, case: Case, affine: Affine, pose: Affine) -> Masks:
         predictor = self.predictor
         predicted = predictor.predict(predictor.read(case))
-        thresholds = predictor.inference.thresholds(predictor.classes)
-        sizes_mm3 = predictor.inference.min_volumes_mm3(predictor.classes)
+        points = predictor.inference.operating_points(predictor.classes)
         masks: dict[str, NDArray[np.bool_]] = {}
         volumes = on_input_grid(predicted.probability, predicted.geometry)
         for name, volume in zip(predictor.classes, volumes, strict=True):
             back = undo(
                 volume, affine, pose, original_affine=self.affine, original_shape=self.shape
             )
-            of_class = class_prediction(
-                back,
-                self.affine,
-                threshold=thresholds[name],
-                min_volume_mm3=sizes_mm3[name],
-                case_id=case.case_id,
-            )
+            of_class = class_prediction(back, self.affine, point=points[name], case_id=case.case_id)
             masks[name] = of_class.mask
         return masks
 

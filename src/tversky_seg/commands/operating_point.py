@@ -1,11 +1,12 @@
-"""Choose threshold and smallest lesion on held-out predictions: `tversky-seg operating-point DIR`.
+"""Choose how masks are made, on held-out predictions: `tversky-seg operating-point DIR`.
 
 For cohorts too small to put patients aside for validation. DIR is the folder of a cross-validation,
 one finished run for each fold of one setting, as `tversky-seg train -m data.folds=loso
 data.fold=0,1,2 output_dir=DIR` writes it. Each fold's cases were predicted by a network that never
 saw them.
 
-DIR/operating_point.json gets the point that serves the goal best on all held-out cases;
+DIR/operating_point.json gets threshold, smallest lesion and lowest peak that serve the goal best on
+all held-out cases;
 `tversky-seg predict checkpoint=DIR` (all networks of the folder as one) uses it. DIR/held_out gets
 the held-out predictions and their evaluation as one cohort, with a report: there the masks of each
 fold are made at the point chosen on the other folds, so that no case decides on its own mask. The
@@ -30,13 +31,12 @@ def main() -> None:
 
     from tversky_seg.analysis.held_out_choice import (
         HELD_OUT_FOLDER,
-        as_settings,
         choose_on_held_out,
     )
     from tversky_seg.analysis.sweep import read_sweep
     from tversky_seg.commands.predict import describe_by_class
     from tversky_seg.inference.held_out_point import POINT_FILE
-    from tversky_seg.inference.operating_point import check_goal
+    from tversky_seg.inference.operating_point import as_settings, check_goal
     from tversky_seg.report.terminal import metrics_table
 
     folder: Path = arguments.folder.expanduser()
@@ -51,7 +51,8 @@ def main() -> None:
     Console().print(metrics_table(choice.metrics))
     sys.stdout.write(
         f"goal {choice.goal}: threshold {describe_by_class(point['threshold'])}, minimum lesion "
-        f"size {describe_by_class(point['min_volume_mm3'])} mm³\n"
+        f"size {describe_by_class(point['min_volume_mm3'])} mm³, "
+        f"minimum peak {describe_by_class(point['min_peak'])}\n"
         f"{folder / POINT_FILE}\n{folder / HELD_OUT_FOLDER / 'evaluation' / 'report.html'}\n"
     )
 

@@ -71,9 +71,10 @@ def log_ensemble(models: Sequence[TrainedModel], inference: Inference, *, combin
             "the networks differ in %s: %s", key, ", ".join(str(value) for value in values)
         )
     config.logger.info(
-        "threshold %s, minimum lesion size %s mm³",
+        "threshold %s, minimum lesion size %s mm³, minimum peak %s",
         describe_by_class(inference.threshold),
         describe_by_class(inference.min_volume_mm3),
+        describe_by_class(inference.min_peak),
     )
 
 

@@ -12,9 +12,11 @@ from tversky_seg.analysis.scan_changes import ChangeSettings
 from tversky_seg.analysis.stress import RESULT_FILE, StressResult, stress_scans
 from tversky_seg.analysis.stress_page import SUMMARY_HEADERS, summary_rows, write_stress_page
 from tversky_seg.analysis.tables import blank_nan, markdown_table
+from tversky_seg.commands.predict import describe_by_class
 from tversky_seg.data.case import Case
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import read_manifest
+from tversky_seg.inference.operating_point import as_settings
 from tversky_seg.inference.output_errors import writing
 from tversky_seg.inference.segmenter import Segmenter
 from tversky_seg.inference.settings import Inference
@@ -119,11 +121,12 @@ def write_results(
     output_dir: Path, result: StressResult, segmenter: Segmenter, settings: Mapping[str, Any]
 ) -> None:
     """Write stress.html and, last, stress.json."""
+    points = as_settings(segmenter.inference.operating_points(segmenter.classes))
     facts = {
         "Networks": ", ".join(str(model.path) for model in segmenter.models),
-        "Threshold": describe_by_class(segmenter.inference.thresholds(segmenter.classes)),
-        "Smallest lesion": describe_by_class(segmenter.inference.min_volumes_mm3(segmenter.classes))
-        + " mm³",
+        "Threshold": describe_by_class(points["threshold"]),
+        "Smallest lesion": f"{describe_by_class(points['min_volume_mm3'])} mm³",
+        "Lowest peak": describe_by_class(points["min_peak"]),
         "Seed": settings["seed"],
     }
     with writing(output_dir / PAGE_FILE):
@@ -142,10 +145,3 @@ def write_results(
 def summary_entry(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return a summary for JSON, null where a value is undefined."""
     return dict(zip(summary, blank_nan(summary.values()), strict=True))
-
-
-def describe_by_class(values: Mapping[str, float]) -> str:
-    """Write "0.5", or "0.4 (liver), 0.7 (tumour)"."""
-    if len(values) == 1:
-        return f"{next(iter(values.values())):.3g}"
-    return ", ".join(f"{value:.3g} ({name})" for name, value in values.items())

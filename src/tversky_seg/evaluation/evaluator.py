@@ -51,6 +51,7 @@ def evaluate(
     classes: Mapping[str, Sequence[int]] | None = None,
     threshold: float | Mapping[str, float] | None = None,
     min_volume_mm3: float | Mapping[str, float] | None = None,
+    min_peak: float | Mapping[str, float] | None = None,
     pattern: str | None = None,
     background_values: Sequence[int] | None = None,
     ignore: Sequence[int] | None = None,
@@ -82,6 +83,8 @@ def evaluate(
             predictions.json says, else 0.5.
         min_volume_mm3: Volume below which predicted lesions are removed before anything is
             measured, a number or one by class. None: as predictions.json says, else 0.
+        min_peak: Probability that a predicted lesion must reach not to be removed, a number or one
+            by class. None: as predictions.json says, else 0.
         pattern: File name of another tool's masks, as `{case_id}.nii.gz`; ranking metrics are then
             undefined.
         background_values: Label values of the references that belong to no class and count as
@@ -120,6 +123,7 @@ def evaluate(
         classes=classes,
         threshold=threshold,
         min_volume_mm3=min_volume_mm3,
+        min_peak=min_peak,
         pattern=pattern,
         background_values=background_values,
         ignore=ignore,
@@ -248,6 +252,7 @@ def _summarize_with_settings(
     lesion_rule = asdict(criteria.rule)
     # Beside the rule, because removing predicted lesions changes the counts as the rule does.
     lesion_rule["prediction_min_volume_mm3"] = unwrap_single(source.min_volume_mm3)
+    lesion_rule["prediction_min_peak"] = unwrap_single(source.min_peak)
     metrics = summarize(
         cohort,
         threshold=unwrap_single(source.threshold),

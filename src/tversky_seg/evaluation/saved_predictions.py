@@ -23,7 +23,7 @@ from tversky_seg.inference.prediction_folder import (
     SETTINGS_FILE,
     prediction_files,
 )
-from tversky_seg.metrics.lesions import remove_small_lesions
+from tversky_seg.metrics.lesions import remove_small_lesions, remove_weak_lesions
 from tversky_seg.metrics.masks import Mask
 from tversky_seg.runtime.files import read_json
 
@@ -51,6 +51,8 @@ class Predictions:
     """By class; None where the folder holds masks only and nothing says what made them."""
     min_volume_mm3: Mapping[str, float]
     """By class; smaller predicted lesions (26-connected) are removed."""
+    min_peak: Mapping[str, float]
+    """By class; of masks made from a probability, lesions that never reach it are removed."""
     pattern: str | None
     """File name of another tool's masks, with `{case_id}`, `{subject_id}`, `{class}`; None for
     our own files."""
@@ -110,7 +112,10 @@ class Predictions:
             threshold = self.threshold[name]
             # A mask edited by hand counts, unless another threshold was asked for.
             if threshold is not None and not (self.uses_masks and has_mask):
-                return Prediction(probability >= threshold, probability, shift_voxels)
+                mask = remove_weak_lesions(
+                    probability >= threshold, probability, min_score=self.min_peak[name]
+                )
+                return Prediction(mask, probability, shift_voxels)
         volume = read_label(files.mask)
         shift_of_mask = check_grid(volume, reference, path=files.mask)
         mask = _as_mask(volume.data, files.mask)
@@ -144,14 +149,15 @@ def open_predictions(
     classes: Mapping[str, Sequence[int]] | None = None,
     threshold: float | Mapping[str, float] | None = None,
     min_volume_mm3: float | Mapping[str, float] | None = None,
+    min_peak: float | Mapping[str, float] | None = None,
     pattern: str | None = None,
     background_values: Sequence[int] | None = None,
     ignore: Sequence[int] | None = None,
 ) -> Predictions:
     """Decide how a folder of predictions is read; what is None here follows its predictions.json.
 
-    Saved masks are used where predictions.json says what made them and no other threshold or
-    minimum is given, and where there is no probability. Otherwise masks are made from the
+    Saved masks are used where predictions.json says what made them and no other threshold, minimum
+    or peak is given, and where there is no probability. Otherwise masks are made from the
     probabilities, at 0.5 where no threshold is known.
 
     Args:
@@ -162,6 +168,8 @@ def open_predictions(
             class.
         min_volume_mm3: Volume below which predicted lesions are removed; one for all classes, or
             by class.
+        min_peak: Probability that a predicted lesion must reach, in [0, 1]; one for all classes, or
+            by class; without predictions.json, or in one of before, 0.
         pattern: File name of another tool's masks, as in `{case_id}.nii.gz`. With several classes
             and no `{class}` in it, a file is a map of label values.
         background_values: Label values that belong to no class; without predictions.json only 0.
@@ -183,8 +191,8 @@ def open_predictions(
         has_probabilities = any(folder.glob(f"*{PROBABILITY_ENDING}"))
     else:
         _check_pattern(pattern)
-    if threshold is not None and not has_probabilities:
-        raise _no_use_of_threshold(threshold, folder)
+    if not has_probabilities:
+        _refuse_for_masks(folder, threshold=threshold, min_peak=min_peak)
     file = folder / SETTINGS_FILE
     with _named_by(file if classes is None else None):
         checked_classes = check_classes(saved.get("classes") if classes is None else classes)
@@ -198,6 +206,9 @@ def open_predictions(
         minima = _by_class(
             "min_volume_mm3", chosen_minimum, names=checked_classes, highest=math.inf
         )
+    chosen_peak = _first_set(min_peak, saved.get("min_peak"), 0.0)
+    with _named_by(file if min_peak is None else None):
+        peaks = _by_class("min_peak", chosen_peak, names=checked_classes, highest=1)
     chosen_background = _first_set(background_values, saved.get("background_values"))
     with _named_by(file if background_values is None else None):
         background = _label_values("background_values", chosen_background)
@@ -205,13 +216,14 @@ def open_predictions(
     with _named_by(file if ignore is None else None):
         ignored_values = _label_values("ignore", chosen_ignore)
         _refuse_ignored_classes(ignored_values, checked_classes)
-    # Another threshold or minimum would have given other masks than the saved ones.
-    is_as_saved = threshold is None and min_volume_mm3 is None
+    # Another threshold, minimum or peak would have given other masks than the saved ones.
+    is_as_saved = threshold is None and min_volume_mm3 is None and min_peak is None
     return Predictions(
         folder=folder,
         classes=checked_classes,
         threshold=thresholds,
         min_volume_mm3=minima,
+        min_peak=peaks,
         pattern=pattern,
         uses_masks=is_as_saved and saved.get("threshold") is not None,
         background_values=background,
@@ -220,13 +232,15 @@ def open_predictions(
     )
 
 
-def _no_use_of_threshold(threshold: float | Mapping[str, float], folder: Path) -> DataError:
-    """Make the error that a threshold cannot be applied to what is already a mask."""
-    return DataError(
-        "threshold",
-        f"{threshold}, but {folder} holds masks only",
-        "leave it out to evaluate them as they are",
-    )
+def _refuse_for_masks(folder: Path, **settings: float | Mapping[str, float] | None) -> None:
+    """Refuse settings of probabilities, which cannot be applied to what is already a mask."""
+    for key, value in settings.items():
+        if value is not None:
+            raise DataError(
+                key,
+                f"{value}, but {folder} holds masks only",
+                "leave it out to evaluate them as they are",
+            )
 
 
 def check_values(data: NDArray[Any], path: Path, source: Predictions) -> None:

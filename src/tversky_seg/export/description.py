@@ -38,7 +38,7 @@ def describe(model: TrainedModel, inference: Inference, *, file: str, sides: Seq
 
     Args:
         model: The network.
-        inference: Its windows, threshold and smallest lesion.
+        inference: Its windows, threshold, smallest lesion and lowest peak.
         file: Name of the network's file.
         sides: Sides of a window in voxels.
     """
@@ -115,7 +115,8 @@ def inference_steps(
             )
         steps.append(
             f"mask of {name}: probability >= {inference.threshold_of(name):.6g}, without "
-            f"26-connected components smaller than {inference.min_volume_of(name):g} mm3"
+            f"26-connected components smaller than {inference.min_volume_of(name):g} mm3 or of a "
+            f"highest probability below {inference.min_peak_of(name):.6g}"
         )
     return steps
 

@@ -67,8 +67,8 @@ class SavedPredictions:
         return {name: Path(str(state[0])) for name, state in self.records[case_id].inputs.items()}
 
     def of_class(self, setting: str, name: str) -> float:
-        """Return the threshold or the smallest lesion of a class."""
-        value = self.settings[setting]
+        """Return the threshold, the smallest lesion or the lowest peak of a class."""
+        value = self.settings.get(setting) or 0.0  # folders of before have no lowest peak
         return float(value[name] if isinstance(value, Mapping) else value)
 
 
@@ -163,6 +163,7 @@ def _write_bids_case(
             "Threshold": predictions.of_class("threshold", class_name),
             "MinimumVolume": predictions.of_class("min_volume_mm3", class_name),
             "MinimumVolumeUnits": "mm3",
+            "MinimumPeak": predictions.of_class("min_peak", class_name),
         }
         probability = {"Description": f"Probability of {class_name}, 0 to 1"}
         _copy(files.mask, anatomy / f"{name}_{label}_mask.nii.gz", {**mask, **common})

@@ -80,7 +80,7 @@ class CasePredictor:
     Attributes:
         ensemble: Networks.
         preprocessing: Preprocessing of the training.
-        inference: Threshold and smallest lesion.
+        inference: Threshold, smallest lesion and lowest peak.
         records: Records of the folder to write to.
         device: Device to compute on.
         precision: Precision inside the networks.
@@ -140,8 +140,7 @@ class CasePredictor:
             predicted.probability_maps(),
             geometry.input_affine,
             classes=self.classes,
-            threshold=self.inference.thresholds(self.classes),
-            min_volume_mm3=self.inference.min_volumes_mm3(self.classes),
+            points=self.inference.operating_points(self.classes),
             uncertainty=uncertainty_maps,
             parts=predicted.masks_of_parts(),
             brain=predicted.brain,

@@ -1,4 +1,4 @@
-"""Threshold and smallest lesion of an ensemble of folds, as chosen on held-out predictions.
+"""Operating point of an ensemble of folds, as chosen on held-out predictions.
 
 `tversky-seg operating-point` writes them into the folder of the runs; a prediction with all
 networks of the folder uses them.
@@ -41,7 +41,8 @@ def with_held_out_point(
     try:
         point = read_json(path)
         chosen_for = set(point["checkpoints"])
-        threshold, min_volume_mm3 = point["threshold"], point["min_volume_mm3"]
+        chosen = {name: point[name] for name in ("threshold", "min_volume_mm3")}
+        chosen["min_peak"] = point.get("min_peak", 0.0)  # as folders of before, that lack it
     except (OSError, ValueError, KeyError, TypeError) as error:
         remedy = "delete it, or run tversky-seg operating-point again"
         raise DataError(path, f"holds no operating point ({error!r})", remedy) from error
@@ -52,6 +53,5 @@ def with_held_out_point(
             path,
         )
         return list(models)
-    logger.info("threshold and smallest lesion from held-out predictions: %s", path)
-    chosen = {"threshold": threshold, "min_volume_mm3": min_volume_mm3}
+    logger.info("threshold, smallest lesion and lowest peak from held-out predictions: %s", path)
     return [replace(model, inference=replace(model.inference, **chosen)) for model in models]

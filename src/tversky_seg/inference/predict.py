@@ -28,6 +28,7 @@ from tversky_seg.inference.case_predictor import (
 from tversky_seg.inference.case_records import CaseRecords, input_states
 from tversky_seg.inference.ensemble import Ensemble, Member, spread
 from tversky_seg.inference.lesion_table import write_lesion_table
+from tversky_seg.inference.operating_point import as_settings
 from tversky_seg.inference.prediction_folder import (
     LESIONS_FILE,
     check_file_names,
@@ -293,6 +294,9 @@ def _folder_settings(
 ) -> dict[str, Any]:
     """List the settings of a folder for its predictions.json; all must agree to resume it."""
     classes = tuple(preprocessing.classes)
+    point = as_settings(inference.operating_points(classes))
+    if not any(inference.min_peak_of(name) for name in classes):
+        point["min_peak"] = None  # as folders of before, that lack it
     checksums: str | list[str] = [member.checksum for member in ensemble.members]
     if len(ensemble.members) == 1:
         checksums = ensemble.members[0].checksum
@@ -303,8 +307,7 @@ def _folder_settings(
         "background_values": list(preprocessing.crop_values) or None,
         "ignore": list(preprocessing.ignore) or None,
         "crop_labelled": inference.crop_labelled or None,  # as folders of before, that lack it
-        "threshold": unwrap_single(inference.thresholds(classes)),
-        "min_volume_mm3": unwrap_single(inference.min_volumes_mm3(classes)),
+        **point,
         "temperature": _temperature_setting(ensemble, classes),
         "probability_scale": PROBABILITY_SCALE,
         "window": inference.window,

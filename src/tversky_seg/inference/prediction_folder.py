@@ -13,7 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import PROBABILITY_SCALE, write_volume
 from tversky_seg.inference.lesion_table import Row, lesion_rows, number_lesions
+from tversky_seg.inference.operating_point import OperatingPoint
 from tversky_seg.inference.output_errors import writing
+from tversky_seg.metrics.lesions import remove_weak_lesions
 from tversky_seg.runtime.files import read_json, write_json
 
 SETTINGS_FILE = "predictions.json"
@@ -22,6 +24,7 @@ PROBABILITY_ENDING = "_probability.nii.gz"
 MASK_ENDING = "_mask.nii.gz"
 UNCERTAINTY_ENDING = "_uncertainty.nii.gz"
 LABELS_ENDING = "_labels.nii.gz"
+AT_HALF = OperatingPoint(threshold=0.5)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class ClassPrediction:
 
     Attributes:
         probability: (X, Y, Z) as it is read from its file.
-        mask: (X, Y, Z) where it reaches the threshold, without lesions that are too small.
+        mask: (X, Y, Z) where it reaches the threshold, without lesions that are too small or weak.
         lesions: A row for each lesion, the largest first; see `lesion_table.lesion_rows`.
     """
 
@@ -124,8 +127,7 @@ def write_prediction(
     affine: ArrayLike,
     *,
     classes: Sequence[str] = ("lesion",),
-    threshold: float | Mapping[str, float] = 0.5,
-    min_volume_mm3: float | Mapping[str, float] = 0.0,
+    points: Mapping[str, OperatingPoint] | OperatingPoint = AT_HALF,
     uncertainty: Iterable[NDArray[np.float32]] | None = None,
     parts: Sequence[Iterable[NDArray[np.bool_]]] | None = None,
     brain: NDArray[np.bool_] | None = None,
@@ -134,7 +136,8 @@ def write_prediction(
     """Write a case's probability and mask for each class, and describe its lesions.
 
     The mask is where the probability **as stored** (65,536 steps) reaches the threshold, without
-    lesions (26-connected) smaller than `min_volume_mm3`: a reader of the files gets the same mask.
+    lesions (26-connected) that are too small or whose peak is too low: a reader of the files gets
+    the same mask.
     Of several classes a label map is written, too; see `label_map_of`.
 
     Args:
@@ -143,8 +146,7 @@ def write_prediction(
         probability: (K, X, Y, Z) in [0, 1], on the grid of the input; may be made class by class.
         affine: (4, 4) of that grid.
         classes: K names.
-        threshold: Lowest probability of the mask; one for all classes, or one for each.
-        min_volume_mm3: Size below which a lesion is removed from the mask; as `threshold`.
+        points: How the probability becomes the mask; one point for all classes, or one for each.
         uncertainty: (K, X, Y, Z) in [0, 1], stored as the probability is; None: not asked for.
         parts: For each class the masks (X, Y, Z) of networks or views, whose disagreement the rows
             tell; None: not told apart.
@@ -175,8 +177,7 @@ def write_prediction(
         predicted = class_prediction(
             of_class,
             affine,
-            threshold=_of_class(threshold, name),
-            min_volume_mm3=_of_class(min_volume_mm3, name),
+            point=points[name] if isinstance(points, Mapping) else points,
             case_id=case_id,
             class_name=name if len(classes) > 1 else None,
             brain=brain,
@@ -195,8 +196,7 @@ def class_prediction(
     probability: NDArray[np.float32],
     affine: ArrayLike,
     *,
-    threshold: float,
-    min_volume_mm3: float,
+    point: OperatingPoint,
     case_id: str,
     class_name: str | None = None,
     brain: NDArray[np.bool_] | None = None,
@@ -207,8 +207,7 @@ def class_prediction(
     Args:
         probability: (X, Y, Z) in [0, 1].
         affine: (4, 4) of its grid.
-        threshold: Lowest probability of the mask.
-        min_volume_mm3: Size below which a lesion is removed from the mask.
+        point: How the probability becomes the mask.
         case_id: Name of the case, for the rows.
         class_name: Name of the class, for the rows; None if there is one class.
         brain: (X, Y, Z) mask of the brain; None if it is unknown.
@@ -216,8 +215,9 @@ def class_prediction(
     """
     affine = np.asarray(affine, dtype=np.float32)  # as it will be read
     stored = as_stored(probability)
-    mask = stored >= np.float32(threshold)
-    lesions = number_lesions(mask, affine, min_volume_mm3=min_volume_mm3)
+    mask = stored >= np.float32(point.threshold)
+    mask = remove_weak_lesions(mask, stored, min_score=point.min_peak)
+    lesions = number_lesions(mask, affine, min_volume_mm3=point.min_volume_mm3)
     rows = lesion_rows(
         lesions,
         stored,
@@ -285,7 +285,3 @@ def as_stored(probability: NDArray[np.float32]) -> NDArray[np.float32]:
         stored[index] = np.rint(plane.astype(np.float64) / PROBABILITY_SCALE)
     stored *= np.float32(PROBABILITY_SCALE)
     return stored
-
-
-def _of_class(setting: float | Mapping[str, float], name: str) -> float:
-    return setting[name] if isinstance(setting, Mapping) else setting

@@ -113,8 +113,7 @@ def segmentation_of(
     """
     geometry = predicted.geometry
     brain = predicted.brain
-    thresholds = predictor.inference.thresholds(predictor.classes)
-    sizes_mm3 = predictor.inference.min_volumes_mm3(predictor.classes)
+    points = predictor.inference.operating_points(predictor.classes)
     volumes = predicted.probability_maps()
     by_class = {}
     parts = predicted.masks_of_parts()
@@ -122,8 +121,7 @@ def segmentation_of(
         by_class[name] = class_prediction(
             volume,
             geometry.input_affine,
-            threshold=thresholds[name],
-            min_volume_mm3=sizes_mm3[name],
+            point=points[name],
             case_id=case.case_id,
             class_name=name if len(predictor.classes) > 1 else None,
             brain=brain,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tversky_seg.inference.operating_point import check_goal
+from tversky_seg.inference.operating_point import DEFAULT_PEAK, OperatingPoint, check_goal
 from tversky_seg.inference.sliding_window import SlidingWindow
 from tversky_seg.metrics.temperature import calibrated_threshold
 
@@ -28,15 +28,19 @@ class Inference:
             list of views, as [none, x, yz]; see `tta.views`.
         batch_size: Number of windows, or views of them, that pass the network together; "auto": 2
             on the CPU, on CUDA as many as the free memory suggests.
-        goal: Goal for choosing threshold and smallest lesion on the validation set: "dice", "f2",
-            "lesion_f1", "recall=0.9" (of voxels) or "lesion_recall=0.9"; see `operating_point`.
+        goal: Goal for choosing threshold, smallest lesion and lowest peak on the validation set:
+            "dice", "f2", "lesion_f1", "recall=0.9" (of voxels) or "lesion_recall=0.9"; see
+            `operating_point`.
         threshold: Probability from which a voxel belongs to the mask, in [0, 1], or one for each
             class; None: as chosen on validation, otherwise 0.5.
         min_volume_mm3: Size below which a lesion is removed from the mask, or one for each class;
             None: as chosen on validation, otherwise 0.
+        min_peak: Probability that at least one voxel of a lesion must reach for it to stay in the
+            mask, in [0, 1], or one for each class; 0: none is removed; None: as chosen on
+            validation, otherwise 0.9.
         temperature: Number by which the logits of the probability are divided, or one for each
             class; 1: the probability as the network gives it; None: as fitted on validation,
-            otherwise 1. A threshold that is set is one of the probability after that.
+            otherwise 1. A threshold or peak that is set is one of the probability after that.
         crop_labelled: Whether a case that has a label is predicted as it would be trained on: its
             label is read, and only the box around `data.crop_values` is predicted. The rest of the
             mask is empty. For tables of papers that test so; masks of new cases do not need it.
@@ -54,6 +58,7 @@ class Inference:
     goal: str = "dice"
     threshold: float | Mapping[str, float] | None = None
     min_volume_mm3: float | Mapping[str, float] | None = None
+    min_peak: float | Mapping[str, float] | None = None
     temperature: float | Mapping[str, float] | None = None
     crop_labelled: bool = False
 
@@ -73,6 +78,9 @@ class Inference:
         for threshold in _values(self.threshold):
             if not 0 <= threshold <= 1:
                 raise ValueError(f"threshold must lie in [0, 1], got {threshold}")
+        for peak in _values(self.min_peak):
+            if not 0 <= peak <= 1:
+                raise ValueError(f"min_peak must lie in [0, 1], got {peak}")
         for volume in _values(self.min_volume_mm3):
             if not volume >= 0:
                 raise ValueError(f"min_volume_mm3 must be >= 0, got {volume}")
@@ -99,28 +107,36 @@ class Inference:
         """Return the smallest lesion of a class in mm3; 0 if none was chosen."""
         return _value_of(class_name, self.min_volume_mm3, default=0.0)
 
+    def min_peak_of(self, class_name: str) -> float:
+        """Return the lowest peak of a lesion of a class; 0.9 if none was chosen."""
+        return _value_of(class_name, self.min_peak, default=DEFAULT_PEAK)
+
     def temperature_of(self, class_name: str) -> float:
         """Return the temperature of a class; 1 if none was fitted."""
         return _value_of(class_name, self.temperature, default=1.0)
 
-    def thresholds(self, class_names: Iterable[str]) -> dict[str, float]:
-        """Return the threshold of each class."""
-        return {name: self.threshold_of(name) for name in class_names}
-
-    def min_volumes_mm3(self, class_names: Iterable[str]) -> dict[str, float]:
-        """Return the smallest lesion of each class in mm3."""
-        return {name: self.min_volume_of(name) for name in class_names}
+    def operating_points(self, class_names: Iterable[str]) -> dict[str, OperatingPoint]:
+        """Return how the probability of each class becomes a mask."""
+        points = {}
+        for name in class_names:
+            points[name] = OperatingPoint(
+                threshold=self.threshold_of(name),
+                min_volume_mm3=self.min_volume_of(name),
+                min_peak=self.min_peak_of(name),
+            )
+        return points
 
     def temperatures(self, class_names: Iterable[str]) -> dict[str, float]:
         """Return the temperature of each class."""
         return {name: self.temperature_of(name) for name in class_names}
 
     def with_operating_point(self, chosen: Mapping[str, Any]) -> Inference:
-        """Fill in what validation chose, if it is not set: threshold, smallest lesion, temperature.
+        """Fill in what validation chose, where it is not set.
 
         Args:
-            chosen: A checkpoint, or any mapping with "threshold", "min_volume_mm3" and
-                "temperature". Its threshold is one of the network's probability, at temperature 1.
+            chosen: A checkpoint, or any mapping with "threshold", "min_volume_mm3", "min_peak" and
+                "temperature". Its threshold and peak are of the network's probability, at
+                temperature 1.
         """
         temperature = self.temperature
         if temperature is None:
@@ -131,8 +147,15 @@ class Inference:
         min_volume_mm3 = self.min_volume_mm3
         if min_volume_mm3 is None:
             min_volume_mm3 = chosen.get("min_volume_mm3")
+        min_peak = self.min_peak
+        if min_peak is None:
+            min_peak = _at_temperature(chosen.get("min_peak"), temperature)
         return replace(
-            self, threshold=threshold, min_volume_mm3=min_volume_mm3, temperature=temperature
+            self,
+            threshold=threshold,
+            min_volume_mm3=min_volume_mm3,
+            min_peak=min_peak,
+            temperature=temperature,
         )
 
     def _windows_of(self, patch_size: int | Sequence[int] | str) -> SlidingWindow:
@@ -149,7 +172,7 @@ class Inference:
 def _at_temperature(
     threshold: float | Mapping[str, float] | None, temperature: float | Mapping[str, float] | None
 ) -> float | dict[str, float] | None:
-    """Move a threshold, or that of each class, as the temperature moves the probability."""
+    """Move a threshold or peak, or that of each class, as the temperature moves probabilities."""
     if threshold is None:
         return None
     if not isinstance(threshold, Mapping):

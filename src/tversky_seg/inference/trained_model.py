@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from textwrap import shorten
 from typing import Any
 
@@ -16,8 +17,8 @@ from tversky_seg.config.checks import ConfigError
 from tversky_seg.config.instantiate import build_network
 from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.inference.ensemble import Ensemble, Member
+from tversky_seg.inference.operating_point import OperatingPoint, as_settings
 from tversky_seg.inference.settings import Inference
-from tversky_seg.metrics.averages import unwrap_single
 from tversky_seg.runtime.allocation_limit import AllocationLimit, TooLarge
 from tversky_seg.runtime.checkpoints import CheckpointError, checksum, load_checkpoint
 from tversky_seg.runtime.devices import PRECISIONS, computes_fast
@@ -27,7 +28,7 @@ from tversky_seg.runtime.warm_start import checkpoint_file
 logger = logging.getLogger("tversky_seg")
 
 REQUIRED_ENTRIES = {"config", "preprocessing", "inference", "threshold"}
-CHOSEN_ENTRIES = ("threshold", "min_volume_mm3", "temperature")
+CHOSEN_ENTRIES = ("threshold", "min_volume_mm3", "min_peak", "temperature")
 EXPECTED_TO_DIFFER = ("seed", "data.fold")
 # Room for what a network makes besides its weights, such as buffers that are not saved.
 MEMORY_FACTOR = 4
@@ -45,10 +46,10 @@ class TrainedModel:
         checksum: SHA-256 of the file.
         network: Network with its weights.
         preprocessing: Preprocessing of the training.
-        inference: Settings of the training, with threshold, smallest lesion and temperature as
-            chosen on validation.
+        inference: Settings of the training, with threshold, smallest lesion, lowest peak and
+            temperature as chosen on validation.
         settings: The same without what validation chose.
-        chosen: What validation chose: "threshold", "min_volume_mm3", "temperature".
+        chosen: What validation chose: "threshold", "min_volume_mm3", "min_peak", "temperature".
         config: All settings of the training.
         allows_missing_modalities: Whether it was trained with channel dropout, or on cases without
             some modality.
@@ -111,6 +112,8 @@ def load_trained(path: Path | str, *, trust: Sequence[str] = ()) -> TrainedModel
         preprocessing = Preprocessing.from_dict(state["preprocessing"])
         settings = Inference(**state["inference"])
         chosen = {name: state.get(name) for name in CHOSEN_ENTRIES}
+        # Networks of before there were peaks predict as they did.
+        chosen["min_peak"] = state.get("min_peak", 0.0)
         inference = settings.with_operating_point(chosen)
         network = _build_network(
             config, preprocessing, weights=state["model"], n_bytes=path.stat().st_size, trust=trust
@@ -216,8 +219,8 @@ def build_ensemble(
     """Make one ensemble of the models, with the settings that make masks of its probability.
 
     Each member predicts by its own windows and at its own temperature unless `overrides` replaces
-    them. Threshold and smallest lesion are those of `overrides`, otherwise the members' mean. Votes
-    are cast at each member's own threshold, and half of them are enough.
+    them. Threshold, smallest lesion and lowest peak are those of `overrides`, otherwise the
+    members' mean. Votes are cast at each member's own threshold, and half of them are enough.
 
     Args:
         models: One or more.
@@ -228,33 +231,31 @@ def build_ensemble(
     classes = tuple(models[0].preprocessing.classes)
     of_members = dict(overrides)
     if combine != "mean":
-        # A threshold that is set is then one of the share of votes, not one to vote by.
+        # What is set is then of the share of votes, not to vote by.
         of_members.pop("threshold", None)
+        of_members.pop("min_peak", None)
     members = []
-    thresholds = []
-    min_volumes_mm3 = []
+    points_of_models = []
     for model in models:
         own = replace(model.settings, **of_members).with_operating_point(model.chosen)
-        thresholds.append(own.thresholds(classes))
-        min_volumes_mm3.append(own.min_volumes_mm3(classes))
+        points = own.operating_points(classes)
+        points_of_models.append(points)
         member = Member(
             model.network,
             own.windows,
             model.checksum,
-            threshold=tuple(own.thresholds(classes).values()),
+            threshold=tuple(point.threshold for point in points.values()),
             temperature=tuple(own.temperatures(classes).values()),
         )
         members.append(member)
-    threshold = _mean_by_class(thresholds)
-    if combine in ("vote", "lesions"):
-        # The probability is now a share of votes: half of them are enough.
-        threshold = dict.fromkeys(classes, 0.5)
-    min_volume_mm3 = _mean_by_class(min_volumes_mm3)
-    inference = replace(
-        models[0].inference,
-        threshold=unwrap_single(threshold),
-        min_volume_mm3=unwrap_single(min_volume_mm3),
-    )
+    mean_points = {}
+    for name in classes:
+        mean_point = _mean_point([points[name] for points in points_of_models])
+        if combine in ("vote", "lesions"):
+            # The probability is now a share of votes: half of them are enough.
+            mean_point = replace(mean_point, threshold=0.5, min_peak=0.0)
+        mean_points[name] = mean_point
+    inference = replace(models[0].inference, **as_settings(mean_points))
     return Ensemble(members, combine, uncertainty), replace(inference, **overrides)
 
 
@@ -323,13 +324,13 @@ def _is_same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _mean_by_class(settings: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Average over the models, class by class."""
-    means = {}
-    for name in settings[0]:
-        values = [of_model[name] for of_model in settings]
-        means[name] = sum(values) / len(values)
-    return means
+def _mean_point(points: Sequence[OperatingPoint]) -> OperatingPoint:
+    """Average the points of the models for one class."""
+    return OperatingPoint(
+        threshold=fmean(point.threshold for point in points),
+        min_volume_mm3=fmean(point.min_volume_mm3 for point in points),
+        min_peak=fmean(point.min_peak for point in points),
+    )
 
 
 def _checkpoints_named(name: str) -> list[Path]:

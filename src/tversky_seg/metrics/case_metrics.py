@@ -24,7 +24,12 @@ from tversky_seg.metrics.lesion_rule import (
     detected_lesions,
     match_by_rule,
 )
-from tversky_seg.metrics.lesions import LesionCounts, LesionMatch, remove_small_lesions
+from tversky_seg.metrics.lesions import (
+    LesionCounts,
+    LesionMatch,
+    remove_small_lesions,
+    remove_weak_lesions,
+)
 from tversky_seg.metrics.masks import Mask, as_array, as_mask, check_spacing
 from tversky_seg.metrics.overlap import OverlapCounts, overlap_counts
 from tversky_seg.metrics.ranking import ranking_areas
@@ -183,6 +188,7 @@ def compute_metrics(
     spacing_mm: ArrayLike,
     threshold: float = 0.5,
     min_volume_mm3: float = 0.0,
+    min_peak: float = 0.0,
     rule: LesionRule = ANY_OVERLAP,
     tolerance_mm: float = TOLERANCE_MM,
     further: bool = False,
@@ -198,6 +204,8 @@ def compute_metrics(
         spacing_mm: Size of a voxel per axis, in mm.
         threshold: A voxel is lesion where probability >= threshold; not used for a mask.
         min_volume_mm3: Smaller predicted lesions are removed before anything is measured.
+        min_peak: Predicted lesions whose highest probability does not reach it are removed, too;
+            not used for a mask.
         rule: Rule of what a lesion is and when it counts as detected.
         tolerance_mm: Distance up to which surfaces agree, for the surface Dice.
         further: Whether to compute the metrics of `FURTHER_METRICS` too.
@@ -218,7 +226,7 @@ def compute_metrics(
     is_probability = np.issubdtype(scores.dtype, np.inexact)
     if is_probability:
         levels = to_levels(scores)  # refuses values outside [0, 1]
-        mask = scores >= threshold
+        mask = remove_weak_lesions(scores >= threshold, scores, min_score=min_peak)
     else:
         mask = as_mask(scores, name="prediction")
     mask = remove_small_lesions(mask, spacing_mm=spacing_mm, min_volume_mm3=min_volume_mm3)

@@ -248,6 +248,42 @@ def remove_small_lesions(
     return remaining
 
 
+def remove_weak_lesions(
+    mask: ArrayLike, scores: ArrayLike, *, min_score: float, connectivity: int = 26
+) -> Mask:
+    """Remove the lesions whose highest score does not reach `min_score` from a mask.
+
+    Args:
+        mask: 0/1 mask (X, Y, Z).
+        scores: Probability, or another score, of the same shape.
+        min_score: Score that one voxel of a lesion must reach for it to stay, >= 0.
+        connectivity: 6, 18 or 26 neighbours make one lesion.
+
+    Returns:
+        A mask without them; the mask itself where `min_score` is 0.
+
+    Raises:
+        ValueError: Negative or NaN score, other values than 0 and 1, or unknown connectivity.
+    """
+    mask = as_mask(mask)
+    if not min_score >= 0:
+        raise ValueError(f"min_score must be >= 0, got {min_score}")
+    if min_score == 0:
+        return mask
+    box = bounding_box(mask)
+    components = find_components(mask[box], connectivity=connectivity, order=memory_order(mask))
+    peaks = components.highest_scores(as_array(scores)[box])
+    remaining = np.zeros_like(mask)
+    remaining[box] = components.select(peaks >= lowest_score(min_score)).to_mask()
+    return remaining
+
+
+def lowest_score(min_score: float) -> float:
+    """Compute the score that a lesion must reach, with a margin for rounding."""
+    # A stored 0.8 (level 52428 of 65535) may be read as 0.79999995.
+    return min_score * (1 - 1e-6)
+
+
 def lowest_volume(min_volume_mm3: float, *, strictly_larger: bool = False) -> float:
     """Compute the volume that a lesion must reach, with a margin for rounding."""
     # Spacing comes from float32 affines, so volumes that differ by less than 1e-6 are equal:

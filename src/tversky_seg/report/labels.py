@@ -145,7 +145,7 @@ def describe_rule(metrics: Mapping[str, Any]) -> str:
     """
     rule = metrics["lesion_rule"]
     sentences = [
-        _describe_masks(metrics["threshold"], rule["prediction_min_volume_mm3"]),
+        _describe_masks(metrics["threshold"], rule),
         _describe_lesion(rule),
         _describe_detection(rule),
     ]
@@ -160,14 +160,18 @@ def describe_rule(metrics: Mapping[str, Any]) -> str:
     return " ".join(sentences)
 
 
-def _describe_masks(threshold: Any, min_volume_mm3: Any) -> str:
+def _describe_masks(threshold: Any, rule: Mapping[str, Any]) -> str:
     # Saved masks of unknown origin have no threshold to name.
     if any(value is not None for value in _values(threshold)):
         masks = f"Lesion voxels: probability ≥ {_by_class(threshold)}"
     else:
         masks = "Masks as saved"
+    min_volume_mm3 = rule["prediction_min_volume_mm3"]
     if any(_values(min_volume_mm3)):
         masks += f"; predicted lesions below {_by_class(min_volume_mm3)} mm³ removed"
+    min_peak = rule.get("prediction_min_peak", 0.0)
+    if any(_values(min_peak)):
+        masks += f"; predicted lesions that never reach probability {_by_class(min_peak)} removed"
     return f"{masks}."
 
 

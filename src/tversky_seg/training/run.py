@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from tversky_seg.data.patches.batches import Batch
+from tversky_seg.inference.operating_point import DEFAULT_PEAK
 from tversky_seg.runtime.checkpoints import CheckpointError, load_newest, save_checkpoint
 from tversky_seg.runtime.distributed import any_process, is_first, wait_for_all
 from tversky_seg.runtime.environment import record_computation
@@ -42,8 +43,8 @@ starts the job again at once, so it has to wait for longer than that.
 STORED_NAMES = {"last_validation": "judged"}
 """Fields of `TrainingState` whose entry in a checkpoint has an older name."""
 
-LATER_ENTRIES = ("temperature",)
-"""Entries that checkpoints of earlier versions lack."""
+LATER_ENTRIES: Mapping[str, Any] = {"temperature": 1.0, "min_peak": 0.0}
+"""Entries that checkpoints of earlier versions lack, and what these mean."""
 
 
 @dataclass
@@ -62,8 +63,11 @@ class TrainingState:
     min_volume_mm3: float | dict[str, float] = 0.0
     """Minimum lesion size chosen at the last validation."""
 
+    min_peak: float | dict[str, float] = DEFAULT_PEAK
+    """Probability that a lesion must reach, chosen at the last validation."""
+
     temperature: float | dict[str, float] = 1.0
-    """Temperature fitted at the last validation. The threshold is one of the probability before."""
+    """Temperature fitted at the last validation; threshold and peak are those before it."""
 
     last_validation: int = 0
     """Step of the last validation."""
@@ -86,7 +90,9 @@ class TrainingState:
         values: dict[str, Any] = {}
         for entry in fields(cls):
             name = STORED_NAMES.get(entry.name, entry.name)
-            if name in checkpoint or name not in LATER_ENTRIES:
+            if name not in checkpoint and name in LATER_ENTRIES:
+                values[entry.name] = LATER_ENTRIES[name]
+            else:
                 values[entry.name] = checkpoint[name]
         return cls(**values)
 
@@ -191,9 +197,10 @@ class TrainingRun:
         """Open metrics.csv, timings.csv, TensorBoard and trackers, and show progress."""
         if self.validate is None:
             logger.info(
-                "no validation cases: using the last checkpoint, threshold 0.5 and temperature 1 "
-                "(with all folds trained, `tversky-seg operating-point` chooses a threshold on "
-                "their held-out predictions)"
+                "no validation cases: using the last checkpoint, threshold 0.5 and temperature 1, "
+                "lesions that never reach probability %g are removed (with all folds trained, "
+                "`tversky-seg operating-point` chooses these on their held-out predictions)",
+                DEFAULT_PEAK,
             )
         recorder = open_recorder(
             self.output_dir, from_step=self.state.step, trackers=self.trainer.trackers or ()
@@ -317,6 +324,7 @@ class TrainingRun:
         self.recorder.pictures(state.step, validation.pictures)
         state.threshold = validation.threshold
         state.min_volume_mm3 = validation.min_volume_mm3
+        state.min_peak = validation.min_peak
         state.temperature = validation.temperature
         state.last_validation = state.step
         logger.info(
@@ -388,21 +396,21 @@ class TrainingRun:
 
 
 def describe_operating_point(validation: Validation) -> str:
-    """Describe what a validation chose: "threshold 0.869, no minimum size"."""
-    threshold = _format_by_class(validation.threshold, "{:.3f}")
-    size = _format_by_class(validation.min_volume_mm3, "{:g} mm³")
-    text = f"threshold {threshold}, minimum size {size}"
-    if not _has_minimum_size(validation):
-        text = f"threshold {threshold}, no minimum size"
+    """Describe what a validation chose: "threshold 0.869, no minimum size, minimum peak 0.95"."""
+    text = f"threshold {_format_by_class(validation.threshold, '{:.3f}')}"
+    if _is_above_0(validation.min_volume_mm3):
+        text += f", minimum size {_format_by_class(validation.min_volume_mm3, '{:g} mm³')}"
+    else:
+        text += ", no minimum size"
+    if _is_above_0(validation.min_peak):
+        text += f", minimum peak {_format_by_class(validation.min_peak, '{:g}')}"
     if validation.temperature != 1:
         text += f", temperature {_format_by_class(validation.temperature, '{:.3g}')}"
     return text
 
 
-def _has_minimum_size(validation: Validation) -> bool:
-    if isinstance(validation.min_volume_mm3, dict):
-        return any(validation.min_volume_mm3.values())
-    return validation.min_volume_mm3 > 0
+def _is_above_0(value: float | dict[str, float]) -> bool:
+    return any(value.values()) if isinstance(value, dict) else value > 0
 
 
 def _format_by_class(value: float | dict[str, float], form: str) -> str:

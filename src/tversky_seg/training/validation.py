@@ -1,4 +1,4 @@
-"""Validation on whole volumes: threshold and minimum lesion size, and the published metrics."""
+"""Validation on whole volumes: the operating point, and the published metrics."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ from torch import Tensor, nn
 
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 from tversky_seg.inference.loaded_case import load_case
-from tversky_seg.inference.operating_point import OperatingPoint, ScoredCase, choose_operating_point
+from tversky_seg.inference.operating_point import (
+    DEFAULT_PEAK,
+    OperatingPoint,
+    ScoredCase,
+    as_settings,
+    choose_operating_point,
+)
 from tversky_seg.inference.settings import Inference
 from tversky_seg.inference.sliding_window import device_of, predict_by_windows
 from tversky_seg.metrics.averages import unwrap_single
 from tversky_seg.metrics.case_metrics import mean_metrics, measure_case
 from tversky_seg.metrics.lesion_rule import LesionRule
-from tversky_seg.metrics.lesions import remove_small_lesions
+from tversky_seg.metrics.lesions import remove_small_lesions, remove_weak_lesions
 from tversky_seg.metrics.masks import Mask
 from tversky_seg.metrics.score_histogram import N_LEVELS, to_levels
 from tversky_seg.metrics.temperature import (
@@ -60,8 +66,11 @@ class Validation:
     min_volume_mm3: float | dict[str, float] = 0.0
     """Chosen minimum lesion size, or one for each class."""
 
+    min_peak: float | dict[str, float] = DEFAULT_PEAK
+    """Chosen probability that a lesion must reach, or one for each class."""
+
     temperature: float | dict[str, float] = 1.0
-    """Fitted temperature, or one for each class; the threshold is one of the probability before."""
+    """Fitted temperature, or one for each class; threshold and peak are those before it."""
 
 
 def check_monitor(monitor: str, *, classes: Sequence[str]) -> None:
@@ -86,7 +95,7 @@ def validate(
     inference: Inference,
     precision: str = "fp32",
 ) -> Validation:
-    """Predict the validation cases, choose threshold and minimum lesion size on them, and measure.
+    """Predict the validation cases, choose the operating point on them, and measure.
 
     Args:
         network: Network in training; each module's mode is restored.
@@ -97,14 +106,13 @@ def validate(
         precision: Precision of the forward pass, as in training.
 
     Returns:
-        Mean metrics (docs/metrics.md) on the grid that the network sees, threshold and minimum
-        lesion size, and a slice of the first case with reference and prediction outlined.
+        Mean metrics (docs/metrics.md) on the grid that the network sees, threshold, minimum lesion
+        size and lowest peak, and a slice of the first case with reference and prediction outlined.
     """
     scored = _predict_and_score(network, cases, inference, precision)
 
     # One operating point for each class: a tumour's threshold is not that of the liver.
-    thresholds: dict[str, float] = {}
-    min_volumes_mm3: dict[str, float] = {}
+    points: dict[str, OperatingPoint] = {}
     temperatures: dict[str, float] = {}
     measures_of: dict[str, dict[str, float]] = {}
     masks_of_first_case = []
@@ -113,16 +121,14 @@ def validate(
         temperature = _fit_temperature(scored_class, name, inference)
         point = _choose_point(scored_class, name, inference, temperature=temperature)
         temperatures[name] = temperature
-        thresholds[name] = point.threshold
-        min_volumes_mm3[name] = point.min_volume_mm3
+        points[name] = point
         measures = map_in_threads(partial(_measure, point=point), scored_class)
         masks_of_first_case.append(_mask(scored_class[0], point))
         measures_of[name] = mean_metrics(measures)
 
     return Validation(
         _with_class_names(measures_of),
-        threshold=unwrap_single(thresholds),
-        min_volume_mm3=unwrap_single(min_volumes_mm3),
+        **as_settings(points),
         temperature=unwrap_single(temperatures),
         pictures=_pictures(cases[0], np.stack(masks_of_first_case)),
     )
@@ -198,14 +204,22 @@ def _choose_point(
     min_volume_mm3 = None
     if inference.min_volume_mm3 is not None:
         min_volume_mm3 = inference.min_volume_of(name)
+    min_peak = None
+    if inference.min_peak is not None:
+        min_peak = uncalibrated_threshold(inference.min_peak_of(name), temperature)
     return choose_operating_point(
-        cases, goal=inference.goal, threshold=threshold, min_volume_mm3=min_volume_mm3
+        cases,
+        goal=inference.goal,
+        threshold=threshold,
+        min_volume_mm3=min_volume_mm3,
+        min_peak=min_peak,
     )
 
 
 def _mask(case: ScoredCase, point: OperatingPoint) -> Mask:
     # Levels are 16-bit probabilities, as predictions are saved: 65535 means 1.
     mask: Mask = case.levels >= point.threshold * (N_LEVELS - 1)
+    mask = remove_weak_lesions(mask, case.levels, min_score=point.min_peak * (N_LEVELS - 1))
     return remove_small_lesions(
         mask, spacing_mm=case.spacing_mm, min_volume_mm3=point.min_volume_mm3
     )
