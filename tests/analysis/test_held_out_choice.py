@@ -2,22 +2,24 @@
 
 import json
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from helpers.checkpoints import a_checkpoint
 from helpers.cohorts import AFFINE, make_cohort, scan
+from tversky_seg import Segmenter
 from tversky_seg.analysis.cross_validation import evaluate_folds
 from tversky_seg.analysis.held_out_choice import choose_on_held_out
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest import read_manifest, write_manifest
 from tversky_seg.evaluation.evaluator import evaluate
-from tversky_seg.inference.held_out_point import with_held_out_point
+from tversky_seg.inference.operating_point import as_settings
 from tversky_seg.inference.prediction_folder import write_prediction
-from tversky_seg.inference.settings import Inference
+from tversky_seg.runtime.checkpoints import checksum
 from tversky_seg.runtime.files import write_json
 
 LEVELS = (0.2, 0.4, 0.8)
@@ -110,28 +112,31 @@ def test_a_single_fold_is_refused(sweep: Path) -> None:
         choose_on_held_out(runs_of(sweep)[:1], sweep)
 
 
-@dataclass(frozen=True)
-class Network:
-    """What a trained model has of it."""
-
-    checksum: str
-    inference: Inference = field(default_factory=lambda: Inference(threshold=0.5))
-
-
 def test_a_prediction_with_the_folder_uses_the_point(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    point = {"threshold": 0.3, "min_volume_mm3": 5.0, "checkpoints": ["a", "b"]}
-    models = [Network("a"), Network("b")]
-    assert with_held_out_point(models, [tmp_path]) == models
-    write_json(tmp_path / "operating_point.json", point)
-    for model in with_held_out_point(models, [str(tmp_path)]):
-        assert (model.inference.threshold, model.inference.min_volume_mm3) == (0.3, 5.0)
-    # Not for one network of the folder, nor for networks that were trained again.
-    assert with_held_out_point(models, [tmp_path, tmp_path]) == models
+    best = [tmp_path / f"fold{n}" / "checkpoints" / "best.pt" for n in range(2)]
+    for seed, path in enumerate(best):
+        a_checkpoint(path, seed, threshold=0.6, temperature=2.0)
+    of_networks = Segmenter.load(tmp_path).inference
+    point = {"threshold": 0.3, "min_volume_mm3": 5.0, "min_peak": 0.8}
+    file = tmp_path / "operating_point.json"
+    write_json(file, {**point, "checkpoints": [checksum(path) for path in best]})
+    segmenter = Segmenter.load(tmp_path)
+    assert as_settings(segmenter.inference.operating_points(["lesion"])) == point
+    assert [member.temperature for member in segmenter.ensemble.members] == [(2.0,), (2.0,)]
+    assert Segmenter.load(tmp_path, threshold=0.4).inference.threshold == 0.4
+    assert Segmenter.load(tmp_path, threshold=0.4).inference.min_peak == 0.8
+    # Not for networks that are named one by one, nor for others than those it was chosen for.
+    assert Segmenter.load(best).inference == of_networks
+    write_json(file, {**point, "checkpoints": ["c"]})
     with caplog.at_level(logging.WARNING):
-        assert with_held_out_point([Network("c")], [tmp_path]) == [Network("c")]
+        assert Segmenter.load(tmp_path).inference == of_networks
     assert "other networks" in caplog.text
-    (tmp_path / "operating_point.json").write_text("[]")
+    # A point of before there were peaks.
+    del point["min_peak"]
+    write_json(file, {**point, "checkpoints": [checksum(path) for path in best]})
+    assert Segmenter.load(tmp_path).inference.min_peak == 0
+    file.write_text("[]")
     with pytest.raises(DataError, match="holds no operating point"):
-        with_held_out_point(models, [tmp_path])
+        Segmenter.load(tmp_path)

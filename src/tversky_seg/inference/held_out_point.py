@@ -54,4 +54,10 @@ def with_held_out_point(
         )
         return list(models)
     logger.info("threshold, smallest lesion and lowest peak from held-out predictions: %s", path)
-    return [replace(model, inference=replace(model.inference, **chosen)) for model in models]
+    # As if the user had set it: it is one of the probability after each network's temperature.
+    results = []
+    for model in models:
+        inference = replace(model.inference, **chosen)
+        settings = replace(model.settings, **chosen)
+        results.append(replace(model, inference=inference, settings=settings))
+    return results
