@@ -1,6 +1,6 @@
 """The 3D fully convolutional DenseNet of Hashemi et al. 2018 (arXiv 1803.11078)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -24,6 +24,9 @@ from tversky_seg.models.recompute import recomputed
 from tversky_seg.models.strides import Triple, kernels_for, resolve_strides, total_stride
 
 EPS = 1.1e-5  # of the normalisations in the released code
+
+Step = tuple[int, Triple, Triple]
+"""Features after the dense block of one resolution, its kernel, and the stride to the next."""
 
 
 class DenseLayer(nn.Module):
@@ -155,9 +158,7 @@ class FCDenseNet3D(nn.Module):
         spacing_mm: Sequence[float] | None = None,
     ):
         super().__init__()
-        if min(growth_rate, n_layers, n_blocks, width) < 1:
-            got = f"{growth_rate}, {n_layers}, {n_blocks} and {width}"
-            raise ValueError(f"growth_rate, n_layers, n_blocks and width must be >= 1, got {got}")
+        _check_counts(growth_rate, n_layers, n_blocks, width)
         self.norm = norm
         if compact and strides is not None:
             raise ValueError(f"strides must be null with compact, got {strides}")
@@ -175,24 +176,14 @@ class FCDenseNet3D(nn.Module):
         n_new = growth_rate * n_layers  # features that a block adds
         skips = _skip_channels(width, n_new=n_new, n_blocks=n_blocks)
         self.stem = _stem(in_channels, width, compact=compact, norm=norm, kernel=kernels[0])
-        self.encoder = nn.ModuleList()
-        self.transitions = nn.ModuleList()
-        for skip, kernel, stride in zip(skips, kernels, self.strides, strict=True):
-            self.encoder.append(dense_block(skip - n_new, kernel=kernel))
-            self.transitions.append(_halving(skip, stride, norm=norm))
+        steps = list(zip(skips, kernels, self.strides, strict=True))
+        # In this order: it is that in which the generator gives the first weights.
+        self.encoder, self.transitions = _way_down(dense_block, steps, n_new=n_new, norm=norm)
         self.bottleneck = dense_block(skips[-1] // 2)
-        self.upsample = nn.ModuleList()
-        self.decoder = nn.ModuleList()
-        upward = zip(skips[::-1], kernels[::-1], self.strides[::-1], strict=True)
-        for skip, kernel, stride in upward:
-            self.upsample.append(_doubling(n_new, stride))
-            self.decoder.append(dense_block(n_new + skip, kernel=kernel))
+        self.upsample, self.decoder = _way_up(dense_block, steps[::-1], n_new=n_new)
         # The last block hands on its input as well as its new features.
-        channels = n_new + skips[0] + n_new
-        self.full_resolution: nn.Module = nn.Identity()
-        if compact:
-            self.full_resolution = _back_to_full_resolution(channels, width)
-            channels = width
+        handed_on = n_new + skips[0] + n_new
+        self.full_resolution, channels = _full_resolution(handed_on, width, compact=compact)
         self.head = LogitConv(channels, out_channels, bias=prior is not None)
         initialize(self)
         set_prior(self.head, prior)
@@ -216,6 +207,35 @@ class FCDenseNet3D(nn.Module):
             is_last = not skips
             features = block(features, only_new=not is_last)
         return self.head(self.full_resolution(features))  # type: ignore[no-any-return]
+
+
+def _check_counts(growth_rate: int, n_layers: int, n_blocks: int, width: int) -> None:
+    if min(growth_rate, n_layers, n_blocks, width) < 1:
+        got = f"{growth_rate}, {n_layers}, {n_blocks} and {width}"
+        raise ValueError(f"growth_rate, n_layers, n_blocks and width must be >= 1, got {got}")
+
+
+def _way_down(
+    dense_block: Callable[..., DenseBlock], steps: Sequence[Step], *, n_new: int, norm: Norm | None
+) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """Make the dense blocks of the encoder, and the transition after each."""
+    blocks, transitions = nn.ModuleList(), nn.ModuleList()
+    for skip, kernel, stride in steps:
+        blocks.append(dense_block(skip - n_new, kernel=kernel))
+        transitions.append(_halving(skip, stride, norm=norm))
+    return blocks, transitions
+
+
+def _way_up(
+    dense_block: Callable[..., DenseBlock], steps: Sequence[Step], *, n_new: int
+) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """Make the upsamplings of the decoder, from the lowest step, and the dense block after each."""
+    upsamplings, blocks = nn.ModuleList(), nn.ModuleList()
+    for skip, kernel, stride in steps:
+        upsamplings.append(_doubling(n_new, stride))
+        # What comes from below is new features alone; the skip connection brings the others.
+        blocks.append(dense_block(n_new + skip, kernel=kernel))
+    return upsamplings, blocks
 
 
 def _skip_channels(width: int, *, n_new: int, n_blocks: int) -> list[int]:
@@ -266,7 +286,13 @@ def _doubling(channels: int, stride: Triple) -> nn.Sequential:
     return nn.Sequential(conv, nn.ReLU(inplace=True))
 
 
-def _back_to_full_resolution(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Return to the image's resolution by a 2^3 transposed convolution."""
-    conv = nn.ConvTranspose3d(in_channels, out_channels, 2, stride=2)
-    return nn.Sequential(conv, nn.ReLU(inplace=True))
+def _full_resolution(in_channels: int, width: int, *, compact: bool) -> tuple[nn.Module, int]:
+    """Return to the image's resolution by a 2^3 transposed convolution, if it was left.
+
+    Returns:
+        The layers, and the number of features that they give.
+    """
+    if not compact:
+        return nn.Identity(), in_channels
+    conv = nn.ConvTranspose3d(in_channels, width, 2, stride=2)
+    return nn.Sequential(conv, nn.ReLU(inplace=True)), width

@@ -117,17 +117,8 @@ class UNet3D(nn.Module):
         spacing_mm: Sequence[float] | None = None,
     ):
         super().__init__()
-        if n_levels < 1 or width < 1:
-            raise ValueError(
-                f"n_levels and width must be >= 1, got n_levels={n_levels}, width={width}"
-            )
         # Before 2^n_levels is computed: a checkpoint may come from a stranger.
-        if n_levels > MAX_LEVELS:
-            raise ValueError(f"n_levels must be <= {MAX_LEVELS}, got {n_levels}")
-        if not 0 <= deep_supervision < n_levels:
-            raise ValueError(
-                f"deep_supervision must be >= 0 and < n_levels={n_levels}, got {deep_supervision}"
-            )
+        _check_sizes(n_levels=n_levels, width=width, deep_supervision=deep_supervision)
         widths = [width * 2**level for level in range(n_levels)]
         widths_upward = widths[-2::-1]  # without the lowest level's
         self.norm = norm
@@ -185,3 +176,14 @@ class UNet3D(nn.Module):
         for head in self.coarse_heads:
             all_logits.append(head(coarse_features.pop()))
         return tuple(all_logits)
+
+
+def _check_sizes(*, n_levels: int, width: int, deep_supervision: int) -> None:
+    if n_levels < 1 or width < 1:
+        raise ValueError(f"n_levels and width must be >= 1, got n_levels={n_levels}, width={width}")
+    if n_levels > MAX_LEVELS:
+        raise ValueError(f"n_levels must be <= {MAX_LEVELS}, got {n_levels}")
+    if not 0 <= deep_supervision < n_levels:
+        raise ValueError(
+            f"deep_supervision must be >= 0 and < n_levels={n_levels}, got {deep_supervision}"
+        )
