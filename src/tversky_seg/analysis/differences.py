@@ -110,26 +110,16 @@ def paired_difference(
         _values(second, class_name, metric),
         subjects=first.subjects,
     )
-    n_subjects = len(pairs.means)
-    # Means over the pairs only, so that mean_second - mean_first is the mean difference.
-    mean_first = mean_second = math.nan
-    if n_subjects:
-        mean_first, mean_second = pairs.means.mean(axis=0).tolist()
-    # (n_subjects,); column 0 is the first run, column 1 the second.
-    differences = pairs.means[:, 1] - pairs.means[:, 0]
+    mean_first, mean_second = pairs.means_of_runs
+    differences = pairs.differences
     low, high = bootstrap_interval(differences, n_bootstrap=n_bootstrap, rng=rng)
-    p_noninferior = math.nan
-    if not math.isnan(margin):
-        p_noninferior = noninferiority_p(
-            differences, margin=margin, lower_is_better=lower_is_better
-        )
     seeds = _seed_model(first, second, class_name, metric)
     return Difference(
         first=first.name,
         second=second.name,
         class_name=class_name,
         metric=metric,
-        n_subjects=n_subjects,
+        n_subjects=len(differences),
         n_undefined=pairs.n_undefined,
         mean_first=mean_first,
         mean_second=mean_second,
@@ -141,11 +131,20 @@ def paired_difference(
         dz=standardized_mean(differences),
         detectable=_detectable_difference(differences),
         margin=margin,
-        p_noninferior=p_noninferior,
+        p_noninferior=_noninferiority_p(differences, margin, lower_is_better=lower_is_better),
         seed_sd=seeds.seed_sd,
         p_seeds=seeds.p,
         n_seed_subjects=seeds.n_subjects,
     )
+
+
+def _noninferiority_p(
+    differences: NDArray[np.float64], margin: float, *, lower_is_better: bool
+) -> float:
+    """Test non-inferiority; NaN where no margin is given."""
+    if math.isnan(margin):
+        return math.nan
+    return noninferiority_p(differences, margin=margin, lower_is_better=lower_is_better)
 
 
 def _detectable_difference(differences: NDArray[np.float64]) -> float:

@@ -23,6 +23,20 @@ class SubjectPairs:
     n_undefined: int
     """Cases left out, because the metric is undefined in either run."""
 
+    @property
+    def means_of_runs(self) -> tuple[float, float]:
+        """Means over the pairs, whose difference is the mean difference; NaN without pairs."""
+        if not len(self.means):
+            return math.nan, math.nan
+        first, second = self.means.mean(axis=0).tolist()
+        return first, second
+
+    @property
+    def differences(self) -> NDArray[np.float64]:
+        """(n,) second run minus first, one for each subject."""
+        differences: NDArray[np.float64] = self.means[:, 1] - self.means[:, 0]
+        return differences
+
 
 def pair_subjects(
     first: Mapping[str, float], second: Mapping[str, float], *, subjects: Mapping[str, str]

@@ -144,13 +144,9 @@ def check_dataset(
         plan, time_findings = with_duration(plan, training, sets)
         findings.extend(time_findings)
 
-    n_classes = len(dataset.classes)
-    n_channels = 1
-    for report in reports:
-        n_channels = max(n_channels, len(report.case.images))
     costs = [
         *_preprocessing_costs(reports),
-        *_step_costs(training, n_channels=n_channels, n_classes=n_classes),
+        *_step_costs(training, reports, n_classes=len(dataset.classes)),
         *_coverage_costs(shares, training),
     ]
     if plan is not None:
@@ -217,7 +213,13 @@ def _preprocessing_costs(reports: Sequence[CaseReport]) -> Iterator[Cost]:
     )
 
 
-def _step_costs(training: Training, *, n_channels: int, n_classes: int) -> Iterator[Cost]:
+def _step_costs(
+    training: Training, reports: Sequence[CaseReport], *, n_classes: int
+) -> Iterator[Cost]:
+    n_channels = 1
+    # The dataset may name no modalities, so the fullest case tells how many there are.
+    for report in reports:
+        n_channels = max(n_channels, len(report.case.images))
     sides = patch_sides(training.sampler.patch_size)
     shape = (training.batch_size, n_channels, *sides)
     batch = f"a batch of {training.batch_size} x {times(sides)}"

@@ -314,36 +314,45 @@ def evaluate_class(
         by_lesion=by_lesion,
         ignored=ignored,
     )
-    histogram = near_histogram = scores = scores_by_centre = doubts = None
-    voxel_retention_area = math.nan
-    if prediction.probability is not None:
-        # Probabilities are saved in 16 bits, so 65,536 bins rank the voxels exactly, and the
-        # histograms of a thousand cases add up to one of the same size.
-        levels = to_levels(prediction.probability)
-        near = near_lesions(target, spacing_mm)
-        if ignored is None:
-            histogram = levels_histogram(levels, target)
-        else:
-            levels = np.where(ignored, np.uint16(0), levels)
-            near &= ~ignored
-            histogram = levels_histogram(levels[~ignored], target[~ignored])
-        near_histogram = levels_histogram(levels[near], target[near])
-        metrics = replace(metrics, ranking=ranking_from_histogram(histogram))
-        # FROC ranks lesions by their probabilities, which a bare mask does not have.
-        scores = lesion_scores(match)
-        scores_by_centre = centre_scores(match, spacing_mm=spacing_mm)
-        doubts = lesion_doubts(levels, mask, target, connectivity=rule.connectivity)
-        voxel_retention_area = voxel_retention(levels, mask, target).area
-    return ClassResult(
-        metrics,
-        match,
-        histogram,
-        near_histogram,
-        prediction.shift_voxels,
-        scores=scores,
-        scores_by_centre=scores_by_centre,
-        doubts=doubts,
-        voxel_retention_area=voxel_retention_area,
+    result = ClassResult(metrics, match, None, None, prediction.shift_voxels)
+    if prediction.probability is None:
+        return result
+    # Probabilities are saved in 16 bits, so 65,536 bins rank the voxels exactly, and the
+    # histograms of a thousand cases add up to one of the same size.
+    levels = to_levels(prediction.probability)
+    result = _with_histograms(result, levels, target, spacing_mm=spacing_mm, ignored=ignored)
+    if ignored is not None:
+        levels = np.where(ignored, np.uint16(0), levels)
+    # FROC ranks lesions by their probabilities, which a bare mask does not have.
+    return replace(
+        result,
+        scores=lesion_scores(match),
+        scores_by_centre=centre_scores(match, spacing_mm=spacing_mm),
+        doubts=lesion_doubts(levels, mask, target, connectivity=rule.connectivity),
+        voxel_retention_area=voxel_retention(levels, mask, target).area,
+    )
+
+
+def _with_histograms(
+    result: ClassResult,
+    levels: NDArray[np.uint16],
+    target: Mask,
+    *,
+    spacing_mm: tuple[float, float, float],
+    ignored: Mask | None,
+) -> ClassResult:
+    """Add the histograms of the voxels that count, and the ranking that follows from them."""
+    near = near_lesions(target, spacing_mm)
+    if ignored is None:
+        histogram = levels_histogram(levels, target)
+    else:
+        near &= ~ignored
+        histogram = levels_histogram(levels[~ignored], target[~ignored])
+    return replace(
+        result,
+        metrics=replace(result.metrics, ranking=ranking_from_histogram(histogram)),
+        histogram=histogram,
+        near_histogram=levels_histogram(levels[near], target[near]),
     )
 
 

@@ -155,23 +155,9 @@ def _metadata(segmenter: Segmenter, sides: Sequence[int]) -> dict[str, Any]:
         "type": "image",
         "format": "magnitude",
         "modality": "MR",
-        "num_channels": len(modalities),
-        "spatial_shape": list(sides),
-        "dtype": "float32",
-        "value_range": [],
-        "is_patch_data": True,
-        "channel_def": {str(number): name for number, name in enumerate(modalities)},
+        **_data_format(modalities, sides),
     }
-    logits = {
-        "type": "image",
-        "format": "segmentation",
-        "num_channels": len(classes),
-        "spatial_shape": list(sides),
-        "dtype": "float32",
-        "value_range": [],
-        "is_patch_data": True,
-        "channel_def": {str(number): name for number, name in enumerate(classes)},
-    }
+    logits = {"type": "image", "format": "segmentation", **_data_format(classes, sides)}
     return {
         "schema": SCHEMA,
         "version": "0.1.0",
@@ -188,6 +174,18 @@ def _metadata(segmenter: Segmenter, sides: Sequence[int]) -> dict[str, Any]:
         "intended_use": "Research use; not a medical device",
         "checkpoints_sha256": [model.checksum for model in segmenter.models],
         "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": logits}},
+    }
+
+
+def _data_format(channels: Sequence[str], sides: Sequence[int]) -> dict[str, Any]:
+    """Describe the tensor of a patch, in the words of MONAI's schema."""
+    return {
+        "num_channels": len(channels),
+        "spatial_shape": list(sides),
+        "dtype": "float32",
+        "value_range": [],
+        "is_patch_data": True,
+        "channel_def": {str(number): name for number, name in enumerate(channels)},
     }
 
 

@@ -91,10 +91,9 @@ def lesion_rows(
     centres = np.stack([_sums(number, axis) for axis in voxels.T]) / n_voxels
     centres_mm = np.transpose(centres) @ affine[:3, :3].T + affine[:3, 3]
     mean_probability = _sums(number, probability[tuple(voxels.T)]) / n_voxels
-    # Index 0 is the background, which no voxel of a lesion has.
-    nearest_mm = np.full(len(n_voxels) + 1, np.inf)
+    edge_mm = None
     if brain is not None:
-        np.minimum.at(nearest_mm, number, distance_to_edge(voxels, brain, spacing_mm=spacing_mm))
+        edge_mm = _nearest(number, distance_to_edge(voxels, brain, spacing_mm=spacing_mm))
 
     entropy = mean_entropy(lesions, probability)
     disagreement = structural_uncertainty(lesions, parts)
@@ -112,8 +111,8 @@ def lesion_rows(
             row[column] = round(float(mm), 3)
         row["mean_probability"] = round(float(mean_probability[index]), 5)
         row["edge_distance_mm"] = None
-        if brain is not None:
-            row["edge_distance_mm"] = round(float(nearest_mm[index + 1]), 3)
+        if edge_mm is not None:
+            row["edge_distance_mm"] = round(float(edge_mm[index]), 3)
         row["mean_entropy"] = round(float(entropy[index]), 5)
         row["structural_uncertainty"] = None
         if is_told:
@@ -121,6 +120,14 @@ def lesion_rows(
         row["doubt_rank"] = ranks[index]
         rows.append(row)
     return rows
+
+
+def _nearest(number: NDArray[np.uint32], distance_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Find the smallest distance of the voxels of each lesion, by their numbers from 1 on."""
+    # Index 0 is the background, which no voxel of a lesion has.
+    nearest_mm = np.full(int(number.max()) + 1, np.inf)
+    np.minimum.at(nearest_mm, number, distance_mm)
+    return nearest_mm[1:]
 
 
 def distance_to_edge(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from tversky_seg.metrics.by_lesion import (
     NOTHING_BY_LESION,
@@ -244,18 +245,24 @@ def compute_metrics(
     if is_probability and ignored is not None:
         scores, levels, true = scores[~ignored], levels[~ignored], true[~ignored]
     if is_probability:
-        # Ranking is that of all voxels, whatever the threshold and the smallest lesion.
-        pr_auc, roc_auc = ranking_areas(scores, true)
-        calibration_error = math.nan
-        if further:
-            calibration_error = calibrate(levels_histogram(levels, true)).error
-        case = replace(case, ranking=Ranking(pr_auc, roc_auc, calibration_error))
+        case = replace(case, ranking=_rank(scores, levels, true, further=further))
     metrics = case.metrics()
     if further:
         metrics |= case.further_metrics()
     if by_lesion is not None:
         metrics |= case.lesion_metrics()
     return metrics
+
+
+def _rank(
+    scores: NDArray[Any], levels: NDArray[np.uint16], reference: Mask, *, further: bool
+) -> Ranking:
+    """Rank all voxels that count, whatever the threshold and the smallest lesion."""
+    pr_auc, roc_auc = ranking_areas(scores, reference)
+    calibration_error = math.nan
+    if further:
+        calibration_error = calibrate(levels_histogram(levels, reference)).error
+    return Ranking(pr_auc, roc_auc, calibration_error)
 
 
 def measure_case(
@@ -294,9 +301,7 @@ def measure_case(
     """
     if ignored is not None:
         mask, reference = mask & ~ignored, reference & ~ignored
-    overlap = overlap_counts(mask, reference)
-    if ignored is not None:
-        overlap = replace(overlap, tn=overlap.tn - int(np.count_nonzero(ignored)))
+    overlap = _overlap(mask, reference, ignored)
     voxel_mm3 = float(check_spacing(spacing_mm, ndim=mask.ndim).prod())
     match = match_by_rule(mask, reference, spacing_mm=spacing_mm, rule=rule, scores=scores)
     _, object_dice = match.best_dice()
@@ -315,9 +320,7 @@ def measure_case(
             rule=rule,
             settings=by_lesion,
         )
-        is_detected = detected_lesions(match, rule)
-        limit_mm3 = recall80_volume(match.reference.volume_mm3, is_detected)
-        lesions = replace(lesions, recall80_mm3=limit_mm3)
+        lesions = replace(lesions, recall80_mm3=_recall80_mm3(match, rule))
     case = CaseMetrics(
         overlap=overlap,
         lesions=count_lesions(match, rule),
@@ -331,6 +334,19 @@ def measure_case(
         by_lesion=lesions,
     )
     return case, match
+
+
+def _overlap(mask: Mask, reference: Mask, ignored: Mask | None) -> OverlapCounts:
+    """Count the voxels of two masks that are both empty where voxels are ignored."""
+    overlap = overlap_counts(mask, reference)
+    if ignored is None:
+        return overlap
+    # Being empty in both, they were counted as true negatives.
+    return replace(overlap, tn=overlap.tn - int(np.count_nonzero(ignored)))
+
+
+def _recall80_mm3(match: LesionMatch, rule: LesionRule) -> float:
+    return recall80_volume(match.reference.volume_mm3, detected_lesions(match, rule))
 
 
 def ranking_from_histogram(histogram: ScoreHistogram) -> Ranking:

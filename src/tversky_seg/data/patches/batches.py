@@ -363,10 +363,7 @@ class PatchBatches(Dataset[Batch]):
         has_ignored = case.has_ignored and bool((of_box == -1).any())
         largest = n_labels if self.with_components else 1
         if case.votes is not None:
-            votes = crop_or_pad(np.asarray(case.votes), first, size)
-            if implanted is not None:
-                # As if every rater had drawn it.
-                votes = np.where(implanted.is_changed, case.n_raters, votes)
+            votes = _votes_of_box(case, case.votes, implanted, first, size)
             of_box = np.concatenate([of_box, votes])
             largest = max(largest, case.n_raters)
         # A copy: it may be a view of a read-only file.
@@ -380,10 +377,8 @@ class PatchBatches(Dataset[Batch]):
             scale = torch.from_numpy(np.asarray(case.image_scale, dtype=np.float32))
             if change is not None and change.growth_mm and has_lesion:
                 change, labels = change.move_labels(labels)
-        elif implanted is not None:
-            image = torch.from_numpy(implanted.image)
         else:
-            image = torch.from_numpy(case.intensities(first, size))
+            image = _intensities(case, implanted, first, size)
         return Sample(
             image=image,
             scale=scale,
@@ -449,6 +444,30 @@ class _Implanted:
     labels: NDArray[np.int32]
     is_changed: NDArray[np.bool_]  # of `labels`
     n_lesions: int
+
+
+def _votes_of_box(
+    case: PreparedCase,
+    votes: NDArray[np.uint8],
+    implanted: _Implanted | None,
+    first: Shape,
+    size: Shape,
+) -> NDArray[Any]:
+    """Count the raters (K, x, y, z) that drew each voxel of a box."""
+    of_box = crop_or_pad(np.asarray(votes), first, size)
+    if implanted is None:
+        return of_box
+    # As if every rater had drawn it.
+    return np.where(implanted.is_changed, case.n_raters, of_box)
+
+
+def _intensities(
+    case: PreparedCase, implanted: _Implanted | None, first: Shape, size: Shape
+) -> Tensor:
+    """Read the normalised intensities (C, x, y, z) of a box."""
+    if implanted is not None:
+        return torch.from_numpy(implanted.image)
+    return torch.from_numpy(case.intensities(first, size))
 
 
 def _stored_image(
