@@ -23,8 +23,8 @@ from tversky_seg.analysis.scan_changes import (
     thicken_slices,
     undo,
 )
-from tversky_seg.analysis.stress import coefficient_of_variation
 from tversky_seg.analysis.stress_page import describe_change
+from tversky_seg.analysis.stress_rows import coefficient_of_variation
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.nifti import Volume
 from tversky_seg.inference.segmenter import Segmenter

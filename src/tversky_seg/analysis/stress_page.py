@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tversky_seg.analysis.stress import ORIGINAL, StressResult, StressRow, StressSummary
+from tversky_seg.analysis.stress import StressResult
+from tversky_seg.analysis.stress_rows import ORIGINAL, StressRow, StressSummary
 from tversky_seg.report.charts import Chart
 from tversky_seg.report.figures import COLOURS, GREY, as_svg, new_axes
 from tversky_seg.report.labels import UNDEFINED, count, format_value

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tversky_seg.data.case import (
@@ -32,6 +29,8 @@ from tversky_seg.data.manifest_columns import (
     names_an_image,
     number_of_label,
 )
+from tversky_seg.data.manifest_faults import baseline_faults, missing_file_faults, repeat_faults
+from tversky_seg.data.manifest_rows import ManifestRow, read_rows
 from tversky_seg.runtime.files import write_csv
 
 logger = logging.getLogger("tversky_seg")
@@ -39,19 +38,6 @@ logger = logging.getLogger("tversky_seg")
 N_CELLS = 8
 """Cells by which a column counts as one of images or of metadata; each may cost a look at a disk.
 """
-
-_DELIMITERS = ",;\t"  # spreadsheets write ; where the comma is the decimal sign
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A line of the CSV: its number, from 1, and its cells by column."""
-
-    line: int
-    cells: dict[str, str]
-
-    def cell(self, column: str) -> str | None:
-        return self.cells.get(column) or None
 
 
 def read_manifest(
@@ -114,7 +100,7 @@ def inspect_manifest(
         DataError: As `read_manifest`, if no line can be understood.
     """
     path = Path(path).expanduser()
-    header, rows = _read_rows(path)
+    header, rows = read_rows(path)
     if modalities is None:
         check_header(header, (), path=path)
         names = _image_columns(header, rows, path)
@@ -144,11 +130,11 @@ def inspect_manifest(
         except DataError as fault:
             faults.append(fault)
     faults += case_faults(list(cases.values()), source=str(path))
-    faults += _baseline_faults(list(cases.values()), path)
-    faults += _repeat_faults(list(cases.values()), path)
+    faults += baseline_faults(list(cases.values()), path)
+    faults += repeat_faults(list(cases.values()), path)
     complete = []
     for case in cases.values():
-        missing = _missing_file_faults(case, path)
+        missing = missing_file_faults(case, path)
         faults += missing
         if not missing:
             complete.append(case)
@@ -161,7 +147,7 @@ def read_header(path: Path | str) -> list[str]:
     Raises:
         DataError: As `read_manifest`, if no line can be understood.
     """
-    header, _ = _read_rows(Path(path).expanduser())
+    header, _ = read_rows(Path(path).expanduser())
     return header
 
 
@@ -239,51 +225,9 @@ def _as_utf8(name: str) -> str:
         raise DataError(ascii(name), "is no name in UTF-8", "rename the file or folder") from error
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
-    """Read the names of the columns and the lines below, cells stripped, empty lines dropped."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets begin with a byte order mark
-        # Lines with their ends, since a quoted cell may hold several. str.splitlines would also
-        # end a line at characters such as U+2028, which CSV knows as any other.
-        text_lines = list(io.StringIO(text, newline=""))
-        if text_lines and text_lines[0].startswith("sep="):
-            text_lines[0] = "\n"  # Excel's own line; the numbers of the others stay
-        header = next((line for line in text_lines if line.strip("\r\n")), "")
-        # The character that the header holds most often.
-        delimiter = max(_DELIMITERS, key=header.count)
-        reader = csv.reader(text_lines, delimiter=delimiter, strict=True)
-        lines: list[tuple[int, list[str]]] = []
-        for row in reader:
-            # Spreadsheets leave empty rows at the end.
-            if any(row):
-                lines.append((reader.line_num, row))
-    except OSError as error:
-        reason = error.strerror or str(error)
-        expected = "expected a manifest CSV"
-        if path.is_dir():
-            expected += f": python scripts/make_manifest.py {path} writes one"
-        raise DataError(path, reason, expected) from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(path, "is not CSV text", "expected a manifest CSV in UTF-8") from error
-    if len(lines) < 2:
-        expected = "expected a header line and a line for each case"
-        raise DataError(path, "lists no case", expected)
-    columns = [normal_form(cell.strip()) for cell in lines[0][1]]
-    rows = []
-    for number, row in lines[1:]:
-        cells = [cell.strip() for cell in row]
-        # A comma in an unquoted cell moves what comes after it; empty cells beyond do no harm.
-        if any(cells[len(columns) :]):
-            raise DataError(
-                f"{path} line {number}",
-                f"{len(cells)} cells",
-                f"expected {len(columns)}, one for each column",
-            )
-        rows.append(_Row(number, dict(zip(columns, cells, strict=False))))
-    return [column for column in columns if column], rows
-
-
-def _image_columns(header: Sequence[str], rows: Sequence[_Row], path: Path) -> tuple[str, ...]:
+def _image_columns(
+    header: Sequence[str], rows: Sequence[ManifestRow], path: Path
+) -> tuple[str, ...]:
     cells: dict[str, list[str]] = {}
     for name in header:
         cells[name] = [row.cells[name] for row in rows if row.cell(name)]
@@ -302,13 +246,15 @@ def _check_modalities(
     raise DataError(source, f"empty cell for {', '.join(missing)}", remedy, case_id=case.case_id)
 
 
-def _holds_images(column: str, rows: Sequence[_Row], path: Path) -> bool:
+def _holds_images(column: str, rows: Sequence[ManifestRow], path: Path) -> bool:
     """Tell whether a column holds images rather than metadata, by its first cells."""
     cells = [row.cells[column] for row in rows if row.cell(column)]
     return any(names_an_image(cell, path.parent) for cell in cells[:N_CELLS])
 
 
-def _case_of(row: _Row, modalities: Sequence[str], metadata: Sequence[str], *, path: Path) -> Case:
+def _case_of(
+    row: ManifestRow, modalities: Sequence[str], metadata: Sequence[str], *, path: Path
+) -> Case:
     """Make the case of one line, with absolute file names."""
     source = f"{path} line {row.line}"
     empty = [name for name in ("case_id", "subject_id") if not row.cell(name)]
@@ -379,14 +325,14 @@ def _labels_at(files: Mapping[str, Path], *, source: str) -> tuple[Path, ...]:
     return masks
 
 
-def _split_of(row: _Row, *, source: str) -> str | None:
+def _split_of(row: ManifestRow, *, source: str) -> str | None:
     split = row.cell("split")
     if split is not None and split not in SPLITS:
         raise DataError(source, f"split {split!r}", "expected train, val or test")
     return split
 
 
-def _fold_of(row: _Row, *, source: str) -> int | None:
+def _fold_of(row: ManifestRow, *, source: str) -> int | None:
     fold = row.cell("fold")
     if fold is None:
         return None
@@ -399,74 +345,11 @@ def _name_or_none(cell: str | None) -> str | None:
     return None if cell is None else normal_form(cell)
 
 
-def _consensus_of(row: _Row, *, source: str) -> bool:
+def _consensus_of(row: ManifestRow, *, source: str) -> bool:
     consensus = row.cell("consensus") or "no"
     if consensus not in ("yes", "no"):
         raise DataError(source, f"consensus {consensus!r}", "expected yes or no")
     return consensus == "yes"
-
-
-def _baseline_faults(cases: Sequence[Case], manifest: Path) -> list[DataError]:
-    """List baselines that are no other case of the same subject, or follow one another in a ring.
-
-    Examinations that each come after the next have no first one.
-    """
-    baselines = {case.case_id: case.baseline for case in cases}
-    expected = "expected the case_id of an earlier examination"
-    faults = _reference_faults(cases, baselines, "baseline", manifest, expected=expected)
-    if faults:
-        return faults
-    for case in cases:
-        ring = [case.case_id]
-        earlier = case.baseline
-        while earlier is not None and earlier not in ring:
-            ring.append(earlier)
-            earlier = baselines[earlier]
-        # Told once, at the first of its cases; one that only leads into a ring is no part of it.
-        if earlier == case.case_id and case.case_id == min(ring):
-            found = f"baselines in a ring: {', '.join([*ring, earlier])}"
-            faults.append(DataError(manifest, found, expected, case_id=case.case_id))
-    return faults
-
-
-def _repeat_faults(cases: Sequence[Case], manifest: Path) -> list[DataError]:
-    """List repeats of what is no other case of the same subject."""
-    firsts = {case.case_id: case.repeat_of for case in cases}
-    expected = "expected the case_id of the first scan"
-    return _reference_faults(cases, firsts, "repeat_of", manifest, expected=expected)
-
-
-def _reference_faults(
-    cases: Sequence[Case],
-    other_of: Mapping[str, str | None],
-    column: str,
-    manifest: Path,
-    *,
-    expected: str,
-) -> list[DataError]:
-    """List cells that name no other case of the same subject."""
-    subject_of = {case.case_id: case.subject_id for case in cases}
-    faults = []
-    for case in cases:
-        other = other_of[case.case_id]
-        if other is None:
-            continue
-        if other == case.case_id or subject_of.get(other) != case.subject_id:
-            found = f"case {case.case_id} has {column} {other!r}"
-            of_subject = f"{expected} of {case.subject_id}"
-            faults.append(DataError(manifest, found, of_subject, case_id=case.case_id))
-    return faults
-
-
-def _missing_file_faults(case: Case, manifest: Path) -> list[DataError]:
-    faults = []
-    for path in case.paths:
-        file, _ = file_and_frame(path)
-        fault = why_absent(file)
-        if fault is not None:
-            expected = f"{manifest} names it for case {case.case_id}"
-            faults.append(DataError(path, fault, expected, case_id=case.case_id))
-    return faults
 
 
 def _modalities_of(cases: Sequence[Case]) -> list[str]:

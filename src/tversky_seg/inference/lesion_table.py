@@ -88,13 +88,9 @@ def lesion_rows(
     spacing_mm = metric_spacing(affine)
     number = lesions[tuple(voxels.T)]
     n_voxels = np.bincount(number)[1:]
-    centres = np.stack([_sums(number, axis) for axis in voxels.T]) / n_voxels
-    centres_mm = np.transpose(centres) @ affine[:3, :3].T + affine[:3, 3]
+    centres_mm = _centres_mm(voxels, number, affine)
     mean_probability = _sums(number, probability[tuple(voxels.T)]) / n_voxels
-    edge_mm = None
-    if brain is not None:
-        edge_mm = _nearest(number, distance_to_edge(voxels, brain, spacing_mm=spacing_mm))
-
+    edge_mm = _edge_distances_mm(voxels, number, brain, spacing_mm)
     entropy = mean_entropy(lesions, probability)
     disagreement = structural_uncertainty(lesions, parts)
     is_told = not np.isnan(disagreement).any()
@@ -122,11 +118,26 @@ def lesion_rows(
     return rows
 
 
-def _nearest(number: NDArray[np.uint32], distance_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Find the smallest distance of the voxels of each lesion, by their numbers from 1 on."""
+def _centres_mm(
+    voxels: NDArray[np.int64], number: NDArray[np.uint32], affine: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Find the centre (n_lesions, 3) of each lesion in the file's world space."""
+    centres = np.stack([_sums(number, axis) for axis in voxels.T]) / np.bincount(number)[1:]
+    return np.asarray(np.transpose(centres) @ affine[:3, :3].T + affine[:3, 3])
+
+
+def _edge_distances_mm(
+    voxels: NDArray[np.int64],
+    number: NDArray[np.uint32],
+    brain: NDArray[np.bool_] | None,
+    spacing_mm: ArrayLike,
+) -> NDArray[np.float64] | None:
+    """Find the distance (n_lesions,) of each lesion to the edge of the brain, if that is known."""
+    if brain is None:
+        return None
     # Index 0 is the background, which no voxel of a lesion has.
     nearest_mm = np.full(int(number.max()) + 1, np.inf)
-    np.minimum.at(nearest_mm, number, distance_mm)
+    np.minimum.at(nearest_mm, number, distance_to_edge(voxels, brain, spacing_mm=spacing_mm))
     return nearest_mm[1:]
 
 

@@ -299,9 +299,7 @@ def measure_case(
     Raises:
         ValueError: Shapes that differ, or other values than 0 and 1.
     """
-    if ignored is not None:
-        mask, reference = mask & ~ignored, reference & ~ignored
-    overlap = _overlap(mask, reference, ignored)
+    mask, reference, overlap = _count_voxels(mask, reference, ignored)
     voxel_mm3 = float(check_spacing(spacing_mm, ndim=mask.ndim).prod())
     match = match_by_rule(mask, reference, spacing_mm=spacing_mm, rule=rule, scores=scores)
     _, object_dice = match.best_dice()
@@ -336,13 +334,17 @@ def measure_case(
     return case, match
 
 
-def _overlap(mask: Mask, reference: Mask, ignored: Mask | None) -> OverlapCounts:
-    """Count the voxels of two masks that are both empty where voxels are ignored."""
-    overlap = overlap_counts(mask, reference)
+def _count_voxels(
+    mask: Mask, reference: Mask, ignored: Mask | None
+) -> tuple[Mask, Mask, OverlapCounts]:
+    """Take the ignored voxels out of both masks, and count the others."""
     if ignored is None:
-        return overlap
-    # Being empty in both, they were counted as true negatives.
-    return replace(overlap, tn=overlap.tn - int(np.count_nonzero(ignored)))
+        return mask, reference, overlap_counts(mask, reference)
+    mask, reference = mask & ~ignored, reference & ~ignored
+    overlap = overlap_counts(mask, reference)
+    # Empty in both masks, the ignored voxels were counted as true negatives.
+    overlap = replace(overlap, tn=overlap.tn - int(np.count_nonzero(ignored)))
+    return mask, reference, overlap
 
 
 def _recall80_mm3(match: LesionMatch, rule: LesionRule) -> float:

@@ -361,14 +361,12 @@ class PatchBatches(Dataset[Batch]):
         if self.with_cells:
             of_box = with_surrounds(of_box, crop_or_pad(np.asarray(case.cells), first, size))
         has_ignored = case.has_ignored and bool((of_box == -1).any())
-        largest = n_labels if self.with_components else 1
+        # `n_raters` is 0 where the target is one mask.
+        largest = max(n_labels if self.with_components else 1, case.n_raters)
         if case.votes is not None:
             votes = _votes_of_box(case, case.votes, implanted, first, size)
             of_box = np.concatenate([of_box, votes])
-            largest = max(largest, case.n_raters)
-        # A copy: it may be a view of a read-only file.
-        dtype = _narrowest(largest, is_signed=self.with_cells or has_ignored)
-        labels = torch.from_numpy(of_box.astype(dtype))
+        labels = _as_narrow_tensor(of_box, largest, is_signed=self.with_cells or has_ignored)
         has_lesion = bool(of_box.any())
 
         scale = None
@@ -486,6 +484,12 @@ def _as_stored(image: Floats, scale: Floats) -> NDArray[np.int16]:
     values = np.rint(image / np.asarray(scale, dtype=np.float32)[:, None, None, None])
     stored: NDArray[np.int16] = values.clip(-largest, largest).astype(np.int16)
     return stored
+
+
+def _as_narrow_tensor(labels: NDArray[Any], largest: int, *, is_signed: bool) -> Tensor:
+    """Copy labels up to `largest` into the narrowest type: they travel between processes."""
+    # A copy: it may be a view of a read-only file.
+    return torch.from_numpy(labels.astype(_narrowest(largest, is_signed=is_signed)))
 
 
 def _narrowest(largest: int, *, is_signed: bool) -> type[np.integer[Any]]:
