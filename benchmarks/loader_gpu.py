@@ -19,7 +19,8 @@ Batches of two patches with 3 channels, of synthetic cases of 1 mm with small le
    the host, which only launches them; the kernels by themselves are what a step beside them loses.
 5. Steps with other augmentations and numbers of workers.
 
-With --device cpu, which needs no GPU, nothing is trained, page-locked or copied.
+With --device cpu, which needs no GPU, nothing is trained, page-locked or copied, and the parts of 3
+are times of the process alone, which others on the machine do not disturb.
 """
 
 import argparse
@@ -44,7 +45,7 @@ from tversky_seg.data.patches.batches import Batch, PatchBatches, Sample, stack_
 from tversky_seg.data.patches.loader import _load_outcomes as load_outcomes
 from tversky_seg.data.patches.loader import _ring_for as ring_for
 from tversky_seg.data.patches.loader import load_batches
-from tversky_seg.data.patches.packing import pack
+from tversky_seg.data.patches.packing import Room, pack
 from tversky_seg.data.patches.samplers import LesionSampler
 from tversky_seg.data.preprocessing.labels import list_lesions
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
@@ -91,42 +92,50 @@ def batches_of(name: str, cases: list[PreparedCase], *, side: int) -> PatchBatch
     settings = OmegaConf.load(folder / f"{name}.yaml")
     if "defaults" in settings:
         settings = OmegaConf.merge(OmegaConf.load(folder / "default.yaml"), settings)
-    plain = {key: settings[key] for key in settings if key not in ("_target_", "defaults")}
+    plain = OmegaConf.to_container(settings)  # as a training makes its objects
+    plain = {key: value for key, value in plain.items() if key not in ("_target_", "defaults")}
     sampler = LesionSampler(patch_size=side)
     return PatchBatches(cases, sampler, Augmentation(**plain), batch_size=2)
 
 
-def milliseconds(job: Callable[[], object], device: torch.device) -> float:
+def milliseconds(
+    job: Callable[[], object],
+    device: torch.device,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Time a job, the work of a GPU included."""
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     job()
     synchronize(device)
-    return 1e3 * (time.perf_counter() - start)
+    return 1e3 * (clock() - start)
 
 
 def parts_of_a_batch(batches: PatchBatches, device: torch.device) -> Iterator[str]:
-    """Time what happens to a batch, one after the other: medians."""
+    """Time what happens to a batch, one after the other: medians; on a CPU of its own time."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
     memory = torch.zeros(batches.n_bytes_of_samples, dtype=torch.uint8)
     if device.type == "cuda":
         memory = memory.pin_memory()
     times: dict[str, list[float]] = {}
 
-    def clock(name: str, job: Callable[[], Value]) -> Value:
+    def timed(name: str, job: Callable[[], Value]) -> Value:
         results: list[Value] = []
-        took_ms = milliseconds(lambda: results.append(job()), device)
+        took_ms = milliseconds(lambda: results.append(job()), device, clock=clock)
         times.setdefault(name, []).append(took_ms)
         return results[0]
 
-    for step in range(10):
-        read = partial(batches.samples, step)
-        samples = tuple(clock("read and draw, in one process", read))
-        packed = clock("pack into memory that is there", partial(pack, samples, memory=memory))
-        new = clock("pack into new shared memory", partial(pack, samples, is_shared=True))
+    for step in range(N_BATCHES):
+        room = Room(memory)
+        read = partial(batches.samples, step, room=room)
+        samples = tuple(timed("read and draw into memory that is there, in one process", read))
+        packed = timed("pack the rest", partial(pack, samples, room=room))
+        new = timed("pack into new shared memory", partial(pack, samples, is_shared=True))
         if device.type == "cuda":
-            clock("copy new shared memory to page-locked memory", new.pin_memory)
-        on_device = clock("copy to the GPU and unpack", partial(packed.unpack, device))
-        clock("change and stack on the GPU", partial(augment, on_device))
+            timed("copy new shared memory to page-locked memory", new.pin_memory)
+        on_device = timed("copy to the GPU and unpack", partial(packed.unpack, device))
+        timed("change and stack on the GPU", partial(augment, on_device))
     for name, of_part in times.items():
         yield f"| {name} | {median(of_part[2:]):.2f} |"
 

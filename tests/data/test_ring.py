@@ -1,6 +1,7 @@
 """The ring of shared memory through which workers hand samples to a GPU."""
 
 import multiprocessing
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from helpers.cuda import no_host_waits, on_gpu
 from tversky_seg.data.patches import loader as loaders
 from tversky_seg.data.patches import ring as rings
 from tversky_seg.data.patches.batches import stack_samples
-from tversky_seg.data.patches.packing import pack
+from tversky_seg.data.patches.packing import Room, pack
 from tversky_seg.data.patches.ring import HEAD_BYTES, Ring, make_ring
+from tversky_seg.data.patches.samplers import LesionSampler
 
 CPU = torch.device("cpu")
 needs_fork = pytest.mark.skipif(
@@ -100,6 +102,56 @@ def test_a_slot_has_room_for_deformed_samples() -> None:
     batches = changed_batches(with_components=True)
     sizes = [pack(tuple(batches.samples(step))).buffer.nbytes for step in range(20)]
     assert max(sizes) <= batches.n_bytes_of_samples < 4 * min(sizes)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"with_components": True}, {"sampler": LesionSampler(patch_size=48), "batch_size": 1}],
+    ids=["target", "components", "beyond the volume"],
+)
+@pytest.mark.parametrize("share", [1.0, 0.3], ids=["in the slot", "too small a slot"])
+def test_samples_read_into_a_slot_are_those_packed_in_the_end(
+    settings: dict[str, Any], share: float
+) -> None:
+    batches = changed_batches(**settings)
+    n_bytes = int(share * batches.n_bytes_of_samples)
+    memory = torch.zeros(n_bytes, dtype=torch.uint8)
+    n_in_slot = n_read = 0
+    for step in range(6):
+        room = Room(memory.fill_(85))
+        samples = tuple(batches.samples(step, room=room))
+        n_read += sum(room.slot_of(sample.image) is not None for sample in samples)
+        packed = pack(samples, room=room)
+        expected = pack(tuple(batches.samples(step)))
+        n_in_slot += packed.buffer.data_ptr() == memory.data_ptr()
+        assert in_order(packed.unpack(CPU)) == in_order(expected.unpack(CPU))
+    assert n_read > 0
+    assert (n_in_slot == 6) == (share == 1)
+
+
+def in_order(value: object) -> tuple[bytes, bytes]:
+    """A value as bytes, its tensors in the order in which they are found, with 0 between them."""
+    room = Room(torch.zeros(2**23, dtype=torch.uint8))
+    packed = pack(value, room=room)
+    assert packed.buffer.data_ptr() == room.memory.data_ptr(), "enough memory"
+    return packed.outline, packed.buffer.numpy().tobytes()
+
+
+def test_a_tensor_made_in_a_room_is_not_copied() -> None:
+    room = Room(torch.zeros(4096, dtype=torch.uint8))
+    first = room.empty((2, 3), dtype=torch.int16).fill_(1)
+    second = room.empty((5,), dtype=torch.int32).fill_(2)
+    beside = room.empty((4096,), dtype=torch.uint8)
+    assert room.slot_of(beside) is None, "it does not fit"
+    turned = second.new_full((2, 2), 3).T
+    packed = pack([second, turned, first, first.T], room=room)
+    assert packed.buffer.data_ptr() == room.memory.data_ptr()
+    unpacked = packed.unpack(CPU)
+    values = [tensor.flatten().tolist() for tensor in unpacked]
+    assert values == [[2] * 5, [3] * 4, [1] * 6, [1] * 6]
+    assert unpacked[0].data_ptr() == second.data_ptr()
+    assert unpacked[2].data_ptr() == first.data_ptr()
+    assert len({tensor.data_ptr() for tensor in unpacked}) == 4
 
 
 def test_there_is_no_ring_without_forks_or_memory(monkeypatch: pytest.MonkeyPatch) -> None:

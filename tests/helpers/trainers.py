@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tversky_seg.data.patches.batches import Batch, Sample
+from tversky_seg.data.patches.packing import Room
 from tversky_seg.losses import TverskyLoss
 from tversky_seg.models import UNet3D
 from tversky_seg.runtime.checkpoints import load_checkpoint
@@ -45,7 +46,7 @@ class Blobs:
             starts=[[step, 0, 0], [0, 1, 2]],
         )
 
-    def samples(self, step: int) -> list[Sample]:
+    def samples(self, step: int, *, room: Room | None = None) -> list[Sample]:
         """The same batch as a GPU gets it."""
         batch = self[step]
         assert batch.components is not None

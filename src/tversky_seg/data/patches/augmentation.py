@@ -222,9 +222,9 @@ class Augmentation:
         quarter_turns = []
         for axis in self.rotation_axes:
             a, b = PLANES[axis]
-            has_equal_spacing = np.isclose(spacing_mm[a], spacing_mm[b], rtol=0.01)
             if rng.random() < self.rotation_probability:
                 n_quarters = 2
+                has_equal_spacing = np.isclose(spacing_mm[a], spacing_mm[b], rtol=0.01)
                 if self.quarter_turns and size[a] == size[b] and has_equal_spacing:
                     n_quarters = int(rng.integers(1, 4))
                 quarter_turns.append(((a, b), n_quarters))

@@ -18,6 +18,7 @@ from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import Floats, Shape, crop_or_pad
 from tversky_seg.data.patches.case_list import as_case_list
 from tversky_seg.data.patches.change import Change
+from tversky_seg.data.patches.packing import Room
 from tversky_seg.data.patches.sampling import Aim, Sampler, draw_patch, patch_sides
 from tversky_seg.data.patches.spatial import as_shape
 from tversky_seg.data.patches.surrounds import cells_of, with_surrounds
@@ -272,13 +273,17 @@ class PatchBatches(Dataset[Batch]):
             samples, with_components=self.with_components, with_cells=self.with_cells
         )
 
-    def samples(self, step: int) -> list[Sample]:
+    def samples(self, step: int, *, room: Room | None = None) -> list[Sample]:
         """Draw and read the samples of `batches[step]`, and leave their augmentation to a GPU.
+
+        Args:
+            step: Number of the batch.
+            room: Memory to pack them in, into which images and labels are read; None: new memory.
 
         Raises:
             DataError, RuntimeError: As `batches[step]`.
         """
-        return [self._sample(step, number, is_deferred=True) for number in self._numbers]
+        return [self._sample(step, number, is_deferred=True, room=room) for number in self._numbers]
 
     def case_ids(self, step: int) -> list[str]:
         """List the cases that this process draws at a step; no file of an image is read."""
@@ -315,7 +320,9 @@ class PatchBatches(Dataset[Batch]):
         patch_number = step * self.batch_size + number
         return draw_patch(self.sampler, self.cases, rng, patch_number=patch_number)
 
-    def _sample(self, step: int, number: int, *, is_deferred: bool) -> Sample:
+    def _sample(
+        self, step: int, number: int, *, is_deferred: bool, room: Room | None = None
+    ) -> Sample:
         """Draw and read one sample, and apply its augmentation unless that is deferred."""
         rng = self._rng(step, number)
         # At fault until a case is drawn.
@@ -328,7 +335,7 @@ class PatchBatches(Dataset[Batch]):
             implant_rng = np.random.default_rng([self.seed, step, number, 1])
             with _one_thread():  # in the training process as in a worker
                 sample = self._read(
-                    case, start, rng, implant_rng=implant_rng, is_deferred=is_deferred
+                    case, start, rng, implant_rng=implant_rng, is_deferred=is_deferred, room=room
                 )
                 return sample if is_deferred else sample.augment()
         except Exception as error:
@@ -345,6 +352,7 @@ class PatchBatches(Dataset[Batch]):
         *,
         implant_rng: np.random.Generator,
         is_deferred: bool,
+        room: Room | None,
     ) -> Sample:
         """Draw the augmentation of the patch at `start`, and read the box that it needs.
 
@@ -366,12 +374,16 @@ class PatchBatches(Dataset[Batch]):
         if case.votes is not None:
             votes = _votes_of_box(case, case.votes, implanted, first, size)
             of_box = np.concatenate([of_box, votes])
-        labels = _as_narrow_tensor(of_box, largest, is_signed=self.with_cells or has_ignored)
-        has_lesion = bool(of_box.any())
+        dtype = _narrowest(largest, is_signed=self.with_cells or has_ignored)
+        # Where lesions grow, other labels take the place of these (below).
+        is_growing = change is not None and change.growth_mm > 0
+        labels = _copied(of_box, dtype, room=None if is_growing else room)
+        # As bytes, in a tenth of the time: any of them that is not 0.
+        has_lesion = bool(labels.numpy().view(bool).any())
 
         scale = None
         if is_deferred:
-            image = _stored_image(case, implanted, first, size)
+            image = _stored_image(case, implanted, first, size, room=room)
             scale = torch.from_numpy(np.asarray(case.image_scale, dtype=np.float32))
             if change is not None and change.growth_mm and has_lesion:
                 change, labels = change.move_labels(labels)
@@ -469,13 +481,25 @@ def _intensities(
 
 
 def _stored_image(
-    case: PreparedCase, implanted: _Implanted | None, first: Shape, size: Shape
+    case: PreparedCase,
+    implanted: _Implanted | None,
+    first: Shape,
+    size: Shape,
+    *,
+    room: Room | None,
 ) -> Tensor:
     """Read the integers (C, x, y, z) of a box as the cache stores them."""
     if implanted is not None:
         return torch.from_numpy(_as_stored(implanted.image, case.image_scale))
-    # A copy: it may be a view of a read-only file.
-    return torch.from_numpy(crop_or_pad(np.asarray(case.image), first, size).copy())
+    return _copied(crop_or_pad(np.asarray(case.image), first, size), torch.int16, room=room)
+
+
+def _copied(values: NDArray[Any], dtype: torch.dtype, *, room: Room | None) -> Tensor:
+    """Copy integers, which may be a view of a read-only file, into room for them or new memory."""
+    empty = torch.empty if room is None else room.empty
+    copied = empty(values.shape, dtype=dtype)
+    np.copyto(copied.numpy(), values, casting="unsafe")
+    return copied
 
 
 def _as_stored(image: Floats, scale: Floats) -> NDArray[np.int16]:
@@ -486,21 +510,15 @@ def _as_stored(image: Floats, scale: Floats) -> NDArray[np.int16]:
     return stored
 
 
-def _as_narrow_tensor(labels: NDArray[Any], largest: int, *, is_signed: bool) -> Tensor:
-    """Copy labels up to `largest` into the narrowest type: they travel between processes."""
-    # A copy: it may be a view of a read-only file.
-    return torch.from_numpy(labels.astype(_narrowest(largest, is_signed=is_signed)))
-
-
-def _narrowest(largest: int, *, is_signed: bool) -> type[np.integer[Any]]:
+def _narrowest(largest: int, *, is_signed: bool) -> torch.dtype:
     """Choose the narrowest type for labels up to `largest`, -1 and surrounds if it is signed."""
-    if is_signed and largest < np.iinfo(np.int8).max:
-        return np.int8
-    if not is_signed and largest <= np.iinfo(np.uint8).max:
-        return np.uint8
-    if largest < np.iinfo(np.int16).max:
-        return np.int16
-    return np.int32
+    if is_signed and largest < torch.iinfo(torch.int8).max:
+        return torch.int8
+    if not is_signed and largest <= torch.iinfo(torch.uint8).max:
+        return torch.uint8
+    if largest < torch.iinfo(torch.int16).max:
+        return torch.int16
+    return torch.int32
 
 
 @contextmanager

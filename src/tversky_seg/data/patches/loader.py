@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.patches.batches import Batch, PatchBatches, Sample, stack_samples
-from tversky_seg.data.patches.packing import Packed, pack
+from tversky_seg.data.patches.packing import Packed, Room, pack
 from tversky_seg.data.patches.ring import Ring, make_ring
 from tversky_seg.runtime.devices import keep_freed_memory
 from tversky_seg.runtime.one_line import message_lines
@@ -327,13 +327,20 @@ class _Outcomes(Dataset[_Outcome]):
 
     def _load_samples(self, step: int, *, is_in_worker: bool) -> _Outcome:
         """Load the samples of a step, into the ring if their slot is free and large enough."""
-        samples = tuple(self.batches.samples(step))
-        slot = None if self.ring is None else self.ring.free_slot(step)
+        room = self._free_room(step)
+        samples = tuple(self.batches.samples(step, room=room))
+        # Meanwhile the slot may have become free.
+        room = room or self._free_room(step)
         with _full_shared_memory_named():
-            packed = pack(samples, is_shared=is_in_worker, memory=slot)
-        if slot is not None and packed.buffer.data_ptr() == slot.data_ptr():
+            packed = pack(samples, is_shared=is_in_worker, room=room)
+        if room is not None and packed.buffer.data_ptr() == room.memory.data_ptr():
             return _Outcome(in_ring=_InRing(packed.outline, packed.buffer.nbytes))
         return _Outcome(samples=packed)
+
+    def _free_room(self, step: int) -> Room | None:
+        """Find the slot of a step in the ring; None while it may still be read."""
+        slot = None if self.ring is None else self.ring.free_slot(step)
+        return None if slot is None else Room(slot)
 
 
 @contextmanager

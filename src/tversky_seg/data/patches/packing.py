@@ -67,49 +67,82 @@ class Packed(Generic[Value]):
         return value
 
 
-def pack(value: Value, *, is_shared: bool = False, memory: Tensor | None = None) -> Packed[Value]:
+class Room:
+    """Memory for one packed value, whose large tensors may be made in it.
+
+    Args:
+        memory: (n,) uint8.
+    """
+
+    def __init__(self, memory: Tensor) -> None:
+        self.memory = memory
+        self.n_bytes = 0
+        """Bytes that are taken, from the first on."""
+
+    def empty(self, shape: tuple[int, ...], *, dtype: torch.dtype) -> Tensor:
+        """Make a tensor behind those so far, without values; elsewhere where it does not fit."""
+        slot = Slot(_aligned(self.n_bytes), shape, dtype)
+        if slot.end > len(self.memory):
+            return torch.empty(shape, dtype=dtype)
+        self.n_bytes = slot.end
+        return slot.view(self.memory)
+
+    def slot_of(self, tensor: Tensor) -> Slot | None:
+        """Find the slot of a tensor that lies here; None: it lies elsewhere."""
+        start = tensor.data_ptr() - self.memory.data_ptr()
+        if 0 <= start < self.n_bytes and tensor.is_contiguous():
+            return Slot(start, tuple(tensor.shape), tensor.dtype)
+        return None
+
+
+def pack(value: Value, *, is_shared: bool = False, room: Room | None = None) -> Packed[Value]:
     """Copy the tensors of a value, wherever in it they are, into one buffer.
 
     Args:
         value: A value that can be pickled.
         is_shared: Whether the buffer lies in shared memory, for another process.
-        memory: (n,) uint8, whose first bytes become the buffer if there is room; None: it is new.
+        room: Memory whose first bytes become the buffer if there is room; tensors that were made in
+            it stay where they are. None: the buffer is new.
 
     Raises:
         RuntimeError: The shared memory is full.
     """
-    pickler = _Pickler()
+    pickler = _Pickler(room)
     pickler.dump(value)
-    if memory is not None and pickler.n_bytes <= len(memory):
-        buffer = memory[: pickler.n_bytes]
+    if room is not None and pickler.n_bytes <= len(room.memory):
+        buffer = room.memory[: pickler.n_bytes]
     else:
         buffer = torch.empty(pickler.n_bytes, dtype=torch.uint8)
         if is_shared:
             # Before it is filled, so that the tensors are copied once.
             buffer.share_memory_()  # type: ignore[no-untyped-call]
     for slot, tensor in pickler.tensors:
-        slot.view(buffer).copy_(tensor)
+        place = buffer[slot.start : slot.end]
+        if place.data_ptr() != tensor.data_ptr():
+            # As bytes: torch copies uint16 one by one.
+            place.copy_(tensor.contiguous().view(-1).view(torch.uint8))
     return Packed(pickler.outline.getvalue(), buffer)
 
 
 class _Pickler(pickle.Pickler):
     """Writes a slot in place of each tensor."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: Room | None) -> None:
         self.outline = io.BytesIO()
         self.tensors: list[tuple[Slot, Tensor]] = []
-        self.n_bytes = 0
+        self.room = room
+        self.n_bytes = 0 if room is None else room.n_bytes
         super().__init__(self.outline, protocol=pickle.HIGHEST_PROTOCOL)
 
     def persistent_id(self, value: Any) -> Slot | None:
         """Reserve the slot of a tensor; None: other values are pickled."""
         if not isinstance(value, Tensor):
             return None
-        # The first multiple of the alignment behind the slots so far.
-        start = -(-self.n_bytes // ALIGNMENT) * ALIGNMENT
-        slot = Slot(start, tuple(value.shape), value.dtype)
+        slot = None if self.room is None else self.room.slot_of(value)
+        if slot is None:
+            slot = Slot(_aligned(self.n_bytes), tuple(value.shape), value.dtype)
+            self.n_bytes = slot.end
         self.tensors.append((slot, value))
-        self.n_bytes = slot.end
         return slot
 
 
@@ -123,3 +156,8 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, slot: Slot) -> Tensor:
         """Look at the tensor of a slot."""
         return slot.view(self.buffer)
+
+
+def _aligned(n_bytes: int) -> int:
+    """Round up to a multiple of the alignment."""
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
