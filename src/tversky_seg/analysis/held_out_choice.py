@@ -147,6 +147,7 @@ def _write_predictions(fold: Fold, target: Path, *, points_of_folds: Mapping[str
         sources = prediction_files(fold.folder / "predictions", case.case_id, classes)
         targets = prediction_files(target, case.case_id, classes)
         for name, files in sources.items():
+            # A link: the probabilities are the same, only the masks differ.
             link_file(files.probability, targets[name].probability)
             volume = read_volume(files.probability)
             mask = class_prediction(

@@ -126,6 +126,7 @@ def pose_of(
         return np.asarray(moved @ np.linalg.inv(affine))
     if change.kind != "rotation_deg":
         return np.eye(4)
+    # Normal numbers point in all directions alike.
     axis = rng.normal(size=3)
     axis /= np.linalg.norm(axis)
     x, y, z = axis
@@ -161,6 +162,7 @@ def change_image(
         return thicken_slices(image, float(change.severity))
     background = background_of(image.data)
     if change.kind in ("rotation_deg", "shift_voxels"):
+        # Where no value stands for the background, air is the darkest.
         fill = float(image.data.min()) if math.isnan(background) else background
         moved = resample(
             image.data, np.linalg.inv(pose) @ image.affine, image.affine, image.shape, fill=fill
@@ -205,6 +207,7 @@ def undo(
     x, y, z = original_shape
     source_affine = pose @ affine
     resampled = resample(probability, source_affine, original_affine, (x, y, z))
+    # Interpolation rounds, and later steps refuse 1.0000001.
     return np.asarray(np.clip(resampled, 0, 1), dtype=np.float32)
 
 
@@ -221,6 +224,7 @@ def thicken_slices(image: Volume, slice_mm: float) -> Volume | None:
         return None
     slices = np.moveaxis(image.data, axis, 0)
     n_missing = -len(slices) % n
+    # The last thick slice is filled up, rather than cut off with what it shows.
     padded = np.pad(slices, [(0, n_missing), (0, 0), (0, 0)], mode="edge")
     thick = padded.reshape(-1, n, *slices.shape[1:]).mean(axis=1, dtype=np.float32)
     # The centre of the first thick slice lies between the first n.
@@ -240,6 +244,7 @@ def _change_intensities(
         noise = rng.standard_normal(image.shape, dtype=np.float32)
         return np.asarray(image.data + np.float32(severity * (high - low)) * noise)
     if change.kind == "bias_field":
+        # The field scales what lies above the background, which in CT is -1000 rather than 0.
         zero = np.float32(0 if inside.all() else background_of(image.data))
         field = smooth_field(image.shape, inside, rng=rng)
         return np.asarray((image.data - zero) * np.exp(severity * field) + zero)
@@ -266,6 +271,7 @@ def smooth_field(
     field = np.zeros(tuple(shape), dtype=np.float32)
     for term in terms:
         field += np.float32(rng.normal()) * term
+    # The mean stays, or the change would be one of brightness.
     field -= field[inside].mean(dtype=np.float64).astype(np.float32)
     largest = np.abs(field[inside]).max()
     return np.asarray(field / largest if largest > 0 else field)

@@ -101,10 +101,12 @@ def stress_scans(
         "seed": seed,
         "cases": [case.case_id for case in cases],
     }
+    # Before anything is predicted, so that a folder never mixes two settings.
     with writing(output_dir / "cases" / SETTINGS_FILE):
         _claim(output_dir, settings)
     rows: list[StressRow] = []
     faults: list[str] = []
+    # One more for the scan as it is.
     n_predictions = len(cases) * (len(chosen) + 1)
     with Reporter("stress", total=n_predictions) as reporter:
         for case in cases:
@@ -130,6 +132,7 @@ def stress_scans(
 def _deciding(predictor: CasePredictor) -> dict[str, Any]:
     """List the settings of inference that decide the numbers."""
     settings = asdict(predictor.inference)
+    # It decides speed and memory, no numbers.
     settings.pop("batch_size")
     return settings
 
@@ -145,6 +148,7 @@ def _claim(output_dir: Path, settings: Mapping[str, Any]) -> None:
     if saved is None:
         write_json(path, settings)
         return
+    # The saved ones went through JSON, which has lists for tuples.
     for key, value in _as_json(settings).items():
         if saved.get(key) != value:
             raise DataError(
@@ -170,6 +174,7 @@ class _Record:
         self.path = path
         self.by_change: dict[str, list[dict[str, Any]]] = {}
         if path.exists():
+            # A damaged file counts as none: its case is predicted again.
             self.by_change = read_json_if_whole(path) or {}
 
     def add(self, change: str, rows: Sequence[StressRow]) -> None:
@@ -204,7 +209,9 @@ def _predict_missing(
     if ORIGINAL in record.by_change and not missing:
         yield from [ORIGINAL, *(change.name for change in changes)]
         return
+    # Not before: a finished case is not even read.
     scan = _Scan(predictor, case, seed=seed)
+    # Again in a resumed case too, since records hold numbers and no masks.
     original = scan.predict(None)
     assert original is not None
     first = scan.measure(ORIGINAL, original, original, None)
@@ -223,6 +230,7 @@ class _Scan:
 
     def __init__(self, predictor: CasePredictor, case: Case, *, seed: int) -> None:
         self.predictor = predictor
+        # Otherwise preprocessing would read the label again under every change.
         self.case = replace(case, labels=())
         self.seed = seed
         modalities = predictor.preprocessing.modalities
@@ -231,6 +239,7 @@ class _Scan:
         self.label = None
         if case.label is not None:
             self.label = read_label(case.label)
+            # Only its grid is compared, so it takes no memory.
             on_grid = Volume(np.broadcast_to(np.False_, self.shape), self.affine)
             check_grid(self.label, on_grid, path=case.label)
 
@@ -241,6 +250,7 @@ class _Scan:
         pose = pose_of(change, self.shape, self.affine, rng=self._rng(change))
         if change.kind == MISSING:
             images = {key: path for key, path in self.images.items() if key != change.severity}
+            # No image would remain, or the case never had this one.
             if not images or len(images) == len(self.images):
                 return None
             without = replace(self.case, images=images)
@@ -260,6 +270,7 @@ class _Scan:
             image = change_image(read_volume(path), change, pose, rng=self._rng(change, name))
             images[name] = path
             if image is not None:
+                # Not compressed, since it is read once and deleted.
                 images[name] = folder / f"{name}.nii"
                 write_volume(images[name], image.data, image.affine)
                 n_changed += 1
@@ -279,6 +290,8 @@ class _Scan:
         masks: dict[str, NDArray[np.bool_]] = {}
         volumes = on_input_grid(predicted.probability, predicted.geometry)
         for name, volume in zip(predictor.classes, volumes, strict=True):
+            # Probabilities are moved, and cut at the threshold afterwards: a moved mask loses small
+            # lesions.
             back = undo(
                 volume, affine, pose, original_affine=self.affine, original_shape=self.shape
             )
@@ -343,6 +356,7 @@ class _Scan:
     def _rng(self, change: ScanChange, modality: str = "") -> np.random.Generator:
         """Return the generator of a change, whatever was predicted before."""
         words = f"{self.case.case_id}/{change.name}/{modality}"
+        # Not hash(), which differs from process to process.
         return np.random.default_rng([self.seed, zlib.crc32(words.encode())])
 
 
@@ -351,6 +365,7 @@ def _relative(value: float, before: float) -> float:
 
 
 def _blank(value: Any) -> Any:
+    # JSON knows no NaN.
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

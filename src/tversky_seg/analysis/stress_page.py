@@ -102,6 +102,7 @@ def _section(name: str, result: StressResult) -> _Section:
     rows = [row for row in result.rows if row.class_name == name]
     summaries = [summary for summary in result.summaries if summary.class_name == name]
     return _Section(
+        # A single class needs no heading.
         name=name if len(result.volume_cv) > 1 else "",
         sentence=_sentence(summaries, rows, result.volume_cv[name]),
         summary_rows=summary_rows(summaries),
@@ -117,6 +118,7 @@ def _sentence(summaries: Sequence[StressSummary], rows: Sequence[StressRow], cv:
         text += f" The volume of a case varies by {cv:.1%} over its scans (CV)."
     defined = [each for each in summaries if not math.isnan(each.absolute_volume_change)]
     if defined:
+        # By size: shrinking and growing cases would cancel in a mean.
         worst = max(defined, key=lambda summary: summary.absolute_volume_change)
         text += (
             f" Largest change of it: {describe_change(worst.change)}, by "
@@ -188,6 +190,7 @@ def _by_change(
 
 
 def _dot_figure(values: Mapping[str, Sequence[float]], *, xlabel: str) -> Figure:
+    # Room for the words of the changes.
     figure, axes = new_axes(xlabel=xlabel, ylabel="", left=0.34)
     for k, changed in enumerate(values.values()):
         axes.plot(changed, [k] * len(changed), "o", markersize=4, alpha=0.7, color=COLOURS[0])

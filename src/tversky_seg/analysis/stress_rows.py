@@ -67,6 +67,7 @@ def summarize_stress(rows: Sequence[StressRow]) -> list[StressSummary]:
     """Average over cases, for each class and change in the order of the rows."""
     groups: dict[tuple[str, str], list[StressRow]] = {}
     for row in rows:
+        # The scan itself changes nothing, and would draw every mean to 0.
         if row.change != ORIGINAL:
             groups.setdefault((row.class_name, row.change), []).append(row)
     summaries: list[StressSummary] = []

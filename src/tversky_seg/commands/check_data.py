@@ -80,6 +80,7 @@ def training_device(cfg: DictConfig) -> torch.device:
 
 def time_plan(cfg: DictConfig, dataset: Dataset, network: nn.Module, plan: Plan) -> Timing:
     """Time some steps of the training with the patch and the batch of a plan."""
+    # The batch of the plan is for the timing alone.
     cfg = cfg.copy()
     cfg.trainer.batch_size = plan.batch_size
     trainer = config.build(

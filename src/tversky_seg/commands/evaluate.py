@@ -27,6 +27,7 @@ def evaluate(cfg: DictConfig) -> int:
         cases,
         output_dir=output_dir,
         classes=settings["classes"],
+        # Without the folder of the program, which says nothing to a reader of the report.
         command=[Path(sys.argv[0]).name, *sys.argv[1:]],
     )
 

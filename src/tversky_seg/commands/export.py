@@ -146,6 +146,7 @@ def check_difference(difference: float, output: Path) -> None:
     Raises:
         DataError: It is larger than `TOLERANCE`, or not a number.
     """
+    # Not >: NaN is to fail, too.
     if not difference <= TOLERANCE:
         raise DataError(
             output,

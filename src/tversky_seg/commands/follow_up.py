@@ -94,6 +94,7 @@ def alignment_of(settings: Mapping[str, Any]) -> Alignment | None:
     """Measure whether the images lie on each other, and warn if not; None without images."""
     images = [settings[key] for key in IMAGES]
     if None in images:
+        # One image alone is a mistake, rather than a wish to go without.
         if images != [None, None]:
             raise config.ConfigError(f"{' and '.join(IMAGES)}: one given; expected both or neither")
         config.logger.info(
@@ -150,10 +151,13 @@ def follow_cohort(settings: Mapping[str, Any], output_dir: Path, rule: ChangeRul
         raise config.ConfigError("manifest: none given; expected the CSV of the predicted cases")
     if not folder.is_dir():
         raise DataError(folder, "no such folder", "expected the output_dir of predict")
+    # The images need not be here any more: masks are compared.
     cases = read_manifest(settings["manifest"], may_lack_modalities=True)
+    # Absent where another tool made the masks.
     saved = read_json_if_whole(folder / SETTINGS_FILE) or {}
     classes = tuple(check_classes(saved.get("classes")))
     rows = compare_predictions(cases, folder, classes=classes, rule=rule, output_dir=output_dir)
+    # A table without changes still has its headers; without pairs there is none.
     if not (output_dir / TABLE_FILE).is_file():
         found = f"no two examinations of a subject with masks in {folder}"
         expected = "expected a column baseline, or subject_id and session"

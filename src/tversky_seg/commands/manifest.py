@@ -60,6 +60,7 @@ def main(words: Sequence[str] | None = None) -> int:
         draft = make_manifest(folder, names=patterns) if folder else make_manifest(patterns)
         print(describe_draft(draft, output), end="\n\n")
         draft.require_cases()
+        # A guess is looked at first; patterns are the user's own words.
         if folder and not arguments.yes:
             print(f"Nothing is written yet. Add --yes to write {output}.")
         else:
@@ -101,6 +102,7 @@ def _sort_words(
     output = Path(OUTPUT)
     for word in words:
         column, equals, text = word.partition("=")
+        # A folder may have = in its name.
         if Path(word).expanduser().is_dir() or not equals:
             if folder is not None:
                 parser.error(f"{word}: a second folder beside {folder}; expected one")

@@ -33,6 +33,7 @@ def stress(cfg: DictConfig) -> int:
     changes = ChangeSettings(**settings["changes"])
     overrides = {name: value for name, value in settings["inference"].items() if value is not None}
     config.check_arguments("inference", overrides, Inference)
+    # A wrong setting is told before networks are loaded.
     Inference(**overrides)
     output_dir = folder_of(settings)
     use_threads(settings["threads"])
@@ -90,6 +91,7 @@ def cases_of(settings: Mapping[str, Any], segmenter: Segmenter) -> list[Case]:
         modalities=segmenter.modalities,
         may_lack_modalities=segmenter.allows_missing_modalities,
     )
+    # Cases that were trained on would be predicted well under any change.
     tested = [case for case in cases if case.split == "test"]
     if not tested:
         raise DataError(manifest, "has no test case", "name the cases by input=")
@@ -114,6 +116,7 @@ def run_folder(settings: Mapping[str, Any], *, key: str) -> Path:
 def is_complete(output_dir: Path) -> bool:
     """Tell whether an earlier command finished all cases."""
     saved = read_json_if_whole(output_dir / RESULT_FILE)
+    # A case that failed may succeed the next time.
     return saved is not None and not saved["faults"]
 
 

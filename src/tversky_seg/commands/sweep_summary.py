@@ -32,6 +32,7 @@ def summarize(arguments: argparse.Namespace, unfinished: str) -> str:
     settings = group_runs(runs)
     summaries = summarize_settings(settings, metrics=metrics)
     sentences = []
+    # One setting leaves nothing to recommend.
     if len(settings) > 1:
         sentences.append(recommend(settings, arguments.goal).text)
     if unfinished:
@@ -66,6 +67,7 @@ def write_cohorts(settings: Sequence[Setting], output: Path | None) -> None:
         raise DataError("--cohorts", "no folder to write into", "give --output")
     means = []
     for setting in settings:
+        # Names of settings hold slashes and spaces, which a path cannot.
         folder = output / "cohorts" / re.sub(r"[^\w.=-]+", "_", setting.name)
         cohorts = []
         for seed in setting.cohorts:
@@ -76,6 +78,7 @@ def write_cohorts(settings: Sequence[Setting], output: Path | None) -> None:
             if by_group:
                 print(by_group)
             cohorts.append(cohort)
+        # Seeds are averaged first, so that each setting counts once in a comparison.
         means.append(average_runs(read_runs(cohorts), name=setting.name))
     if len(means) > 1:
         write_comparison(means, compare(means), output_dir=output / "comparison")

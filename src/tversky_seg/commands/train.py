@@ -57,8 +57,10 @@ def train(cfg: DictConfig) -> int:
     log_draw_shares(parts.sampler, cohort.training_cases)
 
     best_file = train_network(cfg, parts, cohort, output_dir)
+    # From the file, as predict.py will: the network in memory has its last weights.
     best = load_checkpoint(best_file)
     faults = predict_test_cases(parts, cohort, best, output_dir, checksum=checksum(best_file))
+    # Predictions are shared out; the evaluation is one process's work.
     if not is_first():
         return 0
     test_cases = cohort.split.test
@@ -196,6 +198,7 @@ def train_network(cfg: DictConfig, parts: Parts, cohort: Cohort, output_dir: Pat
     return trainer.fit(
         batches,
         output_dir,
+        # Small cohorts cannot spare a subject to validate on.
         validate=validate_network if cohort.validation_cases else None,
         keep={
             "config": config.plain(cfg),

@@ -31,6 +31,7 @@ def group_lines(config_name: str) -> list[str]:
     for group in sorted(groups - {"experiment"}):
         lines += [f"  {group} (default: {defaults.get(group)})", *choice_lines(group)]
     if "experiment" in groups:
+        # Hydra's own groups, of which a user meets only these.
         for group in ("hydra/launcher", "hydra/sweeper"):
             lines += [f"  {group} (of a sweep, -m)", *choice_lines(group)]
     return lines
@@ -105,6 +106,7 @@ def _lines_at_the_top(file: Path) -> Iterator[str]:
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             return
+        # A word to Hydra, not to the reader.
         if not line.startswith("# @package"):
             yield line
 
@@ -116,6 +118,7 @@ def _defaults(config_name: str) -> dict[str, str]:
     for entry in entries:
         if isinstance(entry, dict):
             chosen |= {str(group): str(choice) for group, choice in entry.items()}
+        # The defaults of another command, which this one begins with.
         elif entry != "_self_":
             chosen |= _defaults(str(entry))
     return chosen

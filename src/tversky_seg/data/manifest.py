@@ -129,6 +129,7 @@ def inspect_manifest(
             cases[name] = case
         except DataError as fault:
             faults.append(fault)
+    # Of all lines together: a subject in two splits shows in no single one.
     faults += case_faults(list(cases.values()), source=str(path))
     faults += baseline_faults(list(cases.values()), path)
     faults += repeat_faults(list(cases.values()), path)

@@ -59,6 +59,7 @@ def check_modalities(modalities: Sequence[str] | None) -> tuple[str, ...]:
         _check_name(name, key=key)
         if is_reserved(name):
             raise DataError(key, f"{name!r} is a column with another meaning", "rename it")
+    # The second channel of a name would be the first once more.
     if len(set(names)) < len(names):
         raise DataError(key, str(list(names)), "expected each name once")
     return names
@@ -156,6 +157,7 @@ def check_require(
         raise DataError("data.require", repr(require), "expected a list as in [FLAIR], or null")
     names = tuple(normal_form(str(name)) for name in require)
     known = [normal_form(str(name)) for name in modalities]
+    # Before the cases have named their modalities, any name may be right.
     unknown = [name for name in names if known and name not in known]
     if unknown:
         expected = f"expected some of data.modalities={known}"
@@ -176,6 +178,7 @@ def check_ignore(values: Sequence[int] | int | None) -> tuple[int, ...]:
 
 def check_rater(rater: int | str | None) -> int | str | None:
     """Return the rater whose label to train on, as it was given."""
+    # Not isinstance: True is an int.
     is_number = type(rater) is int and rater >= 1
     if rater is not None and rater not in RATERS and not is_number:
         expected = f"expected null, a number from 1 or one of {', '.join(RATERS)}"

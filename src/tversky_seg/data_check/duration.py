@@ -95,15 +95,18 @@ def time_steps(
             times.append(now - before)
         if times and now - start > seconds:
             break
+    # A median, since another program may hold up one step.
     return Timing(statistics.median(times), len(times))
 
 
 def _random_batch(shape: Sequence[int], n_classes: int, *, with_components: bool) -> Batch:
     """Make noise with one lesion, a box in the middle, in each patch."""
+    # One of its own, so that the weights and patches of the training stay as they are.
     generator = torch.Generator().manual_seed(0)
     n_patches, _, *sides = shape
     target = torch.zeros(n_patches, n_classes, *sides)
     box = tuple(slice(side // 2, side // 2 + 2) for side in sides)
+    # Some lesion, since a loss may do less without.
     target[(slice(None), slice(None), *box)] = 1
     return Batch(
         image=torch.randn(*shape, generator=generator),

@@ -38,6 +38,7 @@ def split_findings(
             "results depend on which are held out, and reports give no intervals: label more, or "
             "train all folds",
         )
+    # Training goes on without one, so it has to be said.
     if not members["val"]:
         why = "too few to spare one" if dataset.val_fraction else "data.val_fraction=0"
         n_training = len({case.subject_id for case in members["train"]})
@@ -59,6 +60,7 @@ def _held_out(dataset: Dataset, cases: Sequence[Case], test: Sequence[Case]) -> 
         found = "no test case"
         remedy = "nothing is evaluated at the end; set data.fold=0 to hold out a fold"
         return Finding(WARNING, "test set", found, remedy)
+    # A fold that is asked for outranks the column of the manifest.
     uses_folds = dataset.folds in LEAVE_ONE_OUT or dataset.fold is not None
     if not uses_folds and any(case.split for case in cases if case.labels):
         remedy = "these are evaluated at the end, and never trained on"
@@ -67,6 +69,7 @@ def _held_out(dataset: Dataset, cases: Sequence[Case], test: Sequence[Case]) -> 
     fold = numbers[0] if dataset.fold is None else dataset.fold
     found = f"fold {fold} of {len(numbers)} is held out: {held_out}"
     listed = ",".join(map(str, numbers))
+    # Leaving one of a hundred subjects out makes a hundred numbers.
     if len(numbers) > 10:
         listed = f"{numbers[0]},{numbers[1]},…,{numbers[-1]}"
     remedy = (
@@ -84,4 +87,5 @@ def _fold_numbers(dataset: Dataset, cases: Sequence[Case]) -> list[int]:
     if not are_folds_drawn(cases, folds=dataset.folds, fold=dataset.fold):
         return sorted({case.fold for case in labelled if case.fold is not None})
     n_subjects = len({case.subject_id for case in labelled})
+    # No fold is empty.
     return list(range(min(int(dataset.folds), n_subjects)))

@@ -75,6 +75,7 @@ def summarize_froc(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
     recall: NDArray[np.float64] = np.full(len(LUNA_POINTS), math.nan)
     if scores.n_reference:
         average = average_recall(curve)
+        # The code of arXiv 2007.10033 divides by the cases that have lesions.
         average_over_recorded = average_recall(scores.curve(only_cases_with_lesions=True))
         highest = n_detected / scores.n_reference
         recall = recall_at(curve, LUNA_POINTS)

@@ -66,6 +66,7 @@ def _refuse_other_rule(output_dir: Path, criteria: Criteria, *, ignore: Sequence
         "surface_tolerance_mm": criteria.tolerance_mm,
         "by_lesion_settings": asdict(criteria.by_lesion),
     }
+    # Apart from the others, since the key is absent where nothing is ignored.
     saved_ignore = (saved.get("ignored") or {}).get("label_values", [])
     if saved_ignore != list(ignore):
         raise DataError(

@@ -156,6 +156,7 @@ def _add_comparisons(cohort: EvaluatedCohort, cases: Sequence[Case], source: Pre
 
 def _warn_of_other_spaces(cases: Sequence[Case]) -> None:
     """Say that lesions get no region where the manifest names spaces, but never MNI."""
+    # Otherwise metrics.json would lack the regions without a word.
     spaces = sorted({case.space for case in cases if case.space})
     if spaces and not any(is_mni(space) for space in spaces):
         logger.warning("no lesions by region: space is %s, expected MNI", ", ".join(spaces))

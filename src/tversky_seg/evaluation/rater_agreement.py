@@ -53,6 +53,7 @@ def _agreement(cases: Sequence[CaseMetrics]) -> dict[str, Any]:
 def summarize_raters(cohort: EvaluatedCohort, name: str) -> list[dict[str, Any]]:
     """Summarize the agreement with each rater; empty for a single one."""
     summaries: list[dict[str, Any]] = []
+    # A first case with few raters must not decide the order.
     for number, by_case in sorted(cohort.raters.items()):
         cases = [by_class[name] for by_class in by_case]
         agreement = _agreement(cases)
@@ -84,6 +85,7 @@ def summarize_consensus(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | 
 
 def compare_raters(cohort: EvaluatedCohort, name: str) -> dict[str, Any] | None:
     """Summarize the raters against each other, a human rater's score; None without several."""
+    # Each pair counts in both directions: precision of one is sensitivity of the other.
     everyone: list[dict[str, list[CaseMetrics]]] = []
     for by_case in cohort.between_raters.values():
         everyone.extend(by_case)

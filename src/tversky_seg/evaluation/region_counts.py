@@ -51,6 +51,7 @@ def count_by_region(result: ClassResult, *, rule: LesionRule) -> dict[str, Regio
     match = result.match
     is_detected = detected_lesions(match, rule)
     is_matched = matched_lesions(match, rule)
+    # As objects, since an empty list would become numbers, which equal no name.
     predicted_at = np.array(result.regions.predicted, dtype=object)
     reference_at = np.array(result.regions.reference, dtype=object)
     counts: dict[str, RegionCounts] = {}
@@ -87,12 +88,15 @@ def summarize_regions(
     left_out: list[str] = []
     for case_id, subject_id, by_region in zip(case_ids, subject_ids, counts, strict=True):
         if by_region is None:
+            # Named in metrics.json, because rates over some of the cases mislead silently.
             left_out.append(case_id)
             continue
         row: dict[str, Any] = {"case_id": case_id, "subject_id": subject_id}
         row["n_mcdonald_reference"] = _n_affected(by_region, "n_reference")
         row["n_mcdonald_predicted"] = _n_affected(by_region, "n_predicted")
         for region, of_region in by_region.items():
+            # Counts are pooled, and rates made of them: the recall of a case with one lesion is 0
+            # or 1.
             totals[region] += of_region
             row[region] = _as_row(of_region)
         cases.append(row)

@@ -74,6 +74,7 @@ class RepeatPair:
     def cv(self) -> float:
         """Coefficient of variation of the two volumes; NaN where both are 0."""
         mean = (self.first_volume_mm3 + self.repeat_volume_mm3) / 2
+        # Of two values the standard deviation (n - 1) is their difference over sqrt(2).
         return abs(self.difference_mm3) / math.sqrt(2) / mean if mean else math.nan
 
 
@@ -95,6 +96,7 @@ def compare_repeats(
     pairs: dict[str, list[RepeatPair]] = {name: [] for name in source.classes}
     faults: list[DataError] = []
     for repeat in cases:
+        # None for a case that repeats no other, or one that is not among these.
         first = by_id.get(repeat.repeat_of or "")
         if first is None:
             continue
@@ -123,6 +125,7 @@ def _compare(
     if _are_on_one_grid(earlier, later, source):
         match = match_by_rule(later.data, earlier.data, spacing_mm=later.spacing_mm, rule=rule)
         n_first, n_repeat = len(match.reference), len(match.predicted)
+        # Of both scans, since neither is the reference of the other.
         n_again = int(detected_lesions(match, rule).sum() + matched_lesions(match, rule).sum())
         if n_first + n_repeat:
             share = n_again / (n_first + n_repeat)
@@ -143,6 +146,7 @@ def _compare(
 def _read_mask(case: Case, name: str, source: Predictions) -> Volume:
     """Read a predicted mask on its own grid."""
     shape, affine = read_grid(source.file_of(case, name))
+    # `read` asks for a reference, of which only the grid counts here; it takes no memory.
     nothing: NDArray[np.bool_] = np.broadcast_to(np.False_, shape)
     return Volume(source.read(case, name, reference=Volume(nothing, affine)).mask, affine)
 

@@ -95,6 +95,7 @@ def _counted(
     ignored_after = np.zeros(later.shape, dtype=bool) if ignored is None else ignored
     ignored = find_ignored(before, earlier, source)
     ignored_before = np.zeros(earlier.shape, dtype=bool) if ignored is None else ignored
+    # What does not count at one time can be neither new nor gone.
     from_before, _ = on_grid_of(Volume(ignored_before, earlier.affine), later)
     from_after, _ = on_grid_of(Volume(ignored_after, later.affine), earlier)
     return ~(ignored_before | from_after), ~(ignored_after | from_before)

@@ -28,6 +28,7 @@ def write_example_case(
     """
     rng = np.random.default_rng(0)
     x, y, z = sides
+    # Longer than a window, so that windows overlap and their weights are checked too.
     shape = (x + x // 4, y, z)
     spacing_mm = [size or 1.0 for size in preprocessing.spacing_mm or (1.0, 1.0, 1.0)]
     affine = np.diag([*spacing_mm, 1.0])

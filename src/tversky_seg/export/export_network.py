@@ -107,6 +107,7 @@ def window_sides(segmenter: Segmenter) -> Sequence[int]:
 
 def _probability(segmenter: Segmenter, images: Mapping[str, Path]) -> Tensor:
     """Predict a case on the network's grid, without rounding."""
+    # By the steps of prediction, but before the probability is rounded for a file.
     (case,) = segmenter.cases(images)
     predictor = segmenter.predictor()
     return predictor.predict(predictor.read(case)).probability

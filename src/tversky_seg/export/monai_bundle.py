@@ -115,6 +115,7 @@ def _inference(
 ) -> dict[str, Any]:
     """Write down what `monai.bundle run` does."""
     preprocessing = segmenter.preprocessing
+    # These tools take a single network; of an ensemble they get the first.
     model = segmenter.models[0].config.get("model") or {}
     channels = {
         "in_channels": len(preprocessing.modalities),
@@ -123,6 +124,7 @@ def _inference(
     return {
         "imports": [],
         "bundle_root": ".",
+        # Only where the command line gives none.
         "input": "$@bundle_root + '/scans'",
         "output_dir": "$@bundle_root + '/eval'",
         "device": "auto",
@@ -184,6 +186,7 @@ def _data_format(channels: Sequence[str], sides: Sequence[int]) -> dict[str, Any
         "spatial_shape": list(sides),
         "dtype": "float32",
         "value_range": [],
+        # The network sees windows, and never a whole volume.
         "is_patch_data": True,
         "channel_def": {str(number): name for number, name in enumerate(channels)},
     }

@@ -90,6 +90,7 @@ def read_predictions(folder: Path) -> SavedPredictions:
     records = {}
     for case_id in all_records.lesions():
         record = all_records.read(case_id)
+        # A stopped predict leaves a case half written.
         if record is not None and all_records.is_complete(record):
             records[case_id] = record
     if not classes or not records:
@@ -104,12 +105,14 @@ def write_nnunet(predictions: SavedPredictions, folder: Path) -> None:
         DataError: A file cannot be read or written.
     """
     first = next(iter(predictions.records))
+    # The mask is recorded among the inputs, but is no channel.
     modalities = [name for name in predictions.images(first) if name != "brain_mask"]
     for case_id in predictions.records:
         _write_label_map(predictions, case_id, folder / f"{case_id}.nii.gz")
     description = {
         "channel_names": {str(number): name for number, name in enumerate(modalities)},
         "labels": {"background": 0, **label_values(predictions.classes)},
+        # nnU-Net asks for the key; these labels train nothing.
         "numTraining": 0,
         "file_ending": ".nii.gz",
     }
@@ -129,6 +132,7 @@ def write_bids(predictions: SavedPredictions, folder: Path) -> None:
     owners: dict[str, str] = {}
     for case_id in predictions.records:
         name = _bids_name(predictions, case_id)
+        # On some disks A.nii.gz and a.nii.gz are one file.
         other = owners.setdefault(name.casefold(), case_id)
         if other != case_id:
             raise DataError(
@@ -148,6 +152,7 @@ def _write_bids_case(
     anatomy = folder.joinpath(*parents, "anat")
     sources = []
     for path in predictions.images(case_id).values():
+        # A BIDS URI: `raw` is what DatasetLinks says it is.
         sources.append(f"bids:raw:{Path(os.path.relpath(path, root)).as_posix()}")
     common = {
         "Sources": sources,
@@ -172,6 +177,7 @@ def _write_bids_case(
             anatomy / f"{name}_{label}_probseg.nii.gz",
             {**probability, **common},
         )
+    # Of one class the mask says all.
     if len(predictions.classes) > 1:
         path = anatomy / f"{name}_dseg.nii.gz"
         _write_label_map(predictions, case_id, path)
@@ -201,6 +207,7 @@ def _with_ending(path: Path, ending: str) -> Path:
 def _bids_name(predictions: SavedPredictions, case_id: str) -> str:
     """Name the files of a case: the entities of its first image, or sub-<case_id>."""
     first = next(iter(predictions.images(case_id).values()))
+    # The last part of a name, such as T1w, has no dash and is no entity.
     entities = dict(re.findall(r"(?:^|_)([a-z]+)-([A-Za-z0-9]+)(?=_)", f"{image_stem(first)}_"))
     if "sub" not in entities:
         return f"sub-{_alphanumeric(case_id)}"
@@ -213,6 +220,7 @@ def _source_root(predictions: SavedPredictions) -> Path:
     for case_id in predictions.records:
         for path in predictions.images(case_id).values():
             subjects = [parent for parent in path.parents if parent.name.startswith("sub-")]
+            # The parents run outward: the last sub- is the one next to the root.
             folders.append(str(subjects[-1].parent if subjects else path.parent))
     return Path(os.path.commonpath(folders))
 

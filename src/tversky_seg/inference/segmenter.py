@@ -102,6 +102,7 @@ class Segmenter:
         """
         chosen_device = pick_device(device)
         resolve_precision(precision, chosen_device)  # refuses other words
+        # Wrong settings are refused before checkpoints are read.
         Inference(**inference)
         names = [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint
         paths = find_checkpoints([os.fspath(name) for name in names])
@@ -178,6 +179,7 @@ class Segmenter:
         if brain_mask is not None:
             given["brain_mask"] = brain_mask
         folder = None
+        # Images in memory go through files, so that both ways give the same numbers.
         if not all(isinstance(each, str | Path) for each in given.values()):
             folder = ScratchFolder()
         try:
@@ -188,6 +190,7 @@ class Segmenter:
         except DataError as error:
             if folder is None:
                 raise
+            # Whoever gave an array knows nothing of a file in a scratch folder.
             raise _without_folder(error, folder.path) from None
         return segmentation_of(predictor, case, predicted, images=folder)
 
@@ -236,6 +239,7 @@ class Segmenter:
         for case in cases:
             present = modalities_of(case, self.modalities)
             if not all(model.has_seen(present) for model in self.models):
+                # By set, since a whole cohort may lack the same image.
                 ids_of.setdefault(present, []).append(case.case_id)
         seen = "; ".join(" + ".join(names) for names in self.modality_sets)
         for present, ids in ids_of.items():
@@ -257,6 +261,7 @@ class Segmenter:
             device=self.device,
             precision=self.precision,
         )
+        # Some faults are told in the result; with nothing but faults there is none.
         if len(faults) == len(cases):
             raise DataError.gather(map(DataError, faults.values()), others="listed above")
         return faults
@@ -275,6 +280,7 @@ class Segmenter:
         if case_id is None:
             first = next((name for name in self.modalities if name in given), None)
             case_id = None if first is None else _case_name(given[first])
+        # By the checks that files of a folder go through.
         (case,) = self.cases(files, case_id=case_id)
         return case
 

@@ -75,6 +75,7 @@ class TverskyCrossEntropyLoss(nn.Module):
         over_batch: bool = True,
     ) -> None:
         super().__init__()
+        # One of them may be 0, to switch a part off in a sweep.
         factors = (tversky_weight, cross_entropy_weight)
         if not (all(0 <= factor < math.inf for factor in factors) and sum(factors) > 0):
             raise ValueError(

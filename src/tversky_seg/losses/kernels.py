@@ -109,6 +109,7 @@ def tversky_loss(
     """
     lane = tl.arange(0, LANES)
     inside = lane < n_programs
+    # float64: false positives are the difference of two large sums.
     total = tl.zeros((1,), tl.float64)
     for ratio in range(n_ratios):
         both = tl.zeros((LANES,), tl.float64)

@@ -39,6 +39,7 @@ class Rows(NamedTuple):
         """Flatten logits and target (B, C, X, Y, Z) and a weight that broadcasts to them."""
         x = logits.flatten(2)
         g = _readable(target).flatten(2)
+        # A kernel wants a pointer, though it reads nothing there without weight.
         w = x
         if weight is not None:
             w = _readable(weight).expand(logits.shape).flatten(2)
@@ -46,6 +47,7 @@ class Rows(NamedTuple):
         return cls(
             tensors=(x, g, w),
             strides=(*x.stride(), *g.stride(), *w.stride()),
+            # No more programs than blocks; beyond the limit a program takes several.
             sizes=(n_voxels, min(math.ceil(n_voxels / BLOCK), MAX_PROGRAMS), n_classes),
             n_rows=n_samples * n_classes,
             is_weighted=weight is not None,
@@ -109,6 +111,7 @@ def tversky_loss(
     loss = partials.new_empty(())
     slopes = partials.new_empty((2, n_ratios))
     _, n_rows, n_programs = partials.shape
+    # One program: a handful of sums, and another kernel would cost more than it computes.
     kernels.tversky_loss[(1,)](
         partials,
         loss,
@@ -147,6 +150,7 @@ def soft_sums_gradient(
         *rows.tensors,
         of_rows,
         slopes,
+        # Without scale any pointer will do, since none is read.
         slopes if scale is None else scale,
         *rows.sizes,
         *rows.strides,
@@ -218,4 +222,5 @@ def _focal_settings(alpha: float | None, gamma: float) -> tuple[float, float, fl
 
 def _integer_power(gamma: float) -> int:
     """Return gamma where that is 0, 1 or 2, else -1."""
+    # These powers are products; any other takes a logarithm and an exponential.
     return int(gamma) if gamma in (0, 1, 2) else -1

@@ -161,6 +161,7 @@ class LargestProbabilityTerm(nn.Module):
         is_inside = target > 0.5
         if weight is not None:
             is_inside = is_inside & (weight > 0)
+        # Cells hold background too, which this term leaves out.
         table = lesion_table(lesions * is_inside, n_labels=n_labels)
         x = table.pick(logits).to(counting_dtype(logits))
         is_inside = table.pick(is_inside)
@@ -168,6 +169,7 @@ class LargestProbabilityTerm(nn.Module):
         powers = self.sharpness * functional.logsigmoid(x)
         n = table.sums(is_inside.to(x.dtype))
         is_counted = n > 0
+        # Without a gradient: it is subtracted and added again, which cancels.
         largest = table.largest(powers.detach())
         largest = torch.where(is_counted, largest, 0)
         relative = torch.where(is_inside, powers - table.spread(largest), -math.inf)
@@ -266,6 +268,7 @@ def with_ratio_of(term: nn.Module, loss: nn.Module) -> nn.Module:
     ratio = _ratio_of(loss)
     if ratio is None:
         return term
+    # A copy, so that the term may stand beside another loss elsewhere.
     following = copy.copy(term)
     following.alpha, following.beta = ratio
     return following

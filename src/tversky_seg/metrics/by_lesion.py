@@ -142,6 +142,7 @@ def measure_by_lesion(
     spacing = check_spacing(spacing_mm, ndim=predicted_mask.ndim)
     penalty_mm = settings.cc_penalty_mm
     if penalty_mm is None:
+        # Before the crop: the penalty is the diagonal of the whole volume.
         extent_mm = np.array(predicted_mask.shape) * spacing
         penalty_mm = float(np.sqrt((extent_mm**2).sum()))
 
@@ -163,6 +164,7 @@ def measure_by_lesion(
         penalty_mm=penalty_mm,
     )
     panoptic = count_panoptic(counted_predicted, counted_true, min_iou=settings.min_iou)
+    # Otherwise the components are those that were found above.
     if rule.connectivity != BRATS_CONNECTIVITY:
         predicted = find_components(predicted_mask, connectivity=BRATS_CONNECTIVITY, order=order)
         true = find_components(true_mask, connectivity=BRATS_CONNECTIVITY, order=order)

@@ -230,6 +230,7 @@ def compute_metrics(
         mask = remove_weak_lesions(scores >= threshold, scores, min_score=min_peak)
     else:
         mask = as_mask(scores, name="prediction")
+    # Before the ignored voxels are taken out, of which a prediction knows nothing.
     mask = remove_small_lesions(mask, spacing_mm=spacing_mm, min_volume_mm3=min_volume_mm3)
     if ignored is not None:
         ignored = as_mask(ignored, name="ignored")

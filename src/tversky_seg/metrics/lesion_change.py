@@ -154,8 +154,10 @@ def lesion_changes(
         centres = earlier_centres if kind == VANISHED else later_centres
         x, y, z = centres[group].tolist()
         changes.append(LesionChange(kind, *numbers, *volumes, (x, y, z)))
+    # Shrinking may matter as much as growth.
     changes.sort(key=lambda change: -abs(change.change_mm3))
     kind_map = np.zeros(before.size, np.uint8)
+    # The earlier mask first, so that a voxel of both gets its later lesion's kind.
     kind_map[earlier.positions] = kind_of_group[group_earlier[earlier.rows]]
     kind_map[later.positions] = kind_of_group[group_later[later.rows]]
     return LesionChanges(tuple(changes), kind_map.reshape(before.shape))
@@ -166,6 +168,7 @@ def _group(earlier: Components, later: Components) -> tuple[IntArray, IntArray, 
     # The voxels of the earlier mask that are lesion in the later one, too.
     later_number = later.labels[earlier.positions]
     is_shared = later_number > 0
+    # One graph of both masks, in which the later lesions come after the earlier ones.
     edges = (
         earlier.rows[is_shared],
         len(earlier) + later_number[is_shared].astype(np.int64) - 1,
@@ -202,6 +205,7 @@ def _kind(numbers: tuple[int, int], volumes: tuple[float, float], rule: ChangeRu
         return SPLIT
     earlier_mm3, later_mm3 = volumes
     change = later_mm3 - earlier_mm3
+    # The larger of two limits: a single voxel is a large share of a small lesion.
     least = max(rule.min_change_mm3, rule.min_change_percent / 100 * earlier_mm3)
     if abs(change) < least or not change:
         return STABLE

@@ -74,11 +74,13 @@ def count_panoptic(predicted: Components, true: Components, *, min_iou: float) -
         min_iou: A pair matches when its IoU is larger than this, in [0, 1).
     """
     i, j, n_shared = shared_voxels(predicted, true).T
+    # Only of lesions that share a voxel: all others have an IoU of 0.
     iou = n_shared / (predicted.n_voxels[i] + true.n_voxels[j] - n_shared)
     is_free_i = np.ones(len(predicted), bool)
     is_free_j = np.ones(len(true), bool)
     tp = 0
     iou_sum = 0.0
+    # Stable, so that equal pairs are taken in the same order everywhere.
     for pair in np.argsort(-iou, kind="stable"):
         if iou[pair] > min_iou and is_free_i[i[pair]] and is_free_j[j[pair]]:
             is_free_i[i[pair]] = False

@@ -85,6 +85,7 @@ def voxel_retention(
     n_doubts = N_LEVELS // 2
     n_voxels = np.bincount(doubt, minlength=n_doubts)
     is_used = n_voxels > 0
+    # Small doubts come first, so a sum up to one is over what is retained at it.
     fp = np.bincount(doubt[predicted & ~true], minlength=n_doubts)[is_used].cumsum()
     fn = np.bincount(doubt[~predicted & true], minlength=n_doubts)[is_used].cumsum()
     retained = n_voxels[is_used].cumsum() / n_voxels.sum()
@@ -106,6 +107,7 @@ def lesion_doubts(
     components = find_components(prediction, connectivity=connectivity, order="C")
     n_lesions = len(components)
     p = levels.ravel()[components.positions] / (N_LEVELS - 1)
+    # entr is in nats.
     bits = (entr(p) + entr(1 - p)) / math.log(2)
     doubt = np.bincount(components.rows, bits, n_lesions) / np.maximum(components.n_voxels, 1)
     is_true = reference.ravel()[components.positions]
@@ -148,6 +150,7 @@ def _mean_retention(doubt: FloatArray, quality: FloatArray) -> RetentionCurve:
     n = len(doubt)
     if not n:
         return UNDEFINED
+    # Equal doubts are one group, whose order would be chance.
     values, group = np.unique(doubt, return_inverse=True)
     n_retained = np.bincount(group, minlength=len(values)).cumsum()
     shortfall = np.bincount(group, 1 - quality, len(values)).cumsum()

@@ -104,6 +104,7 @@ def fit_temperature(histogram: LogitHistogram) -> float:
         expected = histogram.n_voxels * expit(logits * sharpness)
         return float(logits @ (expected - histogram.n_positive))
 
+    # The slope rises: where it is still below 0 at the sharpest end, its zero lies beyond.
     if slope(1 / SHARPEST) < 0:
         return SHARPEST
     if slope(1 / SMOOTHEST) > 0:
@@ -140,6 +141,7 @@ def at_temperature(histogram: ScoreHistogram, temperature: float) -> ScoreHistog
     """
     probabilities = (np.arange(N_LEVELS) / (N_LEVELS - 1)).astype(np.float32)
     levels = to_levels(calibrated(probabilities, temperature))
+    # The highest level stands for all that was rounded to 1, which nothing takes apart again.
     levels[-1] = N_LEVELS - 1
     n_voxels = np.bincount(levels, histogram.n_voxels, N_LEVELS)
     n_positive = np.bincount(levels, histogram.n_positive, N_LEVELS)
@@ -158,6 +160,7 @@ def calibrated_threshold(threshold: float, temperature: float) -> float:
     if temperature == 1 or threshold == 0:
         return threshold
     exact = _scaled(threshold, temperature)
+    # Between two levels, so that rounding the probability cannot cross it.
     level = min(max(round(exact * (N_LEVELS - 1) + 0.5), 1), N_LEVELS - 1)
     return (level - 0.5) / (N_LEVELS - 1)
 

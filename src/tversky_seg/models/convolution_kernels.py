@@ -86,6 +86,7 @@ def _voxels(
     columns = tl.arange(0, N_VOXELS * N_CHANNELS)[None, :]
     voxels = columns // N_CHANNELS
     if C == N_CHANNELS:
+        # All channels: so the compiler sees that a row has no gaps.
         in_row = columns
     else:
         in_row = voxels * C + columns % N_CHANNELS
@@ -167,6 +168,7 @@ def march_kernel(
     # Of the planes x - 1 and x, which are not complete.
     before = tl.zeros([BLOCK_Y * PAIRS, 2 * C_OUT], tl.float32)
     here = tl.zeros([BLOCK_Y * PAIRS, 2 * C_OUT], tl.float32)
+    # A plane more at either end, whose voxels reach into the first and the last result.
     for plane in range(-1, n_planes + 1):
         x = start + plane
         a = _voxels(features_ptr, sample, x, y, z - 1, -1, n_x, n_y, n_z, 0, C_IN, C_IN, 4)
@@ -266,6 +268,7 @@ def weight_gradient_kernel(
     rows = tl.arange(0, BLOCK_Y * PAIRS)[:, None]
     y = y_block * BLOCK_Y + rows // PAIRS
     z = 2 * (z_block * PAIRS + rows % PAIRS)
+    # Nine names, since Triton has no list of tensors in registers.
     s00 = tl.zeros([64, 32], tl.float32)
     s01 = tl.zeros([64, 32], tl.float32)
     s02 = tl.zeros([64, 32], tl.float32)

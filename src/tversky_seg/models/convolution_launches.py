@@ -79,6 +79,7 @@ def plan_for(shape: torch.Size, blocks: Blocks, *, n_parts: int = 1) -> Plan:
     n_columns = n_samples * n_y_blocks * n_z_blocks
     if blocks.planes:
         n_least = MIN_PROGRAMS // n_parts
+        # A small volume is cut finer, or most of the GPU would be idle.
         while planes > MIN_PLANES and n_columns * _ceil_div(n_x, planes) < n_least:
             planes //= 2
     n_x_blocks = _ceil_div(n_x, planes)
@@ -146,6 +147,7 @@ def input_gradient(gradient: Tensor, weight: Tensor, *, blocks: Blocks | None = 
     """
     out_stride, in_stride, x, y, z = weight.stride()
     n_out, n_in = weight.shape[:2]
+    # The offset of the last tap, from which negative strides run back to the first.
     last = 2 * (x + y + z)
     banded = _banded(weight, gradient, last, (in_stride, out_stride, -x, -y, -z), (n_out, n_in))
     return _product(gradient, banded, None, n_in, blocks)

@@ -100,6 +100,7 @@ class DenseBlock(nn.Module):
         for layer in self.layers:
             features.append(layer(*features))
         if only_new:
+            # Otherwise the decoder would carry more features from block to block.
             features = features[1:]
         return concatenate(features)
 
@@ -281,6 +282,7 @@ def _doubling(channels: int, stride: Triple) -> nn.Sequential:
         3,
         stride=stride,
         padding=1,
+        # Of two possible sizes the one that the skip connection has.
         output_padding=(stride[0] - 1, stride[1] - 1, stride[2] - 1),
     )
     return nn.Sequential(conv, nn.ReLU(inplace=True))

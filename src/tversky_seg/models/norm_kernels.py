@@ -85,6 +85,7 @@ def moments_kernel(
     offsets = _offsets(rows, columns, n_voxels, n_channels, CHANNELS_LAST)
     has_channel = (channel + columns < n_channels)[None, :]
 
+    # A mean of its own for each position of the tile, so that the loop needs no reduction.
     mean = tl.zeros([BLOCK_V, BLOCK_C], tl.float32)
     squares = tl.zeros([BLOCK_V, BLOCK_C], tl.float32)
     n_seen = 0.0
@@ -93,6 +94,7 @@ def moments_kernel(
         mask = (first + rows < stop)[:, None] & has_channel
         x = tl.load(x_ptr + origin + offsets, mask=mask, other=0.0).to(tl.float32)
         n_seen += 1.0
+        # Beyond the span nothing moves; `n_values` below counts what each position has seen.
         change = tl.where(mask, x - mean, 0.0)
         mean += change * (1.0 / n_seen)
         squares += change * (x - mean)
@@ -129,6 +131,7 @@ def statistics_kernel(
     depth = n_channels // n_groups
     columns = tl.arange(0, BLOCK_D)
     offsets = (program % n_groups) * depth + columns
+    # A float, since the product of the integers may pass 2^31.
     n_values = n_voxels * 1.0 * depth
 
     weighted = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
@@ -140,6 +143,7 @@ def statistics_kernel(
         weighted += means * tl.minimum(n_voxels - blocks * span, span).to(tl.float32)[:, None]
     mean = tl.sum(tl.sum(weighted, 1), 0) / n_values
 
+    # The partial sums once more: only now is the mean known that they deviate from.
     squares = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
     for first in range(0, n_blocks, BLOCK_B):
         blocks = first + tl.arange(0, BLOCK_B)
@@ -248,12 +252,14 @@ def gradient_sums_kernel(
         dy = tl.load(dy_ptr + origin + offsets, mask=mask, other=0.0).to(tl.float32)
         centred = x - mean
         if RELU:
+            # The result's sign is computed again, which is cheaper than to read the result.
             dy = tl.where(centred * scale + bias <= 0.0, 0.0, dy)
         sums += dy
         products += dy * centred
 
     row = partial_ptr + (sample * n_blocks + block) * 2 * n_channels + channels
     tl.store(row, tl.sum(sums, 0), mask=is_channel)
+    # Times rstd here, once instead of for each value.
     tl.store(row + n_channels, tl.sum(products * rstd, 0), mask=is_channel)
 
 
@@ -285,6 +291,7 @@ def gradient_terms_kernel(
     n_values = n_voxels * 1.0 * depth
     dweight = tl.zeros([BLOCK_D], tl.float32)
     dbias = tl.zeros([BLOCK_D], tl.float32)
+    # One sample after another: atomics would add in another order in every run.
     for sample in range(0, n_samples):
         sums = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
         products = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
@@ -341,6 +348,7 @@ def gradient_kernel(
     weight = _row(weight_ptr, channels, is_channel)
     bias = _row(bias_ptr, channels, is_channel)
     first_term, second_term = _pair(terms_ptr, group, is_channel)
+    # What depends on no voxel, before the loop.
     constant = rstd * first_term
     slope = rstd * rstd * second_term
     scale = weight * rstd
@@ -375,6 +383,7 @@ def running_kernel(
     mask = channels < n_channels
     mean = tl.load(statistics_ptr + channels * 2, mask=mask, other=0.0)
     rstd = tl.load(statistics_ptr + channels * 2 + 1, mask=mask, other=1.0)
+    # The statistics hold 1 / sqrt(variance + eps) alone, of which the variance is taken.
     variance = (1.0 / (rstd * rstd) - eps) * correction
     old_mean = tl.load(mean_ptr + channels, mask=mask, other=0.0)
     old_variance = tl.load(variance_ptr + channels, mask=mask, other=0.0)

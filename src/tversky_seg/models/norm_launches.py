@@ -66,6 +66,7 @@ def plan_for(shape: torch.Size, *, channels_last: bool, tile: int) -> Plan:
     block_voxels = tile // block_channels
     n_channel_blocks = _ceil_div(n_channels, block_channels)
     n_tiles = _ceil_div(n_voxels, block_voxels)
+    # Of many samples each is cut into fewer spans, so that the programs stay as many.
     n_wanted = max(N_PROGRAMS // (n_samples * n_channel_blocks), 1)
     span = _ceil_div(n_tiles, min(n_wanted, _ceil_div(n_tiles, MIN_TILES))) * block_voxels
     n_blocks = _ceil_div(n_voxels, span)
@@ -121,11 +122,13 @@ def statistics_of(features: Tensor, *, n_samples: int, n_groups: int, eps: float
         n_groups: Number of groups G.
         eps: Number added to the variance.
     """
+    # Here, since Triton comes only with a torch for GPUs.
     from tversky_seg.models import norm_kernels as kernels
 
     shape = _shape(features, n_samples=n_samples)
     plan = plan_for(shape, channels_last=is_channels_last(features), tile=TILE_FORWARD)
     n, c, b = plan.n_samples, plan.n_channels, plan.n_blocks
+    # float32 whatever the features: half precision would lose the sums of a million voxels.
     partial = torch.empty(n, b, 2, c, device=features.device)
     statistics = torch.empty(n, n_groups, 2, device=features.device)
     with current_device(features.device):
@@ -180,6 +183,7 @@ def gradients(
 
     channels_last = is_channels_last(features)
     features = dense(features, channels_last=channels_last)
+    # The kernels read both by the same offsets.
     gradient = dense(gradient, channels_last=channels_last)
     shape = _shape(features, n_samples=len(statistics))
     plan = plan_for(shape, channels_last=channels_last, tile=TILE_BACKWARD)
@@ -235,6 +239,7 @@ def move_running_statistics(
     from tversky_seg.models.norm_kernels import running_kernel
 
     n_channels = len(mean)
+    # A single value has no variance, and is not divided by 0.
     correction = n_values / max(n_values - 1, 1)
     with current_device(mean.device):
         running_kernel[(_ceil_div(n_channels, CHANNELS_AT_ONCE),)](

@@ -42,6 +42,7 @@ class ConvBlock(nn.Module):
         kernel: Triple = (3, 3, 3),
     ):
         super().__init__()
+        # A norm subtracts the mean, and with it any bias.
         bias = norm is None
         padding = same_padding(kernel)
         self.conv1 = NarrowConv(in_channels, out_channels, kernel, padding=padding, bias=bias)

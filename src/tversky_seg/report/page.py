@@ -124,6 +124,7 @@ def write_report(
         sections.append(_section(folder, metrics, name))
     slices: dict[str, SlicesOfCase] = {}
     packed: dict[str, PackedCase] = {}
+    # All cases share the size of a page.
     largest_bytes = min(CASE_BYTES, PAGE_BYTES // max(1, len(viewed)))
     # Cases come one by one: their volumes are not all in memory at once.
     for case in shown:
@@ -165,6 +166,7 @@ def _viewer(
         caption = case_id
         if case_id in dice:
             caption += f": Dice {dice[case_id]:.3f}"
+        # Without a lesion Dice is no measure; the false volume is.
         elif case_id in false_mm3:
             caption += f": no lesion, {format_value('mm3', false_mm3[case_id])} mm³ false"
         cases.append(ViewerCase(case_id, caption, packed[case_id].content))
@@ -229,6 +231,7 @@ def _tiles(parts: Mapping[str, Any], *, n_subjects: int) -> Iterator[Tile]:
         if mean is not None:
             low, high = parts["ci95"][name]
             interval = ""
+            # Of fewer subjects an interval says less than it seems to.
             if n_subjects >= FEWEST_FOR_INTERVAL:
                 interval = format_interval(name, low, high, n_subjects=n_subjects)
             yield Tile(LABELS[name], format_value(name, mean), interval)
@@ -269,6 +272,7 @@ def _rater_row(title: str, row: Mapping[str, Any]) -> tuple[str, ...]:
 def _groups(metrics: Mapping[str, Any], name: str) -> dict[str, list[tuple[str, ...]]]:
     """Lay out the groups of cases, by site and so on."""
     tables: dict[str, list[tuple[str, ...]]] = {}
+    # Absent from a metrics.json of an earlier version.
     for column in metrics.get("groups", ()):
         tables[f"By {column}"] = list(_group_rows(of_class(metrics, f"by_{column}", name)))
     return tables
@@ -345,6 +349,7 @@ def _repeatability(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     limits = summary["bland_altman"]
     bias = format_value("signed_volume_difference_mm3", limits["bias_mm3"])
+    # One pair has no spread, and so no limits.
     if limits["sd_mm3"] is not None:
         lowest = format_value("signed_volume_difference_mm3", limits["lowest_mm3"])
         highest = format_value("signed_volume_difference_mm3", limits["highest_mm3"])
@@ -379,6 +384,7 @@ def _slices(title: str, case: ShownCase) -> SlicesOfCase:
     )
     urls: dict[str, str] = {}
     for caption, picture in pictures.items():
+        # Inside the page, which can then be sent as one file.
         encoded = base64.b64encode(as_png(picture)).decode("ascii")
         urls[caption] = f"data:image/png;base64,{encoded}"
     return SlicesOfCase(f"{title}: {case.case_id}", urls)

@@ -67,8 +67,10 @@ def _volume(rows: list[Mapping[str, Any]]) -> list[str]:
     if not reference:
         return []
     error = _total(rows, "predicted_volume_mm3") / reference - 1
+    # It would read "0 % too large".
     if abs(error) < 0.005:
         return ["total volume right within 0.5%"]
+    # "250 % too large" is easily taken for 2.5 times the volume.
     if error > 1:
         return [f"total volume {error + 1:.1f} times that of the reference"]
     return [f"total volume {abs(error):.0%} too {'large' if error > 0 else 'small'}"]

@@ -33,6 +33,7 @@ def checkpoint_file(name: str | Path) -> Path:
     Raises:
         CheckpointError: This copy of the package has no network of its own.
     """
+    # A file of this name is the user's own.
     if str(name) != SYNTHETIC or Path(name).exists():
         return Path(name).expanduser()
     if not SYNTHETIC_FILE.is_file():
@@ -102,6 +103,7 @@ def resolve_start(
     names = [name.casefold() for name in modalities]
     if SYNTHETIC_NEEDS not in names or not SYNTHETIC_FILE.is_file():
         return None
+    # Nobody named this network, so one that does not fit is passed over.
     start = _fit(load_checkpoint(SYNTHETIC_FILE), network, modalities=modalities)
     if start.misfits:
         return None
@@ -161,6 +163,7 @@ def adapt_channels(
     Returns:
         The weights, and a line that says what was done; empty where nothing was.
     """
+    # State dicts keep the order of the layers, so this is the convolution of the image.
     first = next((name for name in own if own[name].ndim == 5), None)
     if first is None or first not in loaded or loaded[first].ndim != 5:
         return loaded, ""

@@ -72,6 +72,7 @@ def find_followup(root: Path, *, rows: str = "sessions") -> list[Case]:
 def _session_folders(root: Path) -> Iterator[Path]:
     """Yield the folders of all sessions: those of a subject after each other, in time."""
     for subject in sorted(root.glob("*/"), key=_in_time):
+        # Predictions written here before would be read as examinations.
         if subject.name.startswith(".") or subject.name.lower() in RESULT_FOLDERS:
             continue
         for folder in sorted(subject.glob("*/"), key=_in_time):
@@ -139,6 +140,7 @@ def _pairs(sessions: Sequence[Case], new_lesions: Mapping[str, Path]) -> list[Ca
             later,
             images=images,
             labels=(new,) if new else later.labels,
+            # The mask of one time alone says nothing of what is new.
             labels_at=both if len(both) == 2 else (),
             baseline=None,
         )

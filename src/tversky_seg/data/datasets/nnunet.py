@@ -56,6 +56,7 @@ def find_nnunet(root: Path) -> list[Case]:
 def _cases(listing: Mapping[str, Any], root: Path) -> list[Case]:
     channels = _channels(listing)
     ending = listing["file_ending"]
+    # Version 2 may list files anywhere on the disk, in place of the folders.
     if isinstance(listing.get("dataset"), dict):
         cases = [_listed(root, name, entry, channels) for name, entry in listing["dataset"].items()]
     else:
@@ -117,6 +118,7 @@ def _channels(listing: Mapping[str, Any]) -> dict[int, str]:
     frequencies = list(safe_names.values())
     channels = {}
     for number, name in safe_names.items():
+        # nnU-Net takes two channels of one name; columns of a manifest differ.
         is_unique = frequencies.count(name) == 1
         channels[int(number)] = name if is_unique else f"{name}_{number}"
     return channels

@@ -97,6 +97,7 @@ class Draft:
             return
         if self.ambiguous:
             first = self.ambiguous[0]
+            # Three names show the pattern; a folder of a thousand would fill the screen.
             names = " and ".join(path.name for path in first.files[:3])
             n_files = "one file for both" if len(first.files) == 1 else f"{len(first.files)} files"
             fault = f"{n_files} in every case, as {names}"
@@ -129,6 +130,7 @@ def make_draft(search: Search) -> Draft:
             without_image.append(case_id)
         elif not doubtful:
             cases.append(_case_of(one, case_id, subject_id))
+            # Such as {scanner}: what the user took care to name is not lost.
             extra = {name: one.names[name] for name in one.names if name not in _OWN_NAMES}
             metadata[case_id] = extra
     columns = sorted(search.sources, key=_order_of_column)
@@ -231,6 +233,7 @@ def _name_cases(found: Sequence[FoundCase]) -> tuple[list[tuple[str, str]], list
         others = [value for name, value in one.names.items() if name not in _OWN_NAMES]
         usual.append(_safe_name("_".join(parts)))
         full.append(_safe_name("_".join([*parts, *others])))
+    # All cases are named alike, rather than only those that clash.
     is_unique = len({same_file_name(name) for name in usual}) == len(usual)
     case_ids: list[str] = []
     taken: set[str] = set()
@@ -248,6 +251,7 @@ def _subject_ids(found: Sequence[FoundCase], notes: list[str]) -> list[str]:
     sites_of: dict[str, set[str]] = defaultdict(set)
     subjects: list[str] = []
     for one in found:
+        # Without a subject, each case counts as a person of its own.
         subject = normal_form(one.names.get("subject") or one.names["case"])
         subjects.append(subject)
         sites_of[subject].add(one.names.get("site", ""))

@@ -67,6 +67,7 @@ def search_folder(folder: Path, names: Mapping[str, Sequence[str]]) -> Search:
     _apply_names(files, names, folder)
     _name_unknown(files)
     columns = {file.column for file in files if file.column is not None}
+    # Masks alone are nothing to train on.
     if all(is_reserved(column) for column in columns):
         fault = f"{len(files)} images, whose names tell no modality"
         raise DataError(folder, fault, "name them, as 'FLAIR=*flair*.nii*'")
@@ -108,6 +109,7 @@ def _read(path: Path, folder: Path) -> _File:
     column, prefix = read_stem(stem)
     of_folder: str | None = None
     for name in folders:
+        # The innermost folder that says something decides.
         of_folder = column_of_folder(name) or of_folder
     remaining = [name for name in folders if not says_nothing(name)]
     if of_folder == "label" and column != "brain_mask":
@@ -117,6 +119,7 @@ def _read(path: Path, folder: Path) -> _File:
         column = of_folder
         remaining = [name for name in remaining if column_of_folder(name) != of_folder]
     elif column is None:
+        # As nnU-Net names them: case_0000.nii.gz in imagesTr.
         channel = re.fullmatch(r"(.+)_(\d{4})", stem)
         if channel is not None and any(name.lower().startswith("images") for name in folders):
             column, prefix = f"channel_{int(channel[2])}", channel[1]
@@ -141,6 +144,7 @@ def _apply_names(files: Sequence[_File], names: Mapping[str, Sequence[str]], fol
             fault = f"matches none of {len(files)} images in {folder}"
             raise DataError(f"{column}={texts[0]}", fault, f"there is {example}")
         guessed = [file for file in files if file.column == column]
+        # *mask* given for label is not to take the brain masks along.
         chosen = [file for file in guessed if file in matched] or matched
         for file in guessed:
             file.column = None
@@ -192,6 +196,7 @@ def _prefix_among(file: _File, known: set[str]) -> str | None:
             return candidate
     beginnings = [prefix for prefix in known if prefix and file.stem.startswith(prefix)]
     if beginnings:
+        # Of sub1 and sub10, sub10_mask belongs to the second.
         return max(beginnings, key=len)
     if len(known) == 1:
         return next(iter(known))
@@ -244,6 +249,7 @@ def _named_parts(keys: Sequence[Key], folder: Path) -> dict[Key, dict[str, str]]
         common = max(common - 1, 0)
     rest = {key: key[0][common:] for key in keys}
     firsts = {folders[0].lower() if folders else "" for folders in rest.values()}
+    # One folder `train` alone tells no split: there is nothing to hold out.
     has_split = len(firsts) > 1 and firsts <= set(SPLIT_WORDS)
     names: dict[Key, dict[str, str]] = {}
     prefixes: dict[tuple[str, ...], set[str]] = defaultdict(set)

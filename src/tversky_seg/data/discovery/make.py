@@ -72,6 +72,7 @@ def write_draft(draft: Draft, output: Path | str) -> bool:
     text = manifest_text(draft, output)
     try:
         if output.exists():
+            # A command that is run twice does no harm; a file that was edited since is not lost.
             if output.read_bytes() == text.encode():
                 return False
             expected = "choose another output=, or move it away first"
@@ -102,6 +103,7 @@ def check_column(column: str) -> None:
     Raises:
         DataError: It has another meaning in a manifest, or is no name.
     """
+    # mask=... would train on the answer.
     if column.lower() in USUAL_NAMES_OF_LABELS:
         raise DataError(column, "would be an image to train on", "did you mean label=?")
     if is_reserved(column) and not is_label(column) and column != "brain_mask":
@@ -110,6 +112,7 @@ def check_column(column: str) -> None:
     rule = broken_name_rule(column)
     if rule is not None:
         raise DataError("column", repr(column), rule)
+    # "Brain mask" would be a modality, which is hardly what was meant.
     plain = column.lower().replace(" ", "_")
     if plain != column and is_reserved(plain):
         raise DataError("column", repr(column), f"write it as {plain!r}")
@@ -128,6 +131,7 @@ def _parsed(patterns: Patterns) -> list[Pattern]:
     columns = {pattern.column for pattern in parsed}
     for pattern in parsed:
         for name in pattern.names:
+            # The value would land in the column of the files.
             if name in columns or is_label(name) or name in ("brain_mask", "consensus"):
                 fault = f"{{{name}}} is a column of files"
                 raise DataError(pattern.text, fault, "choose another name for this part")

@@ -13,6 +13,7 @@ from tversky_seg.data.discovery.walk import RESULT_FOLDERS, Listing, list_images
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.manifest_columns import is_reserved
 
+# A name in braces, ** with its slash, *, ?, […], plain characters, or a lone [ or {.
 _TOKEN = re.compile(r"\{(?P<name>[^{}]*)\}|\*\*/?|\*|\?|\[!?[^\]/]+\]|[^*?\[{]+|.")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _ALIASES = {
@@ -83,6 +84,7 @@ def parse_pattern(column: str, text: str) -> Pattern:
     Raises:
         DataError: A name is no word, or no folder is named.
     """
+    # On Windows the pattern may have backslashes; paths are matched with slashes.
     slashed = text.replace(os.sep, "/")
     folders, literal = _literal_folders(slashed)
     names: list[str] = []
@@ -118,6 +120,7 @@ def search_patterns(patterns: Sequence[Pattern]) -> Search:
         matches.extend((pattern, parts, path) for parts, path in found)
     cases: dict[tuple[str, ...], FoundCase] = {}
     for pattern, parts, _ in matches:
+        # A pattern with fewer names tells no cases apart; its files are handed out below.
         if set(pattern.names) == set(all_names):
             ordered = {name: parts[name] for name in all_names}
             cases.setdefault(tuple(ordered.values()), FoundCase(ordered))
@@ -126,6 +129,7 @@ def search_patterns(patterns: Sequence[Pattern]) -> Search:
     for case in cases.values():
         settled += _settle_files_of_two_columns(case)
     settled += _take_masks_from_images(cases.values())
+    # As an ordered set, since two folders that are searched may lie in each other.
     unmatched: dict[Path, None] = {}
     skipped: dict[str, list[Path]] = {}
     for listing in listings.values():
@@ -157,6 +161,7 @@ def _literal_folders(text: str) -> tuple[str, int]:
     """Return the folders before the first wildcard, and where the rest of the pattern begins."""
     wildcard = re.search(r"[*?\[{]", text)
     end = wildcard.start() if wildcard else len(text)
+    # Of raw/sub-*/x.nii the folder is raw: sub- is only the beginning of a name.
     slash = text.rfind("/", 0, end)
     if slash < 0:
         return ".", 0
@@ -167,6 +172,7 @@ def _as_regex(token: re.Match[str], names: list[str], text: str) -> str:
     """Translate a piece of a pattern, and note its name."""
     piece = token.group()
     if piece.startswith("**"):
+        # **/ may be no folder at all, so that raw/**/x.nii finds raw/x.nii.
         return "(?:[^/]+/)*" if piece.endswith("/") else ".*"
     if piece == "*":
         return "[^/]*"
@@ -179,9 +185,11 @@ def _as_regex(token: re.Match[str], names: list[str], text: str) -> str:
     name = _ALIASES.get(token["name"].lower(), token["name"])
     if not _NAME.fullmatch(name):
         raise DataError(text, f"{piece} in a pattern", "expected a name in braces, as {subject}")
+    # The second time, it must have the value of the first.
     if name in names:
         return f"(?P={name})"
     names.append(name)
+    # Not greedy: {subject}_*.nii ends the subject at the first underscore.
     return f"(?P<{name}>[^/]+?)"
 
 
@@ -208,6 +216,7 @@ def _matches(pattern: Pattern, listings: dict[Path, Listing]) -> list[tuple[dict
         expected = f"{pattern.column} is looked for there"
         raise DataError(pattern.base, "no such folder", expected)
     if pattern.base not in listings:
+        # Folders of results are passed over, unless the pattern names them.
         named = [name for name in RESULT_FOLDERS if name in pattern.text.lower()]
         listings[pattern.base] = list_images(pattern.base, enter=named)
     images = listings[pattern.base].images
@@ -272,6 +281,7 @@ def _settle_files_of_two_columns(case: FoundCase) -> list[tuple[Path, str, list[
     for path, _, others in settled:
         for column in others:
             case.files[column].remove(path)
+    # A column without files would count as one that the case has.
     for column in [column for column, files in case.files.items() if not files]:
         del case.files[column]
     return settled

@@ -48,6 +48,7 @@ _ENDS_IN_SESSION = re.compile(
     r"(.+?)[_-]((?:ses|session|visit|v|tp|time|timepoint|scan|exam)[-_]?\d+)", re.IGNORECASE
 )
 _WORD = re.compile(r"[A-Za-z0-9]+")
+# As in T1_to_FLAIR and T1_reg_FLAIR, which are T1.
 _TARGET_OF_REGISTRATION = ("to", "reg", "2")
 
 
@@ -63,10 +64,12 @@ def read_stem(stem: str) -> tuple[str | None, str]:
     for number, word in enumerate(words):
         text = word.group().lower()
         after = words[number + 1].group().lower() if number + 1 < len(words) else ""
+        # Before labels, since a brain mask has their word, too.
         if text == "brainmask" or (text in _BRAIN_WORDS and after == "mask"):
             return "brain_mask", _before(stem, _first_image_word(words, number))
     for word in words:
         text = word.group().lower()
+        # Before modalities, since masks often bear the name of their image.
         if text in _LABEL_WORDS or text.endswith(_LABEL_ENDS):
             return "label", _before(stem, word)
     found: tuple[str | None, str] = (None, stem)

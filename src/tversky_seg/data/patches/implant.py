@@ -130,6 +130,7 @@ class Implant:
             donor = self._draw_donor(cases, case, rng)
             if donor is None or donor.lacks_a_modality_of(image):
                 continue
+            # Again for each one, since those implanted before are lesions too.
             near = _near(np.asarray(labels.any(axis=0)), case.spacing_mm)
             place = _find_place(donor, allowed=brain & ~near, healthy=healthy & ~near, rng=rng)
             if place is None:
@@ -162,6 +163,7 @@ class Implant:
         self, candidate: PreparedCase, case: PreparedCase, rng: np.random.Generator
     ) -> int | None:
         """Draw a lesion of the right size, small ones first; None where the case has none."""
+        # A donor is carried voxel by voxel, never resampled.
         if not np.allclose(candidate.spacing_mm, case.spacing_mm, rtol=SAME_VOXEL):
             return None
         volumes = np.diff(candidate.lesion_offsets) * math.prod(candidate.spacing_mm)
@@ -281,6 +283,7 @@ def make_blob(
     noise = ndimage.gaussian_filter(rng.standard_normal(size), 1.5)
     # Uneven by a quarter of the radius; the centre always comes first.
     uneven = radius * np.exp(0.25 * noise / noise.std())
+    # By rank, not by a radius, so that the volume is met to a voxel.
     nearest = np.argsort(uneven, axis=None, kind="stable")[:n_voxels]
     mask = np.zeros(size, dtype=bool)
     mask.reshape(-1)[nearest] = True
@@ -304,6 +307,7 @@ def commonest_intensities(case: PreparedCase) -> tuple[Floats, Floats]:
         (C,) mode of a smoothed histogram, and (C,) half the interquartile range.
     """
     voxels = case.foreground_voxels
+    # Every n-th voxel rather than random ones: the same in every worker.
     step = max(len(voxels) // N_SAMPLED, 1)
     x, y, z = np.unravel_index(voxels[::step], case.geometry.shape)
     values = np.asarray(case.image)[:, x, y, z] * np.asarray(case.image_scale)[:, None]
@@ -384,10 +388,12 @@ def _paint(
     brain = box.any(axis=0)
     tissue = donor.surround[0] & brain & ~labels[:, *place].any(axis=0)
     if not tissue.any():
+        # Between crowded lesions, what there is of the brain must do.
         tissue = brain
     mean = box[:, tissue].mean(axis=1)[:, None, None, None]
     # A modality that is missing here stays blank.
     share = donor.share * brain * box.any(axis=(1, 2, 3), keepdims=True)
+    # A lesion brings its own texture; a blob has none, and keeps that of the tissue.
     tissue_here = box if donor.is_blob else mean
     box += share * (tissue_here + factor * donor.contrast - box)
     of_box = labels[:, *place]
@@ -429,6 +435,7 @@ def _near(lesions: Bools, spacing_mm: Sequence[float]) -> Bools:
 def _min_filter(mask: Bools, distance_mm: float, spacing_mm: Sequence[float]) -> Bools:
     """Erode a mask by a box of `distance_mm` to each side; beyond the border it goes on."""
     eroded = mask.view(np.uint8)
+    # Axis by axis, which for a box is the same and takes a fraction of the time.
     for axis, size_mm in enumerate(spacing_mm):
         width = 2 * math.ceil(distance_mm / size_mm) + 1
         eroded = ndimage.minimum_filter1d(eroded, width, axis=axis, mode="nearest")

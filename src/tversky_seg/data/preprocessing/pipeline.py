@@ -278,6 +278,7 @@ def log_notes(prepared: PreparedCase) -> None:
 
 
 def _reference_grid(case: Case, settings: Preprocessing) -> ReferenceGrid:
+    # The first that this case has: it may lack the first of the data set.
     first = modalities_of(case, settings.modalities)[0]
     input_shape, input_affine = read_grid(case.images[first])
     shape, affine = network_grid(input_shape, input_affine, spacing_mm=settings.spacing_mm)
@@ -340,11 +341,13 @@ def _read_targets(
         targets = [reader.read_majority(files)]
     elif settings.rater == "mean":
         votes = reader.read_votes(files)
+        # Lesions need a mask; the target itself stays the share of the raters.
         targets = [votes * 2 >= len(files)]
     elif settings.rater == "staple":
         targets = [staple([reader.read(file) for file in files])]
     else:
         targets = [reader.read(file) for file in files]
+    # What any rater drew counts: resampling must not let ignored voxels eat into it.
     ignored = reader.ignored_on_network_grid(targets if votes is None else [votes > 0])
     return targets, ignored, votes
 
