@@ -11,8 +11,8 @@ from scipy import ndimage
 from helpers.batches import as_bytes
 from tversky_seg.data.grids import Geometry
 from tversky_seg.data.patches import Augmentation, Implant, LesionSampler, PatchBatches
-from tversky_seg.data.patches import implant as module
 from tversky_seg.data.patches.batches import stack_samples
+from tversky_seg.data.patches.donor import cut_donor, make_blob
 from tversky_seg.data.preprocessing.labels import list_lesions
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 
@@ -165,9 +165,9 @@ def test_a_small_lesion_is_preferred() -> None:
 
 @pytest.mark.parametrize("volume_mm3", [1.0, 30.0, 200.0])
 def test_a_blob_has_the_volume_and_the_contrast_that_were_asked_for(volume_mm3: float) -> None:
-    donor = module.cut_donor(DONOR, 1)
+    donor = cut_donor(DONOR, 1)
     rng = np.random.default_rng(0)
-    blob = module.make_blob(donor, volume_mm3, spacing_mm=(1, 1, 1), rng=rng)
+    blob = make_blob(donor, volume_mm3, spacing_mm=(1, 1, 1), rng=rng)
     assert blob.mask.sum() == volume_mm3
     assert blob.classes.sum() == volume_mm3
     np.testing.assert_allclose(blob.contrast.reshape(2, -1).T[0], CONTRAST, atol=0.1)
@@ -242,7 +242,7 @@ def test_missing_modalities_stay_blank_and_lend_nothing() -> None:
     )
     assert n > 0
     assert not image[1].any()
-    donor = module.cut_donor(incomplete, 0)
+    donor = cut_donor(incomplete, 0)
     assert donor.lacks_a_modality_of(HOST.intensities((0, 0, 0), SHAPE))
     assert not donor.lacks_a_modality_of(image)
 

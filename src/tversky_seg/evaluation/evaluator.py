@@ -138,9 +138,7 @@ def evaluate(
     with new_evaluation(output_dir) as folder:
         cohort = evaluate_cohort(source, labelled, criteria, lesion_file=folder / "lesions.csv")
         _add_comparisons(cohort, cases, source)
-        metrics = _summarize_with_settings(
-            cohort, source, criteria, n_bootstrap=n_bootstrap, seed=seed, by=by
-        )
+        metrics = _summarize(cohort, source, criteria, n_bootstrap=n_bootstrap, seed=seed, by=by)
         write_tables(folder, cohort, metrics)
         write_page(folder, cohort, source, metrics, viewer=viewer, command=command)
     return metrics
@@ -240,7 +238,7 @@ def _check_request(
         raise DataError("n_bootstrap", f"{n_bootstrap}", "expected 1 or more")
 
 
-def _summarize_with_settings(
+def _summarize(
     cohort: EvaluatedCohort,
     source: Predictions,
     criteria: Criteria,

@@ -20,6 +20,7 @@ from tversky_seg.data.memory_images import ScratchFolder, name_of, write_image
 from tversky_seg.data.preprocessing.pipeline import Preprocessing
 from tversky_seg.inference.case_predictor import CasePredictor
 from tversky_seg.inference.case_records import CaseRecords
+from tversky_seg.inference.checkpoint_search import find_checkpoints
 from tversky_seg.inference.ensemble import Ensemble
 from tversky_seg.inference.held_out_point import with_held_out_point
 from tversky_seg.inference.predict import predict_cases
@@ -29,7 +30,6 @@ from tversky_seg.inference.trained_model import (
     TrainedModel,
     build_ensemble,
     common_preprocessing,
-    find_checkpoints,
     load_trained,
     trained_precision,
 )

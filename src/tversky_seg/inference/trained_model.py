@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tversky_seg.config.checks import ConfigError
 from tversky_seg.config.instantiate import build_network
 from tversky_seg.data.preprocessing.pipeline import Preprocessing
+from tversky_seg.inference.checkpoint_search import checkpoint_of
 from tversky_seg.inference.ensemble import Ensemble, Member
 from tversky_seg.inference.operating_point import OperatingPoint, as_settings
 from tversky_seg.inference.settings import Inference
@@ -23,7 +24,6 @@ from tversky_seg.runtime.allocation_limit import AllocationLimit, TooLarge
 from tversky_seg.runtime.checkpoints import CheckpointError, checksum, load_checkpoint
 from tversky_seg.runtime.devices import PRECISIONS, computes_fast
 from tversky_seg.runtime.run_settings import flatten, is_free
-from tversky_seg.runtime.warm_start import checkpoint_file
 
 logger = logging.getLogger("tversky_seg")
 
@@ -33,7 +33,6 @@ EXPECTED_TO_DIFFER = ("seed", "data.fold")
 # Room for what a network makes besides its weights, such as buffers that are not saved.
 MEMORY_FACTOR = 4
 SPARE_BYTES = 2**26
-MAX_NAMES = 5  # of runs, in one message
 MOST_CHARACTERS = 160  # of what torch says of weights that do not fit, which can fill pages
 
 
@@ -101,7 +100,7 @@ def load_trained(path: Path | str, *, trust: Sequence[str] = ()) -> TrainedModel
         CheckpointError: The file is missing, damaged, or not of train.py.
         ConfigError: It names anything but classes of networks.
     """
-    path = _checkpoint_of(Path(path).expanduser())
+    path = checkpoint_of(Path(path).expanduser())
     state = load_checkpoint(path)
     if not set(state) >= REQUIRED_ENTRIES:
         raise CheckpointError(
@@ -118,9 +117,7 @@ def load_trained(path: Path | str, *, trust: Sequence[str] = ()) -> TrainedModel
         network = _build_network(
             config, preprocessing, weights=state["model"], n_bytes=path.stat().st_size, trust=trust
         )
-        augmentation = config.get("augmentation") or {}
-        dropout_probability = augmentation.get("dropout_probability") or 0
-        drops_modalities = bool(dropout_probability > 0)
+        drops_modalities = _drops_modalities(config)
         modality_sets = tuple(tuple(map(str, names)) for names in state.get("modality_sets", ()))
     except TooLarge as error:
         raise CheckpointError(
@@ -148,6 +145,13 @@ def load_trained(path: Path | str, *, trust: Sequence[str] = ()) -> TrainedModel
         modality_sets=modality_sets,
         drops_modalities=drops_modalities,
     )
+
+
+def _drops_modalities(config: Mapping[str, Any]) -> bool:
+    """Tell whether the training left modalities out at random, and so can do without some."""
+    augmentation = config.get("augmentation") or {}
+    dropout_probability = augmentation.get("dropout_probability") or 0
+    return bool(dropout_probability > 0)
 
 
 def _has_optional(preprocessing: Preprocessing) -> bool:
@@ -259,40 +263,6 @@ def build_ensemble(
     return Ensemble(members, combine, uncertainty), replace(inference, **overrides)
 
 
-def find_checkpoints(names: str | Sequence[str]) -> list[Path]:
-    """List the checkpoint files that a setting names, in its order.
-
-    The folder of a sweep means all its runs. A glob that matches run folders means these alone, so
-    that `runs/cv/*` passes over the summary next to them. A run that is still in training is taken
-    as it is, with a warning.
-
-    Args:
-        names: Files, run folders (their best.pt), folders of runs, or globs of these; one or
-            several.
-
-    Raises:
-        CheckpointError: There is none, or a file is named twice.
-    """
-    if isinstance(names, str):
-        names = [names]
-    paths: list[Path] = []
-    for name in names:
-        paths += _checkpoints_named(str(name))
-    expectation = "expected each member of the ensemble once, as [a/best.pt,b/best.pt]"
-    if not paths:
-        raise CheckpointError(f"checkpoint: none given; {expectation}")
-    for path in paths:
-        if paths.count(path) > 1:
-            raise CheckpointError(f"checkpoint: duplicate {path}; {expectation}")
-    in_training = [str(path.absolute().parents[1]) for path in paths if _is_in_training(path)]
-    if in_training:
-        logger.warning(
-            "training is not finished in %s; using its best network so far",
-            ", ".join(in_training),
-        )
-    return paths
-
-
 def _build_network(
     config: Mapping[str, Any],
     preprocessing: Preprocessing,
@@ -331,72 +301,3 @@ def _mean_point(points: Sequence[OperatingPoint]) -> OperatingPoint:
         min_volume_mm3=fmean(point.min_volume_mm3 for point in points),
         min_peak=fmean(point.min_peak for point in points),
     )
-
-
-def _checkpoints_named(name: str) -> list[Path]:
-    """List the files that one name stands for."""
-    path = checkpoint_file(name)
-    if path.is_dir() and not _is_run(path):
-        return _checkpoints_of_sweep(path)
-    is_glob = "*" in name or "?" in name
-    if path.exists() or not is_glob:
-        return [_checkpoint_of(path)]  # loading it tells if it is missing
-    # pathlib globs relative patterns only.
-    if path.anchor:
-        root = Path(path.anchor)
-        matches = sorted(root.glob(str(path.relative_to(root))))
-    else:
-        matches = sorted(Path().glob(str(path)))
-    if not matches:
-        raise CheckpointError(
-            f"checkpoint: no file matches {name}; expected as runs/*/checkpoints/best.pt"
-        )
-    # In `runs/cv/*` the runs count, not the summary next to them; `*.pt` names no run at all.
-    return _checkpoints_of_runs(matches) or matches
-
-
-def _checkpoints_of_sweep(folder: Path) -> list[Path]:
-    """List the best checkpoints of the runs in a folder."""
-    entries = sorted(folder.iterdir())
-    checkpoints = _checkpoints_of_runs(entries)
-    if checkpoints:
-        return checkpoints
-    fault = f"checkpoint: {folder} holds no run"
-    if any(_is_run(path) for path in entries):
-        raise CheckpointError(f"{fault} with a checkpoint yet; expected one that has trained")
-    sweeps = [path for path in entries if path.is_dir() and any(map(_is_run, path.iterdir()))]
-    if sweeps:
-        names = ", ".join(str(path) for path in sweeps[:MAX_NAMES])
-        raise CheckpointError(f"{fault}, but folders of runs; choose one of {names}")
-    raise CheckpointError(f"{fault}; expected a file, a run folder, or a folder of runs")
-
-
-def _checkpoints_of_runs(paths: Sequence[Path]) -> list[Path]:
-    """List the best checkpoints of the paths that are runs; those without any are passed over."""
-    runs = [path for path in paths if _is_run(path)]
-    trained = [run for run in runs if _checkpoint_of(run).is_file()]
-    untrained = [str(run) for run in runs if run not in trained]
-    if untrained and trained:
-        names = ", ".join(untrained[:MAX_NAMES])
-        logger.warning("passed over %s, without checkpoints/best.pt yet", names)
-    return [_checkpoint_of(run) for run in trained]
-
-
-def _checkpoint_of(path: Path) -> Path:
-    """Return the best checkpoint of a run folder; a file is itself."""
-    if path.is_dir():
-        return path / "checkpoints" / "best.pt"
-    return path
-
-
-def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file() or (path / "checkpoints").is_dir()
-
-
-def _is_in_training(path: Path) -> bool:
-    """Tell whether the run of a checkpoint has not come to its prediction, which ends training."""
-    # <run>/checkpoints/best.pt
-    run = path.absolute().parents[1]
-    if not path.is_file() or not (run / "config.yaml").is_file():
-        return False
-    return not (run / "predictions").exists() and not (run / "evaluation").exists()

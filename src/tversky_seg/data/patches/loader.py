@@ -21,6 +21,11 @@ from tversky_seg.data.errors import DataError
 from tversky_seg.data.patches.batches import Batch, PatchBatches, Sample, stack_samples
 from tversky_seg.data.patches.packing import Packed, Room, pack
 from tversky_seg.data.patches.ring import Ring, make_ring
+from tversky_seg.data.patches.worker_faults import (
+    fault_of_worker,
+    is_timeout,
+    worker_processes,
+)
 from tversky_seg.runtime.devices import keep_freed_memory
 from tversky_seg.runtime.one_line import message_lines
 from tversky_seg.runtime.workers import n_cores
@@ -144,12 +149,14 @@ def _load_outcomes(
     )
     with _no_handler_of_dead_children():
         iterator = iter(loader)
-    workers = _worker_processes(iterator)
+    workers = worker_processes(iterator)
     for step in range(start, stop):
         try:
             outcome = _next_outcome(iterator, workers)
         except RuntimeError as error:
-            fault = _fault_of_worker(batches, step, error, start=start, workers=workers)
+            fault = fault_of_worker(
+                batches, step, error, start=start, workers=workers, waited_s=STUCK_AFTER_S
+            )
             for worker in workers:
                 worker.kill()  # a stuck worker ignores every other signal
             if fault is None:
@@ -364,70 +371,9 @@ def _next_outcome(iterator: Iterator[_Outcome], workers: Sequence[BaseProcess]) 
             return next(iterator)
         except RuntimeError as error:
             are_alive = all(worker.is_alive() for worker in workers)
-            if not (_is_timeout(error) and are_alive):
+            if not (is_timeout(error) and are_alive):
                 raise
     return next(iterator)
-
-
-def _fault_of_worker(
-    batches: PatchBatches,
-    step: int,
-    error: RuntimeError,
-    *,
-    start: int,
-    workers: Sequence[BaseProcess],
-) -> str | None:
-    """Say which worker failed, at which step and cases.
-
-    Args:
-        batches: All batches.
-        step: Step whose batch is missing.
-        error: Error with which the wait for it ended.
-        start: First step of the loader; worker i of n computes the steps start + i, + n, + 2n ...
-        workers: Processes of the loader.
-
-    Returns:
-        One line; None where the error is not that of a worker.
-    """
-    dead = [number for number, worker in enumerate(workers) if not worker.is_alive()]
-    if dead:
-        number = dead[0]
-        # The next step of this worker, from `step` on.
-        step += (number - (step - start)) % len(workers)
-        cause = (
-            f"died ({_exit_reason(workers[number])}), out of memory or of shared memory "
-            "(/dev/shm)? trainer.n_workers=0 needs neither"
-        )
-    elif workers and _is_timeout(error):
-        cause = f"gave no batch for {STUCK_AFTER_S} s: is the disk there?"
-    else:
-        return None
-    case_ids = ", ".join(dict.fromkeys(batches.case_ids(step)))
-    return f"{case_ids}: the loader worker at step {step} {cause}"
-
-
-def _exit_reason(worker: BaseProcess) -> str:
-    """Say how a dead process ended."""
-    code = worker.exitcode
-    if code is not None and code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"exit status {code}"
-
-
-# Two things of torch that its interface does not promise, for want of others: DataLoader tells its
-# processes to nobody, and that it waited in vain only by the words of a RuntimeError. Where a
-# release of torch changes them, faults of workers lose their names (tests/data/test_loader.py).
-
-
-def _worker_processes(iterator: object) -> Sequence[BaseProcess]:
-    """Look up the processes of a DataLoader's iterator; none without workers."""
-    workers: Sequence[BaseProcess] = getattr(iterator, "_workers", ())
-    return workers
-
-
-def _is_timeout(error: RuntimeError) -> bool:
-    """Tell whether a DataLoader waited for its `timeout` in vain."""
-    return "timed out" in str(error)
 
 
 def _set_up_worker(_: int) -> None:

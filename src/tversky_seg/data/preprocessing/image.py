@@ -47,6 +47,11 @@ def stretch(image: NDArray[np.int16], inside: Bools) -> NDArray[np.float32]:
     return np.full(len(image), 1 / LARGEST_INT16, dtype=np.float32)
 
 
+def missing_channels(modalities: Sequence[str], present: Sequence[str]) -> tuple[int, ...]:
+    """Number the channels of the modalities that a case lacks."""
+    return tuple(number for number, name in enumerate(modalities) if name not in present)
+
+
 def insert_missing(
     image: NDArray[np.int16], scales: NDArray[np.float32], missing: Sequence[int]
 ) -> tuple[NDArray[np.int16], NDArray[np.float32]]:

@@ -24,6 +24,7 @@ from tversky_seg.data.nifti_header import MAX_VOXELS
 from tversky_seg.data.preprocessing.image import (
     flat_indices,
     insert_missing,
+    missing_channels,
     stack,
     stretch,
     union_of_foregrounds,
@@ -233,7 +234,7 @@ def preprocess_quietly(case: Case, settings: Preprocessing) -> PreparedCase:
     if votes is not None:
         n_raters = len(case.raters)
     del inside, ignored, votes
-    missing = _missing_channels(settings.modalities, modalities_of(case, settings.modalities))
+    missing = missing_channels(settings.modalities, modalities_of(case, settings.modalities))
     if missing:
         image, scales = insert_missing(image, scales, missing)
         arrays["image"] = image
@@ -312,11 +313,6 @@ def _read_channels(
         )
         channels.append(channel)
     return channels
-
-
-def _missing_channels(modalities: Sequence[str], present: Sequence[str]) -> tuple[int, ...]:
-    """Number the channels of the modalities that a case lacks."""
-    return tuple(number for number, name in enumerate(modalities) if name not in present)
 
 
 def _read_targets(
