@@ -105,6 +105,7 @@ def paired_difference(
     # Both, since one run may have been evaluated with more metrics than the other.
     check_metric(first, class_name, metric)
     check_metric(second, class_name, metric)
+    # Subjects, since the cases of one are no independent draws.
     pairs = pair_subjects(
         _values(first, class_name, metric),
         _values(second, class_name, metric),

@@ -103,6 +103,7 @@ def _goal_of(fold: Fold) -> str:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         return str(settings["inference"]["goal"])
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        # A run of before there was a goal.
         return "dice"
 
 

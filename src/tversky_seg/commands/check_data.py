@@ -50,6 +50,7 @@ def check_data(cfg: DictConfig) -> int:
     )
     if not isinstance(cfg.timed_steps, int) or cfg.timed_steps < 0:
         raise DataError("timed_steps", str(cfg.timed_steps), "expected 0 or more")
+    # Steps on another machine's GPU cannot be timed here.
     if cfg.timed_steps and is_here(device):
         training = replace(training, time_plan=partial(time_plan, cfg, dataset, network))
     output_dir = Path(str(cfg.output_dir)).expanduser()
@@ -73,6 +74,7 @@ def check_data(cfg: DictConfig) -> int:
 def training_device(cfg: DictConfig) -> torch.device:
     """Choose the device, which need not be in this machine where its memory is given."""
     name = cfg.trainer.device
+    # So a laptop can plan the training of a cluster.
     if cfg.memory_gib and name.startswith("cuda"):
         return torch.device(name)
     return pick_device(name)

@@ -41,6 +41,7 @@ def main() -> None:
     try:
         margins = read_margins(arguments.margin)
         runs = joined_seeds(folders) if arguments.join_seeds else read_runs(folders)
+        # Only now is it known how many methods the runs are.
         if len(runs) < 2:
             parser.error(f"RUN: all runs are seeds of {runs[0].name}; expected another to compare")
         differences = compare(

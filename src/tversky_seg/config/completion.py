@@ -57,6 +57,7 @@ def _words(config_name: str) -> Sequence[str]:
             words += [f"{group}={folder}/{name}" for name in choices(f"{group}/{folder}")]
     for key in sorted(known_keys(config_name) - groups):
         name = key.rpartition(".")[2]
+        # Keys of Hydra and of Python, which nobody types.
         if not name.startswith("_") and name not in ("args", "kwargs"):
             words.append(f"{key}=")
     return words

@@ -110,6 +110,7 @@ def _edges(data: Floats) -> Floats:
     if values.size == 0:
         return np.zeros_like(data)
     low, high = np.percentile(values, (100 - BRIGHTEST_PERCENT, BRIGHTEST_PERCENT))
+    # Vessels and hot voxels would outweigh all edges of the brain.
     clipped = np.clip(data, min(low, 0.0), high)
     edges: Floats = ndimage.gaussian_gradient_magnitude(clipped, 1.0)
     return edges
@@ -160,6 +161,7 @@ def _refined(correlation: NDArray[np.float64], peak: tuple[np.intp, ...], axis: 
     values = np.moveaxis(correlation, axis, 2)[others[0], others[1]]
     k = int(peak[axis])
     shift = float(k - FARTHEST_VOXELS)
+    # At the end of the search there is no neighbour to lay a parabola through.
     if 0 < k < len(values) - 1:
         left, top, right = values[k - 1 : k + 2].tolist()
         bend = left - 2 * top + right

@@ -192,10 +192,12 @@ def manifest_table(
     check_cases(cases, source=str(path))
     if modalities is None:
         modalities = _modalities_of(cases)
+    # A column of labels stays where no case has one, as a place to fill in.
     n_labels = 1
     for case in cases:
         n_labels = max(n_labels, len(case.labels))
     folder = path.parent.absolute()
+    # As an ordered set, with the empty cell of a case that lacks the column.
     extra_columns: dict[str, str] = {}
     values_of = {case.case_id: {**case.metadata} for case in cases}
     for case_id, values in (metadata or {}).items():

@@ -119,6 +119,7 @@ def pair_up(cases: Sequence[Case], modalities: Sequence[str]) -> list[Case]:
             (plain,) = without_time([name])
             if plain in source.images:
                 images[name] = source.images[plain]
+        # Without a mask of either time the pair can still be predicted.
         labels_at: tuple[Path, ...] = ()
         if earlier.label is not None and later.label is not None:
             labels_at = (earlier.label, later.label)
@@ -152,6 +153,7 @@ def _pair_label(case: Case, kind: str, cache_dir: Path) -> Path:
     """Write the label of a pair, unless its file is in the cache."""
     key = fingerprint({"kind": kind, "format": FORMAT_VERSION}, case.labels_at)
     path = Path(cache_dir).absolute() / "pair_labels" / f"{case.case_id}-{key}.nii.gz"
+    # The name changes with any file of the two masks, so this is their label.
     if path.is_file():
         return path
     earlier, later = (read_label(file) for file in case.labels_at)

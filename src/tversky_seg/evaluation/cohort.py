@@ -78,6 +78,7 @@ class ClassTotals:
         reference = result.match.reference
         highest_probability = result.match.highest_reference_score
         if highest_probability is None:
+            # The lists stay of one length, lesion by lesion.
             highest_probability = np.full(len(reference), np.nan)
         self.volume_mm3.append(reference.volume_mm3)
         self.is_detected.append(detected_lesions(result.match, rule))

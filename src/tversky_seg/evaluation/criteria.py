@@ -37,5 +37,6 @@ class Criteria:
         if self.consensus not in CONSENSUS:
             expected = f"expected {' or '.join(CONSENSUS)}"
             raise DataError("evaluation.consensus", repr(self.consensus), expected)
+        # In this order NaN fails as well.
         if not 0 <= self.tolerance_mm < math.inf:
             raise DataError("tolerance_mm", f"{self.tolerance_mm}", "expected 0 or more")

@@ -117,6 +117,7 @@ def write_tables(folder: Path, cohort: EvaluatedCohort, metrics: Mapping[str, An
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     write_csv(folder / "cases.csv", CASE_COLUMNS, case_rows(cohort))
     repeats = repeat_rows(cohort.repeats)
+    # Few cohorts have any, and an empty table would only raise questions.
     if repeats:
         write_csv(folder / "repeatability.csv", REPEAT_COLUMNS, repeats)
     write_csv(folder / "froc.csv", FROC_COLUMNS, froc_rows(cohort))

@@ -23,8 +23,10 @@ def summarize_change(pairs: Sequence[SessionPair], name: str) -> dict[str, Any] 
         return None
     predicted = [pair.predicted_change_mm3[name] for pair in pairs]
     reference = [pair.reference_change_mm3[name] for pair in pairs]
+    # Of changes, not of volumes: an error that both times share cancels.
     difference = bland_altman(predicted, reference)
     lowest, highest = difference.limits
+    # Rates of all voxels, since many pairs have no changed voxel and so no rate.
     pooled = reduce(add, (pair.changed_voxels[name] for pair in pairs))
     rows: list[dict[str, Any]] = []
     for pair in pairs:

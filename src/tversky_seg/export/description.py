@@ -70,6 +70,7 @@ def describe(model: TrainedModel, inference: Inference, *, file: str, sides: Seq
 
 def preprocessing_steps(preprocessing: Preprocessing) -> list[str]:
     """Say in order how images become the network's input."""
+    # The numbers in use, since a reader elsewhere has none of our defaults.
     limits = preprocessing.limits or STANDARD_LIMITS.get(preprocessing.normalization)
     normalization = NORMALIZATIONS[preprocessing.normalization].format(limits=limits)
     steps = [
@@ -108,6 +109,7 @@ def inference_steps(
     ]
     for name in classes:
         temperature = inference.temperature_of(name)
+        # A temperature of 1 changes nothing.
         if temperature != 1:
             steps.append(
                 f"calibrated probability of {name}: sigmoid(logit(p) / {temperature:.6g}), where p "

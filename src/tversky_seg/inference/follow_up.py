@@ -197,8 +197,10 @@ def _numbers(change: LesionChange, affine: Any) -> Row:
 
 def summarize_changes(changes: LesionChanges) -> dict[str, Any]:
     """Count the changes of each kind, and add up volumes in mm3, as plain values."""
+    # Exact sums: a change is the small difference of two large volumes.
     baseline_mm3 = math.fsum(change.baseline_mm3 for change in changes.changes)
     follow_up_mm3 = math.fsum(change.follow_up_mm3 for change in changes.changes)
+    # Not 0 %: from nothing no share can be told.
     percent = None
     if baseline_mm3:
         percent = round(100 * (follow_up_mm3 - baseline_mm3) / baseline_mm3, 2)
@@ -218,6 +220,7 @@ def summarize_changes(changes: LesionChanges) -> dict[str, Any]:
 def log_misaligned(cases: Sequence[Case]) -> None:
     """Warn of pairs whose images do not lie on each other; one that cannot be read is left out."""
     for before, after in pairs_of(cases):
+        # Of one modality, since edges of two contrasts hardly correlate.
         common = [name for name in after.images if name in before.images]
         if not common:
             continue
@@ -249,6 +252,7 @@ def _rows_of_others(table: Path, names: set[tuple[str, str]]) -> list[Row]:
         table.open(newline="", encoding="utf-8") as file,
     ):
         header, *rows = csv.reader(file)
+        # A table of an older version, whose rows would land in other columns, is written anew.
         if tuple(header) == COLUMNS:
             return [row for row in rows if (row[1], row[2]) not in names]
     return []
@@ -268,6 +272,7 @@ class _MaskPair:
 def _mask_pairs(cases: Sequence[Case], folder: Path, classes: Sequence[str]) -> list[_MaskPair]:
     """List the pairs of masks that are there."""
     pairs: list[_MaskPair] = []
+    # One network saw both times, so each case is a pair by itself.
     if tuple(classes) == PAIR_CLASSES:
         for case in cases:
             files = prediction_files(folder, case.case_id, classes)

@@ -44,6 +44,7 @@ class Components:
         Args:
             is_selected: (n,) whether each lesion remains.
         """
+        # The usual case, and the arrays may be as large as the mask.
         if is_selected.all():
             return self
         # With lesions 1 and 3 of three selected, new_numbers is [0, 1, 0, 2].
@@ -130,6 +131,7 @@ def label_lesions(mask: Mask, *, connectivity: int = 26) -> tuple[NDArray[Any], 
         raise ValueError(f"connectivity must be one of 6, 18, 26, got {connectivity}")
     if mask.ndim > 3:
         raise ValueError(f"lesions need a mask of at most three axes, got shape {mask.shape}")
+    # Of an empty array cc3d keeps the type, which is bool.
     if not mask.size:
         return np.zeros(mask.shape, np.uint32), 0
     # cc3d takes 26 neighbours in three axes only.

@@ -39,6 +39,7 @@ def axis_steps(components: Components) -> IntArray:
     """Compute the (ndim,) step to the next voxel along each axis, in flat positions."""
     shape = np.array(components.shape, np.int64)
     if components.order == "F":
+        # In Fortran order the first axis runs fastest.
         return np.append(1, np.cumprod(shape[:-1]))
     return np.append(1, np.cumprod(shape[:0:-1]))[::-1]
 
@@ -84,6 +85,7 @@ def surface_voxels(components: Components, labels: NDArray[np.integer[Any]]) -> 
     own = labels[components.positions]
     is_surface = np.zeros(len(own), bool)
     for step in neighbour_steps(components):
+        # Flat steps never leave the box: its border is empty.
         is_surface |= labels[components.positions + step] != own
     return is_surface
 
@@ -91,5 +93,6 @@ def surface_voxels(components: Components, labels: NDArray[np.integer[Any]]) -> 
 def group_points(points: FloatArray, groups: IntArray, n_groups: int) -> GroupedPoints:
     """Sort points by their group."""
     order = np.argsort(groups, kind="stable")
+    # Groups without a point count too, or those after them would move up.
     n_points = np.bincount(groups, minlength=n_groups)
     return GroupedPoints(points[order], np.append(0, np.cumsum(n_points)))

@@ -65,6 +65,7 @@ def repeatability(first: ArrayLike, second: ArrayLike) -> Repeatability:
     if defined.any():
         cv = math.sqrt(float(np.mean((difference[defined] / mean[defined]) ** 2)) / 2)
     agreement, consistency = intraclass_correlations(np.stack([x, y], axis=1))
+    # Not less the bias: a shift between the scans is an error of the repeat, too.
     within = math.sqrt(float(np.mean(difference**2)) / 2)
     return Repeatability(
         n_pairs=n,
@@ -93,6 +94,7 @@ def intraclass_correlations(values: FloatArray) -> tuple[float, float]:
     n, k = values.shape
     if n < 2 or k < 2:
         return math.nan, math.nan
+    # Deviations, rather than sums of squares whose differences would cancel.
     centred = values - values.mean()
     of_subjects = centred.mean(axis=1, keepdims=True)
     of_scans = centred.mean(axis=0, keepdims=True)

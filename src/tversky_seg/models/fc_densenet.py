@@ -222,6 +222,7 @@ def _way_down(
     """Make the dense blocks of the encoder, and the transition after each."""
     blocks, transitions = nn.ModuleList(), nn.ModuleList()
     for skip, kernel, stride in steps:
+        # `skip` counts the new features of this block as well.
         blocks.append(dense_block(skip - n_new, kernel=kernel))
         transitions.append(_halving(skip, stride, norm=norm))
     return blocks, transitions

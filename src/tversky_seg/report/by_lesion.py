@@ -61,6 +61,7 @@ def _describe_limit(by_size: Mapping[str, Any], *, n_subjects: int) -> str:
     limit = by_size["recall80_mm3"]
     if not any(size["n_lesions"] for size in by_size["bins"]):
         return ""
+    # Not "undefined": that it is reached nowhere is a result.
     if limit is None:
         return "Recall reaches 0.8 at no lesion volume, all lesions pooled."
     sentence = f"All lesions pooled, recall reaches 0.8 from {format_value('mm3', limit)} mm³ on"

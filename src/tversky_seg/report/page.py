@@ -167,6 +167,7 @@ def _viewer(
     start = 0
     if first is not None and first in viewed:
         start = list(viewed).index(first)
+    # Named on the page, so that nobody takes those that are shown for all.
     left_out = [case_id for case_id in (*dice, *false_mm3) if case_id not in packed]
     return Viewer(cases, start, left_out)
 

@@ -33,6 +33,7 @@ def rater_rows(metrics: Mapping[str, Any], name: str) -> Iterator[tuple[str, ...
         yield _rater_row("consensus", consensus)
     humans = of_class(metrics, "between_raters", name)
     if humans:
+        # Of pairs of raters there is only a mean.
         row = {"volume_correlation": None, "isbi_score": None, "n_cases": None, **humans}
         yield _rater_row("a rater against another", row)
 

@@ -127,6 +127,7 @@ def make_draft(search: Search) -> Draft:
         doubtful = _ambiguities(one, case_id)
         ambiguous += doubtful
         if not any(not is_reserved(column) for column in one.files):
+            # A mask alone is nothing to train on or to predict.
             without_image.append(case_id)
         elif not doubtful:
             cases.append(_case_of(one, case_id, subject_id))
@@ -285,6 +286,7 @@ def _unique(name: str, taken: set[str]) -> str:
     """Return the name, or with the first free number behind it."""
     candidate = name
     number = 2
+    # As files: on some disks names that differ in capitals are one.
     while same_file_name(candidate) in taken:
         candidate = f"{name}_{number}"
         number += 1

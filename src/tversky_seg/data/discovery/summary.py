@@ -102,6 +102,7 @@ def _ambiguities(draft: Draft) -> Iterator[str]:
         yield f"  {one.case_id}, {one.column}: {names}"
     if len(draft.ambiguous) > N_NAMED:
         yield f"  and {len(draft.ambiguous) - N_NAMED} more"
+    # Each column once: its remedy is the same for all cases.
     columns = dict.fromkeys(one.column for one in draft.ambiguous)
     for column in columns:
         yield f"  {column}: {draft.advice(column)}"

@@ -66,6 +66,7 @@ class CohortSettings:
     def folder_name(self) -> str:
         """Name of the cohort's folder."""
         size = f"{self.n_train}+{self.n_test}_{self.spacing_mm:g}mm"
+        # Folders of before there was a choice keep their name.
         kind = "_any" if self.contrast == "any" else ""
         return f"ms_{size}_seed{self.seed}_v{self.version}{kind}"
 
@@ -189,6 +190,7 @@ def _plan_subjects(settings: CohortSettings) -> Iterator[SubjectPlan]:
         in_test[int((i + 0.5) * n_subjects / settings.n_test)] = True
     number = 0
     for part, ranks_of_part in (("Training", ranks[~in_test]), ("Testing", ranks[in_test])):
+        # Mixed, so that no centre gets all the patients with few lesions.
         for i, rank in enumerate(rng.permutation(ranks_of_part)):
             centre = f"Center_{CENTRES[i % 3]}"
             patient = f"Patient_{i // 3 + 1:02d}"

@@ -15,6 +15,7 @@ def union_of_foregrounds(channels: Sequence[Channel], shape: Shape) -> Bools:
     """Unite the foregrounds of all channels."""
     foreground = np.zeros(shape, dtype=bool)
     for channel in channels:
+        # Each modality has a background, and so a box, of its own.
         foreground[channel.box] |= channel.foreground
     return foreground
 

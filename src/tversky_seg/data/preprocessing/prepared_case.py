@@ -226,6 +226,7 @@ def _scaled_box(image: NDArray[np.int16], scale: Floats, start: Shape, size: Sha
     """Scale a box (C, *size) of an image, by slabs that fit the processor's cache."""
     source, place = intersect(start, size, image.shape[-3:])
     is_inside = all(part == slice(0, n) for part, n in zip(place, size, strict=True))
+    # Zeros that are written over at once would be written in vain.
     new_array = np.empty if is_inside else np.zeros
     values = new_array((len(image), *size), dtype=np.float32)
     n_rows = max(1, SLAB_VOXELS // max(1, size[1] * size[2]))

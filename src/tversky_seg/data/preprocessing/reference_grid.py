@@ -82,6 +82,7 @@ def align_mask(
         DataError: The mask lies on another grid.
     """
     expected = f"expected {name} on the grid of {grid.modality}"
+    # Told apart from another grid, since the remedy is another.
     codes = other_orientation(
         volume.shape,
         volume.affine,
@@ -92,6 +93,7 @@ def align_mask(
     if codes is not None:
         found = f"covers the voxels of {grid.modality}, but its axes run otherwise ({codes})"
         raise DataError(path, found, "store both in one orientation")
+    # An image may lie on another grid; a mask that does belongs to another file.
     if volume.shape != grid.input_shape:
         found = f"has shape {volume.shape}, {grid.modality} has {grid.input_shape}"
         raise DataError(path, found, expected)
