@@ -8,9 +8,10 @@ two settings; differences are the second minus the first.
 
 Prints Markdown: each setting at threshold 0.5 and at a threshold chosen for it, and the difference
 of each pair by size of the lesion. A case counts with its mean over the seeds, a patient with the
-mean of its cases. Intervals are 95 % bootstrap intervals over patients. The threshold of a fold is
-the one with the best mean Dice on the other folds, which other networks of the setting predicted:
-one of 8, in equal steps of log-odds.
+mean of its cases. Intervals are 95 % bootstrap intervals over patients, which know nothing of the
+chance of a training: therefore the smallest and largest difference of a seed and fold follow. The
+threshold of a fold is the one with the best mean Dice on the other folds, which other networks of
+the setting predicted: one of 8, in equal steps of log-odds.
 """
 
 from __future__ import annotations
@@ -207,8 +208,8 @@ def tables(
         for size, cases in cases_by_size(references).items():
             cells = (f"{mean:.3f}" for mean in patient_means(values, cases, references))
             yield f"| `{setting}` | {size} | {len(cases)} | {' | '.join(cells)} |"
-    yield f"\n| difference | size | patients | {heads} | Dice of each seed |"
-    yield "|---" * (len(MEASURES) + 4) + "|"
+    yield f"\n| difference | size | patients | {heads} |"
+    yield "|---" * (len(MEASURES) + 3) + "|"
     for first, second in pairs:
         for size, cases in cases_by_size(references).items():
             changes = difference_cells(
@@ -282,7 +283,7 @@ def difference_cells(
     *,
     is_chosen: bool,
 ) -> Iterator[str]:
-    """Yield "+0.012 (+0.003 to +0.021)" for each measure, then the difference of Dice by seed.
+    """Yield "+0.012 (+0.003 to +0.021); -0.010 to +0.030" for each measure.
 
     Only seeds that both settings have are compared.
     """
@@ -291,23 +292,29 @@ def difference_cells(
     mean_of_second = mean_over_seeds({s: second[s] for s in seeds}, is_chosen=is_chosen)
     for k in range(len(MEASURES)):
         differences = patient_differences(mean_of_first, mean_of_second, k, cases, references)
-        yield difference_cell(differences)
-    of_seeds = []
-    for seed in seeds:
-        of_first = values_of_seed(first[seed], is_chosen=is_chosen)
-        of_second = values_of_seed(second[seed], is_chosen=is_chosen)
-        differences = patient_differences(of_first, of_second, DICE, cases, references)
-        of_seeds.append(f"{differences.mean():+.3f}")
-    yield ", ".join(of_seeds)
+        of_trainings = []
+        for seed in seeds:
+            of_first = values_of_seed(first[seed], is_chosen=is_chosen)
+            of_second = values_of_seed(second[seed], is_chosen=is_chosen)
+            for fold in first[seed]:
+                of_fold = [case for case in cases if case in fold.measures]
+                of_patients = patient_differences(of_first, of_second, k, of_fold, references)
+                if of_patients.size:
+                    of_trainings.append(float(of_patients.mean()))
+        yield difference_cell(differences, of_trainings)
 
 
-def difference_cell(differences: NDArray[np.float64]) -> str:
-    """Write a mean difference with its interval; "–" where no patient has both values."""
+def difference_cell(differences: NDArray[np.float64], of_trainings: Sequence[float]) -> str:
+    """Write a mean difference, its interval, and the smallest and largest of a training.
+
+    "–" where no patient has both values.
+    """
     if not differences.size:
         return "–"
     # The same patients are drawn for every measure and pair.
     low, high = bootstrap_interval(differences, rng=np.random.default_rng(0))
-    return f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+    interval = f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+    return f"{interval}; {min(of_trainings):+.3f} to {max(of_trainings):+.3f}"
 
 
 def patient_differences(

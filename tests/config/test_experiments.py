@@ -172,6 +172,7 @@ def test_the_hippocampus_has_two_classes_in_patches_of_most_of_a_volume() -> Non
 def test_a_patch_of_the_nodules_holds_a_whole_crop() -> None:
     cfg = composed("experiment=nodules", "data.manifest=nodules.csv")
     assert build(cfg, "data").val_fraction == 0
+    assert cfg.trainer.init_from is None
     assert "experiment=nodules " in (FOLDER / "nodules.yaml").read_text(encoding="utf-8")
     model = build(cfg, "model", in_channels=1, out_channels=1)
     sides = patch_sides(build(cfg, "sampler").patch_size)
