@@ -198,10 +198,11 @@ def choose_operating_point(
 def _points_at(
     threshold: float, sizes: Sequence[float], peaks: Sequence[float]
 ) -> Iterator[OperatingPoint]:
-    """Yield the points at a threshold, without peaks that lie below it and remove nothing."""
+    """Yield the points at a threshold; peaks up to it remove nothing, and 0 stands for them."""
     for size in sizes:
         for peak in peaks:
-            if len(peaks) == 1 or peak == 0 or peak > threshold:
+            # One that is set is the only one, and stays.
+            if peak > threshold or peak in (0, peaks[0]):
                 yield OperatingPoint(threshold, size, peak)
 
 
