@@ -233,6 +233,7 @@ def test_a_run_chooses_for_its_goal_keeps_its_views_and_predict_follows(tmp_path
         tmp_path / "cohort", n=5, splits=["train", "train", "train", "val", "test"]
     )
     words = ["inference.goal=recall=0.9", "inference.tta=[none,xy]", "trainer.max_steps=2"]
+    words.append("inference.temperature=1")  # so that the threshold stays where it was chosen
     outcome = train(manifest, tmp_path / "run", *words)
     assert outcome.status == 0, outcome.stderr
     state = torch.load(tmp_path / "run" / "checkpoints" / "best.pt", weights_only=True)

@@ -34,7 +34,7 @@ from tversky_seg.config.messages import one_line
         (["augmentation.blur_mm=2"], "augmentation.blur_mm", "+augmentation.blur_mm"),
         (["loss=dice", "loss.beta=0.8"], "loss.beta", "tversky"),
         (["loss=dice", "+loss.beta=0.8"], "loss.beta", "tversky"),
-        (["loss.b=1.5"], "loss.b", "loss=tversky has no b; choose loss=asymmetric"),
+        (["loss.b=1.5"], "loss.b", "loss=tversky_ce has no b; choose loss=asymmetric"),
         # Names of other tools.
         (["trainer.epochs=10"], "trainer.epochs", "trainer.max_steps"),
         (["epochs=10"], "epochs", "trainer.max_steps"),
