@@ -22,22 +22,21 @@ from tversky_seg.data.image_files import file_and_frame, why_absent
 from tversky_seg.data.manifest_columns import (
     LABELS_AT,
     check_header,
-    image_columns,
     is_file_column,
     is_label,
     is_reserved,
-    names_an_image,
     number_of_label,
 )
 from tversky_seg.data.manifest_faults import baseline_faults, missing_file_faults, repeat_faults
-from tversky_seg.data.manifest_rows import ManifestRow, read_rows
+from tversky_seg.data.manifest_rows import (
+    ManifestRow,
+    columns_of_images,
+    holds_images,
+    read_rows,
+)
 from tversky_seg.runtime.files import write_csv
 
 logger = logging.getLogger("tversky_seg")
-
-N_CELLS = 8
-"""Cells by which a column counts as one of images or of metadata; each may cost a look at a disk.
-"""
 
 
 def read_manifest(
@@ -103,7 +102,7 @@ def inspect_manifest(
     header, rows = read_rows(path)
     if modalities is None:
         check_header(header, (), path=path)
-        names = _image_columns(header, rows, path)
+        names = columns_of_images(header, rows, path)
         metadata = [name for name in header if not is_reserved(name) and name not in names]
         if metadata:
             # Said, since a column of misspelt files would be one of these.
@@ -111,7 +110,7 @@ def inspect_manifest(
     else:
         names = tuple(modalities)
         others = [name for name in header if not is_reserved(name) and name not in names]
-        metadata = [name for name in others if not _holds_images(name, rows, path)]
+        metadata = [name for name in others if not holds_images(name, rows, path)]
     check_header(header, () if may_lack_modalities else names, path=path)
     if may_lack_modalities:
         require = ()
@@ -228,15 +227,6 @@ def _as_utf8(name: str) -> str:
         raise DataError(ascii(name), "is no name in UTF-8", "rename the file or folder") from error
 
 
-def _image_columns(
-    header: Sequence[str], rows: Sequence[ManifestRow], path: Path
-) -> tuple[str, ...]:
-    cells: dict[str, list[str]] = {}
-    for name in header:
-        cells[name] = [row.cells[name] for row in rows if row.cell(name)]
-    return image_columns(cells, path=path)
-
-
 def _check_modalities(
     case: Case, modalities: Sequence[str], require: Sequence[str] | None, *, source: str
 ) -> None:
@@ -247,12 +237,6 @@ def _check_modalities(
     if case.images and require is None:
         remedy += f"; cases without may be kept by data.require=[{','.join(case.images)}]"
     raise DataError(source, f"empty cell for {', '.join(missing)}", remedy, case_id=case.case_id)
-
-
-def _holds_images(column: str, rows: Sequence[ManifestRow], path: Path) -> bool:
-    """Tell whether a column holds images rather than metadata, by its first cells."""
-    cells = [row.cells[column] for row in rows if row.cell(column)]
-    return any(names_an_image(cell, path.parent) for cell in cells[:N_CELLS])
 
 
 def _case_of(

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tversky_seg.data.case import normal_form
 from tversky_seg.data.errors import DataError
+from tversky_seg.data.manifest_columns import image_columns, names_an_image
 
+N_CELLS = 8
+"""Cells by which a column counts as one of images or of metadata; each may cost a look at a disk.
+"""
 _DELIMITERS = ",;\t"  # spreadsheets write ; where the comma is the decimal sign
 
 
@@ -67,3 +72,19 @@ def read_rows(path: Path) -> tuple[list[str], list[ManifestRow]]:
             )
         rows.append(ManifestRow(number, dict(zip(columns, cells, strict=False))))
     return [column for column in columns if column], rows
+
+
+def columns_of_images(
+    header: Sequence[str], rows: Sequence[ManifestRow], path: Path
+) -> tuple[str, ...]:
+    """Choose the columns that hold images, by their cells."""
+    cells: dict[str, list[str]] = {}
+    for name in header:
+        cells[name] = [row.cells[name] for row in rows if row.cell(name)]
+    return image_columns(cells, path=path)
+
+
+def holds_images(column: str, rows: Sequence[ManifestRow], path: Path) -> bool:
+    """Tell whether a column holds images rather than metadata, by its first cells."""
+    cells = [row.cells[column] for row in rows if row.cell(column)]
+    return any(names_an_image(cell, path.parent) for cell in cells[:N_CELLS])
