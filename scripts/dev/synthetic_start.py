@@ -18,7 +18,8 @@ from tversky_seg.runtime.checkpoints import load_checkpoint, save_checkpoint
 from tversky_seg.runtime.warm_start import SYNTHETIC_FILE
 
 ROOT = Path(__file__).parents[2]
-KEPT = ("model", "config", "preprocessing", "inference", "threshold", "min_volume_mm3", "step")
+KEPT = ("model", "config", "preprocessing", "inference", "step")
+OPERATING_POINT = ("threshold", "min_volume_mm3", "min_peak")
 OF_THIS_MACHINE = {
     "data": {"root": "data/phantom", "cache_dir": "data/cache"},
     "trainer": {"threads": None, "n_workers": "auto", "device": "auto"},
@@ -47,7 +48,7 @@ def main() -> None:
 
 def release(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Keep what a prediction and a warm start need, weights as 16-bit numbers, no local paths."""
-    content = {name: copy.deepcopy(checkpoint[name]) for name in KEPT}
+    content = {name: copy.deepcopy(checkpoint[name]) for name in (*KEPT, *OPERATING_POINT)}
     content["model"] = {name: halved(tensor) for name, tensor in content["model"].items()}
     config = content["config"]
     for group, settings in OF_THIS_MACHINE.items():
