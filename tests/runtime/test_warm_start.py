@@ -124,6 +124,29 @@ def test_the_network_of_the_package_has_a_name(
     assert checkpoint_file(tmp_path / "best.pt") == tmp_path / "best.pt"
 
 
+def test_a_folder_named_synthetic_does_not_hide_the_network_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "synthetic").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint_file("synthetic") == module.SYNTHETIC_FILE
+    assert checkpoint_file("./synthetic") == Path("synthetic")
+
+
+@pytest.mark.parametrize("word", ["Auto", "none", "runs/x"])
+def test_a_start_that_is_no_file_names_the_words_there_are(word: str) -> None:
+    with pytest.raises(ValueError, match=f"^init_from must be null, auto, synth.*, got {word}$"):
+        warm_start(a_network(1), word, modalities=("FLAIR",))
+
+
+def test_auto_says_why_it_starts_from_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    narrow = UNet3D(in_channels=1, out_channels=1, width=8)
+    with caplog.at_level(logging.INFO, logger="tversky_seg"):
+        resolve_start("auto", narrow, modalities=("FLAIR",))
+    assert "starting from nothing: " in caplog.text
+    assert "do not fit this one" in caplog.text
+
+
 def test_auto_starts_from_synthesis_where_there_is_flair_and_the_weights_fit() -> None:
     network = UNet3D(in_channels=2, out_channels=1)
     assert resolve_start("auto", network, modalities=("FLAIR", "T1")) == "synthetic"

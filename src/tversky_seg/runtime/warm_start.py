@@ -30,11 +30,13 @@ SYNTHETIC_FILE = Path(__file__).parents[1] / "weights" / "synthetic.pt"
 def checkpoint_file(name: str | Path) -> Path:
     """Return the file that a name stands for: the synthetic start, or a path.
 
+    The word is never a path, so that `auto` starts alike in every folder; a file of this name is
+    `./synthetic`.
+
     Raises:
         CheckpointError: This copy of the package has no network of its own.
     """
-    # A file of this name is the user's own.
-    if str(name) != SYNTHETIC or Path(name).exists():
+    if name != SYNTHETIC:
         return Path(name).expanduser()
     if not SYNTHETIC_FILE.is_file():
         raise CheckpointError(
@@ -65,10 +67,17 @@ def warm_start(
     Raises:
         CheckpointError: The file cannot be used, some weights do not fit although all must, or
             none fits.
+        ValueError: There is no such file.
     """
     if path is None:
         return
-    start = _fit(load_checkpoint(checkpoint_file(path)), network, modalities=modalities)
+    file = checkpoint_file(path)
+    if not file.is_file():
+        raise ValueError(
+            "init_from must be null, auto, synthetic or a file such as "
+            f"<run>/checkpoints/best.pt, got {path}"
+        )
+    start = _fit(load_checkpoint(file), network, modalities=modalities)
     if start.misfits and (is_strict or not start.fitting):
         remedy = "expected weights of this network"
         if start.fitting:
@@ -106,6 +115,11 @@ def resolve_start(
     # Nobody named this network, so one that does not fit is passed over.
     start = _fit(load_checkpoint(SYNTHETIC_FILE), network, modalities=modalities)
     if start.misfits:
+        logger.info(
+            "starting from nothing: %d weights of the network that was trained on synthetic "
+            "patients do not fit this one",
+            len(start.misfits),
+        )
         return None
     logger.info(
         "starting from a network that was trained on synthetic patients "
