@@ -13,7 +13,7 @@ Batches of two patches with 3 channels, of synthetic cases of 1 mm with small le
 3. Where the rest of the time goes: new shared memory for each batch, page-locked then, in place of
    the ring; and, in one process, reading, packing, the copy to the GPU and the changes. Only what
    takes longer than a step delays it: the rate of the workers, and the sum of what this process
-   does.
+   does. The same with `augmentation=strong`.
 4. The augmentation alone: the samples of a batch lie in page-locked memory; timed are the copy to
    the GPU, the changes and the stacking, by the clock of the GPU while the host runs ahead, and on
    the host, which only launches them; the kernels by themselves are what a step beside them loses.
@@ -332,6 +332,11 @@ def main() -> None:
 
     print_table(of_a_batch, workers_alone(batches, with_ring=False))
     for line in parts_of_a_batch(batches, device):
+        print(line, flush=True)
+    strong = batches_of("strong", cases, side=side)
+    of_a_strong_batch = ("part of a batch, strong augmentation", "ms")
+    print_table(of_a_strong_batch, workers_alone(strong, with_ring=True))
+    for line in parts_of_a_batch(strong, device):
         print(line, flush=True)
     columns = ("augmentation of a batch", "ms", "host ms", "its kernels ms", "MiB copied")
     lines = (augmentation_line(batches_of(name, cases, side=side), name, device) for name in NAMES)
