@@ -1,6 +1,5 @@
 """The start from other weights: modalities by name, thick slices, the file of the package."""
 
-import logging
 import re
 from pathlib import Path
 
@@ -11,7 +10,12 @@ import yaml
 from tversky_seg.models import UNet3D
 from tversky_seg.runtime import warm_start as module
 from tversky_seg.runtime.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
-from tversky_seg.runtime.warm_start import checkpoint_file, resolve_start, warm_start
+from tversky_seg.runtime.warm_start import (
+    checkpoint_file,
+    resolve_start,
+    start_network,
+    warm_start,
+)
 
 BEFORE = ("FLAIR", "T1", "T2")
 
@@ -56,11 +60,11 @@ def test_channels_take_the_weights_of_their_modality_and_others_the_mean(
     assert torch.equal(network.state_dict()[conv2], source.state_dict()[conv2])
 
 
-def test_the_log_says_what_was_adapted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_notes_say_what_was_adapted(tmp_path: Path) -> None:
     path = a_checkpoint(tmp_path, a_network(3))
-    with caplog.at_level(logging.INFO, logger="tversky_seg"):
-        warm_start(a_network(2), path, modalities=("T1", "PD"))
-    assert "first layer: T1 from T1, PD from the mean of FLAIR, T1, T2" in caplog.text
+    start, adapted = warm_start(a_network(2), path, modalities=("T1", "PD"))
+    assert start.startswith(f"starting from {path}")
+    assert adapted == f"{path}: first layer: T1 from T1, PD from the mean of FLAIR, T1, T2"
 
 
 def test_a_modality_alone_is_seen_as_with_the_others_blank(tmp_path: Path) -> None:
@@ -72,17 +76,13 @@ def test_a_modality_alone_is_seen_as_with_the_others_blank(tmp_path: Path) -> No
     torch.testing.assert_close(network(alone), source(with_blanks))
 
 
-def test_equal_modalities_and_unknown_names_change_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_equal_modalities_and_unknown_names_change_nothing(tmp_path: Path) -> None:
     source = a_network(3)
     path = a_checkpoint(tmp_path, source)
-    with caplog.at_level(logging.INFO, logger="tversky_seg"):
-        for modalities in (BEFORE, ()):
-            network = a_network(3)
-            warm_start(network, path, modalities=modalities)
-            assert torch.equal(first_weight(network), first_weight(source))
-    assert not caplog.text
+    for modalities in (BEFORE, ()):
+        network = a_network(3)
+        assert len(warm_start(network, path, modalities=modalities)) == 1  # the start alone
+        assert torch.equal(first_weight(network), first_weight(source))
 
 
 def test_kernels_of_thick_slices_see_an_even_image_alike(tmp_path: Path) -> None:
@@ -139,12 +139,17 @@ def test_a_start_that_is_no_file_names_the_words_there_are(word: str) -> None:
         warm_start(a_network(1), word, modalities=("FLAIR",))
 
 
-def test_auto_says_why_it_starts_from_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    narrow = UNet3D(in_channels=1, out_channels=1, width=8)
-    with caplog.at_level(logging.INFO, logger="tversky_seg"):
-        resolve_start("auto", narrow, modalities=("FLAIR",))
-    assert "starting from nothing: " in caplog.text
-    assert "do not fit this one" in caplog.text
+def test_auto_says_what_it_starts_from_where_there_is_flair() -> None:
+    start, notes = start_network(a_network(1), "auto", modalities=("FLAIR",))
+    assert start is None
+    assert notes == [
+        "starting from nothing: the network trained on synthetic patients does not fit"
+    ]
+    assert start_network(a_network(1), "auto", modalities=("T1",)) == (None, [])
+    network = UNet3D(in_channels=3, out_channels=1)
+    start, notes = start_network(network, "auto", modalities=BEFORE)
+    assert start == "synthetic"
+    assert notes[0].startswith("starting from a network trained on synthetic patients")
 
 
 def test_auto_starts_from_synthesis_where_there_is_flair_and_the_weights_fit() -> None:

@@ -308,6 +308,19 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path: Path, whole: Path) -
     assert_same(weights(source), a_trainer(init_from=source).model.state_dict())
 
 
+def test_a_training_logs_its_start_once_when_it_begins(
+    tmp_path: Path, whole: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = whole / "checkpoints" / "best.pt"
+    with caplog.at_level(logging.INFO, logger="tversky_seg"):
+        trainer = a_trainer(init_from=source, max_steps=2)
+        assert "starting from" not in caplog.text  # the run has no log yet
+        trainer.fit(Blobs(), tmp_path)
+        assert caplog.text.count(f"starting from {source}") == 1
+        a_trainer(init_from=source, max_steps=2).fit(Blobs(), tmp_path)
+    assert caplog.text.count("starting from") == 1
+
+
 def test_recomputing_blocks_changes_no_bit(tmp_path: Path) -> None:
     results = []
     for recompute in (False, True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from tversky_seg.runtime.checkpoints import CheckpointError, load_checkpoint
-
-logger = logging.getLogger("tversky_seg")
 
 Weights = dict[str, Tensor]
 
@@ -46,16 +43,41 @@ def checkpoint_file(name: str | Path) -> Path:
     return SYNTHETIC_FILE
 
 
+def start_network(
+    network: nn.Module,
+    path: str | Path | None,
+    *,
+    is_strict: bool = True,
+    modalities: Sequence[str] = (),
+) -> tuple[str | Path | None, list[str]]:
+    """Find out what to start from, and set the weights of a network; see `warm_start`.
+
+    Args:
+        network: Network to change in place.
+        path: As for `warm_start`, or "auto".
+        is_strict: As for `warm_start`.
+        modalities: Names of the network's channels.
+
+    Returns:
+        What it started from, never "auto", and what a log should say of it, a line each.
+    """
+    start = resolve_start(path, network, modalities=modalities)
+    notes = warm_start(network, start, is_strict=is_strict, modalities=modalities)
+    if path == AUTO and start is None and _is_on_flair(modalities):
+        notes = ["starting from nothing: the network trained on synthetic patients does not fit"]
+    return start, notes
+
+
 def warm_start(
     network: nn.Module,
     path: str | Path | None,
     *,
     is_strict: bool = True,
     modalities: Sequence[str] = (),
-) -> None:
+) -> list[str]:
     """Set the weights of a network to those of a checkpoint, adapted to its channels and voxels.
 
-    What was adapted is logged; see `adapt_channels` and `adapt_kernels`.
+    See `adapt_channels` and `adapt_kernels`.
 
     Args:
         network: Network to change in place.
@@ -64,13 +86,16 @@ def warm_start(
             are left out and listed.
         modalities: Names of the network's channels; empty: unknown.
 
+    Returns:
+        The start, what was adapted, and what was left out, a line each.
+
     Raises:
         CheckpointError: The file cannot be used, some weights do not fit although all must, or
             none fits.
         ValueError: There is no such file.
     """
     if path is None:
-        return
+        return []
     file = checkpoint_file(path)
     if not file.is_file():
         raise ValueError(
@@ -85,18 +110,15 @@ def warm_start(
         raise CheckpointError(
             f"{path}: {len(start.misfits)} of its weights do not fit, {start.misfits[0]}; {remedy}"
         )
-    if start.misfits:
-        logger.warning(
-            "%s: %d weights loaded, %d left out: %s",
-            path,
-            len(start.fitting),
-            len(start.misfits),
-            ", ".join(start.misfits),
-        )
-    for adapted in start.adapted:
-        logger.info("%s: %s", path, adapted)
     # Not strict, because the misfits have been dealt with above.
     network.load_state_dict(start.fitting, strict=False)
+    of_whom = "a network trained on synthetic patients" if path == SYNTHETIC else str(path)
+    notes = [f"starting from {of_whom} (trainer.init_from=null: from nothing)"]
+    notes += [f"{path}: {line}" for line in start.adapted]
+    if start.misfits:
+        counts = f"{len(start.fitting)} weights loaded, {len(start.misfits)} left out"
+        notes.append(f"{path}: {counts}: {', '.join(start.misfits)}")
+    return notes
 
 
 def resolve_start(
@@ -109,23 +131,15 @@ def resolve_start(
     """
     if path != AUTO:
         return path
-    names = [name.casefold() for name in modalities]
-    if SYNTHETIC_NEEDS not in names or not SYNTHETIC_FILE.is_file():
+    if not _is_on_flair(modalities) or not SYNTHETIC_FILE.is_file():
         return None
     # Nobody named this network, so one that does not fit is passed over.
     start = _fit(load_checkpoint(SYNTHETIC_FILE), network, modalities=modalities)
-    if start.misfits:
-        logger.info(
-            "starting from nothing: %d weights of the network that was trained on synthetic "
-            "patients do not fit this one",
-            len(start.misfits),
-        )
-        return None
-    logger.info(
-        "starting from a network that was trained on synthetic patients "
-        "(trainer.init_from=null: from nothing)"
-    )
-    return SYNTHETIC
+    return None if start.misfits else SYNTHETIC
+
+
+def _is_on_flair(modalities: Sequence[str]) -> bool:
+    return SYNTHETIC_NEEDS in [name.casefold() for name in modalities]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from tversky_seg.runtime.devices import (
 from tversky_seg.runtime.distributed import any_process, rank, wrap_ddp
 from tversky_seg.runtime.preemption import Preempted, defer_signals
 from tversky_seg.runtime.trackers import check_trackers
-from tversky_seg.runtime.warm_start import resolve_start, warm_start
+from tversky_seg.runtime.warm_start import start_network
 from tversky_seg.training.compiling import is_compilable, should_compile
 from tversky_seg.training.cuda_graph import graphed
 from tversky_seg.training.ema import WeightAverage
@@ -177,8 +177,8 @@ class Trainer:
         resolve_n_workers(self.n_workers, self.torch_device)
         self.precision = resolve_precision(self.precision, self.torch_device)
         self.schedule(0, self.max_steps)
-        self.init_from = resolve_start(self.init_from, self.model, modalities=self.modalities)
-        warm_start(
+        # Logged when a training begins: the run has its log by then.
+        self.init_from, self.start_notes = start_network(
             self.model, self.init_from, is_strict=self.init_strict, modalities=self.modalities
         )
 
@@ -236,6 +236,9 @@ class Trainer:
             run.resume()
             if run.is_complete():
                 return run.best
+            if run.state.step == 0:
+                for note in self.start_notes:
+                    logger.info(note)
             log_precision(self.precision, self.torch_device)
             self.network = self._prepare_network(n_steps=self.max_steps - run.state.step)
             with run.recording(), defer_signals():
