@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,15 @@ from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import TOLERATED_SHIFT_VOXELS
 from tversky_seg.data.nifti import Volume, read_label, read_volume
 from tversky_seg.data.settings import check_classes
+from tversky_seg.evaluation.saved_settings import (
+    SavedSettings,
+    by_class,
+    ignored_values,
+    label_values,
+    read_saved_settings,
+    refuse_for_masks,
+    temperatures,
+)
 from tversky_seg.inference.prediction_folder import (
     PROBABILITY_ENDING,
     SETTINGS_FILE,
@@ -25,7 +34,6 @@ from tversky_seg.inference.prediction_folder import (
 )
 from tversky_seg.metrics.lesions import remove_small_lesions, remove_weak_lesions
 from tversky_seg.metrics.masks import Mask
-from tversky_seg.runtime.files import read_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,63 +192,33 @@ def open_predictions(
             folder, "no such folder", "expected what predict.py wrote, or a folder of masks"
         )
     # Another tool's folder may hold a predictions.json of its own, which says nothing to us.
-    saved: dict[str, Any] = {}
+    saved = SavedSettings(folder / SETTINGS_FILE, {})
     has_probabilities = False
     if pattern is None:
-        saved = _saved_settings(folder / SETTINGS_FILE)
+        saved = read_saved_settings(folder / SETTINGS_FILE)
         has_probabilities = any(folder.glob(f"*{PROBABILITY_ENDING}"))
     else:
         _check_pattern(pattern)
     if not has_probabilities:
-        _refuse_for_masks(folder, threshold=threshold, min_peak=min_peak)
-    file = folder / SETTINGS_FILE
-    with _named_by(file if classes is None else None):
-        checked_classes = check_classes(saved.get("classes") if classes is None else classes)
-    # In the order of precedence: the argument, predictions.json, the default.
+        refuse_for_masks(folder, threshold=threshold, min_peak=min_peak)
+    checked_classes = saved.settle("classes", classes, lambda _, given: check_classes(given))
+    shares = partial(by_class, names=checked_classes, highest=1)
+    volumes = partial(by_class, names=checked_classes, highest=math.inf)
     default_threshold = 0.5 if has_probabilities else None
-    chosen_threshold = _first_set(threshold, saved.get("threshold"), default_threshold)
-    with _named_by(file if threshold is None else None):
-        thresholds = _by_class("threshold", chosen_threshold, names=checked_classes, highest=1)
-    chosen_minimum = _first_set(min_volume_mm3, saved.get("min_volume_mm3"), 0.0)
-    with _named_by(file if min_volume_mm3 is None else None):
-        minima = _by_class(
-            "min_volume_mm3", chosen_minimum, names=checked_classes, highest=math.inf
-        )
-    chosen_peak = _first_set(min_peak, saved.get("min_peak"), 0.0)
-    with _named_by(file if min_peak is None else None):
-        peaks = _by_class("min_peak", chosen_peak, names=checked_classes, highest=1)
-    chosen_background = _first_set(background_values, saved.get("background_values"))
-    with _named_by(file if background_values is None else None):
-        background = _label_values("background_values", chosen_background)
-    chosen_ignore = _first_set(ignore, saved.get("ignore"))
-    with _named_by(file if ignore is None else None):
-        ignored_values = _label_values("ignore", chosen_ignore)
-        _refuse_ignored_classes(ignored_values, checked_classes)
     # Another threshold, minimum or peak would have given other masks than the saved ones.
     is_as_saved = threshold is None and min_volume_mm3 is None and min_peak is None
     return Predictions(
         folder=folder,
         classes=checked_classes,
-        threshold=thresholds,
-        min_volume_mm3=minima,
-        min_peak=peaks,
+        threshold=saved.settle("threshold", threshold, shares, default_threshold),
+        min_volume_mm3=saved.settle("min_volume_mm3", min_volume_mm3, volumes, 0.0),
+        min_peak=saved.settle("min_peak", min_peak, shares, 0.0),
         pattern=pattern,
-        uses_masks=is_as_saved and saved.get("threshold") is not None,
-        background_values=background,
-        temperature=_temperatures(saved.get("temperature"), tuple(checked_classes)),
-        ignore=ignored_values,
+        uses_masks=is_as_saved and saved.values.get("threshold") is not None,
+        background_values=saved.settle("background_values", background_values, label_values),
+        temperature=temperatures(saved.values.get("temperature"), tuple(checked_classes)),
+        ignore=saved.settle("ignore", ignore, partial(ignored_values, classes=checked_classes)),
     )
-
-
-def _refuse_for_masks(folder: Path, **settings: float | Mapping[str, float] | None) -> None:
-    """Refuse settings of probabilities, which cannot be applied to what is already a mask."""
-    for key, value in settings.items():
-        if value is not None:
-            raise DataError(
-                key,
-                f"{value}, but {folder} holds masks only",
-                "leave it out to evaluate them as they are",
-            )
 
 
 def check_values(data: NDArray[Any], path: Path, source: Predictions) -> None:
@@ -351,81 +329,3 @@ def _check_pattern(pattern: str) -> None:
             f"{pattern!r} is one file for all cases",
             "expected a name with {case_id}",
         )
-
-
-def _saved_settings(path: Path) -> dict[str, Any]:
-    """Read predictions.json; empty where there is none."""
-    if not path.exists():
-        return {}
-    try:
-        saved = read_json(path)
-    except (OSError, ValueError) as error:
-        raise DataError(path, f"cannot be read ({error})", "predict again, or delete it") from error
-    if not isinstance(saved, dict):
-        raise DataError(path, "holds no settings", "predict again, or delete it")
-    return saved
-
-
-@contextmanager
-def _named_by(file: Path | None) -> Iterator[None]:
-    """Name the file that a setting comes from where it is at fault; None for an argument."""
-    try:
-        yield
-    except DataError as fault:
-        if file is None:
-            raise
-        raise DataError(f"{file}: {fault.where}", fault.found, fault.expected) from fault
-
-
-def _first_set(*candidates: Any) -> Any:
-    """Return the first value that is not None."""
-    for candidate in candidates:
-        if candidate is not None:
-            return candidate
-    return None
-
-
-def _by_class(key: str, value: Any, *, names: Mapping[str, Any], highest: float) -> dict[str, Any]:
-    """Spread one value over the classes, or check that each class has its own.
-
-    0.5 -> {"liver": 0.5, "tumour": 0.5}
-    """
-    if value is None:
-        return dict.fromkeys(names)
-    if not isinstance(value, Mapping):
-        value = dict.fromkeys(names, value)
-    for name in names:
-        number = value.get(name)
-        if not isinstance(number, int | float) or not 0 <= number <= highest:
-            raise DataError(
-                key, f"{number} for class {name}", f"expected a number from 0 to {highest:g}"
-            )
-    return {name: value[name] for name in names}
-
-
-def _temperatures(value: Any, names: Sequence[str]) -> dict[str, float | None]:
-    """Read the temperature of each class; None where there is none, or one for each network."""
-    temperatures: dict[str, float | None] = {}
-    for name in names:
-        number = value.get(name) if isinstance(value, Mapping) else value
-        temperatures[name] = None
-        if isinstance(number, int | float) and 0 < number < math.inf:
-            temperatures[name] = float(number)
-    return temperatures
-
-
-def _refuse_ignored_classes(ignored: Sequence[int], classes: Mapping[str, tuple[int, ...]]) -> None:
-    for name, values in classes.items():
-        common = sorted(set(values) & set(ignored))
-        if common:
-            found = f"{common[0]} is a label value of class {name}"
-            raise DataError("ignore", found, "expected values that belong to no class")
-
-
-def _label_values(key: str, values: Any) -> tuple[int, ...]:
-    if values is None:
-        return ()
-    # type(…) is int, because True would pass isinstance(…, int).
-    if isinstance(values, Sequence) and all(type(value) is int for value in values):
-        return tuple(values)
-    raise DataError(key, f"{values!r}", "expected label values, as [1], or null")
