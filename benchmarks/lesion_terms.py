@@ -21,7 +21,8 @@ from torch.profiler import ProfilerActivity, profile
 from tversky_seg import config
 from tversky_seg.config.config_files import CONFIG_DIR
 from tversky_seg.data.dataset import find_cases, with_modalities
-from tversky_seg.data.patches.batches import Batch, PatchBatches
+from tversky_seg.data.patches.batch import Batch
+from tversky_seg.data.patches.batches import PatchBatches
 from tversky_seg.data.preprocessing.lesion_cells import with_cells
 from tversky_seg.data.preprocessing.parallel import prepare_all
 from tversky_seg.data.preprocessing.pipeline import preprocessing_of

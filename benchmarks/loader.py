@@ -44,7 +44,8 @@ from omegaconf import OmegaConf
 
 from tversky_seg.data.case import Case
 from tversky_seg.data.patches.augmentation import Augmentation
-from tversky_seg.data.patches.batches import Batch, PatchBatches
+from tversky_seg.data.patches.batch import Batch
+from tversky_seg.data.patches.batches import PatchBatches
 from tversky_seg.data.patches.samplers import ForegroundSampler, LesionSampler
 from tversky_seg.data.patches.sampling import Aim
 from tversky_seg.data.preprocessing.case_cache import prepare

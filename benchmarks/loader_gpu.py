@@ -41,7 +41,8 @@ from omegaconf import OmegaConf
 
 from tversky_seg.data.grids import Geometry
 from tversky_seg.data.patches.augmentation import Augmentation
-from tversky_seg.data.patches.batches import Batch, PatchBatches, Sample, stack_samples
+from tversky_seg.data.patches.batch import Batch, Sample, stack_samples
+from tversky_seg.data.patches.batches import PatchBatches
 from tversky_seg.data.patches.loader import _load_outcomes as load_outcomes
 from tversky_seg.data.patches.loader import _ring_for as ring_for
 from tversky_seg.data.patches.loader import load_batches

@@ -28,7 +28,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from tversky_seg.data.patches.batches import Batch
+from tversky_seg.data.patches.batch import Batch
 from tversky_seg.data_check.memory import GIB, step_bytes
 from tversky_seg.losses import TverskyLoss
 from tversky_seg.models import FCDenseNet3D, UNet3D

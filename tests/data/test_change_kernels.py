@@ -11,7 +11,7 @@ from helpers.cuda import on_gpu
 from helpers.kernels import run_interpreted, stack_bytes
 from tversky_seg.data.patches import fused
 from tversky_seg.data.patches.augmentation import Augmentation
-from tversky_seg.data.patches.batches import stack_samples
+from tversky_seg.data.patches.batch import stack_samples
 from tversky_seg.data.patches.intensity import IntensityChange
 from tversky_seg.data.patches.packing import pack
 from tversky_seg.data.patches.samplers import LesionSampler

@@ -13,7 +13,7 @@ from helpers.batches import as_bytes, changed_batches, some_batches
 from helpers.cuda import no_host_waits, on_gpu
 from tversky_seg.data.patches import loader as loaders
 from tversky_seg.data.patches.augmentation import Augmentation
-from tversky_seg.data.patches.batches import stack_samples
+from tversky_seg.data.patches.batch import stack_samples
 from tversky_seg.data.patches.intensity import _normal_quantiles
 from tversky_seg.data.patches.loader import load_batches
 from tversky_seg.data.patches.packing import pack

@@ -11,7 +11,7 @@ from scipy import ndimage
 from helpers.batches import as_bytes
 from tversky_seg.data.grids import Geometry
 from tversky_seg.data.patches import Augmentation, Implant, LesionSampler, PatchBatches
-from tversky_seg.data.patches.batches import stack_samples
+from tversky_seg.data.patches.batch import stack_samples
 from tversky_seg.data.patches.donor import cut_donor, make_blob
 from tversky_seg.data.preprocessing.labels import list_lesions
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase

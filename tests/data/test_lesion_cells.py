@@ -9,7 +9,7 @@ import torch
 
 from helpers.batches import a_case, as_bytes, some_batches
 from tversky_seg.data.patches.augmentation import Augmentation
-from tversky_seg.data.patches.batches import stack_samples
+from tversky_seg.data.patches.batch import stack_samples
 from tversky_seg.data.patches.loader import load_batches
 from tversky_seg.data.patches.surrounds import cells_of, with_surrounds
 from tversky_seg.data.preprocessing import lesion_cells

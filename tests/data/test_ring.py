@@ -10,7 +10,7 @@ from helpers.batches import as_bytes, changed_batches
 from helpers.cuda import no_host_waits, on_gpu
 from tversky_seg.data.patches import loader as loaders
 from tversky_seg.data.patches import ring as rings
-from tversky_seg.data.patches.batches import stack_samples
+from tversky_seg.data.patches.batch import stack_samples
 from tversky_seg.data.patches.packing import Room, pack
 from tversky_seg.data.patches.ring import HEAD_BYTES, Ring, make_ring
 from tversky_seg.data.patches.samplers import LesionSampler

@@ -7,7 +7,8 @@ import torch
 
 from tversky_seg.data.grids import Geometry
 from tversky_seg.data.patches.augmentation import Augmentation
-from tversky_seg.data.patches.batches import Batch, PatchBatches
+from tversky_seg.data.patches.batch import Batch
+from tversky_seg.data.patches.batches import PatchBatches
 from tversky_seg.data.patches.samplers import LesionSampler
 from tversky_seg.data.preprocessing.labels import list_lesions
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tversky_seg.data.patches.batches import Batch, Sample
+from tversky_seg.data.patches.batch import Batch, Sample
 from tversky_seg.data.patches.packing import Room
 from tversky_seg.losses import TverskyLoss
 from tversky_seg.models import UNet3D

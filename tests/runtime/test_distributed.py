@@ -20,7 +20,8 @@ from torch import nn
 
 from helpers.cohorts import make_cohort
 from helpers.command_line import ROOT, SMALL
-from tversky_seg.data.patches.batches import Batch, numbers_of_process
+from tversky_seg.data.patches.batch import Batch
+from tversky_seg.data.patches.batches import numbers_of_process
 from tversky_seg.losses import TverskyLoss
 from tversky_seg.models import UNet3D
 from tversky_seg.runtime import distributed

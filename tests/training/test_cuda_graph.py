@@ -12,7 +12,7 @@ from torch import nn
 
 from helpers.cuda import no_host_waits, on_gpu
 from helpers.trainers import Blobs, a_trainer, assert_same
-from tversky_seg.data.patches.batches import Batch
+from tversky_seg.data.patches.batch import Batch
 from tversky_seg.inference.sliding_window import predict_volume
 from tversky_seg.models import FCDenseNet3D, UNet3D
 from tversky_seg.training import cuda_graph as cuda_graphs

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from helpers.cuda import no_host_waits
 from helpers.trainers import Blobs, a_trainer, assert_same, rows, weights
-from tversky_seg.data.patches.batches import Batch
+from tversky_seg.data.patches.batch import Batch
 from tversky_seg.models import UNet3D
 from tversky_seg.runtime import distributed as processes
 from tversky_seg.runtime.checkpoints import load_checkpoint

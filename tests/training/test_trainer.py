@@ -12,7 +12,7 @@ from torch import nn
 
 from helpers.trainers import Blobs, a_trainer, assert_same, fake_validation, rows, weights
 from tversky_seg.config.messages import one_line
-from tversky_seg.data.patches.batches import Batch, stack_samples
+from tversky_seg.data.patches.batch import Batch, stack_samples
 from tversky_seg.losses import BCELoss
 from tversky_seg.models import UNet3D
 from tversky_seg.runtime.checkpoints import load_checkpoint

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tversky_seg.data.patches.batches import Batch
+from tversky_seg.data.patches.batch import Batch
 
 if TYPE_CHECKING:
     from tversky_seg.training import Trainer

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tversky_seg.data.patches.batches import Batch
+from tversky_seg.data.patches.batch import Batch
 from tversky_seg.inference.operating_point import DEFAULT_PEAK
 from tversky_seg.runtime.checkpoints import CheckpointError, load_newest, save_checkpoint
 from tversky_seg.runtime.distributed import any_process, is_first, wait_for_all

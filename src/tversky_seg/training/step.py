@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tversky_seg.data.patches.batches import Batch
+from tversky_seg.data.patches.batch import Batch
 from tversky_seg.runtime.devices import autocast, image_to_device
 from tversky_seg.runtime.distributed import all_gather_list, no_sync_until_last, world_size
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tversky_seg.data.patches.batches import Batch, PatchBatches
+from tversky_seg.data.patches.batch import Batch
+from tversky_seg.data.patches.batches import PatchBatches
 from tversky_seg.data.patches.loader import load_batches, resolve_n_workers
 from tversky_seg.losses.deep_supervision import with_deep_supervision
 from tversky_seg.losses.lesion_terms import with_ratio_of

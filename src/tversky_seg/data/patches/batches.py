@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,12 +16,13 @@ from torch.utils.data import Dataset
 
 from tversky_seg.data.errors import DataError
 from tversky_seg.data.grids import Floats, Shape, crop_or_pad
+from tversky_seg.data.patches.batch import Batch, Sample, stack_samples
 from tversky_seg.data.patches.case_list import as_case_list
 from tversky_seg.data.patches.change import Change
 from tversky_seg.data.patches.packing import Room
 from tversky_seg.data.patches.sampling import Aim, Sampler, draw_patch, patch_sides
 from tversky_seg.data.patches.spatial import as_shape
-from tversky_seg.data.patches.surrounds import cells_of, with_surrounds
+from tversky_seg.data.patches.surrounds import with_surrounds
 from tversky_seg.data.preprocessing.prepared_case import PreparedCase
 
 BYTES_OF_SMALL_TENSORS = 2**16
@@ -41,149 +42,6 @@ class Augments(Protocol):
     ) -> Change:
         """Draw the change of one patch."""
         ...
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One patch as it was read, with the augmentation that it still waits for.
-
-    Attributes:
-        image: (C, x, y, z) float32, or int16 as stored; with a pending change the larger box that
-            the change needs.
-        scale: (C,) float32 factors from a stored image to intensities; None: the image holds these.
-        labels: (K, x, y, z) of the same box: the target, or its components where they are asked
-            for, with their surrounds where cells are; -1 where a voxel is ignored.
-        change: Drawn augmentation that is still to be applied; None: the patch is finished.
-        has_lesion: Whether any label of the box is not 0.
-        has_ignored: Whether voxels of the box are ignored.
-        n_labels: Largest number that a component of the case has.
-        n_raters: Number of raters whose mean is the target. `labels` are then followed by K more
-            channels, the number of raters that drew a voxel. 0: the target is one mask.
-        case_id: Name of the case.
-        start: First voxel of the patch in its case.
-    """
-
-    image: Tensor
-    scale: Tensor | None
-    labels: Tensor
-    change: Change | None
-    has_lesion: bool
-    has_ignored: bool
-    n_labels: int
-    n_raters: int
-    case_id: str
-    start: Shape
-
-    def augment(self) -> Sample:
-        """Apply the pending augmentation on the device of the tensors; a GPU waits for nothing."""
-        image, labels = self.image, self.labels
-        if self.change is not None:
-            image, labels = self.change.apply(
-                image, labels, scale=self.scale, has_lesion=self.has_lesion
-            )
-        elif self.scale is not None:
-            image = image * self.scale[:, None, None, None]
-        return replace(self, image=image, scale=None, labels=labels, change=None)
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Patches to train on.
-
-    Attributes:
-        image: (B, C, X, Y, Z) float32.
-        target: (B, K, X, Y, Z) float32, 0 or 1; between these where it is the mean of raters.
-        components: (B, K, X, Y, Z) int32 labels of the connected components; None where not asked
-            for.
-        case_ids: Names of the B cases.
-        starts: First voxel [x, y, z] of each of the B patches in its case.
-        n_labels: Bound of the numbers in `components`, known without a look at them: a look would
-            wait for a GPU. None: unknown.
-        cells: (B, K, X, Y, Z) int32 lesion that each voxel is nearest to, 0 far from all; None
-            where not asked for.
-        ignored: (B, 1, X, Y, Z) bool, voxels that do not count; None: all count.
-    """
-
-    image: Tensor
-    target: Tensor
-    components: Tensor | None
-    case_ids: list[str]
-    starts: list[list[int]]
-    n_labels: int | None = None
-    cells: Tensor | None = None
-    ignored: Tensor | None = None
-
-    def to(self, device: torch.device) -> Batch:
-        """Move the tensors to a device."""
-        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """Copy the batch with a function applied to its tensors."""
-        components = self.components
-        if components is not None:
-            components = function(components)
-        ignored = self.ignored
-        if ignored is not None:
-            ignored = function(ignored)
-        return replace(
-            self,
-            image=function(self.image),
-            target=function(self.target),
-            components=components,
-            cells=None if self.cells is None else function(self.cells),
-            ignored=ignored,
-        )
-
-
-def stack_samples(
-    samples: Sequence[Sample], *, with_components: bool, with_cells: bool = False
-) -> Batch:
-    """Make one batch of finished samples.
-
-    Args:
-        samples: Samples without pending augmentation, at least one.
-        with_components: Whether their labels are components; the target is then where these are not
-            0.
-        with_cells: Whether these components have surrounds (`surrounds`).
-    """
-    image = _stack([sample.image for sample in samples])
-    soft_target = None
-    if samples[0].n_raters:
-        # All cases of a cohort have the target that `data.rater` names.
-        samples, shares = zip(*map(_split_votes, samples), strict=True)
-        soft_target = _stack(shares)
-    labels = _stack([sample.labels for sample in samples])
-    case_ids = [sample.case_id for sample in samples]
-    starts = [list(sample.start) for sample in samples]
-    ignored = None
-    if any(sample.has_ignored for sample in samples):
-        # A voxel is ignored in all classes or in none.
-        ignored = labels[:, :1] == -1
-        labels = labels.masked_fill(ignored, 0)
-    if with_components:
-        target = (labels > 0).float() if soft_target is None else soft_target
-        components = labels.int()  # they travel in a narrower type
-        n_labels = max(sample.n_labels for sample in samples)
-        cells = None
-        if with_cells:
-            cells = cells_of(components)
-            components = components.clamp(min=0)
-        return Batch(image, target, components, case_ids, starts, n_labels, cells, ignored)
-    target = labels.float() if soft_target is None else soft_target
-    return Batch(image, target, None, case_ids, starts, ignored=ignored)
-
-
-def _split_votes(sample: Sample) -> tuple[Sample, Tensor]:
-    """Split the labels of a sample from its votes, and divide these by the number of raters."""
-    labels, votes = sample.labels.chunk(2)
-    return replace(sample, labels=labels), votes.float() / sample.n_raters
-
-
-def _stack(tensors: Sequence[Tensor]) -> Tensor:
-    """Stack along a new first axis; a single tensor is not copied."""
-    if len(tensors) == 1:
-        return tensors[0][None]
-    return torch.stack(list(tensors))
 
 
 def numbers_of_process(
@@ -371,9 +229,7 @@ class PatchBatches(Dataset[Batch]):
         has_ignored = case.has_ignored and bool((of_box == -1).any())
         # `n_raters` is 0 where the target is one mask.
         largest = max(n_labels if self.with_components else 1, case.n_raters)
-        if case.votes is not None:
-            votes = _votes_of_box(case, case.votes, implanted, first, size)
-            of_box = np.concatenate([of_box, votes])
+        of_box = _with_votes(of_box, case, implanted, first, size)
         dtype = _narrowest(largest, is_signed=self.with_cells or has_ignored)
         # Where lesions grow, other labels take the place of these (below).
         is_growing = change is not None and change.growth_mm > 0
@@ -383,8 +239,7 @@ class PatchBatches(Dataset[Batch]):
 
         scale = None
         if is_deferred:
-            image = _stored_image(case, implanted, first, size, room=room)
-            scale = torch.from_numpy(np.asarray(case.image_scale, dtype=np.float32))
+            image, scale = _stored_image(case, implanted, first, size, room=room)
             if change is not None and change.growth_mm and has_lesion:
                 change, labels = change.move_labels(labels)
         else:
@@ -456,19 +311,21 @@ class _Implanted:
     n_lesions: int
 
 
-def _votes_of_box(
+def _with_votes(
+    labels: NDArray[Any],
     case: PreparedCase,
-    votes: NDArray[np.uint8],
     implanted: _Implanted | None,
     first: Shape,
     size: Shape,
 ) -> NDArray[Any]:
-    """Count the raters (K, x, y, z) that drew each voxel of a box."""
-    of_box = crop_or_pad(np.asarray(votes), first, size)
-    if implanted is None:
-        return of_box
-    # As if every rater had drawn it.
-    return np.where(implanted.is_changed, case.n_raters, of_box)
+    """Add to labels (K, x, y, z) the numbers of raters that drew each voxel, if they are kept."""
+    if case.votes is None:
+        return labels
+    votes = crop_or_pad(np.asarray(case.votes), first, size)
+    if implanted is not None:
+        # As if every rater had drawn it.
+        votes = np.where(implanted.is_changed, case.n_raters, votes)
+    return np.concatenate([labels, votes])
 
 
 def _intensities(
@@ -487,11 +344,13 @@ def _stored_image(
     size: Shape,
     *,
     room: Room | None,
-) -> Tensor:
-    """Read the integers (C, x, y, z) of a box as the cache stores them."""
+) -> tuple[Tensor, Tensor]:
+    """Read the integers (C, x, y, z) of a box as the cache stores them, and their scale (C,)."""
+    scale = torch.from_numpy(np.asarray(case.image_scale, dtype=np.float32))
     if implanted is not None:
-        return torch.from_numpy(_as_stored(implanted.image, case.image_scale))
-    return _copied(crop_or_pad(np.asarray(case.image), first, size), torch.int16, room=room)
+        return torch.from_numpy(_as_stored(implanted.image, case.image_scale)), scale
+    stored = crop_or_pad(np.asarray(case.image), first, size)
+    return _copied(stored, torch.int16, room=room), scale
 
 
 def _copied(values: NDArray[Any], dtype: torch.dtype, *, room: Room | None) -> Tensor:

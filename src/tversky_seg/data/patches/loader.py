@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,12 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tversky_seg.data.errors import DataError
-from tversky_seg.data.patches.batches import Batch, PatchBatches, Sample, stack_samples
+from tversky_seg.data.patches.batch import Batch, Sample, stack_samples
+from tversky_seg.data.patches.batches import PatchBatches
 from tversky_seg.data.patches.packing import Packed, Room, pack
 from tversky_seg.data.patches.ring import Ring, make_ring
 from tversky_seg.data.patches.worker_faults import (
     fault_of_worker,
     is_timeout,
+    no_handler_of_dead_children,
     worker_processes,
 )
 from tversky_seg.runtime.devices import keep_freed_memory
@@ -147,7 +148,7 @@ def _load_outcomes(
         timeout=LOOK_EVERY_S if n_workers else 0,
         worker_init_fn=_set_up_worker,
     )
-    with _no_handler_of_dead_children():
+    with no_handler_of_dead_children():
         iterator = iter(loader)
     workers = worker_processes(iterator)
     for step in range(start, stop):
@@ -386,15 +387,3 @@ def _set_up_worker(_: int) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     keep_freed_memory()
-
-
-@contextmanager
-def _no_handler_of_dead_children() -> Iterator[None]:
-    """Keep torch from raising for a dead worker inside a step, where its case is not known."""
-    number = getattr(signal, "SIGCHLD", None)  # Windows has none
-    before = signal.getsignal(number) if number else None
-    try:
-        yield
-    finally:
-        if number and threading.current_thread() is threading.main_thread():
-            signal.signal(number, before)

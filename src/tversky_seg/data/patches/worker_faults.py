@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 
 from tversky_seg.data.patches.batches import PatchBatches
@@ -70,3 +72,15 @@ def worker_processes(iterator: object) -> Sequence[BaseProcess]:
 def is_timeout(error: RuntimeError) -> bool:
     """Tell whether a DataLoader waited for its `timeout` in vain."""
     return "timed out" in str(error)
+
+
+@contextmanager
+def no_handler_of_dead_children() -> Iterator[None]:
+    """Keep torch from raising for a dead worker inside a step, where its case is not known."""
+    number = getattr(signal, "SIGCHLD", None)  # Windows has none
+    before = signal.getsignal(number) if number else None
+    try:
+        yield
+    finally:
+        if number and threading.current_thread() is threading.main_thread():
+            signal.signal(number, before)
