@@ -13,6 +13,7 @@ from torch import nn
 from helpers.trainers import Blobs, a_trainer, assert_same, fake_validation, rows, weights
 from tversky_seg.runtime.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from tversky_seg.training import run as training_run
+from tversky_seg.training.training_state import TrainingState
 from tversky_seg.training.validation import Validation
 
 
@@ -143,7 +144,7 @@ def test_an_average_resumes_bit_for_bit(tmp_path: Path, stopped_at: int) -> None
 
 
 def test_the_state_keeps_the_entries_of_older_checkpoints() -> None:
-    state = training_run.TrainingState(step=4, best=0.8, last_validation=3, losses=[0.5])
+    state = TrainingState(step=4, best=0.8, last_validation=3, losses=[0.5])
     entries = state.entries()
     assert entries["judged"] == 3
     assert entries.keys() == {
@@ -159,9 +160,9 @@ def test_the_state_keeps_the_entries_of_older_checkpoints() -> None:
         "n_skipped_in_a_row",
         "losses",
     }
-    assert training_run.TrainingState.from_checkpoint(entries) == state
+    assert TrainingState.from_checkpoint(entries) == state
     del entries["temperature"]
-    assert training_run.TrainingState.from_checkpoint(entries) == state, "of an earlier version"
+    assert TrainingState.from_checkpoint(entries) == state, "of an earlier version"
     assert state.min_peak == 0.9, "without validation cases"
     del entries["min_peak"]
-    assert training_run.TrainingState.from_checkpoint(entries).min_peak == 0, "as it predicted"
+    assert TrainingState.from_checkpoint(entries).min_peak == 0, "as it predicted"
