@@ -18,6 +18,7 @@ def summarize_calibration(cohort: EvaluatedCohort, name: str) -> dict[str, Any] 
     calibration = calibrate(totals.histogram)
     temperature = cohort.temperature.get(name)
     before = None
+    # Otherwise the saved probabilities are those of the network.
     if temperature not in (None, 1):
         # The saved probabilities, brought back to those that the network gave.
         raw = at_temperature(totals.histogram, 1 / temperature)

@@ -68,6 +68,7 @@ def _named_by(file: Path | None) -> Iterator[None]:
 def _first_set(*candidates: Any) -> Any:
     """Return the first value that is not None."""
     for candidate in candidates:
+        # 0 and an empty list are settings, too.
         if candidate is not None:
             return candidate
     return None

@@ -37,6 +37,7 @@ def find_checkpoints(names: str | Sequence[str]) -> list[Path]:
     if not paths:
         raise CheckpointError(f"checkpoint: none given; {expectation}")
     for path in paths:
+        # A member that counts twice would outvote the others.
         if paths.count(path) > 1:
             raise CheckpointError(f"checkpoint: duplicate {path}; {expectation}")
     in_training = [str(path.absolute().parents[1]) for path in paths if _is_in_training(path)]

@@ -78,6 +78,7 @@ def cut_donor(case: PreparedCase, lesion: int) -> Donor | None:
     mask[tuple(voxels - start[:, None])] = True
     surround = _surround(mask, case.spacing_mm)
     brain: Bools = np.asarray(image.any(axis=0))
+    # Another lesion nearby would take away from the contrast.
     healthy = surround & brain & ~target.any(axis=0)
     if not healthy.any():
         return None
@@ -104,6 +105,7 @@ def make_blob(
     """
     n_voxels = max(round(volume_mm3 / math.prod(spacing_mm)), 1)
     radius_mm = (3 * volume_mm3 / (4 * math.pi)) ** (1 / 3)
+    # Up to one and a half times as long along an axis, or as short.
     stretch = np.exp(rng.uniform(-0.4, 0.4, 3))
     margin = _margin(spacing_mm)
     half = np.ceil(2 * radius_mm / np.array(spacing_mm)).astype(int) + margin

@@ -63,6 +63,7 @@ def insert_missing(
         scales: (C,) factors from the image to normalised intensities.
         missing: Numbers of the missing channels among all, ascending.
     """
+    # A factor of 1, since what it multiplies is 0.
     places = _places(missing)
     return np.insert(image, places, 0, axis=0), np.insert(scales, places, np.float32(1))
 
