@@ -194,12 +194,12 @@ def test_views_and_windows_may_be_set_and_are_written_down(tmp_path: Path, image
 @pytest.mark.parametrize(
     ("word", "text"),
     [
-        ("inference.tta=mirror", "tta: got mirror; "),
-        ("inference.tta=[x,x]", "tta: got ['x', 'x']; "),
-        ("inference.patch_size=huge", "patch_size: got huge; "),
-        ("inference.spline_order=0", "spline_order: got 0; "),
-        ("inference.min_volume_mm3=-1", "min_volume_mm3: got -1; "),
-        ("inference.min_peak=1.5", "min_peak: got 1.5; "),
+        ("inference.tta=mirror", "inference.tta: got mirror; "),
+        ("inference.tta=[x,x]", "inference.tta: got ['x', 'x']; "),
+        ("inference.patch_size=huge", "inference.patch_size: got huge; "),
+        ("inference.spline_order=0", "inference.spline_order: got 0; "),
+        ("inference.min_volume_mm3=-1", "inference.min_volume_mm3: got -1; "),
+        ("inference.min_peak=1.5", "inference.min_peak: got 1.5; "),
         ("combine=median", "combine: got median; "),
         ("uncertainty=variance", "uncertainty: got variance; "),
         ("uncertainty=3", "uncertainty: 3; "),

@@ -71,8 +71,9 @@ def _line_of_other_fault(fault: BaseException, config_name: str) -> str:
         )
     # Ours: DataError, CheckpointError and ConfigError are ValueErrors and already one line.
     if isinstance(fault, ValueError | FloatingPointError | LostProcess):
-        names = {key.rpartition(".")[2] for key in known_keys(config_name)}
-        return reword(first_line(fault), names=names)
+        keys = known_keys(config_name)
+        names = {key.rpartition(".")[2] for key in keys}
+        return with_whole_key(reword(first_line(fault), names=names), keys)
     return f"{type(fault).__name__}: {first_line(fault)}; HYDRA_FULL_ERROR=1 shows where"
 
 
@@ -82,6 +83,16 @@ def first_line(fault: BaseException) -> str:
         if line.strip():
             return line.strip()
     return type(fault).__name__
+
+
+def with_whole_key(line: str, keys: Collection[str]) -> str:
+    """Replace the name that a line begins with by its key, where one key alone ends in it.
+
+    with_whole_key("min_peak: got 2", {"inference.min_peak"}) == "inference.min_peak: got 2"
+    """
+    name, colon, rest = line.partition(": ")
+    candidates = [key for key in keys if key == name or key.endswith(f".{name}")]
+    return f"{candidates[0]}{colon}{rest}" if len(candidates) == 1 else line
 
 
 def reword(message: str, key: str = "", *, names: Collection[str] = ()) -> str:
