@@ -23,3 +23,4 @@ def test_a_sweep_makes_a_directory_for_each_setting_and_outlives_a_failing_job(
     assert {path for path in sweep.iterdir() if path.is_dir()} == {good, bad}
     assert_same_results(finished.folder, good)
     assert not list(bad.iterdir())
+    assert "job 2" not in (good / "train.log").read_text()

@@ -20,7 +20,7 @@ from tversky_seg.config.command_line import read_command_line
 from tversky_seg.config.composed_config import check_config, expand_home
 from tversky_seg.config.config_files import CONFIG_DIR
 from tversky_seg.config.help_page import help_page
-from tversky_seg.config.log import is_first_process, log_to_terminal, logger
+from tversky_seg.config.log import close_log_file, is_first_process, log_to_terminal, logger
 from tversky_seg.config.messages import one_line
 from tversky_seg.config.run_directory import forget_failed_start, has_run, run_directory
 from tversky_seg.config.sweep import best_value, describe_job, is_sweep
@@ -120,6 +120,7 @@ class Command:
         """
         # In a launcher's process nothing is set up yet.
         log_to_terminal()
+        close_log_file()
         is_new_run = False
         try:
             if is_sweep():

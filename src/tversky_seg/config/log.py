@@ -32,10 +32,15 @@ def log_to_terminal() -> None:
 def log_to_file(path: Path) -> None:
     """Send the library's log to a file as well, in place of the file of an earlier run."""
     log_to_terminal()
+    close_log_file()
+    file_handler = logging.FileHandler(path, encoding="utf-8")
+    file_handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.addHandler(file_handler)
+
+
+def close_log_file() -> None:
+    """End the log in a file, if there is one; the next job of a sweep has its own."""
     for handler in list(logger.handlers):
         if isinstance(handler, logging.FileHandler):
             logger.removeHandler(handler)
             handler.close()
-    file_handler = logging.FileHandler(path, encoding="utf-8")
-    file_handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logger.addHandler(file_handler)
