@@ -65,6 +65,18 @@ def test_it_gives_the_bits_of_predict_from_files_images_and_arrays(folder: Path)
     assert [result.case_id for result in results] == ["a_FLAIR", "a_FLAIR", "case", "a_FLAIR"]
 
 
+@pytest.mark.parametrize(
+    ("patch_size", "is_other"),
+    [(None, False), (16, False), (20, False), (24, True), ("whole", True)],
+)
+def test_windows_unlike_those_of_the_training_are_told(
+    folder: Path, caplog: pytest.LogCaptureFixture, patch_size: int | str | None, is_other: bool
+) -> None:
+    settings = {} if patch_size is None else {"patch_size": patch_size}
+    Segmenter.load(folder / "run", **settings)
+    assert (f"windows of {patch_size} give other probabilities" in caplog.text) == is_other
+
+
 def test_save_writes_the_files_of_predict(folder: Path, tmp_path: Path) -> None:
     segmenter = Segmenter.load(str(folder / "run"))
     flair, t1 = nib.load(scan(folder, "FLAIR")), nib.load(scan(folder, "T1"))

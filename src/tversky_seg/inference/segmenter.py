@@ -32,6 +32,7 @@ from tversky_seg.inference.trained_model import (
     common_preprocessing,
     load_trained,
     trained_precision,
+    warn_of_other_windows,
 )
 from tversky_seg.runtime.devices import pick_device, resolve_precision
 
@@ -109,6 +110,7 @@ class Segmenter:
         models = [load_trained(path, trust=trust) for path in paths]
         models = with_held_out_point(models, names)
         preprocessing = common_preprocessing(models)
+        warn_of_other_windows(models, inference.get("patch_size"))
         ensemble, settings = build_ensemble(
             models, overrides=inference, combine=combine, uncertainty=uncertainty
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from tversky_seg.inference.checkpoint_search import checkpoint_of
 from tversky_seg.inference.ensemble import Ensemble, Member
 from tversky_seg.inference.operating_point import OperatingPoint, as_settings
 from tversky_seg.inference.settings import Inference
+from tversky_seg.inference.sliding_window import SlidingWindow
 from tversky_seg.runtime.allocation_limit import AllocationLimit, TooLarge
 from tversky_seg.runtime.checkpoints import CheckpointError, checksum, load_checkpoint
 from tversky_seg.runtime.devices import PRECISIONS, computes_fast
@@ -33,6 +35,8 @@ EXPECTED_TO_DIFFER = ("seed", "data.fold")
 # Room for what a network makes besides its weights, such as buffers that are not saved.
 MEMORY_FACTOR = 4
 SPARE_BYTES = 2**26
+NORMS_OF_A_WINDOW = (nn.GroupNorm, nn.InstanceNorm3d)
+MOST_LARGER = 2.0  # voxels of a window over those of the training's, from which on it is said
 MOST_CHARACTERS = 160  # of what torch says of weights that do not fit, which can fill pages
 
 
@@ -211,6 +215,44 @@ def differing_settings(models: Sequence[TrainedModel]) -> dict[str, list[Any]]:
         if not is_expected and values != values[:1] * len(values):
             differing[key] = values
     return differing
+
+
+def warn_of_other_windows(
+    models: Sequence[TrainedModel], patch_size: int | Sequence[int] | str | None
+) -> None:
+    """Warn where windows are much larger or smaller than those of the training, and it matters.
+
+    Group and instance norm measure mean and spread over the window itself, so that a window of
+    another size gives other probabilities.
+
+    Args:
+        models: Networks.
+        patch_size: Sides of the windows to predict by; None: those of each training.
+    """
+    if patch_size is None:
+        return
+    for model in models:
+        trained = model.settings.patch_size
+        if trained is None or not _normalises_windows(model.network):
+            continue
+        sizes = sorted([_n_voxels(trained), _n_voxels(patch_size)])
+        if sizes[1] > MOST_LARGER * sizes[0]:
+            logger.warning(
+                "%s: was trained for windows of %s and normalises its features over a window, so "
+                "windows of %s give other probabilities; expected inference.patch_size=null",
+                model.path,
+                trained,
+                patch_size,
+            )
+
+
+def _normalises_windows(network: nn.Module) -> bool:
+    return any(isinstance(module, NORMS_OF_A_WINDOW) for module in network.modules())
+
+
+def _n_voxels(patch_size: int | Sequence[int] | str) -> float:
+    window = SlidingWindow(patch_size)
+    return math.inf if window.is_whole else math.prod(window.sides)
 
 
 def build_ensemble(
