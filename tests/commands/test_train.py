@@ -136,6 +136,9 @@ def test_a_finished_run_says_so_and_stays_as_it_is(finished: Run) -> None:
     assert again.stderr == ""
     assert "already complete" in again.stdout
     assert again.stdout.count("┏") == 1
+    report = finished.folder / "evaluation" / "report.html"
+    assert report.is_file()
+    assert f"report: {report}\n" in again.stdout
     assert contents(finished.folder) == before
 
 

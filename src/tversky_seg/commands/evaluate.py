@@ -33,6 +33,8 @@ def evaluate(cfg: DictConfig) -> int:
 
     console = Console()
     console.print(metrics_table(metrics))
+    # A path stays in one piece, to copy.
+    console.print(f"report: {output_dir / 'report.html'}", soft_wrap=True)
     console.print(str(output_dir), soft_wrap=True)
     return 1 if metrics.get("faults") else 0
 

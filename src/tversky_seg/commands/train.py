@@ -39,6 +39,8 @@ from tversky_seg.training.validation import check_monitor, validate
 METRICS_FILE = Path("evaluation") / "metrics.json"
 """The last file of a run, which is complete with it."""
 
+REPORT_FILE = Path("evaluation") / "report.html"
+
 
 def train(cfg: DictConfig) -> int:
     """Train, predict and evaluate; a stage that an earlier command finished is not repeated."""
@@ -48,8 +50,8 @@ def train(cfg: DictConfig) -> int:
         output_dir = config.open_run(cfg)
         finished = read_json_if_whole(output_dir / METRICS_FILE)
         if finished is not None:
-            title = f"{output_dir} is already complete; choose another output_dir to train again"
-            return show(finished, title)
+            note = f"{output_dir} is already complete; choose another output_dir to train again"
+            return show(finished, output_dir, last_line=note)
         cohort = prepare_cohort(
             parts.data, output_dir, reach_of_cells_mm=parts.trainer.reach_of_cells_mm
         )
@@ -74,7 +76,7 @@ def train(cfg: DictConfig) -> int:
     metrics = parts.evaluate(output_dir / "predictions", test_cases, output_dir=evaluation_dir)
     trackers = parts.trainer.trackers or ()
     record_results(output_dir, metrics, step=best["step"], trackers=trackers)
-    return show(metrics, str(output_dir))
+    return show(metrics, output_dir, last_line=str(output_dir))
 
 
 @dataclass(frozen=True)
@@ -250,9 +252,11 @@ def predict_test_cases(
     return faults
 
 
-def show(metrics: dict[str, Any], title: str) -> int:
-    """Print the table of metrics; return exit status 1 if some cases could not be evaluated."""
+def show(metrics: dict[str, Any], output_dir: Path, *, last_line: str) -> int:
+    """Print the metrics and where the report is; return 1 if some cases could not be evaluated."""
     console = Console(quiet=not is_first())
     console.print(metrics_table(metrics))
-    console.print(title, soft_wrap=True)  # a path stays in one piece, to copy
+    # A path stays in one piece, to copy.
+    console.print(f"report: {output_dir / REPORT_FILE}", soft_wrap=True)
+    console.print(last_line, soft_wrap=True)
     return 1 if metrics.get("faults") else 0
