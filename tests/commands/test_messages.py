@@ -26,6 +26,14 @@ from tversky_seg.config.config_files import choices
         ),
         ("train lr=1e-3", "lr: no such key; did you mean optimizer.lr?"),
         (
+            "evaluate inference.min_peak=0.3",
+            "inference: is a key of train.py and predict.py, not of evaluate.py; see --help",
+        ),
+        (
+            "train checkpoint=runs/a",
+            "checkpoint: is a key of predict.py, not of train.py; see --help",
+        ),
+        (
             "train loss=dice loss.beta=0.7",
             "loss.beta: loss=dice has no beta; choose loss=blob or focal_tversky or tversky or "
             "tversky_ce",

@@ -22,6 +22,9 @@ USUAL_NAMES: Mapping[str, str] = {
 }
 """Names of other tools -> ours."""
 
+MAIN_COMMANDS = ("train", "predict", "evaluate")
+"""Those whose keys a user takes for one another's."""
+
 NAMES_OF_EPOCHS = ("epoch", "epochs", "max_epochs", "n_epochs", "num_epochs")
 
 MOST_NAMESAKES = 3
@@ -38,11 +41,20 @@ def unknown_key(key: str, *, config_name: str, chosen: Mapping[str, Sequence[str
     """
     keys = known_keys(config_name)
     if key not in keys:
+        homes = _commands_with(key, besides=config_name)
+        if homes:
+            return f"{key}: is a key of {' and '.join(homes)}, not of {config_name}.py; see --help"
         return f"{key}: no such key; {similar_key(key, keys)}"
     group, _, name = key.partition(".")
     if not name:
         return f"{key}: cannot be set here; --help shows what can be set"
     return _key_of_another_choice(key, chosen=chosen.get(group, ()))
+
+
+def _commands_with(key: str, *, besides: str) -> list[str]:
+    """List the commands that have a key, as `predict.py`."""
+    others = [name for name in MAIN_COMMANDS if name != besides]
+    return [f"{name}.py" for name in others if key in known_keys(name)]
 
 
 def similar_key(key: str, keys: Collection[str]) -> str:
