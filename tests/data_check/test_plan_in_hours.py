@@ -92,7 +92,7 @@ def test_a_step_that_fails_without_a_word_leaves_the_plan() -> None:
         raise AssertionError
 
     plan, training = object(), SimpleNamespace(time_plan=fail)
-    found, findings = with_duration(plan, training, {})  # type: ignore[arg-type]
+    found, findings = with_duration(plan, training, {}, n_subjects=3)  # type: ignore[arg-type]
     assert found is plan
     assert "no step was timed: AssertionError" in str(findings)
 
@@ -124,35 +124,48 @@ def test_a_split_column_is_named_and_an_empty_test_set_is_a_warning() -> None:
     assert nothing.startswith("warning test set: no test case; nothing is evaluated")
 
 
-def test_the_check_says_hours_and_prints_a_command_for_this_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def plan_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *, n: int) -> tuple[str, str, set[str]]:
+    """What the check of n subjects prints at 3 s a step; its line of hours; the planned command."""
     monkeypatch.setattr("tversky_seg.commands.check_data.write_page", lambda *_, **__: None)
     monkeypatch.setattr(
         "tversky_seg.commands.check_data.time_steps", lambda *_, **__: Timing(3.0, 3)
     )
-    manifest = make_cohort(tmp_path, n=6)
+    manifest = make_cohort(folder, n=n)
     outcome = call(
         "check_data",
         "data=manifest",
         f"data.manifest={manifest}",
-        f"data.cache_dir={tmp_path / 'cache'}",
-        f"output_dir={tmp_path / 'check'}",
+        f"data.cache_dir={folder / 'cache'}",
+        f"output_dir={folder / 'check'}",
         "n_workers=1",
         "model.width=4",
         "model.n_levels=2",
         "trainer.device=cpu",
     )
     assert outcome.status == 0, outcome
-    assert "trainer.max_steps: 20,000 steps take 16.7 h on this CPU; the planned command takes" in (
-        outcome.stdout
-    )
     (plan,) = [line for line in outcome.stdout.splitlines() if "plan: time:" in line]
-    assert plan.startswith("  plan: time: 9,500 steps, 3 s a step, 7.9 h (3 steps of 2 x "), plan
     (line,) = [line for line in outcome.stdout.splitlines() if line.startswith("python train.py ")]
-    words = shlex.split(line)
-    assert {"trainer.max_steps=9500", "trainer.precision=fp32"} < set(words)
+    return outcome.stdout, plan, set(shlex.split(line))
+
+
+def test_the_check_says_hours_and_prints_a_command_for_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, plan, words = plan_of(tmp_path, monkeypatch, n=6)
+    assert "trainer.max_steps: 20,000 steps take 16.7 h on this CPU; the planned command" in text
+    assert plan.startswith("  plan: time: 9,500 steps, 3 s a step, 7.9 h (3 steps of 2 x "), plan
+    assert {"trainer.max_steps=9500", "trainer.precision=fp32"} < words
     assert not any(word.startswith("timed_steps") for word in words)
+
+
+def test_three_subjects_are_planned_no_more_steps_than_help_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, plan, words = plan_of(tmp_path, monkeypatch, n=4)
+    assert "trainer.max_steps: 20,000 steps" not in text
+    assert "600 steps: 30 min here; more did not help so few subjects" in text
+    assert plan.startswith("  plan: time: 600 steps, 3 s a step, 30 min "), plan
+    assert "trainer.max_steps=600" in words
 
 
 def test_timed_steps_are_a_number(tmp_path: Path) -> None:

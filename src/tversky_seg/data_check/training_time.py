@@ -28,17 +28,22 @@ N_CHECKPOINTS = 3
 """Checkpoints of a run: the last, the one before, the best."""
 BYTES_OF_A_WEIGHT = 12
 """In a checkpoint: the weight and Adam's two moments, in float32."""
+MOST_FEW_SUBJECTS = 3
+"""For so many outside the test set, no more than `STEPS_FOR_FEW` are planned."""
+STEPS_FOR_FEW = 600
+"""Three patients gained nothing from 1,000 or 1,500 steps (docs/experiments.md)."""
 
 
 def with_duration(
-    plan: Plan, training: Training, sets: Mapping[str, str]
+    plan: Plan, training: Training, sets: Mapping[str, str], *, n_subjects: int
 ) -> tuple[Plan, list[Finding]]:
-    """Time some steps of a plan, and shorten it to a night on a CPU.
+    """Time some steps of a plan, and shorten it for few subjects, and to a night on a CPU.
 
     Args:
         plan: Patch, batch and loaders.
         training: Training whose costs are estimated.
         sets: Case id -> "train", "val" or "test".
+        n_subjects: Subjects outside the test set; 0: not known.
 
     Returns:
         The plan with its duration, and what there is to say about it.
@@ -58,11 +63,14 @@ def with_duration(
         validate_every=training.validate_every,
         n_windows=count_windows(plan.volume, plan.patch_size, overlap=training.overlap),
     )
-    wanted = estimate_duration(timing, training.max_steps, evaluation, batch_size=plan.batch_size)
+    max_steps, why = training.max_steps, ""
+    if 0 < n_subjects <= MOST_FEW_SUBJECTS and max_steps > STEPS_FOR_FEW:
+        max_steps, why = STEPS_FOR_FEW, "; more did not help so few subjects"
+    wanted = estimate_duration(timing, max_steps, evaluation, batch_size=plan.batch_size)
     if plan.device != "cpu" or wanted.hours <= HOURS_OF_A_NIGHT:
-        reason = f"{wanted.max_steps:,} steps: {format_hours(wanted.hours)} here"
+        reason = f"{wanted.max_steps:,} steps: {format_hours(wanted.hours)} here{why}"
         return replace(plan, duration=wanted, reasons=(*plan.reasons, reason)), []
-    night = fit_into_hours(timing, training.max_steps, evaluation, batch_size=plan.batch_size)
+    night = fit_into_hours(timing, max_steps, evaluation, batch_size=plan.batch_size)
     reason = (
         f"{night.max_steps:,} steps: a night of {HOURS_OF_A_NIGHT:g} h on this CPU, where "
         f"{wanted.max_steps:,} would take {format_hours(wanted.hours)}"
