@@ -92,7 +92,7 @@ def test_a_step_that_fails_without_a_word_leaves_the_plan() -> None:
         raise AssertionError
 
     plan, training = object(), SimpleNamespace(time_plan=fail)
-    found, findings = with_duration(plan, training, {}, n_subjects=3)  # type: ignore[arg-type]
+    found, findings = with_duration(plan, training, [], {})  # type: ignore[arg-type]
     assert found is plan
     assert "no step was timed: AssertionError" in str(findings)
 
@@ -163,7 +163,7 @@ def test_three_subjects_are_planned_no_more_steps_than_help_them(
 ) -> None:
     text, plan, words = plan_of(tmp_path, monkeypatch, n=4)
     assert "trainer.max_steps: 20,000 steps" not in text
-    assert "600 steps: 30 min here; more did not help so few subjects" in text
+    assert "600 steps: 30 min here; more did not help three patients" in text
     assert plan.startswith("  plan: time: 600 steps, 3 s a step, 30 min "), plan
     assert "trainer.max_steps=600" in words
 

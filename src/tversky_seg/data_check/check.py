@@ -141,9 +141,7 @@ def check_dataset(
     # Where no split can be drawn, the plan is made for all cases.
     plan = _plan(training_reports or reports, training, n_channels=len(dataset.modalities))
     if plan is not None:
-        learned_from = [case for case in cases if sets.get(case.case_id) in ("train", "val")]
-        n_subjects = len({case.subject_id for case in learned_from})
-        plan, time_findings = with_duration(plan, training, sets, n_subjects=n_subjects)
+        plan, time_findings = with_duration(plan, training, cases, sets)
         findings.extend(time_findings)
 
     costs = [

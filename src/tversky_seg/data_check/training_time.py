@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shutil import disk_usage
 
+from tversky_seg.data.case import Case
 from tversky_seg.data_check.duration import (
     HOURS_OF_A_NIGHT,
     Evaluation,
@@ -35,15 +36,15 @@ STEPS_FOR_FEW = 600
 
 
 def with_duration(
-    plan: Plan, training: Training, sets: Mapping[str, str], *, n_subjects: int
+    plan: Plan, training: Training, cases: Sequence[Case], sets: Mapping[str, str]
 ) -> tuple[Plan, list[Finding]]:
     """Time some steps of a plan, and shorten it for few subjects, and to a night on a CPU.
 
     Args:
         plan: Patch, batch and loaders.
         training: Training whose costs are estimated.
+        cases: Cases of the dataset.
         sets: Case id -> "train", "val" or "test".
-        n_subjects: Subjects outside the test set; 0: not known.
 
     Returns:
         The plan with its duration, and what there is to say about it.
@@ -63,9 +64,11 @@ def with_duration(
         validate_every=training.validate_every,
         n_windows=count_windows(plan.volume, plan.patch_size, overlap=training.overlap),
     )
-    max_steps, why = training.max_steps, ""
-    if 0 < n_subjects <= MOST_FEW_SUBJECTS and max_steps > STEPS_FOR_FEW:
-        max_steps, why = STEPS_FOR_FEW, "; more did not help so few subjects"
+    max_steps = training.max_steps
+    why = ""
+    if max_steps > STEPS_FOR_FEW and _has_few_subjects(cases, sets):
+        max_steps = STEPS_FOR_FEW
+        why = "; more did not help three patients"
     wanted = estimate_duration(timing, max_steps, evaluation, batch_size=plan.batch_size)
     if plan.device != "cpu" or wanted.hours <= HOURS_OF_A_NIGHT:
         reason = f"{wanted.max_steps:,} steps: {format_hours(wanted.hours)} here{why}"
@@ -83,6 +86,12 @@ def with_duration(
         "that learned for so short a time finds less than one trained on a GPU",
     )
     return replace(plan, duration=night, reasons=(*plan.reasons, reason)), [finding]
+
+
+def _has_few_subjects(cases: Sequence[Case], sets: Mapping[str, str]) -> bool:
+    """Tell whether few subjects are left to learn from; not where no split could be drawn."""
+    subjects = {case.subject_id for case in cases if sets.get(case.case_id) in ("train", "val")}
+    return 0 < len(subjects) <= MOST_FEW_SUBJECTS
 
 
 def plan_costs(plan: Plan, training: Training) -> Iterator[Cost]:
