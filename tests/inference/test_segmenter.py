@@ -2,18 +2,21 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from helpers.checkpoints import a_checkpoint
 from helpers.cohorts import add_case
 from helpers.command_line import call
 from tversky_seg import Segmenter
 from tversky_seg.data.errors import DataError
+from tversky_seg.inference.trained_model import warn_of_other_windows
 from tversky_seg.runtime.checkpoints import CheckpointError
 
 OBLIQUE = np.array([[0, -2.0, 0.1, 10], [2.0, 0, 0, -20], [0, 0.1, 2.0, 5], [0, 0, 0, 1]])
@@ -67,7 +70,7 @@ def test_it_gives_the_bits_of_predict_from_files_images_and_arrays(folder: Path)
 
 @pytest.mark.parametrize(
     ("patch_size", "is_other"),
-    [(None, False), (16, False), (20, False), (24, True), ("whole", True)],
+    [(None, False), (16, False), (20, False), (24, True), (12, True), ("whole", True)],
 )
 def test_windows_unlike_those_of_the_training_are_told(
     folder: Path, caplog: pytest.LogCaptureFixture, patch_size: int | str | None, is_other: bool
@@ -75,6 +78,14 @@ def test_windows_unlike_those_of_the_training_are_told(
     settings = {} if patch_size is None else {"patch_size": patch_size}
     Segmenter.load(folder / "run", **settings)
     assert (f"windows of {patch_size} give other probabilities" in caplog.text) == is_other
+
+
+def test_a_network_without_a_norm_over_the_window_takes_any_window(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (model,) = Segmenter.load(folder / "run").models
+    warn_of_other_windows([replace(model, network=nn.BatchNorm3d(2))], "whole")
+    assert caplog.text == ""
 
 
 def test_save_writes_the_files_of_predict(folder: Path, tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ EXPECTED_TO_DIFFER = ("seed", "data.fold")
 MEMORY_FACTOR = 4
 SPARE_BYTES = 2**26
 NORMS_OF_A_WINDOW = (nn.GroupNorm, nn.InstanceNorm3d)
-MOST_LARGER = 2.0  # voxels of a window over those of the training's, from which on it is said
+# How many times as large or small a window may be before a warning says so.
+MOST_TIMES_AS_LARGE = 2
 MOST_CHARACTERS = 160  # of what torch says of weights that do not fit, which can fill pages
 
 
@@ -235,8 +236,8 @@ def warn_of_other_windows(
         trained = model.settings.patch_size
         if trained is None or not _normalises_windows(model.network):
             continue
-        sizes = sorted([_n_voxels(trained), _n_voxels(patch_size)])
-        if sizes[1] > MOST_LARGER * sizes[0]:
+        smaller, larger = sorted([_n_voxels(trained), _n_voxels(patch_size)])
+        if larger > MOST_TIMES_AS_LARGE * smaller:
             logger.warning(
                 "%s: was trained for windows of %s and normalises its features over a window, so "
                 "windows of %s give other probabilities; expected inference.patch_size=null",
